@@ -1,0 +1,53 @@
+"""build: the composed configuration -> tasks, learner and strategy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from clbench.data import TaskSequence
+from clbench.errors import ConfigError
+from clbench.learner import Learner
+from clbench.nets import Net, features_of
+from clbench.seeding import derive
+from clbench.sequence import reseed
+from clbench.strategies import Strategy
+
+
+def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
+    """The tasks, the learner and the strategy that ``cfg`` describes; the net's weights follow from ``cfg.seed``.
+
+    Raises:
+        ConfigError: a value that cannot be; a net whose input does not fit the data.
+    """
+    strategy = instantiate(cfg.strategy)
+    scenario = instantiate(cfg.scenario)
+    make_sequence = instantiate(cfg.data, _partial_=True, _convert_="all")
+    sequence: TaskSequence = make_sequence(scenario=scenario, batch_size=cfg.batch_size)
+    reseed(derive(cfg.seed, "init"))
+    body = instantiate(cfg.net, _convert_="all")(sequence.shape)
+    try:
+        features = features_of(body, sequence.shape)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"net={cfg.net._target_} does not take inputs of shape {tuple(sequence.shape)} "
+            f"({str(error).splitlines()[0]}): choose another net or other data"
+        ) from error
+    net = Net(body, scenario.build_head(features, sequence.sizes))
+    optimizer = instantiate(cfg.optimizer.make)
+    return sequence, Learner(net, optimizer, reset_optimizer=cfg.optimizer.reset, bn=cfg.bn), strategy
+
+
+def check_device(accelerator: str, devices: Any) -> None:
+    """Raise ConfigError if the trainer's device is not there."""
+    if accelerator not in ("gpu", "cuda"):
+        return
+    there = torch.cuda.device_count()
+    if there == 0:
+        raise ConfigError(f"trainer.accelerator={accelerator} but no GPU is there: use trainer=cpu")
+    highest = devices if isinstance(devices, int) else max(devices) + 1 if not isinstance(devices, str) else 1
+    if highest > there:
+        raise ConfigError(f"trainer.devices={devices} but there are {there} GPUs: ask for fewer or use trainer=cpu")

@@ -1,0 +1,72 @@
+"""Config: what of the composed Hydra configuration needs a rule of our own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from clbench.errors import ConfigError
+
+OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch")
+"""Options of strategies that stand at the top level; a strategy has those that its yaml refers to."""
+
+ELSEWHERE = ("output_dir", "data_dir", "checkpoints", "objective", "threads")
+"""Keys that say where and how a run is done, not what comes out: not part of the config hash."""
+
+
+def conf_dir() -> Path:
+    """Where the yaml files lie: inside the installed package, or beside src/ in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parents[1] / "conf"
+
+
+def options_of(cfg: DictConfig) -> list[str]:
+    """The top-level options that the strategy has: those its configuration refers to."""
+    text = json.dumps(OmegaConf.to_container(cfg.strategy, resolve=False))
+    used = set(re.findall(r"\$\{(\w+)\}", text))
+    return [name for name in OPTIONS if name in used]
+
+
+def foreign_options(cfg: DictConfig) -> dict[str, Any]:
+    """Options that are set although the strategy does not have them, with their values."""
+    has = options_of(cfg)
+    return {name: cfg[name] for name in OPTIONS if name not in has and cfg[name] is not None}
+
+
+def refuse_foreign_options(cfg: DictConfig, strategy: str) -> None:
+    """Raise ConfigError if an option is set that the strategy does not have."""
+    for name, value in foreign_options(cfg).items():
+        raise ConfigError(
+            f"{name}={value}: strategy={strategy} has no {name}: leave it out or use {' or '.join(_strategies_with(name))}"
+        )
+
+
+def drop_foreign_options(cfg: DictConfig) -> None:
+    """In a sweep: set to null what the strategy does not have, so that such cells are one run."""
+    with open_dict(cfg):
+        for name in foreign_options(cfg):
+            cfg[name] = None
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Eight hex digits over everything in ``cfg`` that decides the results."""
+    cfg = cfg.copy()
+    OmegaConf.set_readonly(cfg, False)
+    with open_dict(cfg):
+        cfg.data_dir = ""
+        cfg.output_dir = ""
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    decisive = {key: value for key, value in resolved.items() if key not in ELSEWHERE}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _strategies_with(option: str) -> list[str]:
+    files = sorted((conf_dir() / "strategy").glob("*.yaml"))
+    return [f"strategy={file.stem}" for file in files if f"${{{option}}}" in file.read_text()]

@@ -1,0 +1,202 @@
+"""Task and TaskSequence: Lightning data modules, one per task, that any LightningModule can be fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from clbench.data.batches import Batch, Batches, Part, Pixels
+from clbench.data.cuts import Cut
+from clbench.data.source import Images, Source, read
+from clbench.errors import ConfigError
+from clbench.scenario import Scenario
+from clbench.seeding import generator
+
+EVALUATION_BATCH = 1000
+
+
+class Task(L.LightningDataModule):
+    """One task of a sequence: its training data, and the validation and test data of every task.
+
+    Batches are ``Batch(x, y, task)``, already on the trainer's device.
+
+    Attributes:
+        index: position in the sequence, from 0.
+        name: for people.
+        classes: of the data set, in the order of the task's outputs.
+    """
+
+    def __init__(self, sequence: TaskSequence, index: int, training: Sequence[Part]) -> None:
+        super().__init__()
+        self.sequence = sequence
+        self.index = index
+        self.name = f"task {index}"
+        self.classes = sequence.cuts[index].classes
+        self._training = training
+
+    @property
+    def examples(self) -> int:
+        """Number of training examples."""
+        return sum(len(part) for part in self._training)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Let a Trainer that has finished its epochs on an earlier task fit this one (it would train 0 steps)."""
+        trainer = self.trainer
+        if stage != "fit" or trainer is None:
+            return
+        loop = trainer.fit_loop
+        if loop.max_epochs is not None and 0 < loop.max_epochs <= loop.epoch_progress.current.processed:
+            loop.epoch_progress.reset()
+            loop.epoch_loop.batch_progress.reset()
+            trainer.should_stop = False
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled minibatches of the training examples: a new order every epoch, by the sequence's seed."""
+        return self._batches(self._training, self.sequence.batch_size, (self.sequence.seed, self.index))
+
+    def importance_dataloader(self) -> Batches:
+        """The same examples in a fixed order and not augmented, for measuring importance."""
+        return self._batches(self._training, EVALUATION_BATCH)
+
+    def val_dataloader(self) -> list[Batches]:
+        """Validation data of every task, as it competes after this one; empty without validation data."""
+        if not self.sequence.has_validation:
+            return []
+        return [self._batches([part], EVALUATION_BATCH) for part in self.sequence.held_out("validation", self.index)]
+
+    def test_dataloader(self) -> list[Batches]:
+        """Test data of every task, as it competes after this one."""
+        return [self._batches([part], EVALUATION_BATCH) for part in self.sequence.held_out("test", self.index)]
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Nothing to move: the tensors lie on the device."""
+        return batch
+
+    def _batches(self, parts: Sequence[Part], batch_size: int, shuffle: tuple[int, ...] | None = None) -> Batches:
+        if self.trainer is None:
+            return Batches(parts, batch_size, shuffle)
+        device = self.trainer.strategy.root_device
+        parts = [self.sequence.on_device(part, device) for part in parts]
+        return Batches(parts, batch_size, shuffle, self.trainer.global_rank, self.trainer.world_size)
+
+
+class TaskSequence:
+    """Tasks to learn one after the other: ``for task in sequence: trainer.fit(module, datamodule=task)``.
+
+    Args:
+        source: one torchvision-like data set (a class or partial that takes ``train`` and ``download``), or several.
+        cut: how it becomes tasks: ``clbench.data.split``, ``permute`` or ``chain`` (or a partial of one).
+        tasks: how many; None is up to the cut.
+        scenario: which outputs compete; task-incremental if None.
+        batch_size: training examples per step.
+        validation: share of the training examples set aside, in [0, 1).
+        seed: of everything random in the data: pixels, class order, validation split, shuffling.
+        scale: the pixel value that becomes 1.
+        mean, std: per channel, of the scaled pixels; None = not normalised.
+        name: for people and metrics.json.
+
+    Raises:
+        ConfigError: data missing or unreadable; a number of tasks, share or scenario that the data cannot have.
+    """
+
+    def __init__(
+        self,
+        source: Callable[..., Any] | Sequence[Callable[..., Any]],
+        cut: Callable[..., list[Cut]],
+        tasks: int | None = None,
+        scenario: Scenario | None = None,
+        batch_size: int = 128,
+        validation: float = 0.1,
+        seed: int = 0,
+        scale: float = 255.0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        name: str = "tasks",
+    ) -> None:
+        if not 0 <= validation < 1:
+            raise ConfigError(f"data.validation={validation}: the share of validation data is in [0, 1)")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: a batch has at least 1 example")
+        self.name, self.batch_size, self.validation, self.seed = name, batch_size, validation, seed
+        self.scenario = scenario or Scenario()
+        self.pixels = Pixels(scale, tuple(mean) if mean else None, tuple(std) if std else None)
+        sources = [read(s) for s in source] if isinstance(source, Sequence) else read(source)
+        self.cuts = cut(sources, tasks=tasks, seed=seed)
+        self.sizes = [len(c.classes) for c in self.cuts]
+        self.scenario.check(self.sizes)
+        self._moved: dict[tuple[int, torch.device], Images] = {}
+        self._rows = {c.source.name: self._shuffled_rows(c.source) for c in self.cuts}
+        self._parts = [self._task_parts(index) for index in range(len(self.cuts))]
+        for index, parts in enumerate(self._parts):
+            if not len(parts["train"]) or not len(parts["test"]):
+                raise ConfigError(
+                    f"task {index} has no training or no test examples: lower data.validation or the number of tasks"
+                )
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def __iter__(self) -> Iterator[Task]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Task:
+        if not 0 <= index < len(self):
+            raise IndexError(f"task {index} of {len(self)}")
+        return Task(self, index, [self._seen_from(self._parts[index]["train"], index)])
+
+    def joint(self, index: int) -> Task:
+        """The training data of all tasks up to ``index`` mixed: the reference that forgets nothing."""
+        return Task(self, index, [self._seen_from(self._parts[j]["train"], index) for j in range(index + 1)])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input (C, H, W)."""
+        return tuple(self.cuts[0].source.train.x.shape[1:])
+
+    @property
+    def has_validation(self) -> bool:
+        return all(len(parts["validation"]) for parts in self._parts)
+
+    def held_out(self, which: str, after: int) -> list[Part]:
+        """The ``validation`` or ``test`` examples of every task, as they compete after task ``after``."""
+        return [self._seen_from(parts[which], after) for parts in self._parts]
+
+    def on_device(self, part: Part, device: torch.device) -> Part:
+        """``part`` with its tensors on ``device``; a data set is copied there once, whatever the number of tasks."""
+        key = (id(part.images.x), device)
+        if key not in self._moved:
+            self._moved[key] = part.images.to(device)
+        view = part.view.to(device) if part.view is not None else None
+        return Part(self._moved[key], part.rows.to(device), part.y.to(device), part.task, part.pixels, view)
+
+    def _seen_from(self, part: Part, after: int) -> Part:
+        return Part(part.images, part.rows, part.y, self.scenario.context(part.task, after), part.pixels, part.view)
+
+    def _shuffled_rows(self, source: Source) -> tuple[Tensor, Tensor]:
+        """Training and validation rows of a source: the same for every task cut from it."""
+        number = len(source.train.y)
+        order = torch.randperm(number, generator=generator(self.seed, "validation"))
+        held_out = round(number * self.validation)
+        return order[held_out:].sort().values, order[:held_out].sort().values
+
+    def _task_parts(self, index: int) -> dict[str, Part]:
+        cut = self.cuts[index]
+        column = torch.full((cut.source.classes,), -1, dtype=torch.long)
+        column[list(cut.classes)] = torch.arange(len(cut.classes)) + self.scenario.offset(self.sizes, index)
+        train, validation = self._rows[cut.source.name]
+        test = torch.arange(len(cut.source.test.y))
+
+        def part(images: Images, rows: Tensor) -> Part:
+            y = column[images.y[rows]]
+            mine = y >= 0
+            return Part(images, rows[mine], y[mine], index, self.pixels, cut.view)
+
+        return {
+            "train": part(cut.source.train, train),
+            "validation": part(cut.source.train, validation),
+            "test": part(cut.source.test, test),
+        }

@@ -1,0 +1,126 @@
+"""RunFolder: the files of a run. Each is written to a temporary name and renamed, so none is ever half-written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clbench.errors import ConfigError
+
+KEEP = ("all", "last", "none")
+
+
+class RunFolder:
+    """``metrics.json``, ``accuracy_matrix.csv`` and ``checkpoints/task_<t>.ckpt`` of one run.
+
+    Args:
+        path: made if it is not there.
+        config_hash: of the configuration that decides the results; a folder belongs to one of them.
+        checkpoints: ``all`` tasks, the ``last`` finished one, or ``none`` (the run cannot be resumed).
+
+    Raises:
+        ConfigError: unknown ``checkpoints``; the folder holds results of another configuration.
+    """
+
+    def __init__(self, path: Path, config_hash: str, checkpoints: str = "all") -> None:
+        if checkpoints not in KEEP:
+            raise ConfigError(f"checkpoints={checkpoints!r} is not one of {', '.join(KEEP)}")
+        self.path = path
+        self.config_hash = config_hash
+        self.checkpoints = checkpoints
+        found = self.metrics()
+        if found is not None and found["config_hash"] != config_hash:
+            raise ConfigError(
+                f"output_dir={path} holds the results of another run (strategy {found['strategy']['name']}, seed "
+                f"{found['seed']}, config {found['config_hash']}, this is {config_hash}): choose another folder or remove it"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+
+    def metrics(self) -> dict[str, Any] | None:
+        """What metrics.json holds so far."""
+        file = self.path / "metrics.json"
+        if not file.exists():
+            return None
+        try:
+            found = json.loads(file.read_text())
+            found["config_hash"], found["strategy"]["name"], found["seed"], found["status"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{file} is not a metrics.json of clbench: choose another output_dir or remove it"
+            ) from error
+        return found
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """metrics.json, and the accuracy matrix as a table; nan and inf become null."""
+        matrix = metrics["accuracy_matrix"]
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["after_task", *(f"task_{j}" for j in range(len(matrix)))])
+        writer.writerows([i, *row] for i, row in enumerate(matrix) if not any(math.isnan(a) for a in row))
+        atomically(self.path / "accuracy_matrix.csv", lambda file: file.write_text(table.getvalue()))
+        text = json.dumps(_plain(metrics), indent=2) + "\n"
+        atomically(self.path / "metrics.json", lambda file: file.write_text(text))
+
+    def save(self, task: int, state: dict[str, Any]) -> None:
+        """The boundary checkpoint after ``task``."""
+        if self.checkpoints == "none":
+            return
+        folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        state = {"config_hash": self.config_hash, "task": task, **state}
+        atomically(folder / f"task_{task}.ckpt", lambda file: torch.save(state, file))
+        if self.checkpoints == "last":
+            for old in self._saved()[:-1]:
+                old.unlink()
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest boundary checkpoint, on the CPU; None if there is none.
+
+        Raises:
+            ConfigError: it is of another configuration.
+        """
+        saved = self._saved()
+        if not saved:
+            return None
+        state: dict[str, Any] = torch.load(saved[-1], map_location="cpu", weights_only=True)
+        if state["config_hash"] != self.config_hash:
+            raise ConfigError(
+                f"{saved[-1]} is of another run (config {state['config_hash']}, this is {self.config_hash}): choose "
+                "another output_dir or remove it"
+            )
+        return state
+
+    def _saved(self) -> list[Path]:
+        files = (self.path / "checkpoints").glob("task_*.ckpt")
+        return sorted(files, key=lambda file: int(file.stem.removeprefix("task_")))
+
+
+def atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """``write`` to a temporary file beside ``path``, flush it to disk, rename it to ``path``."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan: what is not defined is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,9 @@
+"""Importance of each parameter for what a module does on some data: exact, fast, without side effects."""
+
+from clbench.importance.draw import draw
+from clbench.importance.fisher import fisher, fisher_and_error
+from clbench.importance.mas import mas, mas_and_error
+from clbench.importance.outputs import default_outputs
+from clbench.importance.undisturbed import undisturbed
+
+__all__ = ["default_outputs", "draw", "fisher", "fisher_and_error", "mas", "mas_and_error", "undisturbed"]

@@ -1,0 +1,160 @@
+"""Sums over examples of the squared, or absolute, gradient of every parameter, for any module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clbench.importance.capture import Call, Recorder, plan, recording
+from clbench.importance.embedding import embedding
+from clbench.importance.general import General, Measured, Outputs
+from clbench.importance.layers import FORMS, form_of
+from clbench.importance.memory import budgets
+from clbench.importance.moments import Moments
+from clbench.importance.outputs import check_outputs
+from clbench.importance.probe import Probe, check_independent, probe
+from clbench.importance.rows import count, moved, shapes, take
+from clbench.importance.seeds import Seeds
+from clbench.params import trainable
+
+Size = Callable[[Tensor], Tensor]
+"""torch.square or torch.abs."""
+
+BLOCK = 16
+"""Columns whose layer gradients are held together, so that a layer unfolds its input once for all of them."""
+
+
+class Engine:
+    """Measures one module; used inside ``undisturbed``.
+
+    Per batch: one forward pass, one backward pass per column of ``seeds`` that computes gradients at the outputs of the
+    layers only, and then each layer's closed form. What has no closed form goes through ``general``.
+
+    Args:
+        module: any module, in evaluation mode.
+        seeds: the gradients at the outputs, K columns per example.
+        size: elementwise function of a gradient, summed over K.
+        outputs: maps module and batch to outputs and targets.
+        chunk: most examples per forward pass; None lets the memory decide.
+        second: also sum the squares of each example's value.
+    """
+
+    def __init__(
+        self, module: nn.Module, seeds: Seeds, size: Size, outputs: Outputs, chunk: int | None, second: bool
+    ) -> None:
+        self.module, self.seeds, self.size, self.outputs, self.chunk = module, seeds, size, outputs, chunk
+        self.params = trainable(module)
+        if not self.params:
+            raise ValueError(
+                "no parameter of the module requires grad, so there is nothing to measure; set requires_grad"
+            )
+        self.names = {id(p): name for name, p in self.params.items()}
+        self.device = next(iter(self.params.values())).device
+        self.forward_budget, self.inner_budget = budgets(self.device)
+        self.measured = Measured(module, outputs)
+        self.general = General(self.measured, self.inner_budget)
+        self.moments = Moments(self.params, second)
+        self.probes: dict[Any, Probe] = {}
+
+    def run(self, batches: Iterable[Any]) -> Moments:
+        """Sums over all examples of ``batches``."""
+        with recording(self.module) as recorder:
+            for batch in batches:
+                batch = moved(batch, self.device)
+                n = count(batch)
+                probed = self._probe(recorder, batch)
+                pieces = math.ceil(n / self._chunk(probed, n))
+                for i in range(pieces):
+                    piece = take(batch, slice(i * n // pieces, (i + 1) * n // pieces)) if pieces > 1 else batch
+                    self._add(recorder, piece, probed)
+        return self.moments
+
+    def _probe(self, recorder: Recorder, batch: Any) -> Probe:
+        """Look at a batch of this kind, once; of a single example one cannot tell rows from anything else, nor need one."""
+        kind = (shapes(batch), count(batch) > 1)
+        if kind not in self.probes:
+            check_independent(self.module, self.measured, batch)
+            tensors = [*self.module.parameters(), *self.module.buffers()]
+            storages = {t.untyped_storage().data_ptr() for t in tensors}
+            self.probes[kind] = probe(self.measured, recorder, batch, storages)
+        return self.probes[kind]
+
+    def _chunk(self, probed: Probe, n: int) -> int:
+        """Examples per forward pass."""
+        held = 1 if self.moments.second is None else BLOCK
+        each = 2 * probed.saved + held * probed.edges
+        return max(1, min(n, self.chunk or n, self.forward_budget // max(1, each)))
+
+    def _add(self, recorder: Recorder, batch: Any, probed: Probe) -> None:
+        n = count(batch)
+        (z, y), calls = recorder.run(lambda: self.outputs(self.module, batch))
+        check_outputs(z, n)
+        todo = plan(z, calls, self.names, n, probed.excluded)
+        wide = z.detach().to(torch.promote_types(z.dtype, torch.float32))
+        columns = (v.to(z.dtype) for v in self.seeds.columns(wide, y))
+        block = self._block(probed, n, z.shape[1])
+        while some := list(islice(columns, block)):
+            self._closed(z, todo.closed, some)
+            if todo.general:
+                params = {name: self.params[name] for name in todo.general}
+                for grads in self.general(params, batch, torch.stack(some, 1), probed.saved):
+                    for name, g in grads.items():
+                        self.moments.add(name, self.size(_wide(g)).sum(1))
+        self.moments.examples += n
+
+    def _block(self, probed: Probe, n: int, c: int) -> int:
+        """Columns at a time: all of them for standard errors, else as many as the memory holds."""
+        if self.moments.second is not None:
+            return max(1, self.seeds.count(c))
+        return max(1, min(BLOCK, self.forward_budget // max(1, n * probed.edges)))
+
+    def _closed(self, z: Tensor, todo: list[tuple[Call, dict[str, str]]], columns: list[Tensor]) -> None:
+        if not todo:
+            return
+        edges = [call.edge for call, _ in todo]
+        gradients = [torch.autograd.grad(z, edges, v, retain_graph=True, allow_unused=True) for v in columns]
+        for (call, own), g in zip(todo, zip(*gradients, strict=True), strict=True):
+            if g[0] is not None:
+                self._layer(call, own, g)
+
+    def _layer(self, call: Call, own: dict[str, str], g: tuple[Tensor, ...]) -> None:
+        """Add the values of one layer, from its input and its output gradients g, K times (n, ...)."""
+        layer, a = call.layer, call.input
+        kind = form_of(layer)
+        if kind is nn.Embedding:
+            self.moments.add_rows(own["weight"], *embedding(layer, a, _wide(torch.stack(g, 1)), self.size))  # type: ignore[arg-type]
+            return
+        a = _wide(a)
+        if kind is nn.Linear and a.dim() == 2:
+            left = self.size(_wide(g[0]))
+            for more in g[1:]:
+                left += self.size(_wide(more))
+            if "weight" in own:
+                self.moments.add_outer(own["weight"], left, self.size(a))
+            if "bias" in own:
+                self.moments.add(own["bias"], left)
+            return
+        form = FORMS[kind]  # type: ignore[index]
+        for piece in _pieces(a, g, sum(self.params[name].numel() for name in own.values()), self.inner_budget):
+            stacked = torch.stack([_wide(column[piece]) for column in g], 1)
+            for local, gradient in form(layer, a[piece], stacked, set(own)).items():
+                self.moments.add(own[local], self.size(gradient).sum(1))
+
+
+def _pieces(a: Tensor, g: tuple[Tensor, ...], numel: int, budget: int) -> Iterator[slice]:
+    """Slices of examples whose weight gradients (and patches, taken as nine times the input) fit ``budget``."""
+    n = len(a)
+    each = a.element_size() * (len(g) * (numel + g[0][0].numel()) + 9 * a[0].numel())
+    size = max(1, budget // each)
+    for start in range(0, n, size):
+        yield slice(start, start + size)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))

@@ -1,0 +1,179 @@
+"""Which labels the Fisher takes its expectation over: every combination of ``labels`` and ``loss`` as Seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from clbench.importance.seeds import (
+    Seeds,
+    bernoulli_deviation,
+    binary_cross_entropy,
+    cross_entropy,
+    inverse_cdf,
+    mse,
+    multinomial_factor,
+)
+
+LABELS = ("exact", "sample", "empirical", "predicted")
+LOSSES = ("cross_entropy", "binary_cross_entropy", "mse")
+GRADIENTS = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy, "mse": mse}
+
+
+def seeds_for(labels: str, loss: str, draws: int, seed: int) -> tuple[Seeds, TargetCheck]:
+    """Seeds of the Fisher, and the check of the targets to call at the end.
+
+    Raises:
+        ValueError: unknown labels or loss, or a combination without a meaning.
+    """
+    if labels not in LABELS:
+        raise ValueError(f"labels={labels!r} is unknown; choose one of {', '.join(LABELS)}")
+    if loss not in LOSSES:
+        raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+    if loss == "mse" and labels == "predicted":
+        raise ValueError(
+            "labels='predicted' has no meaning with loss='mse': the prediction is the mean, so the Fisher would be zero; "
+            "use labels='exact'"
+        )
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws={draws!r} is not a number of labels per example; use an integer of at least 1")
+    check = TargetCheck(loss)
+    if labels == "exact":
+        return Seeds({"cross_entropy": lambda c: c - 1, "binary_cross_entropy": lambda c: 1, "mse": lambda c: c}[loss],
+                     lambda z, y: exact(check.outputs(z), loss)), check  # fmt: skip
+    if labels == "sample":
+        generator = torch.Generator().manual_seed(seed)
+        return Seeds(lambda c: draws, lambda z, y: sample(check.outputs(z), loss, draws, generator)), check
+    if labels == "predicted":
+        return Seeds(lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, predicted(check.outputs(z), loss))])), check
+    return Seeds(lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, check(check.outputs(z), y))])), check
+
+
+def exact(z: Tensor, loss: str) -> Iterator[Tensor]:
+    """Columns of a factor of the covariance of the gradient at the outputs, under the model's own distribution.
+
+    Softmax: Cholesky factor of diag(p) - p p^T. Bernoulli: sqrt(p (1 - p)). Mean squared error mean_c (z - y)^2 is
+    -log of a Gaussian with variance C/2 up to a constant, so its covariance is (2/C) I.
+    """
+    if loss == "cross_entropy":
+        yield from multinomial_factor(z)
+    elif loss == "binary_cross_entropy":
+        yield bernoulli_deviation(z)
+    else:
+        c = z.shape[1]
+        for k in range(c):
+            column = torch.zeros_like(z)
+            column[:, k] = (2 / c) ** 0.5
+            yield column
+
+
+def sample(z: Tensor, loss: str, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Gradients at ``draws`` labels from the model's distribution, over sqrt(draws), so that their squares average.
+
+    The generator gives a fixed number of float64 uniforms per example in the order of the examples, so the labels do
+    not depend on how the examples are batched.
+    """
+    n, c = z.shape
+    width = c if loss == "mse" else 1
+    u = torch.rand(n, draws, width, generator=generator, dtype=torch.float64).to(z.device)
+    for d in range(draws):
+        if loss == "cross_entropy":
+            column = cross_entropy(z, inverse_cdf(z, u[:, d, 0]))
+        elif loss == "binary_cross_entropy":
+            column = binary_cross_entropy(z, u[:, d, 0] < z[:, 0].double().sigmoid())
+        else:  # 2/C times a residual of variance C/2
+            column = (2 / c) ** 0.5 * torch.special.ndtri(u[:, d].clamp_(min=1e-300)).to(z.dtype)
+        yield column / draws**0.5
+
+
+def predicted(z: Tensor, loss: str) -> Tensor:
+    """The most probable label, (N,)."""
+    return z.argmax(1) if loss == "cross_entropy" else z[:, 0] > 0
+
+
+class TargetCheck:
+    """Shapes and dtypes at once; ranges collected on the device and looked at once, in ``finish``, without a stall."""
+
+    def __init__(self, loss: str) -> None:
+        self.loss = loss
+        self.faults: list[Tensor] = []
+        self.classes = 0
+
+    def outputs(self, z: Tensor) -> Tensor:
+        """Z itself, if its number of outputs suits the loss.
+
+        Raises:
+            ValueError: it does not.
+        """
+        c = z.shape[1]
+        if self.loss == "cross_entropy" and c < 2:
+            raise ValueError(
+                "loss='cross_entropy' over 1 output is always zero; use loss='binary_cross_entropy' for a single logit"
+            )
+        if self.loss == "binary_cross_entropy" and c != 1:
+            raise ValueError(
+                f"loss='binary_cross_entropy' is for one logit (N, 1), the outputs have {c} columns; "
+                "use loss='cross_entropy', or outputs=fn that picks one"
+            )
+        self.classes = c
+        return z
+
+    def __call__(self, z: Tensor, y: Tensor | None) -> Tensor:
+        """The true targets in the form the gradient takes.
+
+        Raises:
+            ValueError: there are none, or shape or dtype is wrong.
+        """
+        n, c = z.shape
+        if y is None:
+            raise ValueError(
+                "labels='empirical' needs targets and the batches have none; yield (x, y), or use labels='exact'"
+            )
+        if not isinstance(y, Tensor):
+            raise ValueError(f"targets are a {type(y).__name__}, but must be a tensor with one entry per example")
+        y = y.to(z.device)
+        if self.loss == "cross_entropy":
+            if y.dim() != 1 or len(y) != n or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+                raise ValueError(
+                    f"targets have shape {tuple(y.shape)} and dtype {y.dtype}, but cross_entropy takes class numbers: "
+                    f"integers of shape ({n},)"
+                )
+            self._note(y, (y < 0) | (y >= c))
+        elif self.loss == "binary_cross_entropy":
+            if tuple(y.shape) not in ((n,), (n, 1)):
+                raise ValueError(
+                    f"targets have shape {tuple(y.shape)}, but binary_cross_entropy takes ({n},) or ({n}, 1)"
+                )
+            y = y.reshape(n)
+            self._note(y, (y != 0) & (y != 1))
+        else:
+            if tuple(y.shape) != (n, c) and not (c == 1 and tuple(y.shape) == (n,)):
+                raise ValueError(f"targets have shape {tuple(y.shape)}, but mse takes that of the outputs, ({n}, {c})")
+            y = y.reshape(n, c).to(z.dtype)
+        return y
+
+    def _note(self, y: Tensor, bad: Tensor) -> None:
+        self.faults.append(torch.stack([bad.any().double(), y[bad.double().argmax()].double()]))
+
+    def finish(self) -> None:
+        """Look at the collected ranges.
+
+        Raises:
+            ValueError: a target was out of range.
+        """
+        if not self.faults:
+            return
+        faults = torch.stack(self.faults).cpu()
+        if not faults[:, 0].any():
+            return
+        value = faults[faults[:, 0].argmax(), 1].item()
+        if self.loss == "cross_entropy":
+            raise ValueError(
+                f"target {value:.0f} is outside 0..{self.classes - 1}, the {self.classes} outputs; "
+                "number the classes from 0 among the outputs that compete (outputs=fn can renumber)"
+            )
+        raise ValueError(
+            f"target {value:g} is neither 0 nor 1, which binary_cross_entropy needs; threshold the targets"
+        )

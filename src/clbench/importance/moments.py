@@ -1,0 +1,76 @@
+"""Sums over examples of a value and, when its standard error is asked for, of its square."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from clbench.params import Params
+
+
+class Moments:
+    """Running sums of a value (n, *shape) per parameter; kept in float32 or wider whatever the parameters are.
+
+    Args:
+        params: the parameters, for names, shapes and devices.
+        second: also keep the sum of squares.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], second: bool) -> None:
+        def zeros() -> Params:
+            return {
+                name: torch.zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
+                for name, p in params.items()
+            }
+
+        self.examples = 0
+        self.first = zeros()
+        self.second = zeros() if second else None
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Add values (n, *shape), one per example."""
+        self.first[name] += values.sum(0)
+        if self.second is not None:
+            self.second[name] += values.square().sum(0)
+
+    def add_outer(self, name: str, left: Tensor, right: Tensor) -> None:
+        """Add values left[n, o] * right[n, i] without forming them: one matrix product, (n, O) and (n, I)."""
+        _flat(self.first[name], left).addmm_(left.T, right)
+        if self.second is not None:
+            _flat(self.second[name], left).addmm_(left.square().T, right.square())
+
+    def add_rows(self, name: str, index: Tensor, values: Tensor) -> None:
+        """Add values (m, D) of single rows ``index`` (m,) of a table; each pair of example and row comes once."""
+        self.first[name].index_add_(0, index, values)
+        if self.second is not None:
+            self.second[name].index_add_(0, index, values.square())
+
+    def mean(self) -> Params:
+        """Mean over the examples."""
+        return {name: total / self.examples for name, total in self.first.items()}
+
+    def standard_error(self, total: int) -> Params:
+        """Standard error of the mean of n examples drawn without replacement from ``total``.
+
+        sqrt( s^2 / n * (1 - n / total) ) with s^2 the sample variance (n - 1 in the denominator); the second factor is
+        the finite-population correction (Cochran 1977, Sampling Techniques, eq. 2.19): all examples, no error. When
+        ``n == total`` the data is itself taken as a sample from the task, and the correction is left out.
+
+        Raises:
+            ValueError: fewer than two examples.
+        """
+        assert self.second is not None
+        n = self.examples
+        if n < 2:
+            raise ValueError(f"a standard error needs at least 2 examples, there is {n}; raise samples")
+        correction = 1.0 if n == total else 1.0 - n / total
+        return {
+            name: ((self.second[name] - first.square() / n).clamp_(min=0) / (n - 1) * correction / n).sqrt_()
+            for name, first in self.first.items()
+        }
+
+
+def _flat(total: Tensor, left: Tensor) -> Tensor:
+    return total.view(left.shape[1], -1)

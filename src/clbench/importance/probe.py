@@ -1,0 +1,92 @@
+"""A look at two or three examples before the work begins: are rows examples, are they independent, how large are they."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from clbench.importance.capture import Recorder
+from clbench.importance.outputs import check_outputs
+from clbench.importance.rows import count, take
+
+
+class Probe(NamedTuple):
+    """``excluded``: ids of layers whose rows are not the examples; bytes per example kept by the forward pass (``saved``)
+    and taken by one gradient at the outputs of the layers (``edges``).
+    """
+
+    excluded: set[int]
+    saved: int
+    edges: int
+
+
+def probe(forward: Callable[[Any], tuple[Tensor, Any]], recorder: Recorder, batch: Any, storages: set[int]) -> Probe:
+    """Run the first examples and see.
+
+    A layer may get its input with another dimension in front (time first, or one table for all examples) that happens
+    to be as long as the batch. So the gradient of one example's outputs is taken at every layer: it must be zero outside
+    that example's row.
+
+    Args:
+        forward: batch to outputs (N, C) and targets.
+        recorder: hooked to the module.
+        batch: at least one example; three are enough.
+        storages: data pointers of the parameters and buffers, which do not count as memory.
+    """
+    few = take(batch, slice(0, 3))
+    n = count(few)
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        pointer = t.untyped_storage().data_ptr()
+        if pointer not in storages:
+            kept[pointer] = t.numel() * t.element_size()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        (z, _), calls = recorder.run(lambda: forward(few))
+    check_outputs(z, n)
+    excluded: set[int] = set()
+    for row in {0, n - 1}:
+        v = torch.zeros_like(z)
+        v[row] = torch.linspace(1.0, 2.0, z.shape[1], dtype=torch.float64, device=z.device).cos().to(z.dtype)
+        grads = (
+            torch.autograd.grad(z, [c.edge for c in calls], v, retain_graph=True, allow_unused=True) if calls else ()
+        )
+        for call, g in zip(calls, grads, strict=True):
+            if g is not None and (g.shape[0] != n or bool(g[:row].any()) or bool(g[row + 1 :].any())):
+                excluded.add(id(call.layer))
+    edges = sum(c.output.numel() * c.output.element_size() for c in calls)
+    return Probe(excluded, sum(kept.values()) // n, edges // n)
+
+
+def check_independent(module: nn.Module, forward: Callable[[Any], tuple[Tensor, Any]], batch: Any) -> None:
+    """Outputs of the first examples must be the same without the others.
+
+    Raises:
+        ValueError: the examples of a batch are coupled, so that a quantity of one example does not exist.
+    """
+    for name, m in module.named_modules():
+        if isinstance(m, _BatchNorm) and m.running_mean is None:
+            raise ValueError(
+                f"layer {name or type(m).__name__!r} normalises by the statistics of its batch (track_running_stats=False), "
+                "so examples are coupled and an importance per example does not exist; use running statistics or GroupNorm"
+            )
+    n = count(batch)
+    if n < 2:
+        return
+    few = 1 if n == 2 else 2
+    with torch.no_grad():
+        alone, together = forward(take(batch, slice(0, few)))[0], forward(take(batch, slice(0, 4)))[0][:few]
+    finite = together[together.isfinite()].double()
+    scale = finite.abs().max() if finite.numel() else torch.tensor(0.0)
+    tolerance = 100 * torch.finfo(together.dtype).eps ** 0.75 * float(scale)
+    if not torch.allclose(alone.double(), together.double(), rtol=0.0, atol=tolerance, equal_nan=True):
+        raise ValueError(
+            "an example's outputs change with the other examples of its batch (or from call to call), so an importance per "
+            "example does not exist; take out what mixes examples or draws random numbers in evaluation mode"
+        )

@@ -1,0 +1,69 @@
+"""Gradients at the outputs: for each example the columns v whose pulled-back squares J^T v add up to its Fisher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Seeds(NamedTuple):
+    """What to pull back through the module.
+
+    ``count(C)`` is the number K of columns; ``columns(z, y)`` yields them, each (N, C), for outputs z (N, C) and
+    targets y (N,) or None.
+    """
+
+    count: Callable[[int], int]
+    columns: Callable[[Tensor, Tensor | None], Iterator[Tensor]]
+
+
+def multinomial_factor(z: Tensor) -> Iterator[Tensor]:
+    """Columns l_k of the Cholesky factor of diag(p) - p p^T with p = softmax(z): C - 1 of (N, C), the last is zero.
+
+    With q_k = p_k + ... + p_{C-1} the tail sums (zero-based; Tanabe and Sagae 1992, J. R. Stat. Soc. B 54(1), "exact
+    Cholesky decomposition of the covariance of the multinomial distribution"):
+
+        l_k[k] = sqrt(p_k q_{k+1} / q_k),        l_k[i] = -p_i sqrt(p_k / (q_k q_{k+1}))   for i > k,   0 before.
+
+    In log space, so that nothing is divided by a probability that underflowed. The Fisher of softmax outputs,
+    sum_y p_y (J^T (e_y - p))^2, is J^T (diag(p) - p p^T) J on its diagonal, hence sum_k (J^T l_k)^2: one backward pass
+    fewer than there are classes.
+    """
+    logp = F.log_softmax(z, 1)
+    tails = logp.flip(1).logcumsumexp(1).flip(1)
+    for k in range(z.shape[1] - 1):
+        column = torch.zeros_like(logp)
+        column[:, k] = (0.5 * (logp[:, k] + tails[:, k + 1] - tails[:, k])).exp()
+        rest = 0.5 * (logp[:, k] - tails[:, k] - tails[:, k + 1])
+        column[:, k + 1 :] = -(logp[:, k + 1 :] + rest[:, None]).exp()
+        yield column.nan_to_num_(0.0)  # -inf - -inf: outputs masked out with -inf have no probability and no share
+
+
+def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
+    """Gradient of -log softmax(z)[y] at the outputs: softmax(z) - e_y; (N, C), (N,) -> (N, C)."""
+    return z.softmax(1) - (y[:, None] == torch.arange(z.shape[1], device=z.device)).to(z.dtype)
+
+
+def binary_cross_entropy(z: Tensor, y: Tensor) -> Tensor:
+    """Gradient of the Bernoulli -log p(y) at the one logit: sigmoid(z) - y; (N, 1), (N,) -> (N, 1)."""
+    return z.sigmoid() - y[:, None].to(z.dtype)
+
+
+def bernoulli_deviation(z: Tensor) -> Tensor:
+    """sqrt(p (1 - p)) with p = sigmoid(z), finite where p underflows; (N, 1) -> (N, 1)."""
+    return (0.5 * (F.logsigmoid(z) + F.logsigmoid(-z))).exp()
+
+
+def mse(z: Tensor, y: Tensor) -> Tensor:
+    """Gradient of mean_c (z - y)^2 at the outputs: 2/C (z - y); (N, C), (N, C) -> (N, C)."""
+    return 2 / z.shape[1] * (z - y)
+
+
+def inverse_cdf(z: Tensor, u: Tensor) -> Tensor:
+    """Labels drawn from softmax(z) by uniforms u in [0, 1): (N, C), (N,) -> (N,)."""
+    cumulative = z.double().softmax(1).cumsum(1)
+    return (cumulative[:, :-1] <= u[:, None]).sum(1)

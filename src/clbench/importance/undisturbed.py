@@ -1,0 +1,53 @@
+"""Measuring without side effects."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode with gradients on, after which everything is as before, also when the body raises.
+
+    Restored: the training flag of every submodule (one by one, so that mixtures survive), every buffer bit for bit, and
+    the random states of torch (CPU and the module's GPUs), NumPy and Python. The body runs outside ``no_grad``,
+    ``inference_mode`` and ``autocast`` whatever the caller is in: a measurement has the precision of the parameters.
+    cuDNN's recurrent layers cannot go backward in evaluation mode, so nets that have them run without cuDNN inside.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    buffers = [
+        (m, name, b, b.detach().clone(), None if b.is_inference() else b._version)
+        for m in module.modules()
+        for name, b in m._buffers.items()
+        if b is not None
+    ]
+    devices = {t.device for t in (*module.parameters(), *module.buffers())}
+    python, numpy = random.getstate(), np.random.get_state()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {device.type for device in devices} | {"cpu"}:
+            if torch.amp.autocast_mode.is_autocast_available(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == "cuda"]))
+        if any(d.type == "cuda" for d in devices) and any(isinstance(m, nn.RNNBase) for m in module.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        try:
+            module.eval()
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for m, training in modes:
+                m.training = training
+            with torch.no_grad():
+                for m, name, buffer, copy, version in buffers:
+                    if version is None or buffer._version != version:
+                        buffer.copy_(copy)
+                    m._buffers[name] = buffer

@@ -1,0 +1,119 @@
+"""Nets: a body that turns inputs into features and a head that turns features into the outputs that compete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+Slice = tuple[int, int]
+
+
+def mlp(
+    shape: Sequence[int], hidden: Sequence[int] = (200, 200), batch_norm: bool = False, dropout: float = 0.0
+) -> nn.Sequential:
+    """Multi-layer perceptron body: Linear, ReLU (, BatchNorm) (, Dropout) per hidden layer.
+
+    BatchNorm comes after the ReLU, as in the seed document of EWC on MNIST and Fashion-MNIST.
+
+    Args:
+        shape: of one input, flattened by the net.
+        hidden: widths, at least one.
+        batch_norm: a BatchNorm1d after each ReLU.
+        dropout: probability after each hidden layer.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    widths = [prod(shape), *hidden]
+    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(outputs))
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers)
+
+
+class MultiHead(nn.Module):
+    """A linear layer of its own for every task: a head that a batch does not use gets no gradient.
+
+    Args:
+        features: width of the body's output.
+        sizes: number of outputs of each task.
+    """
+
+    def __init__(self, features: int, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(features, size) for size in sizes)
+        self.equal = len(set(sizes)) == 1
+
+    def forward(self, features: Tensor, task: int | Tensor) -> Tensor:
+        """Features (N, F); task: one for the whole batch, or (N,) -> outputs (N, C); -inf where a task has fewer."""
+        if isinstance(task, int):
+            return self.heads[task](features)
+        outputs = [head(features) for head in self.heads]
+        if not self.equal:
+            width = max(z.shape[1] for z in outputs)
+            outputs = [nn.functional.pad(z, (0, width - z.shape[1]), value=float("-inf")) for z in outputs]
+        rows = torch.arange(len(features), device=features.device)
+        return torch.stack(outputs, dim=1)[rows, task]
+
+
+class SlicedHead(nn.Module):
+    """One linear layer, of which the columns ``slices[task]`` compete.
+
+    Domain-incremental: the same columns for every task. Class-incremental: all columns up to the newest class.
+    Task-incremental with one output layer (van de Ven 2025): the task's own columns.
+
+    Args:
+        features: width of the body's output.
+        slices: first and last-plus-one column of each task.
+    """
+
+    columns: Tensor
+    absent: Tensor
+
+    def __init__(self, features: int, slices: Sequence[Slice]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, max(stop for _, stop in slices))
+        self.slices = tuple(slices)
+        width = max(stop - start for start, stop in slices)
+        columns = torch.stack([(start + torch.arange(width)) for start, _ in slices])
+        absent = columns >= torch.tensor([stop for _, stop in slices])[:, None]
+        self.register_buffer("columns", columns.masked_fill(absent, 0), persistent=False)
+        self.register_buffer("absent", absent, persistent=False)
+
+    def forward(self, features: Tensor, task: int | Tensor) -> Tensor:
+        """Features (N, F); task: one for the whole batch, or (N,) -> outputs (N, C); -inf where a task has fewer."""
+        outputs = self.linear(features)
+        if isinstance(task, int):
+            start, stop = self.slices[task]
+            return outputs[:, start:stop]
+        return outputs.gather(1, self.columns[task]).masked_fill(self.absent[task], float("-inf"))
+
+
+class Net(nn.Module):
+    """``head(body(x), task)``: inputs (N, ...) and their task -> the outputs (N, C) that compete."""
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
+        return self.head(self.body(x), task)
+
+
+def features_of(body: nn.Module, shape: Sequence[int]) -> int:
+    """Width of what ``body`` makes of one input of ``shape``; raises whatever the body raises."""
+    was_training = body.training
+    body.eval()
+    try:
+        with torch.no_grad():
+            features = body(torch.zeros(2, *shape))
+    finally:
+        body.train(was_training)
+    if features.ndim != 2:
+        raise ValueError(f"the body gives {tuple(features.shape)} for 2 inputs; a head needs (2, features): flatten it")
+    return features.shape[1]

@@ -1,0 +1,36 @@
+"""Params: named tensors of a module, and the elementwise arithmetic that strategies are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+"""From parameter name to tensor, the names and shapes of ``module.named_parameters()``."""
+
+
+def trainable(module: nn.Module) -> Params:
+    """The live parameters of ``module`` that require grad, by name; a shared parameter appears once."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def snapshot(params: Mapping[str, Tensor]) -> Params:
+    """Detached copies, on the same device, in the same dtype."""
+    return {name: p.detach().clone() for name, p in params.items()}
+
+
+def zeros_like(params: Mapping[str, Tensor]) -> Params:
+    """Zeros of the same names, shapes, dtypes and devices."""
+    return {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
+
+
+def moved_to(params: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
+    """``params`` on the device of the tensor of the same name in ``like`` (dtypes stay); other names stay where they are."""
+    return {name: p.to(like[name].device) if name in like else p for name, p in params.items()}
+
+
+def size_in_bytes(params: Mapping[str, Tensor]) -> int:
+    """Memory the tensors take, in bytes."""
+    return sum(p.numel() * p.element_size() for p in params.values())

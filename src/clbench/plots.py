@@ -1,0 +1,62 @@
+"""Pictures of one run: the accuracy matrix, and accuracy over tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from clbench.folder import atomically
+
+LABELLED = 12  # cells are labelled with their number up to this many tasks
+
+
+def save_plots(r: Tensor, title: str, folder: Path) -> None:
+    """``accuracy_matrix.png`` and ``accuracy_over_tasks.png`` of R (T, T) into ``folder``."""
+    for name, figure in (
+        ("accuracy_matrix.png", accuracy_matrix(r, title)),
+        ("accuracy_over_tasks.png", accuracy_over_tasks(r, title)),
+    ):
+        atomically(folder / name, lambda file, f=figure: f.savefig(file, format="png", dpi=150))  # type: ignore[misc]
+
+
+def accuracy_matrix(r: Tensor, title: str) -> Figure:
+    """Heatmap of R: a row per task trained, a column per task evaluated."""
+    tasks = len(r)
+    side = max(3.2, min(0.62 * tasks + 1.6, 10))
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(r.numpy(), vmin=0, vmax=1, cmap="viridis")
+    axes.set(xlabel="evaluated on task", ylabel="after training task", xticks=range(tasks), yticks=range(tasks))
+    axes.set_title(title, fontsize=10)
+    if tasks <= LABELLED:
+        for i in range(tasks):
+            for j in range(tasks):
+                colour = "black" if r[i, j] > 0.6 else "white"
+                weight = "bold" if i == j else "normal"
+                axes.text(j, i, f"{r[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=8, fontweight=weight)
+    else:
+        step = -(-tasks // LABELLED)
+        axes.set(xticks=range(0, tasks, step), yticks=range(0, tasks, step))
+    figure.colorbar(image, ax=axes, label="test accuracy")
+    return figure
+
+
+def accuracy_over_tasks(r: Tensor, title: str) -> Figure:
+    """Accuracy on each task from when it was learned, and the average over the tasks learned so far."""
+    tasks = len(r)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    colours = matplotlib.colormaps["viridis"](torch.linspace(0, 0.9, tasks).numpy())
+    for j in range(tasks):
+        axes.plot(range(j, tasks), r[j:, j].numpy(), marker="o", markersize=3.5, color=colours[j], label=f"task {j}")
+    average = [r[i, : i + 1].mean().item() for i in range(tasks)]
+    axes.plot(range(tasks), average, color="black", linewidth=2, linestyle="--", label="mean so far")
+    axes.set(xlabel="after training task", ylabel="test accuracy", xticks=range(0, tasks, max(1, tasks // LABELLED)))
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=2 if tasks > 10 else 1, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure

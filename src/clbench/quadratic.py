@@ -1,0 +1,82 @@
+"""Quadratic: what a regularisation strategy remembers of old tasks, q(theta) = sum_i F_i (theta_i - a_i)^2 + c.
+
+A sum of quadratics is a quadratic (complete the square), so the memory of a strategy does not grow with the number of
+tasks: EWC's one-penalty-per-task form (Kirkpatrick et al. 2017) and the recursive form (Huszar 2018, Schwarz et al.
+2018) both keep two tensors per parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clbench.params import Params
+
+
+class Quadratic(NamedTuple):
+    """q(theta) = sum_i importance_i * (theta_i - anchor_i)^2 + constant.
+
+    ``importance`` and ``anchor`` have the same names and shapes; ``constant`` is a scalar. The penalty of a strategy
+    is ``lam / 2 * q(theta)``.
+    """
+
+    importance: Params
+    anchor: Params
+    constant: Tensor
+
+
+def quadratic(importance: Params, anchor: Params) -> Quadratic:
+    """The quadratic of one task: ``importance`` (>= 0) around ``anchor``, constant 0."""
+    some = next(iter(importance.values()), torch.zeros(()))
+    return Quadratic(importance, anchor, torch.zeros((), dtype=some.dtype, device=some.device))
+
+
+def value(q: Quadratic, params: Mapping[str, Tensor]) -> Tensor:
+    """q(theta), a scalar; parameters that ``q`` does not know count nothing."""
+    return q.constant + sum((f * (params[name] - q.anchor[name]) ** 2).sum() for name, f in q.importance.items())
+
+
+def half_gradient(q: Quadratic, params: Mapping[str, Tensor]) -> Params:
+    """The gradient of q / 2 at theta: F (theta - a), for each name in both ``q`` and ``params``."""
+    names = [name for name in q.importance if name in params]
+    if not names:
+        return {}
+    distance = torch._foreach_sub([params[name].detach() for name in names], [q.anchor[name] for name in names])
+    torch._foreach_mul_(distance, [q.importance[name] for name in names])
+    return dict(zip(names, distance, strict=True))
+
+
+def add(p: Quadratic, q: Quadratic) -> Quadratic:
+    """The quadratic p + q, by completing the square.
+
+    F = F1 + F2;  a = a1 + F2/F (a2 - a1);  c = c1 + c2 + sum F1 F2/F (a2 - a1)^2;  where F = 0: a = a2.
+    A parameter that only one of the two knows is taken from that one.
+    """
+    importance, anchor = dict(p.importance), dict(p.anchor)
+    constant = p.constant + q.constant
+    for name, f2 in q.importance.items():
+        if name not in p.importance:
+            importance[name], anchor[name] = f2, q.anchor[name]
+            continue
+        f1, a1, a2 = p.importance[name], p.anchor[name], q.anchor[name]
+        f = f1 + f2
+        share = torch.where(f > 0, f2 / f, torch.ones_like(f))  # of q in the sum; F = 0 takes the newer anchor
+        importance[name] = f
+        anchor[name] = torch.where(f2 == f, a2, a1 + share * (a2 - a1))  # exactly a2 where q is all there is
+        constant = constant + (f1 * share * (a2 - a1) ** 2).sum()
+    return Quadratic(importance, anchor, constant)
+
+
+def recentre(p: Quadratic, q: Quadratic, decay: float) -> Quadratic:
+    """One quadratic at the newest anchor: F = decay * F1 + F2, a = a2 (Huszar 2018; Schwarz et al. 2018, eq. 9).
+
+    A parameter that only ``p`` knows keeps its anchor and its decayed importance.
+    """
+    importance = {name: decay * f for name, f in p.importance.items()}
+    anchor = dict(p.anchor) | q.anchor
+    for name, f2 in q.importance.items():
+        importance[name] = importance[name] + f2 if name in importance else f2
+    return Quadratic(importance, anchor, q.constant)

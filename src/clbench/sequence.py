@@ -1,0 +1,120 @@
+"""run: the only loop over tasks. Trains, consolidates, evaluates, saves; goes on where an earlier process stopped."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from clbench.data import TaskSequence
+from clbench.evaluation import Evaluation
+from clbench.folder import RunFolder
+from clbench.learner import Learner
+from clbench.seeding import derive
+from clbench.strategies import Strategy
+
+MakeTrainer = Callable[[list[L.Callback]], L.Trainer]
+AfterTask = Callable[[int, dict[str, Any]], None]
+
+
+def run(
+    sequence: TaskSequence,
+    learner: Learner,
+    strategy: Strategy,
+    make_trainer: MakeTrainer,
+    folder: RunFolder,
+    seed: int = 0,
+    after_task: AfterTask | None = None,
+) -> dict[str, Any]:
+    """Learn the tasks of ``sequence`` one after the other with ``strategy``.
+
+    Every task starts from seeds derived from ``seed`` and its index, so a run that goes on after task t ends
+    bit-identical to one that was never stopped.
+
+    Args:
+        sequence: the tasks.
+        learner: what learns them; changed in place.
+        strategy: what is done against forgetting; changed in place.
+        make_trainer: ``make_trainer(callbacks)`` gives a new Trainer; called once per task.
+        folder: where the boundary checkpoints lie.
+        seed: of training.
+        after_task: called with the task's index and the results so far.
+
+    Returns:
+        The results: accuracy matrix and readings of it, on test and validation data; seconds; importance per task.
+
+    Raises:
+        ConfigError: the strategy cannot run on this sequence; the folder is another run's.
+        Unstable: weights became non-finite.
+    """
+    strategy.check(sequence)
+    evaluation = Evaluation(len(sequence))
+    train_seconds, importance = 0.0, []
+    start = 0
+    state = folder.load()
+    if state is not None:
+        learner.load_state_dict(state["learner"])
+        learner.optimizer_state = state["optimizer"]
+        strategy.load_state_dict(state["strategy"])
+        evaluation.load_state_dict(state["evaluation"])
+        train_seconds, strategy.seconds, evaluation.seconds = state["seconds"]
+        importance = state["importance"]
+        start = state["task"] + 1
+
+    results: dict[str, Any] = {}
+    for index in range(start, len(sequence)):
+        reseed(derive(seed, "task", index))
+        began, elsewhere = perf_counter(), strategy.seconds + evaluation.seconds
+        trainer = make_trainer([strategy, evaluation])
+        trainer.fit(learner, datamodule=strategy.training_data(sequence, index))
+        if trainer.state.status == "interrupted":
+            raise KeyboardInterrupt
+        train_seconds += perf_counter() - began - (strategy.seconds + evaluation.seconds - elsewhere)
+        importance.append(strategy.cost())
+        results = _results(sequence, evaluation, strategy, train_seconds, importance)
+        if trainer.is_global_zero:
+            folder.save(
+                index,
+                {
+                    "learner": learner.state_dict(),
+                    "optimizer": learner.optimizer_state,
+                    "strategy": strategy.state_dict(),
+                    "evaluation": evaluation.state_dict(),
+                    "seconds": [train_seconds, strategy.seconds, evaluation.seconds],
+                    "importance": importance,
+                },
+            )
+            if after_task is not None:
+                after_task(index, results)
+    return results or _results(sequence, evaluation, strategy, train_seconds, importance)
+
+
+def reseed(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _results(
+    sequence: TaskSequence,
+    evaluation: Evaluation,
+    strategy: Strategy,
+    train_seconds: float,
+    importance: list[dict[str, int]],
+) -> dict[str, Any]:
+    transfer = sequence.scenario.shares_outputs
+    return {
+        **evaluation.readings("test", transfer),
+        "initial_accuracy": [math.nan] * len(sequence) if evaluation.initial is None else evaluation.initial.tolist(),
+        "per_task": evaluation.per_task,
+        "validation": evaluation.readings("validation", transfer) if sequence.has_validation else None,
+        "seconds": {"train": train_seconds, "importance": strategy.seconds, "evaluation": evaluation.seconds},
+        "importance": list(importance),
+    }

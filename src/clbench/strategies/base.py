@@ -1,0 +1,42 @@
+"""Strategy: a Lightning callback that changes how a sequence of tasks is learned. This one does nothing: fine-tuning."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+
+from clbench.data import Task, TaskSequence
+from clbench.errors import Unstable
+from clbench.params import trainable
+
+
+class Strategy(L.Callback):
+    """Fine-tuning: each task is learned from where the last one ended. Every other strategy extends it.
+
+    Attributes:
+        seconds: spent on consolidation so far.
+    """
+
+    seconds = 0.0
+
+    def check(self, sequence: TaskSequence) -> None:
+        """Raise ConfigError if this strategy cannot run on ``sequence``; called before anything is trained."""
+
+    def training_data(self, sequence: TaskSequence, index: int) -> Task:
+        """What is trained on when task ``index`` comes."""
+        return sequence[index]
+
+    def cost(self) -> dict[str, int]:
+        """What the last consolidation used and what is kept, for metrics.json."""
+        return {"examples": 0, "bytes": 0}
+
+    def diagnosis(self, trainer: L.Trainer) -> str:
+        """Why weights may have become non-finite, and what to do."""
+        return "lower the learning rate"
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        finite = torch.stack([p.detach().isfinite().all() for p in trainable(pl_module).values()]).all()
+        if not finite:
+            index = getattr(trainer.datamodule, "index", None)
+            where = "training" if index is None else f"training on task {index}"
+            raise Unstable(f"{where} gave non-finite weights: {self.diagnosis(trainer)}")

@@ -1,0 +1,94 @@
+"""EWC and Online EWC: importance is the diagonal Fisher information."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from clbench import quadratic
+from clbench.errors import ConfigError
+from clbench.importance import check_options, fisher
+from clbench.params import Params
+from clbench.quadratic import Quadratic
+from clbench.strategies.measured import ImportanceStrategy, Outputs
+
+
+class EWC(ImportanceStrategy):
+    """Elastic weight consolidation (Kirkpatrick et al. 2017): one Fisher-weighted penalty per task.
+
+    lam/2 * sum_t sum_i F_t,i (theta_i - theta*_t,i)^2, kept in two tensors per parameter (``quadratic.add``).
+
+    Args:
+        lam: strength, >= 0. With a mean loss the Laplace approximation has lam = number of training examples.
+        fisher: labels of the Fisher: ``exact`` (expectation under the model), ``sample``, ``empirical``, ``predicted``.
+        samples: number of examples; None = all.
+        fisher_batch: 1 = per example; b = squared gradient of the mean over b, as much public code has it.
+        draws: labels per example with ``fisher="sample"``.
+        loss: ``cross_entropy``, ``binary_cross_entropy`` (one logit) or ``mse``.
+        outputs, seed: see ``ImportanceStrategy``.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        lam: float = 1e3,
+        fisher: str = "exact",
+        samples: int | None = None,
+        fisher_batch: int = 1,
+        draws: int = 1,
+        loss: str = "cross_entropy",
+        outputs: Outputs | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(lam, samples, outputs, seed)
+        try:
+            check_options(labels=fisher, loss=loss, fisher_batch=fisher_batch, draws=draws)
+        except ValueError as error:
+            raise ConfigError(str(error).replace("labels=", "fisher=")) from error
+        self.fisher = fisher
+        self.fisher_batch = fisher_batch
+        self.draws = draws
+        self.loss = loss
+
+    def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
+        return fisher(
+            module,
+            batches,
+            labels=self.fisher,
+            samples=samples,
+            fisher_batch=self.fisher_batch,
+            draws=self.draws,
+            loss=self.loss,
+            seed=self.seed,
+            outputs=outputs,
+        )
+
+
+class OnlineEWC(EWC):
+    """Online EWC (Schwarz et al. 2018): one penalty, lam/2 * sum_i gamma F_i (theta_i - theta*_i)^2 at the newest anchor.
+
+    F = gamma * F_old + F_new. gamma = 1 is the recursive Laplace approximation (Huszar 2018); gamma = 0 penalises
+    nothing, because gamma multiplies the stored Fisher in the penalty too (Schwarz et al. 2018, eq. 9).
+
+    Args:
+        gamma: decay of what is remembered, in [0, 1].
+        lam, fisher, samples, fisher_batch, draws, loss, outputs, seed: see ``EWC``.
+    """
+
+    def __init__(self, lam: float = 1e3, gamma: float = 1.0, **options: Any) -> None:
+        super().__init__(lam, **options)
+        if not (math.isfinite(gamma) and 0 <= gamma <= 1):
+            raise ConfigError(f"gamma={gamma}: the decay of Online EWC is in [0, 1]")
+        self.gamma = float(gamma)
+
+    @property
+    def strength(self) -> float:
+        return self.lam * self.gamma
+
+    def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
+        return quadratic.recentre(old, new, self.gamma)

@@ -1,0 +1,36 @@
+"""L2: every parameter is equally important, the baseline of what importance is worth."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+
+from clbench import quadratic
+from clbench.errors import ConfigError
+from clbench.params import Params, trainable
+from clbench.quadratic import Quadratic
+from clbench.strategies.quadratic import QuadraticStrategy
+
+
+class L2(QuadraticStrategy):
+    """lam/2 * ||theta - theta*||^2: importance 1 at the newest anchor (Hsu et al. 2018), or at the anchor of every task.
+
+    Args:
+        lam: strength, >= 0.
+        anchors: ``latest`` or ``all``.
+
+    Raises:
+        ConfigError: ``lam`` negative or not finite; unknown ``anchors``.
+    """
+
+    def __init__(self, lam: float = 1.0, anchors: str = "latest") -> None:
+        super().__init__(lam)
+        if anchors not in ("latest", "all"):
+            raise ConfigError(f"strategy.anchors={anchors!r} is not one of latest, all")
+        self.anchors = anchors
+
+    def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
+        return {name: torch.ones_like(p, requires_grad=False) for name, p in trainable(pl_module).items()}
+
+    def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
+        return super().merge(old, new) if self.anchors == "all" else quadratic.recentre(old, new, decay=0.0)

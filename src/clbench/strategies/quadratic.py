@@ -1,0 +1,159 @@
+"""What EWC, Online EWC, MAS and L2 have in common: a quadratic penalty, applied as its exact gradient.
+
+The gradient lam * F (theta - a) is added in ``on_before_optimizer_step``: after unscaling, before clipping, once per
+optimiser step. So accumulation, clipping, mixed precision, manual optimisation and DDP need no special case.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from clbench import quadratic
+from clbench.errors import ConfigError
+from clbench.params import Params, moved_to, size_in_bytes, snapshot, trainable
+from clbench.quadratic import Quadratic
+from clbench.strategies.base import Strategy
+
+
+class QuadraticStrategy(Strategy):
+    """Penalty lam/2 * sum_i importance_i (theta_i - anchor_i)^2 on the optimiser's gradients.
+
+    A subclass says what the importance of a task is (``importance``) and how it joins what is remembered (``merge``).
+
+    Args:
+        lam: strength, >= 0; importance is a mean over examples, so it does not depend on their number.
+
+    Attributes:
+        penalty: what is remembered; None before the first task has ended.
+
+    Raises:
+        ConfigError: ``lam`` negative or not finite.
+    """
+
+    def __init__(self, lam: float) -> None:
+        if not (math.isfinite(lam) and lam >= 0):
+            raise ConfigError(f"lam={lam}: the strength of the penalty is a finite number >= 0")
+        self.lam = float(lam)
+        self.penalty: Quadratic | None = None
+        self.seconds = 0.0
+        self.examples = 0
+        self._names: dict[int, str] = {}
+        self._still: dict[str, int] = {}
+
+    def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
+        """Importance of every trainable parameter for the task that has just been learned."""
+        raise TypeError(f"{type(self).__name__} does not say how it measures importance")
+
+    def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
+        """What is remembered after one more task: one penalty per task, in constant memory."""
+        return quadratic.add(old, new)
+
+    @property
+    def strength(self) -> float:
+        """The factor of q/2 in the loss."""
+        return self.lam
+
+    def value(self, pl_module: nn.Module) -> Tensor:
+        """The penalty at the current weights, a scalar."""
+        if self.penalty is None:
+            return torch.zeros(())
+        return 0.5 * self.strength * quadratic.value(self.penalty, trainable(pl_module))
+
+    # --- Lightning ---------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        plugin = trainer.precision_plugin
+        fused = [o for o in trainer.optimizers if getattr(o, "_step_supports_amp_scaling", False)]
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and fused:
+            raise ConfigError(
+                f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients stay scaled when the penalty "
+                "is added: use fused=False or precision=bf16-mixed"
+            )
+        params = trainable(pl_module)
+        self._names = {id(p): name for name, p in params.items()}
+        self._still = {}
+        if self.penalty is not None:
+            q = self.penalty
+            self.penalty = Quadratic(moved_to(q.importance, params), moved_to(q.anchor, params), q.constant)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        if self.penalty is None or self.strength == 0:
+            return
+        params = self._moving(p for group in optimizer.param_groups for p in group["params"])
+        gradient = quadratic.half_gradient(self.penalty, params)
+        for name, g in gradient.items():
+            if params[name].grad is None:
+                params[name].grad = torch.zeros_like(params[name])
+            gradient[name] = g.to(params[name].dtype)
+        if gradient:
+            grads = [params[name].grad for name in gradient]
+            torch._foreach_add_(grads, list(gradient.values()), alpha=self.strength)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        start = perf_counter()
+        with torch.inference_mode(False):
+            importance = self.importance(trainer, pl_module)
+            params = trainable(pl_module)
+            anchor = {name: p.detach().to(importance[name].dtype, copy=True) for name, p in params.items()}
+            new = quadratic.quadratic(importance, anchor)
+            self.penalty = new if self.penalty is None else self.merge(self.penalty, new)
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self.seconds += perf_counter() - start
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.penalty is None:
+            return {}
+        q = self.penalty
+        return {"importance": snapshot(q.importance), "anchor": snapshot(q.anchor), "constant": q.constant.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.penalty = (
+            Quadratic(state_dict["importance"], state_dict["anchor"], state_dict["constant"]) if state_dict else None
+        )
+
+    def cost(self) -> dict[str, int]:
+        kept = size_in_bytes(self.penalty.importance) + size_in_bytes(self.penalty.anchor) if self.penalty else 0
+        return {"examples": self.examples, "bytes": kept}
+
+    def diagnosis(self, trainer: L.Trainer) -> str:
+        lr = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        name = type(trainer.optimizers[0]).__name__.lower()
+        if self.penalty is None:
+            return f"{name} lr={lr:g} is too large; lower it"
+        largest = max(f.max().item() for f in self.penalty.importance.values())
+        stiffness = lr * self.strength * largest
+        return (
+            f"{name} lr={lr:g} with lam={self.lam:g} is too stiff (lr*lam*max importance = {stiffness:.3g}, SGD is stable "
+            "below 2); lower lam or lr, or use optimizer=adam"
+        )
+
+    def _moving(self, params: Iterator[nn.Parameter]) -> Params:
+        """The parameters whose penalty gradient is to be added, by name.
+
+        A parameter without a gradient (an unused head) stays out while its penalty gradient is zero: a gradient of
+        zeros would let the optimiser's carried momentum move it. It is looked at only when its version has changed.
+        """
+        assert self.penalty is not None
+        moving: Params = {}
+        for p in params:
+            name = self._names.get(id(p))
+            if name is None or name not in self.penalty.importance:
+                continue
+            if p.grad is None:
+                if self._still.get(name) == p._version:
+                    continue
+                if not quadratic.half_gradient(self.penalty, {name: p})[name].any():
+                    self._still[name] = p._version
+                    continue
+            moving[name] = p
+        return moving

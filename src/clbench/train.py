@@ -1,0 +1,180 @@
+"""``python -m clbench.train strategy=ewc lam=1e5``: config -> objects -> run -> files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from clbench.build import build, check_device
+from clbench.cli import errors_in_one_line, quiet_lightning
+from clbench.config import conf_dir, config_hash, drop_foreign_options, options_of, refuse_foreign_options
+from clbench.data import TaskSequence
+from clbench.display import Display
+from clbench.errors import ConfigError
+from clbench.folder import RunFolder, atomically
+from clbench.learner import Learner
+from clbench.sequence import run
+
+FINISHED = "complete"
+
+
+@hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
+def main(cfg: DictConfig) -> float | None:
+    """One run; returns the objective, so that a Hydra sweeper can optimise it."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return train(cfg)  # the sweeper shows what failed
+    with errors_in_one_line():
+        return train(cfg)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """From configuration to files; see ``main``."""
+    began = perf_counter()
+    choices = HydraConfig.get().runtime.choices
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if sweeping:
+        drop_foreign_options(cfg)
+    else:
+        refuse_foreign_options(cfg, choices["strategy"])
+    if threads := cfg.threads or (1 if sweeping else None):
+        torch.set_num_threads(threads)
+    check_device(cfg.trainer.accelerator, cfg.trainer.devices)
+    quiet_lightning()
+
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), config_hash(cfg), cfg.checkpoints)
+    display = Display(folder.path / "train.log", quiet=sweeping or not first_process)
+    earlier = folder.metrics()
+    if earlier is not None and earlier["status"] == FINISHED:
+        display.note(f"this run is complete, nothing to do: {folder.path}")
+        return objective(earlier, cfg.objective)
+
+    sequence, learner, strategy = build(cfg)
+    if first_process:
+        save_config(cfg, folder.path)
+    display.plan(plan(cfg, choices, sequence, learner))
+    about = describe(cfg, choices, sequence, learner) | {"config_hash": folder.config_hash}
+    spent = earlier["seconds"]["total"] if earlier is not None else 0.0
+
+    def metrics(results: dict[str, Any], status: str) -> dict[str, Any]:
+        results["seconds"]["total"] = spent + perf_counter() - began
+        return {"status": status, **about, **results}
+
+    def after_task(index: int, results: dict[str, Any]) -> None:
+        so_far = metrics(results, "running")
+        folder.write_metrics(so_far)
+        display.after_task(index, len(sequence), results["accuracy_matrix"][index], so_far["seconds"]["total"])
+
+    make_trainer = instantiate(cfg.trainer)
+    with_progress = lambda callbacks: make_trainer(callbacks=[*callbacks, display.progress()])  # noqa: E731
+    results = run(sequence, learner, strategy, with_progress, folder, cfg.seed, after_task)
+    complete = metrics(results, FINISHED)
+    if first_process:
+        from clbench.plots import (
+            save_plots,  # matplotlib takes a second to import: only when there is something to draw
+        )
+
+        save_plots(
+            torch.tensor(complete["accuracy_matrix"]),
+            f"{choices.strategy} on {cfg.data.name}, seed {cfg.seed}",
+            folder.path,
+        )
+        folder.write_metrics(complete)
+        display.summary(complete, folder.path)
+    return objective(complete, cfg.objective)
+
+
+def objective(metrics: Mapping[str, Any], key: str) -> float | None:
+    """The number of metrics.json under a dotted ``key``; without validation data, the same on test data.
+
+    Raises:
+        ConfigError: there is no such number.
+    """
+    parts = key.split(".")
+    if parts[0] == "validation" and metrics["validation"] is None:
+        parts = parts[1:]
+    value: Any = metrics
+    for part in parts:
+        value = value.get(part, "") if isinstance(value, dict) else ""
+    if not isinstance(value, int | float | None):
+        raise ConfigError(
+            f"objective={key} is not a number of metrics.json: use for example validation.average_accuracy"
+        )
+    return value
+
+
+def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: Learner) -> dict[str, Any]:
+    """What was run, for metrics.json."""
+    packages = ("clbench", "torch", "torchvision", "lightning", "hydra-core", "numpy")
+    return {
+        "strategy": {"name": choices.strategy, **options(cfg)},
+        "data": {
+            "name": cfg.data.name,
+            "scenario": cfg.scenario.name,
+            "tasks": len(sequence),
+            "classes": [list(cut.classes) for cut in sequence.cuts],
+            "examples": [task.examples for task in sequence],
+        },
+        "net": {"name": choices.net, "parameters": sum(p.numel() for p in learner.parameters())},
+        "seed": cfg.seed,
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
+    }
+
+
+def options(cfg: DictConfig) -> dict[str, Any]:
+    """The top-level options of the strategy, with their values."""
+    return {name: cfg[name] for name in options_of(cfg)}
+
+
+def plan(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: Learner) -> dict[str, str]:
+    """What will run, for a person."""
+    turned = ", ".join(f"{name}={'all' if value is None else value}" for name, value in options(cfg).items())
+    sizes = sorted(set(sequence.sizes))
+    optimizer = ", ".join(f"{key}={value}" for key, value in cfg.optimizer.make.items() if not str(key).startswith("_"))
+    return {
+        "strategy": choices.strategy + (f" ({turned})" if turned else ""),
+        "data": f"{cfg.data.name}, {len(sequence)} tasks of {' or '.join(map(str, sizes))} classes, {cfg.scenario.name}-incremental",
+        "net": f"{choices.net}, {sum(p.numel() for p in learner.parameters()):,} parameters",
+        "training": f"{cfg.epochs} epochs per task, batch {cfg.batch_size}, {choices.optimizer} {optimizer}",
+        "seed": str(cfg.seed),
+        "device": device(cfg.trainer.accelerator),
+    }
+
+
+def device(accelerator: str) -> str:
+    """The device that Lightning will choose, for a person."""
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "cpu" if accelerator in ("cpu", "auto") else accelerator
+
+
+def save_config(cfg: DictConfig, path: Path) -> None:
+    """``.hydra/`` as Hydra writes it, but only now that the folder is known to be this run's."""
+    (path / ".hydra").mkdir(exist_ok=True)
+    hydra_cfg = HydraConfig.instance().cfg
+    assert hydra_cfg is not None
+    contents = {"config": cfg, "hydra": hydra_cfg, "overrides": hydra_cfg.hydra.overrides.task}
+    for name, content in contents.items():
+        atomically(path / ".hydra" / f"{name}.yaml", lambda file, c=content: file.write_text(OmegaConf.to_yaml(c)))
+
+
+def cli() -> None:
+    """The command ``clbench-train``."""
+    with errors_in_one_line():
+        main()
+
+
+if __name__ == "__main__":
+    cli()
