@@ -63,8 +63,17 @@ def config_hash(cfg: DictConfig) -> str:
         cfg.output_dir = ""
         resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
-    decisive = {key: value for key, value in resolved.items() if key not in ELSEWHERE}
+    decisive = {key: _numbers_as_floats(value) for key, value in resolved.items() if key not in ELSEWHERE}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _numbers_as_floats(value: Any) -> Any:
+    """lam=1000 and lam=1e3 are one configuration."""
+    if isinstance(value, dict):
+        return {key: _numbers_as_floats(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers_as_floats(v) for v in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _strategies_with(option: str) -> list[str]:

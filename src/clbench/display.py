@@ -66,14 +66,17 @@ class Display:
         seconds = metrics["seconds"]
         parts = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("train", "importance", "evaluation"))
         grid.add_row(Text("seconds", style="dim"), f"{seconds['total']:.1f} ({parts})")
-        grid.add_row(Text("results", style="dim"), str(folder))
         self._print(grid)
+        self._print(Text("results in ", style="dim").append(str(folder), style="none"))
 
     def progress(self) -> ProgressLine:
         """A callback that draws the progress line."""
         return ProgressLine(self.terminal)
 
-    def close(self) -> None:
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self.log.file.close()
 
     def _print(self, what: Any) -> None:
@@ -120,7 +123,7 @@ class ProgressLine(L.Callback):
         if self.active:
             self.progress.stop()
 
-    on_exception = teardown  # type: ignore[assignment]
+    on_exception = teardown
 
 
 def _steps(trainer: L.Trainer) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clbench.data import Batch, Task
 from clbench.importance.undisturbed import undisturbed
@@ -18,7 +18,7 @@ from clbench.metrics import accuracy_matrix, calibration_gaps, nll, readings
 CORRECT, EXAMPLES, NLL, GAPS = 0, 1, 2, 3
 
 
-def tally(module: nn.Module, loaders: Iterable[Iterable[Batch]]) -> Tensor:
+def tally(module: Learner, loaders: Iterable[Iterable[Batch]]) -> Tensor:
     """Counts of each loader, in float64 on the CPU: correct, examples, sum of nll, then the calibration gaps.
 
     In eval mode and the precision of the weights, whatever the training precision; the module is left as it was.

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,9 @@ class RunFolder:
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["after_task", *(f"task_{j}" for j in range(len(matrix)))])
         writer.writerows([i, *row] for i, row in enumerate(matrix) if not any(math.isnan(a) for a in row))
-        atomically(self.path / "accuracy_matrix.csv", lambda file: file.write_text(table.getvalue()))
+        atomically(self.path / "accuracy_matrix.csv", partial(Path.write_text, data=table.getvalue()))
         text = json.dumps(_plain(metrics), indent=2) + "\n"
-        atomically(self.path / "metrics.json", lambda file: file.write_text(text))
+        atomically(self.path / "metrics.json", partial(Path.write_text, data=text))
 
     def save(self, task: int, state: dict[str, Any]) -> None:
         """The boundary checkpoint after ``task``."""
@@ -76,7 +77,7 @@ class RunFolder:
         folder = self.path / "checkpoints"
         folder.mkdir(exist_ok=True)
         state = {"config_hash": self.config_hash, "task": task, **state}
-        atomically(folder / f"task_{task}.ckpt", lambda file: torch.save(state, file))
+        atomically(folder / f"task_{task}.ckpt", partial(torch.save, state))
         if self.checkpoints == "last":
             for old in self._saved()[:-1]:
                 old.unlink()

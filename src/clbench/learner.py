@@ -69,6 +69,6 @@ class Learner(L.LightningModule):
             self.optimizer_state = deepcopy(self.trainer.optimizers[0].state_dict())
 
 
-def learner_outputs(learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
+def learner_outputs(learner: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """(outputs (N, C) that compete, targets (N,)) of a batch: what importance and evaluation look at."""
-    return learner.net(batch.x, batch.task), batch.y
+    return learner(batch.x, batch.task), batch.y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -26,7 +27,7 @@ def mlp(
     """
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [prod(shape), *hidden]
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         if batch_norm:
             layers.append(nn.BatchNorm1d(outputs))

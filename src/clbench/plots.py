@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -20,7 +21,7 @@ def save_plots(r: Tensor, title: str, folder: Path) -> None:
         ("accuracy_matrix.png", accuracy_matrix(r, title)),
         ("accuracy_over_tasks.png", accuracy_over_tasks(r, title)),
     ):
-        atomically(folder / name, lambda file, f=figure: f.savefig(file, format="png", dpi=150))  # type: ignore[misc]
+        atomically(folder / name, partial(figure.savefig, format="png", dpi=150))
 
 
 def accuracy_matrix(r: Tensor, title: str) -> Figure:

@@ -68,14 +68,14 @@ def run(
         start = state["task"] + 1
 
     results: dict[str, Any] = {}
+    began = perf_counter() - train_seconds - strategy.seconds - evaluation.seconds
     for index in range(start, len(sequence)):
         reseed(derive(seed, "task", index))
-        began, elsewhere = perf_counter(), strategy.seconds + evaluation.seconds
         trainer = make_trainer([strategy, evaluation])
         trainer.fit(learner, datamodule=strategy.training_data(sequence, index))
         if trainer.state.status == "interrupted":
             raise KeyboardInterrupt
-        train_seconds += perf_counter() - began - (strategy.seconds + evaluation.seconds - elsewhere)
+        train_seconds = perf_counter() - began - strategy.seconds - evaluation.seconds
         importance.append(strategy.cost())
         results = _results(sequence, evaluation, strategy, train_seconds, importance)
         if trainer.is_global_zero:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +16,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from clbench.build import build, check_device
@@ -55,45 +57,43 @@ def train(cfg: DictConfig) -> float | None:
     quiet_lightning()
 
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), config_hash(cfg), cfg.checkpoints)
-    display = Display(folder.path / "train.log", quiet=sweeping or not first_process)
     earlier = folder.metrics()
-    if earlier is not None and earlier["status"] == FINISHED:
-        display.note(f"this run is complete, nothing to do: {folder.path}")
-        return objective(earlier, cfg.objective)
+    with Display(folder.path / "train.log", quiet=sweeping or not first_process) as display:
+        if earlier is not None and earlier["status"] == FINISHED:
+            display.note(f"this run is complete, nothing to do: {folder.path}")
+            return objective(earlier, cfg.objective)
 
-    sequence, learner, strategy = build(cfg)
-    if first_process:
-        save_config(cfg, folder.path)
-    display.plan(plan(cfg, choices, sequence, learner))
-    about = describe(cfg, choices, sequence, learner) | {"config_hash": folder.config_hash}
-    spent = earlier["seconds"]["total"] if earlier is not None else 0.0
+        sequence, learner, strategy = build(cfg)
+        if first_process:
+            save_config(cfg, folder.path)
+        display.plan(plan(cfg, choices, sequence, learner))
+        about = describe(cfg, choices, sequence, learner) | {"config_hash": folder.config_hash}
+        spent = earlier["seconds"]["total"] if earlier is not None else 0.0
 
-    def metrics(results: dict[str, Any], status: str) -> dict[str, Any]:
-        results["seconds"]["total"] = spent + perf_counter() - began
-        return {"status": status, **about, **results}
+        def metrics(results: dict[str, Any], status: str) -> dict[str, Any]:
+            results["seconds"]["total"] = spent + perf_counter() - began
+            return {"status": status, **about, **results}
 
-    def after_task(index: int, results: dict[str, Any]) -> None:
-        so_far = metrics(results, "running")
-        folder.write_metrics(so_far)
-        display.after_task(index, len(sequence), results["accuracy_matrix"][index], so_far["seconds"]["total"])
+        def make_trainer(callbacks: list[Callback]) -> Trainer:
+            return instantiate(cfg.trainer, _partial_=True)(callbacks=[*callbacks, display.progress()])
 
-    make_trainer = instantiate(cfg.trainer)
-    with_progress = lambda callbacks: make_trainer(callbacks=[*callbacks, display.progress()])  # noqa: E731
-    results = run(sequence, learner, strategy, with_progress, folder, cfg.seed, after_task)
-    complete = metrics(results, FINISHED)
-    if first_process:
-        from clbench.plots import (
-            save_plots,  # matplotlib takes a second to import: only when there is something to draw
-        )
+        def after_task(index: int, results: dict[str, Any]) -> None:
+            so_far = metrics(results, "running")
+            folder.write_metrics(so_far)
+            display.after_task(index, len(sequence), results["accuracy_matrix"][index], so_far["seconds"]["total"])
 
-        save_plots(
-            torch.tensor(complete["accuracy_matrix"]),
-            f"{choices.strategy} on {cfg.data.name}, seed {cfg.seed}",
-            folder.path,
-        )
-        folder.write_metrics(complete)
-        display.summary(complete, folder.path)
-    return objective(complete, cfg.objective)
+        results = run(sequence, learner, strategy, make_trainer, folder, cfg.seed, after_task)
+        complete = metrics(results, FINISHED)
+        if first_process:
+            from clbench.plots import (
+                save_plots,  # matplotlib takes long to import: only when there is something to draw
+            )
+
+            title = f"{choices.strategy} on {cfg.data.name}, seed {cfg.seed}"
+            save_plots(torch.tensor(complete["accuracy_matrix"]), title, folder.path)
+            folder.write_metrics(complete)
+            display.summary(complete, folder.path)
+        return objective(complete, cfg.objective)
 
 
 def objective(metrics: Mapping[str, Any], key: str) -> float | None:
@@ -141,11 +141,11 @@ def options(cfg: DictConfig) -> dict[str, Any]:
 def plan(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: Learner) -> dict[str, str]:
     """What will run, for a person."""
     turned = ", ".join(f"{name}={'all' if value is None else value}" for name, value in options(cfg).items())
-    sizes = sorted(set(sequence.sizes))
+    classes = " or ".join(map(str, sorted(set(sequence.sizes))))
     optimizer = ", ".join(f"{key}={value}" for key, value in cfg.optimizer.make.items() if not str(key).startswith("_"))
     return {
         "strategy": choices.strategy + (f" ({turned})" if turned else ""),
-        "data": f"{cfg.data.name}, {len(sequence)} tasks of {' or '.join(map(str, sizes))} classes, {cfg.scenario.name}-incremental",
+        "data": f"{cfg.data.name}, {len(sequence)} tasks of {classes} classes, {cfg.scenario.name}-incremental",
         "net": f"{choices.net}, {sum(p.numel() for p in learner.parameters()):,} parameters",
         "training": f"{cfg.epochs} epochs per task, batch {cfg.batch_size}, {choices.optimizer} {optimizer}",
         "seed": str(cfg.seed),
@@ -167,7 +167,8 @@ def save_config(cfg: DictConfig, path: Path) -> None:
     assert hydra_cfg is not None
     contents = {"config": cfg, "hydra": hydra_cfg, "overrides": hydra_cfg.hydra.overrides.task}
     for name, content in contents.items():
-        atomically(path / ".hydra" / f"{name}.yaml", lambda file, c=content: file.write_text(OmegaConf.to_yaml(c)))
+        text = OmegaConf.to_yaml(content)
+        atomically(path / ".hydra" / f"{name}.yaml", partial(Path.write_text, data=text))
 
 
 def cli() -> None:

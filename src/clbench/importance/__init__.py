@@ -2,8 +2,18 @@
 
 from clbench.importance.draw import draw
 from clbench.importance.fisher import fisher, fisher_and_error
+from clbench.importance.labels import check_options
 from clbench.importance.mas import mas, mas_and_error
 from clbench.importance.outputs import default_outputs
 from clbench.importance.undisturbed import undisturbed
 
-__all__ = ["default_outputs", "draw", "fisher", "fisher_and_error", "mas", "mas_and_error", "undisturbed"]
+__all__ = [
+    "check_options",
+    "default_outputs",
+    "draw",
+    "fisher",
+    "fisher_and_error",
+    "mas",
+    "mas_and_error",
+    "undisturbed",
+]

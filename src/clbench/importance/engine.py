@@ -16,13 +16,13 @@ from clbench.importance.general import General, Measured, Outputs
 from clbench.importance.layers import FORMS, form_of
 from clbench.importance.memory import budgets
 from clbench.importance.moments import Moments
-from clbench.importance.outputs import check_outputs
+from clbench.importance.outputs import check_differentiable, check_outputs
 from clbench.importance.probe import Probe, check_independent, probe
 from clbench.importance.rows import count, moved, shapes, take
 from clbench.importance.seeds import Seeds
 from clbench.params import trainable
 
-Size = Callable[[Tensor], Tensor]
+Size = Callable[..., Tensor]
 """torch.square or torch.abs."""
 
 BLOCK = 16
@@ -94,6 +94,7 @@ class Engine:
         n = count(batch)
         (z, y), calls = recorder.run(lambda: self.outputs(self.module, batch))
         check_outputs(z, n)
+        check_differentiable(z)
         todo = plan(z, calls, self.names, n, probed.excluded)
         wide = z.detach().to(torch.promote_types(z.dtype, torch.float32))
         columns = (v.to(z.dtype) for v in self.seeds.columns(wide, y))
@@ -104,7 +105,7 @@ class Engine:
                 params = {name: self.params[name] for name in todo.general}
                 for grads in self.general(params, batch, torch.stack(some, 1), probed.saved):
                     for name, g in grads.items():
-                        self.moments.add(name, self.size(_wide(g)).sum(1))
+                        self.moments.add(name, self.size(_wide(g)))
         self.moments.examples += n
 
     def _block(self, probed: Probe, n: int, c: int) -> int:
@@ -137,13 +138,14 @@ class Engine:
             if "weight" in own:
                 self.moments.add_outer(own["weight"], left, self.size(a))
             if "bias" in own:
-                self.moments.add(own["bias"], left)
+                self.moments.add(own["bias"], left.unsqueeze(1))
             return
         form = FORMS[kind]  # type: ignore[index]
         for piece in _pieces(a, g, sum(self.params[name].numel() for name in own.values()), self.inner_budget):
-            stacked = torch.stack([_wide(column[piece]) for column in g], 1)
-            for local, gradient in form(layer, a[piece], stacked, set(own)).items():
-                self.moments.add(own[local], self.size(gradient).sum(1))
+            some = [_wide(column[piece]) for column in g]
+            gradients = form(layer, a[piece], torch.stack(some, 1) if len(some) > 1 else some[0].unsqueeze(1), set(own))
+            for local, gradient in gradients.items():
+                self.moments.add(own[local], self.size(gradient, out=gradient))
 
 
 def _pieces(a: Tensor, g: tuple[Tensor, ...], numel: int, budget: int) -> Iterator[slice]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from clbench.importance.general import Outputs
+from clbench.importance.labels import check_options, seeds_for
+from clbench.importance.measure import measure
 from clbench.importance.outputs import default_outputs
 from clbench.params import Params
 
@@ -68,10 +71,7 @@ def fisher(
         >>> f["weight"].shape
         torch.Size([2, 3])
     """
-    moments, _ = _measure(
-        module, batches, labels, samples, fisher_batch, draws, loss, seed, outputs, chunk, second=False
-    )
-    return finite(moments.mean())
+    return _measure(module, batches, labels, samples, fisher_batch, draws, loss, seed, outputs, chunk, error=False)[0]
 
 
 def fisher_and_error(
@@ -102,10 +102,7 @@ def fisher_and_error(
     Raises:
         ValueError: as in ``fisher``; fewer than two examples; groups.
     """
-    moments, total = _measure(
-        module, batches, labels, samples, fisher_batch, draws, loss, seed, outputs, chunk, second=True
-    )
-    return finite(moments.mean()), moments.standard_error(total)
+    return _measure(module, batches, labels, samples, fisher_batch, draws, loss, seed, outputs, chunk, error=True)
 
 
 def _measure(
@@ -119,13 +116,9 @@ def _measure(
     seed: int,
     outputs: Outputs,
     chunk: int | None,
-    second: bool,
-) -> tuple[Moments, int]:
-    if labels == "exact" and fisher_batch != 1:
-        raise ValueError(
-            f"fisher_batch={fisher_batch!r} with labels='exact' is exactly 1/{fisher_batch} of the value at fisher_batch=1, "
-            f"as labels are independent; use fisher_batch=1 and lam/{fisher_batch}"
-        )
+    error: bool,
+) -> tuple[Params, Params]:
+    check_options(labels=labels, loss=loss, fisher_batch=fisher_batch, draws=draws)
     seeds, check = seeds_for(labels, loss, draws, seed)
     result = measure(
         module,
@@ -137,7 +130,7 @@ def _measure(
         seed=seed,
         outputs=outputs,
         chunk=chunk,
-        second=second,
+        error=error,
     )
     check.finish()
     return result

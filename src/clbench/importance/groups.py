@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clbench.importance.general import Measured, Outputs
 from clbench.importance.moments import Moments
-from clbench.importance.outputs import check_outputs
+from clbench.importance.outputs import check_differentiable, check_outputs
 from clbench.importance.probe import check_independent
 from clbench.importance.rows import Row, count, moved, rows, stacked
 from clbench.importance.seeds import Seeds
@@ -54,6 +54,7 @@ def grouped(
             batch = moved(batch, device)
             z, y = measured.with_params(leaves, batch)
             check_outputs(z, count(batch))
+            check_differentiable(z)
             wide = z.detach().to(torch.promote_types(z.dtype, torch.float32))
             for k, v in enumerate(seeds.columns(wide, y)):
                 if k == len(sums):

@@ -22,27 +22,37 @@ LOSSES = ("cross_entropy", "binary_cross_entropy", "mse")
 GRADIENTS = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy, "mse": mse}
 
 
-def seeds_for(labels: str, loss: str, draws: int, seed: int) -> tuple[Seeds, TargetCheck]:
-    """Seeds of the Fisher, and the check of the targets to call at the end.
+def check_options(*, labels: str, loss: str, fisher_batch: int, draws: int) -> None:
+    """Look at the options of ``fisher`` before anything is computed.
 
     Raises:
-        ValueError: unknown labels or loss, or a combination without a meaning.
+        ValueError: an option is unknown or out of range, or the combination has no meaning.
     """
     if labels not in LABELS:
         raise ValueError(f"labels={labels!r} is unknown; choose one of {', '.join(LABELS)}")
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+    for name, value in (("fisher_batch", fisher_batch), ("draws", draws)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} is not a count; use an integer of at least 1")
     if loss == "mse" and labels == "predicted":
         raise ValueError(
             "labels='predicted' has no meaning with loss='mse': the prediction is the mean, so the Fisher would be zero; "
             "use labels='exact'"
         )
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws={draws!r} is not a number of labels per example; use an integer of at least 1")
+    if labels == "exact" and fisher_batch > 1:
+        raise ValueError(
+            f"fisher_batch={fisher_batch} with labels='exact' is exactly 1/{fisher_batch} of the value at fisher_batch=1, "
+            f"as labels are independent; use fisher_batch=1 and lam/{fisher_batch}"
+        )
+
+
+def seeds_for(labels: str, loss: str, draws: int, seed: int) -> tuple[Seeds, TargetCheck]:
+    """Seeds of the Fisher, and the check of the targets whose ``finish`` is to be called at the end."""
     check = TargetCheck(loss)
     if labels == "exact":
-        return Seeds({"cross_entropy": lambda c: c - 1, "binary_cross_entropy": lambda c: 1, "mse": lambda c: c}[loss],
-                     lambda z, y: exact(check.outputs(z), loss)), check  # fmt: skip
+        counts = {"cross_entropy": lambda c: c - 1, "binary_cross_entropy": lambda c: 1, "mse": lambda c: c}
+        return Seeds(counts[loss], lambda z, y: exact(check.outputs(z), loss)), check
     if labels == "sample":
         generator = torch.Generator().manual_seed(seed)
         return Seeds(lambda c: draws, lambda z, y: sample(check.outputs(z), loss, draws, generator)), check

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clbench.importance.general import Outputs
-from clbench.importance.measure import finite, measure
+from clbench.importance.measure import measure
 from clbench.importance.outputs import default_outputs
 from clbench.importance.seeds import Seeds
 from clbench.params import Params
@@ -49,7 +49,7 @@ def mas(
         >>> mas(net, [torch.randn(5, 3)])["bias"].shape
         torch.Size([2])
     """
-    moments, _ = measure(
+    return measure(
         module,
         batches,
         SQUARED_NORM,
@@ -59,9 +59,8 @@ def mas(
         seed=seed,
         outputs=outputs,
         chunk=chunk,
-        second=False,
-    )
-    return finite(moments.mean())
+        error=False,
+    )[0]
 
 
 def mas_and_error(
@@ -86,7 +85,7 @@ def mas_and_error(
     Raises:
         ValueError: as in ``mas``; fewer than two examples; groups.
     """
-    moments, total = measure(
+    return measure(
         module,
         batches,
         SQUARED_NORM,
@@ -96,6 +95,5 @@ def mas_and_error(
         seed=seed,
         outputs=outputs,
         chunk=chunk,
-        second=True,
+        error=True,
     )
-    return finite(moments.mean()), moments.standard_error(total)

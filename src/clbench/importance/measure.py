@@ -11,7 +11,6 @@ from clbench.importance.draw import Counted, draw
 from clbench.importance.engine import Engine
 from clbench.importance.general import Outputs
 from clbench.importance.groups import grouped
-from clbench.importance.moments import Moments
 from clbench.importance.seeds import Seeds
 from clbench.importance.undisturbed import undisturbed
 from clbench.params import Params
@@ -28,17 +27,17 @@ def measure(
     seed: int,
     outputs: Outputs,
     chunk: int | None,
-    second: bool,
-) -> tuple[Moments, int]:
-    """Sums over the examples used, and the number of examples there were.
+    error: bool,
+) -> tuple[Params, Params]:
+    """The mean over the examples used and, if ``error``, the standard error of each of its entries (else an empty dict).
 
     Raises:
-        ValueError: an argument is out of range, or standard errors are asked for groups.
+        ValueError: an argument is out of range, standard errors are asked for groups, or an entry is not finite.
     """
     for name, value in (("fisher_batch", fisher_batch), ("chunk", chunk)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}={value!r} is not a number of examples; use an integer of at least 1")
-    if second and fisher_batch > 1:
+    if error and fisher_batch > 1:
         raise ValueError(f"standard errors are over examples, not over groups of fisher_batch={fisher_batch}; use 1")
     counted = Counted(batches)
     with undisturbed(module):
@@ -48,16 +47,11 @@ def measure(
                 module, used, seeds, size, fisher_batch=fisher_batch, seed=seed, outputs=outputs, chunk=chunk
             )
         else:
-            moments = Engine(module, seeds, size, outputs, chunk, second).run(used)
-    return moments, counted.total
+            moments = Engine(module, seeds, size, outputs, chunk, error).run(used)
+        return _finite(moments.mean()), moments.standard_error(counted.total) if error else {}
 
 
-def finite(importance: Params) -> Params:
-    """The importance itself, if it is finite.
-
-    Raises:
-        ValueError: an entry is infinite or not a number.
-    """
+def _finite(importance: Params) -> Params:
     for name, value in importance.items():
         if not bool(value.isfinite().all()):
             raise ValueError(

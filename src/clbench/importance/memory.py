@@ -7,7 +7,7 @@ import torch
 CPU_FORWARD = 256 * 2**20
 """Activations and layer gradients of one forward pass on a CPU, in bytes."""
 
-CPU_INNER = 16 * 2**20
+CPU_INNER = 4 * 2**20
 """Per-example weight gradients held at once on a CPU: small enough to stay near the caches."""
 
 

@@ -11,7 +11,7 @@ from clbench.params import Params
 
 
 class Moments:
-    """Running sums of a value (n, *shape) per parameter; kept in float32 or wider whatever the parameters are.
+    """Running sums over examples of a value per parameter; kept in float32 or wider whatever the parameters are.
 
     Args:
         params: the parameters, for names, shapes and devices.
@@ -30,10 +30,13 @@ class Moments:
         self.second = zeros() if second else None
 
     def add(self, name: str, values: Tensor) -> None:
-        """Add values (n, *shape), one per example."""
+        """Add values (n, K, *shape): an example's value is their sum over K."""
+        if self.second is None:
+            self.first[name] += values.flatten(0, 1).sum(0)
+            return
+        values = values.sum(1)
         self.first[name] += values.sum(0)
-        if self.second is not None:
-            self.second[name] += values.square().sum(0)
+        self.second[name] += values.square().sum(0)
 
     def add_outer(self, name: str, left: Tensor, right: Tensor) -> None:
         """Add values left[n, o] * right[n, i] without forming them: one matrix product, (n, O) and (n, I)."""

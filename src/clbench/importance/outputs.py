@@ -24,7 +24,7 @@ def default_outputs(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | Non
 
 
 def check_outputs(z: Any, n: int) -> None:
-    """Outputs are (N, C), floating, and depend on a parameter.
+    """Outputs are a floating tensor (N, C).
 
     Raises:
         ValueError: they are not.
@@ -41,6 +41,14 @@ def check_outputs(z: Any, n: int) -> None:
         )
     if not z.is_floating_point():
         raise ValueError(f"outputs have dtype {z.dtype}, but must be floating (raw outputs, not predicted labels)")
+
+
+def check_differentiable(z: Tensor) -> None:
+    """Outputs depend on a trainable parameter.
+
+    Raises:
+        ValueError: they do not.
+    """
     if z.grad_fn is None:
         raise ValueError(
             "the outputs depend on no trainable parameter; set requires_grad, and do not detach them or use no_grad inside"

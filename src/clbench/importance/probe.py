@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clbench.importance.capture import Recorder
-from clbench.importance.outputs import check_outputs
+from clbench.importance.outputs import check_differentiable, check_outputs
 from clbench.importance.rows import count, take
 
 
@@ -50,6 +50,7 @@ def probe(forward: Callable[[Any], tuple[Tensor, Any]], recorder: Recorder, batc
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         (z, _), calls = recorder.run(lambda: forward(few))
     check_outputs(z, n)
+    check_differentiable(z)
     excluded: set[int] = set()
     for row in {0, n - 1}:
         v = torch.zeros_like(z)
@@ -82,6 +83,7 @@ def check_independent(module: nn.Module, forward: Callable[[Any], tuple[Tensor, 
     few = 1 if n == 2 else 2
     with torch.no_grad():
         alone, together = forward(take(batch, slice(0, few)))[0], forward(take(batch, slice(0, 4)))[0][:few]
+    check_outputs(alone, few)
     finite = together[together.isfinite()].double()
     scale = finite.abs().max() if finite.numel() else torch.tensor(0.0)
     tolerance = 100 * torch.finfo(together.dtype).eps ** 0.75 * float(scale)

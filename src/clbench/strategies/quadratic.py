@@ -90,12 +90,14 @@ class QuadraticStrategy(Strategy):
             return
         params = self._moving(p for group in optimizer.param_groups for p in group["params"])
         gradient = quadratic.half_gradient(self.penalty, params)
+        grads = []
         for name, g in gradient.items():
-            if params[name].grad is None:
-                params[name].grad = torch.zeros_like(params[name])
-            gradient[name] = g.to(params[name].dtype)
-        if gradient:
-            grads = [params[name].grad for name in gradient]
+            p = params[name]
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            grads.append(p.grad)
+            gradient[name] = g.to(p.dtype)
+        if grads:
             torch._foreach_add_(grads, list(gradient.values()), alpha=self.strength)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

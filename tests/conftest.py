@@ -1,0 +1,104 @@
+"""What many tests share: composing the real configuration, running it in this process, real data where it lies."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from clbench.cli import quiet_lightning
+from clbench.config import conf_dir
+from clbench.train import train
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_and_quiet():
+    """One thread, as in a sweep."""
+    torch.set_num_threads(1)
+    quiet_lightning()
+
+
+@pytest.fixture
+def composed() -> Callable[..., DictConfig]:
+    """``composed("strategy=mas", ...)``: the configuration that the command would have, Hydra's part included."""
+
+    def make(*overrides: str) -> DictConfig:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose("train", list(overrides), return_hydra_config=True)
+
+    return make
+
+
+@pytest.fixture
+def run(composed, tmp_path) -> Run:
+    """``run("strategy=mas", folder="a")``: the command in this process; returns metrics.json."""
+
+    def go(*overrides: str, folder: str = "run") -> dict[str, Any]:
+        path = tmp_path / folder
+        cfg = composed(*overrides, f"output_dir={path}", "trainer=cpu")
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(path)
+            cfg.hydra.mode = "RUN"
+        HydraConfig.instance().set_config(cfg)
+        task_cfg = cfg.copy()
+        OmegaConf.set_readonly(task_cfg, False)
+        with open_dict(task_cfg):
+            task_cfg.pop("hydra")
+        path.mkdir(parents=True, exist_ok=True)
+        train(task_cfg)
+        return json.loads((path / "metrics.json").read_text())
+
+    return go
+
+
+@pytest.fixture
+def command(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``command("strategy=ewc", ...)``: what a user types after ``python -m clbench.train``, in a folder of its own."""
+
+    def go(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "clbench.train", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Where MNIST and the others lie; the test is skipped where they don't."""
+    folder = os.environ.get("CLBENCH_DATA_DIR", "")
+    if not folder or not (Path(folder) / "MNIST").is_dir():
+        pytest.skip("real data: set CLBENCH_DATA_DIR to a folder with MNIST and FashionMNIST")
+    return Path(folder)
+
+
+def trainer(callbacks: list[L.Callback], **options: Any) -> L.Trainer:
+    """A real Trainer that writes nothing."""
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        callbacks=callbacks,
+        **{"max_epochs": 1, **options},
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

@@ -1,0 +1,156 @@
+import gzip
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from clbench.data.digits import Digits
+from clbench.data.source import read
+from clbench.errors import ConfigError
+
+
+class MNIST(torchvision.datasets.MNIST):
+    """The real one, with a mirror that nobody answers: offline wherever the tests run."""
+
+    mirrors = ("http://127.0.0.1:9/",)
+
+
+class Pictures:
+    """Random images of a shape, labels 0, 1, 2, 0, ..."""
+
+    def __init__(self, shape, targets=None, dtype=np.uint8, train=True, download=False):
+        examples = 6 if train else 3
+        self.data = np.random.default_rng(train).integers(0, 255, (examples, *shape)).astype(dtype)
+        self.targets = [k % 3 for k in range(examples if targets is None else targets)]
+
+
+def idx(path: Path, array: np.ndarray) -> None:
+    """Write the idx format of MNIST: 0, 0, type, number of dimensions, sizes, bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">i4").tobytes()
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """A folder with 20 training and 10 test images in the files of MNIST."""
+    for prefix, examples in (("train", 20), ("t10k", 10)):
+        numbers = np.arange(examples)
+        images = np.broadcast_to(numbers[:, None, None], (examples, 28, 28))
+        idx(tmp_path / "MNIST" / "raw" / f"{prefix}-images-idx3-ubyte", images)
+        idx(tmp_path / "MNIST" / "raw" / f"{prefix}-labels-idx1-ubyte", numbers % 10)
+    return tmp_path
+
+
+def test_a_torchvision_data_set_is_read_into_uint8_tensors(mnist):
+    source = read(partial(MNIST, root=str(mnist)))
+    assert (source.name, source.classes) == ("MNIST", 10)
+    assert source.train.x.shape == (20, 1, 28, 28)
+    assert source.test.x.shape == (10, 1, 28, 28)
+    assert source.train.x.dtype == torch.uint8
+    assert source.train.y.dtype == torch.int64
+    assert source.train.x[:, 0, 3, 4].tolist() == list(range(20))
+    assert source.train.y.tolist() == [*range(10), *range(10)]
+
+
+def test_missing_data_offline_names_the_data_set_the_folder_and_what_to_do(tmp_path):
+    root = tmp_path / "empty"
+    with pytest.raises(ConfigError) as error:
+        read(partial(MNIST, root=str(root)))
+    message = str(error.value)
+    assert message.startswith(f"data set MNIST is not in {root} and could not be downloaded (")
+    assert "put it there, set data_dir, or go online" in message
+    assert "data=permuted_digits and data=split_digits run offline" in message
+    assert "\n" not in message
+
+
+def test_data_set_without_a_folder_that_is_not_found_asks_for_one():
+    def missing(train, download):
+        raise RuntimeError("Dataset not found. You can use download=True to download it")
+
+    with pytest.raises(ConfigError, match="data set missing not found, .* set data.source.root"):
+        read(missing)
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+@pytest.mark.parametrize("left", [0.5, 0], ids=["half", "empty"])
+def test_a_truncated_file_is_named_as_unreadable_and_not_downloaded_over(mnist, name, left):
+    file = mnist / "MNIST" / "raw" / name
+    whole = file.read_bytes()
+    short = whole[: int(len(whole) * left)]
+    file.write_bytes(short)
+    with pytest.raises(ConfigError) as error:
+        read(partial(MNIST, root=str(mnist)))
+    message = str(error.value)
+    assert message.startswith(f"data set MNIST in {mnist} cannot be read, a file may be cut short (")
+    assert message.endswith("delete it and run again to download it anew")
+    assert "\n" not in message
+    assert file.read_bytes() == short
+
+
+def test_what_is_missing_is_downloaded_once_into_the_root(mnist, tmp_path):
+    """A mirror on this disk: torchvision fetches, checks and unpacks as it does from the network."""
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    resources = []
+    for file in sorted((mnist / "MNIST" / "raw").iterdir()):
+        packed = mirror / f"{file.name}.gz"
+        with gzip.open(packed, "wb") as out:
+            out.write(file.read_bytes())
+        resources.append((packed.name, None))
+    here = type("MNIST", (MNIST,), {"mirrors": (f"{mirror.as_uri()}/",), "resources": resources})
+    root = tmp_path / "deep" / "root"
+    source = read(partial(here, root=str(root)))
+    assert source.train.y.tolist() == [*range(10), *range(10)]
+    shutil.rmtree(mirror)
+    assert torch.equal(read(partial(here, root=str(root))).train.x, source.train.x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((5, 4), (1, 5, 4)), ((5, 4, 3), (3, 5, 4)), ((5, 4, 1), (1, 5, 4))],
+    ids=["gray", "colour", "one"],
+)
+def test_images_are_laid_out_channels_first(shape, layout):
+    data = Pictures(shape).data.reshape(6, 5, 4, -1)
+    x = read(partial(Pictures, shape)).train.x
+    assert x.shape == (6, *layout)
+    assert x.is_contiguous()
+    for c in range(layout[0]):
+        assert np.array_equal(x[:, c].numpy(), data[..., c])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shape": (7,)}, "data set Pictures has data (6, 7) torch.uint8 and 6 targets; it needs uint8 images"),
+        ({"shape": (2, 2, 2, 2)}, "data set Pictures has data (6, 2, 2, 2, 2) torch.uint8 and 6 targets"),
+        ({"shape": (2, 2), "dtype": np.float32}, "data set Pictures has data (6, 2, 2) torch.float32 and 6 targets"),
+        ({"shape": (2, 2), "targets": 5}, "data set Pictures has data (6, 2, 2) torch.uint8 and 5 targets"),
+    ],
+)
+def test_data_of_another_form_is_described(options, message):
+    with pytest.raises(ConfigError) as error:
+        read(partial(Pictures, **options))
+    assert str(error.value).startswith(message)
+    assert str(error.value).endswith("a target each")
+
+
+def test_the_digits_need_no_folder_and_share_no_image_between_training_and_test():
+    source = read(Digits)
+    assert (len(source.train.y), len(source.test.y), source.classes) == (1437, 360, 10)
+    assert source.train.x.shape[1:] == (1, 8, 8)
+    assert int(source.train.x.max()) == 16
+    train, test = ({tuple(x) for x in images.x.flatten(1).tolist()} for images in (source.train, source.test))
+    assert not train & test
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_the_real_data_have_60000_training_and_10000_test_images(real_data, name):
+    source = read(partial(getattr(torchvision.datasets, name), root=str(real_data)))
+    assert (source.train.x.shape, source.test.x.shape) == ((60_000, 1, 28, 28), (10_000, 1, 28, 28))
+    assert source.classes == 10

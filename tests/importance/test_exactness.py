@@ -1,0 +1,199 @@
+"""Every estimator against the double loop of tests/references.py, in float64, and against other libraries."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clbench.importance import fisher, fisher_and_error, mas, mas_and_error
+from tests import references
+from tests.importance.nets import NETS, N, batched, build
+
+names = pytest.mark.parametrize("name", NETS)
+labels = pytest.mark.parametrize("labels", ["exact", "empirical", "predicted"])
+
+
+def close(a: dict[str, Tensor], b: dict[str, Tensor], rtol: float = 1e-10, atol: float = 1e-13) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@names
+@labels
+def test_fisher_equals_the_double_loop_over_examples_and_labels(name: str, labels: str) -> None:
+    net, x, y = build(name)
+    close(fisher(net, batched(x, y, 4), labels=labels), references.fisher(net, x, y, labels))
+
+
+@names
+def test_mas_equals_the_loop_over_examples(name: str) -> None:
+    net, x, y = build(name)
+    close(mas(net, batched(x, y, 4)), references.mas(net, x))
+
+
+@names
+def test_errors_equal_the_error_of_the_mean_of_the_loop(name: str) -> None:
+    net, x, y = build(name)
+    values = references.per_example(net, x, y, "exact", "cross_entropy")
+    mean, error = fisher_and_error(net, batched(x, y, 4))
+    close(mean, references.mean(values))
+    close(error, references.standard_error(values, N), rtol=1e-6, atol=1e-9)
+    values = references.per_example_mas(net, x)
+    mean, error = mas_and_error(net, batched(x, y, 3))
+    close(mean, references.mean(values))
+    close(error, references.standard_error(values, N), rtol=1e-6, atol=1e-9)
+
+
+def test_error_of_a_draw_has_the_finite_population_correction() -> None:
+    net, x, y = build("mlp")
+    _, error = fisher_and_error(net, batched(x, y, 4), samples=5)
+    keys = torch.rand(N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    used = keys.argsort()[:5].sort().values
+    values = references.per_example(net, x[used], y[used], "exact", "cross_entropy")
+    close(error, references.standard_error(values, N), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("labels", ["exact", "empirical", "predicted"])
+@pytest.mark.parametrize("shape", [(N,), (N, 1)])
+def test_bernoulli_fisher_equals_the_loop(labels: str, shape: tuple[int, ...]) -> None:
+    _, x, y = build("mlp")
+    net, y = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)).double(), y.clamp(max=1)
+    result = fisher(net, [(x, y.reshape(shape))], labels=labels, loss="binary_cross_entropy")
+    close(result, references.fisher(net, x, y, labels, "binary_cross_entropy"))
+
+
+def test_exact_bernoulli_is_p_times_one_minus_p_times_the_squared_gradient_of_the_logit() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(3, 1).double(), torch.randn(6, 3, dtype=torch.float64)
+    p = net(x).sigmoid().detach()
+    expected = (p * (1 - p) * x.square()).mean(0, keepdim=True)
+    torch.testing.assert_close(fisher(net, [x], loss="binary_cross_entropy")["weight"], expected)
+
+
+@pytest.mark.parametrize("labels", ["exact", "empirical"])
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "twice"])
+def test_mse_fisher_equals_the_loop(name: str, labels: str) -> None:
+    net, x, _ = build(name)
+    y = torch.randn(N, 3, dtype=torch.float64)
+    close(fisher(net, [(x, y)], labels=labels, loss="mse"), references.fisher(net, x, y, labels, "mse"))
+
+
+def test_exact_mse_is_two_over_c_times_the_sum_of_squared_gradients_of_the_outputs() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(3, 4).double(), torch.randn(6, 3, dtype=torch.float64)
+    expected = (2 / 4 * x.square()).mean(0).expand(4, 3)
+    torch.testing.assert_close(fisher(net, [x], loss="mse")["weight"], expected)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "mse"])
+def test_sampled_labels_average_to_the_exact_fisher(loss: str) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(3, 1 if loss == "binary_cross_entropy" else 3).double(), torch.randn(5, 3, dtype=torch.float64)
+    exact = fisher(net, [x], loss=loss)
+    many = fisher(net, [x], loss=loss, labels="sample", draws=20_000)
+    for name in exact:
+        torch.testing.assert_close(many[name], exact[name], rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("labels", ["empirical", "predicted"])
+def test_fisher_batch_squares_the_mean_gradient_of_shuffled_groups(size: int, labels: str) -> None:
+    net, x, y = build("conv2d")
+    net.eval()
+    order = torch.rand(N, generator=torch.Generator().manual_seed(3), dtype=torch.float64).argsort()
+    squares: dict[str, Tensor] = {}
+    absolutes: dict[str, Tensor] = {}
+    for group in order.split(size):
+        z = net(x[group])
+        target = y[group] if labels == "empirical" else z.argmax(1)
+        for n, g in references.gradients(net, references.nll(z, target, "cross_entropy")).items():
+            squares[n] = squares.get(n, 0) + len(group) / N * g.square()
+        for n, g in references.gradients(net, z.square().sum(1).mean()).items():
+            absolutes[n] = absolutes.get(n, 0) + len(group) / N * g.abs()
+    net.train()
+    close(fisher(net, batched(x, y, 4), labels=labels, fisher_batch=size, seed=3, chunk=2), squares)
+    close(mas(net, batched(x, y, 4), fisher_batch=size, seed=3), absolutes)
+
+
+def test_two_opposite_gradients_do_not_cancel_in_mas() -> None:
+    net = nn.Linear(1, 1, bias=False).double()
+    x = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    net2 = nn.Linear(1, 2).double()
+    net2.weight.data.zero_()
+    net2.bias.data.fill_(1.0)  # d||z||^2/dW = 2 z x: of opposite sign for the two examples
+    assert mas(net2, [x])["weight"].min() == 2.0
+    assert mas(net2, [x], fisher_batch=2)["weight"].max() == 0.0
+    assert mas(net, [x])["weight"].min() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exact_fisher_stays_finite_and_right_where_probabilities_underflow(dtype: torch.dtype) -> None:
+    net = nn.Linear(1, 4).to(dtype)
+    net.weight.data.zero_()
+    net.bias.data.copy_(torch.tensor([0.0, -2000.0, 1.0, float("-inf")]))
+    p = net.bias.detach().softmax(0)
+    result = fisher(net, [torch.ones(2, 1, dtype=dtype)])["bias"]
+    torch.testing.assert_close(result, p * (1 - p))
+
+
+def test_exact_bernoulli_stays_finite_where_the_probability_underflows() -> None:
+    net = nn.Linear(1, 1)
+    net.weight.data.fill_(1000.0)
+    result = fisher(net, [torch.tensor([[1.0], [-1.0]])], loss="binary_cross_entropy")
+    assert all(bool(v.isfinite().all()) for v in result.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_parameters_accumulate_in_float32(dtype: torch.dtype) -> None:
+    net, x, y = build("mlp")
+    reference = references.fisher(net, x, y)
+    half = net.to(dtype)
+    result = fisher(half, [(x.to(dtype), y)] * 50)
+    for name, value in result.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), reference[name], rtol=0.1, atol=0.01)
+
+
+def test_the_loop_path_equals_the_traced_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clbench.importance import general
+
+    net, x, y = build("attention")
+    traced = fisher(net, [(x, y)])
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("not traceable")
+
+    monkeypatch.setattr(general, "by_vmap", refuse)
+    close(fisher(net, [(x, y)]), traced)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+def test_empirical_fisher_equals_backpack() -> None:
+    from backpack import backpack, extend
+    from backpack.extensions import SumGradSquared
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)).double()
+    x, y = torch.randn(8, 2, 4, 4, dtype=torch.float64), torch.randint(0, 3, (8,))
+    ours = fisher(net, [(x, y)], labels="empirical")
+    net, loss = extend(net), extend(nn.CrossEntropyLoss(reduction="sum"))
+    with backpack(SumGradSquared()):
+        loss(net(x), y).backward()
+    close(ours, {name: p.sum_grad_squared / 8 for name, p in net.named_parameters()})
+
+
+def test_exact_fisher_equals_nngeometry() -> None:
+    from nngeometry.metrics import FIM
+    from nngeometry.object import PMatDiag
+    from torch.utils.data import DataLoader, TensorDataset
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
+    x, y = torch.randn(8, 2, 4, 4), torch.randint(0, 3, (8,))
+    net, x = net.double(), x.double()
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    theirs = FIM(model=net, loader=loader, representation=PMatDiag, variant="classif_logits").get_diag()
+    ours = torch.cat([v.flatten() for v in fisher(net, [(x, y)]).values()])
+    torch.testing.assert_close(ours, theirs)

@@ -1,0 +1,136 @@
+"""Laws that importances obey for any data."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from clbench.importance import draw, fisher, fisher_and_error, mas
+from tests.importance.nets import N, batched, build
+from tests.importance.test_exactness import close
+
+seeds = st.integers(0, 2**16)
+few = settings(max_examples=10, deadline=None)
+nets = st.sampled_from(["mlp", "normed", "conv2d", "sequence", "twice"])
+
+
+@few
+@given(nets, seeds, st.integers(1, N), st.integers(1, N) | st.none())
+def test_importance_does_not_depend_on_batch_size_or_chunk(name: str, seed: int, size: int, chunk: int | None) -> None:
+    net, x, y = build(name, seed)
+    close(fisher(net, batched(x, y, size), chunk=chunk), fisher(net, [(x, y)]))
+    close(mas(net, batched(x, y, size), chunk=chunk), mas(net, [(x, y)]))
+
+
+@few
+@given(nets, seeds)
+def test_importance_does_not_depend_on_order(name: str, seed: int) -> None:
+    net, x, y = build(name, seed)
+    order = torch.randperm(N)
+    close(fisher(net, batched(x[order], y[order], 3), labels="empirical"), fisher(net, [(x, y)], labels="empirical"))
+    close(mas(net, [x[order]]), mas(net, [x]))
+
+
+@few
+@given(nets, seeds, st.integers(2, 4))
+def test_duplicated_data_changes_nothing(name: str, seed: int, times: int) -> None:
+    net, x, y = build(name, seed)
+    close(fisher(net, batched(x, y, 4) * times), fisher(net, batched(x, y, 4)))
+    close(mas(net, batched(x, y, 4) * times), mas(net, batched(x, y, 4)))
+
+
+@few
+@given(seeds, st.floats(0.1, 10))
+def test_a_rescaled_parameter_scales_fisher_by_the_square_and_mas_by_the_absolute_value(seed: int, c: float) -> None:
+    torch.manual_seed(seed)
+    net, x = nn.Linear(3, 2, bias=False).double(), torch.randn(6, 3, dtype=torch.float64)
+    scaled = nn.Linear(3, 2, bias=False).double()
+    scaled.weight.data.copy_(net.weight.data / c)  # the same function of c x
+    close(fisher(scaled, [c * x]), {"weight": c**2 * fisher(net, [x])["weight"]})
+    close(mas(scaled, [c * x]), {"weight": c * mas(net, [x])["weight"]})
+
+
+@few
+@given(seeds, st.integers(1, 20), st.lists(st.integers(1, 7), min_size=4, max_size=8))
+def test_the_same_examples_are_drawn_whatever_the_batching(seed: int, samples: int, sizes: list[int]) -> None:
+    x = torch.arange(20)
+    cuts = [s for s in torch.tensor(sizes).cumsum(0).tolist() if s < 20]
+    drawn = torch.cat(list(draw((b for b in x.tensor_split(cuts)), samples, seed)))
+    assert torch.equal(drawn, torch.cat(list(draw([x], samples, seed))))
+    assert len(set(drawn.tolist())) == samples
+    assert torch.equal(drawn, drawn.sort().values)
+
+
+@few
+@given(seeds, st.integers(1, N))
+def test_sampled_labels_do_not_depend_on_batching(seed: int, size: int) -> None:
+    net, x, y = build("mlp")
+    options = {"labels": "sample", "draws": 3, "seed": seed}
+    close(fisher(net, batched(x, y, size), **options), fisher(net, [(x, y)], **options, chunk=2))
+    options["fisher_batch"] = 3
+    close(fisher(net, batched(x, y, size), **options), fisher(net, [(x, y)], **options, chunk=2))
+
+
+def test_every_example_is_drawn_equally_often() -> None:
+    hits = torch.zeros(10)
+    for seed in range(2000):
+        hits[torch.cat(list(draw([torch.arange(10)], 3, seed)))] += 1
+    assert (hits / 2000 - 0.3).abs().max() < 0.045  # 4.4 standard errors
+
+
+def test_drawing_keeps_no_more_than_the_samples_and_one_batch() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    held = []
+
+    class Counting(Tensor):
+        """A tensor whose rows, copies and views are all noticed."""
+
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = super().__torch_function__(func, types, args, kwargs or {})
+            if func is Tensor.clone:
+                alive.append(weakref.ref(out))
+            return out
+
+    def stream() -> Iterator[Tensor]:
+        for _ in range(50):
+            yield torch.zeros(10, 3).as_subclass(Counting)
+            held.append(sum(ref() is not None for ref in alive))
+
+    list(draw(stream(), 5, 0))
+    assert len(alive) > 10
+    assert max(held) <= 5
+
+
+def test_the_true_mean_lies_within_the_errors_of_draws() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(3, 3).double(), torch.randn(400, 3, dtype=torch.float64)
+    truth = fisher(net, [x])["weight"]
+    inside = []
+    for seed in range(40):
+        mean, error = fisher_and_error(net, [x], samples=100, seed=seed)
+        inside.append(((mean["weight"] - truth).abs() < 2 * error["weight"]).double().mean())
+    assert torch.stack(inside).mean() == pytest.approx(0.95, abs=0.05)
+
+
+def test_batches_of_any_structure_go_through_a_custom_outputs() -> None:
+    from typing import NamedTuple
+
+    class Batch(NamedTuple):
+        x: Tensor
+        y: Tensor
+        task: int
+
+    net, x, y = build("mlp")
+    expected = fisher(net, [(x, y)], labels="empirical")
+    tuples = [Batch(x[:4], y[:4], 2), Batch(x[4:], y[4:], 2)]
+    dicts = [{"image": x[:5], "label": y[:5]}, {"image": x[5:], "label": y[5:]}]
+    close(fisher(net, tuples, labels="empirical", outputs=lambda m, b: (m(b.x), b.y), chunk=3, samples=N), expected)
+    close(fisher(net, dicts, labels="empirical", outputs=lambda m, b: (m(b["image"]), b["label"])), expected)

@@ -1,0 +1,83 @@
+"""Slow, obvious implementations that the fast ones are tested against: one example, one label, one backward pass each."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+
+
+def gradients(module: nn.Module, scalar: Tensor) -> Params:
+    """Gradient of ``scalar`` by every trainable parameter, zeros where it does not depend on one."""
+    params = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    grads = torch.autograd.grad(scalar, list(params.values()), retain_graph=True, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), grads, strict=True)}
+
+
+def nll(z: Tensor, y: Tensor, loss: str) -> Tensor:
+    """Loss of one example: z (1, C), y (1,) or (1, C)."""
+    if loss == "cross_entropy":
+        return F.cross_entropy(z, y)
+    if loss == "binary_cross_entropy":
+        return F.binary_cross_entropy_with_logits(z[:, 0], y.to(z.dtype))
+    return F.mse_loss(z, y)
+
+
+def per_example(module: nn.Module, x: Tensor, y: Tensor, labels: str, loss: str) -> list[Params]:
+    """The Fisher of every single example, by a loop over examples and labels."""
+    module.eval()
+    values = []
+    for i in range(len(x)):
+        z = module(x[i : i + 1])
+        if labels == "empirical":
+            cases = [(1.0, y[i : i + 1])]
+        elif labels == "predicted":
+            cases = [(1.0, z.argmax(1) if loss == "cross_entropy" else (z[:, 0] > 0).long())]
+        elif loss == "cross_entropy":
+            cases = [(p.item(), torch.tensor([c])) for c, p in enumerate(z.softmax(1)[0])]
+        elif loss == "binary_cross_entropy":
+            p = z.sigmoid().item()
+            cases = [(p, torch.tensor([1])), (1 - p, torch.tensor([0]))]
+        else:  # +-sqrt(C/2) in one coordinate has the mean and covariance of the Gaussian, and the gradient is linear in it
+            c = z.shape[1]
+            shift = (c / 2) ** 0.5 * torch.eye(c, dtype=z.dtype)
+            # sum over coordinates of the squared gradient at each; coordinates are independent, so covariances add
+            cases = [(1.0, (z + s).detach()) for s in shift]
+        total: Params = {}
+        for weight, label in cases:
+            for name, g in gradients(module, nll(z, label, loss)).items():
+                total[name] = total.get(name, torch.zeros_like(g)) + weight * g.square()
+        values.append(total)
+    return values
+
+
+def per_example_mas(module: nn.Module, x: Tensor) -> list[Params]:
+    """|d ||f(x)||^2 / d theta| of every single example."""
+    module.eval()
+    return [
+        {n: g.abs() for n, g in gradients(module, module(x[i : i + 1]).square().sum()).items()} for i in range(len(x))
+    ]
+
+
+def mean(values: list[Params]) -> Params:
+    """Mean over examples."""
+    return {n: torch.stack([v[n] for v in values]).mean(0) for n in values[0]}
+
+
+def standard_error(values: list[Params], total: int) -> Params:
+    """Standard error of that mean, with the finite-population correction where examples were left out."""
+    n = len(values)
+    correction = 1.0 if n == total else 1 - n / total
+    return {k: (torch.stack([v[k] for v in values]).var(0) * correction / n).sqrt() for k in values[0]}
+
+
+def fisher(module: nn.Module, x: Tensor, y: Tensor, labels: str = "exact", loss: str = "cross_entropy") -> Params:
+    """Mean over examples of the Fisher of one example."""
+    return mean(per_example(module, x, y, labels, loss))
+
+
+def mas(module: nn.Module, x: Tensor) -> Params:
+    """Mean over examples of the importance of one example."""
+    return mean(per_example_mas(module, x))

@@ -1,0 +1,170 @@
+import json
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from clbench.errors import ConfigError
+from clbench.folder import RunFolder, atomically
+
+
+def metrics(config_hash="abc", matrix=((0.5, 0.25), (0.125, 1.0)), **others):
+    return {
+        "status": "finished",
+        "strategy": {"name": "ewc"},
+        "seed": 3,
+        "config_hash": config_hash,
+        "accuracy_matrix": [list(row) for row in matrix],
+        **others,
+    }
+
+
+def files(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+class WriterFailed(Exception):
+    pass
+
+
+def half_a_file(file):
+    file.write_text("half a li")
+    raise WriterFailed
+
+
+def test_a_file_is_written_whole_and_nothing_is_left_beside_it(tmp_path):
+    atomically(tmp_path / "a.txt", lambda file: file.write_text("old"))
+    atomically(tmp_path / "a.txt", lambda file: file.write_text("new"))
+    assert files(tmp_path) == {"a.txt": b"new"}
+
+
+def test_the_file_itself_is_not_touched_while_it_is_written(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def write(file):
+        file.write_text("new")
+        assert file.parent == tmp_path  # renamed, not copied from another disk
+        assert target.read_text() == "old"
+
+    atomically(target, write)
+    assert target.read_text() == "new"
+
+
+@pytest.mark.parametrize("before", [{}, {"a.txt": b"old"}], ids=["no file", "old file"])
+def test_a_writer_that_raises_leaves_what_was_there(tmp_path, before):
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(WriterFailed):
+        atomically(tmp_path / "a.txt", half_a_file)
+    assert files(tmp_path) == before
+
+
+def test_what_is_not_defined_is_null_in_metrics_json(tmp_path):
+    folder = RunFolder(tmp_path / "run", "abc")
+    nothing = math.nan
+    folder.write_metrics(
+        metrics(
+            matrix=[[0.5, 0.25], [nothing, nothing]],
+            initial=(nothing, 0.1),
+            per_task=[{"nll": math.inf}],
+            forgetting=None,
+        )
+    )
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    found = json.loads(text)
+    assert found == folder.metrics()
+    assert found["accuracy_matrix"] == [[0.5, 0.25], [None, None]]
+    assert found["initial"] == [None, 0.1]
+    assert found["per_task"] == [{"nll": None}]
+    assert found["forgetting"] is None
+
+
+def test_the_accuracy_matrix_is_a_table_of_the_tasks_learned_so_far(tmp_path):
+    folder = RunFolder(tmp_path, "abc")
+    folder.write_metrics(metrics(matrix=[[0.5, 0.25], [math.nan, math.nan]]))
+    assert (tmp_path / "accuracy_matrix.csv").read_text() == "after_task,task_0,task_1\n0,0.5,0.25\n"
+    folder.write_metrics(metrics())
+    assert (tmp_path / "accuracy_matrix.csv").read_text() == "after_task,task_0,task_1\n0,0.5,0.25\n1,0.125,1.0\n"
+
+
+def test_a_folder_is_made_where_there_is_none(tmp_path):
+    folder = RunFolder(tmp_path / "a" / "b", "abc")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert folder.metrics() is None
+    assert folder.load() is None
+
+
+def test_the_folder_of_another_run_is_named_and_not_touched(tmp_path):
+    RunFolder(tmp_path, "abc").write_metrics(metrics())
+    before = files(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        RunFolder(tmp_path, "xyz")
+    for part in (
+        str(tmp_path),
+        "strategy ewc",
+        "seed 3",
+        "config abc",
+        "this is xyz",
+        "choose another folder or remove it",
+    ):
+        assert part in str(error.value)
+    assert files(tmp_path) == before
+    assert RunFolder(tmp_path, "abc").metrics()["seed"] == 3
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path):
+    RunFolder(tmp_path, "abc").save(0, {})
+    with pytest.raises(ConfigError, match=r"task_0.ckpt is of another run \(config abc, this is xyz\)"):
+        RunFolder(tmp_path, "xyz").load()
+
+
+@pytest.mark.parametrize("content", ["not json", "[]", '{"config_hash": "abc"}', '{"strategy": "ewc"}'])
+def test_a_metrics_json_of_something_else_is_refused_and_not_touched(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(ConfigError, match="is not a metrics.json of clbench: choose another output_dir or remove it"):
+        RunFolder(tmp_path, "abc")
+    assert files(tmp_path) == {"metrics.json": content.encode()}
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [("all", {"task_0.ckpt", "task_1.ckpt", "task_2.ckpt"}), ("last", {"task_2.ckpt"}), ("none", set())],
+)
+def test_checkpoints_says_which_are_kept(tmp_path, keep, left):
+    folder = RunFolder(tmp_path, "abc", keep)
+    for task in range(3):
+        folder.save(task, {"weights": torch.full((2,), float(task))})
+    assert {Path(name).name for name in files(tmp_path)} == left
+    state = folder.load()
+    if left:
+        assert state["task"] == 2
+        assert state["weights"].tolist() == [2.0, 2.0]
+    else:
+        assert state is None
+
+
+@pytest.mark.parametrize("keep", ["all", "last"])
+def test_the_newest_checkpoint_is_that_of_the_highest_number(tmp_path, keep):
+    folder = RunFolder(tmp_path, "abc", keep)
+    for task in (8, 9, 10):
+        folder.save(task, {"weights": torch.tensor(float(task))})
+    assert folder.load()["task"] == 10
+    assert folder.load()["weights"].item() == 10
+
+
+def test_a_checkpoint_that_could_run_code_is_not_loaded(tmp_path):
+    folder = RunFolder(tmp_path, "abc")
+    folder.save(0, {"thing": Path("anything that is not a tensor or a plain value")})
+    with pytest.raises(pickle.UnpicklingError, match="[Ww]eights.only"):
+        folder.load()
+
+
+def test_a_choice_of_checkpoints_that_is_not_there_lists_those_that_are(tmp_path):
+    with pytest.raises(ConfigError, match="checkpoints='best' is not one of all, last, none"):
+        RunFolder(tmp_path / "run", "abc", "best")
+    assert files(tmp_path) == {}
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,54 @@
+import torch
+from torch import nn
+
+from clbench.params import moved_to, size_in_bytes, snapshot, trainable, zeros_like
+
+
+class Tied(nn.Module):
+    """Two names for one weight, and a frozen layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.second = nn.Linear(3, 3, bias=False)
+        self.second.weight = self.first.weight
+        self.frozen = nn.Linear(3, 2).requires_grad_(False)
+
+
+def test_trainable_leaves_out_the_frozen_and_counts_a_shared_parameter_once():
+    assert set(trainable(Tied())) == {"first.weight", "first.bias"}
+
+
+def test_trainable_gives_the_live_parameters():
+    module = nn.Linear(2, 1)
+    assert all(p is module.get_parameter(name) for name, p in trainable(module).items())
+
+
+def test_a_snapshot_does_not_follow_the_parameters():
+    module = nn.Linear(2, 1).double()
+    before = module.weight.tolist()
+    copies = snapshot(trainable(module))
+    with torch.no_grad():
+        module.weight += 1
+    assert copies["weight"].tolist() == before
+    assert copies["weight"].dtype == torch.double
+    assert not copies["weight"].requires_grad
+
+
+def test_zeros_like_has_the_names_shapes_and_dtypes_and_needs_no_gradient():
+    params = {"a": nn.Parameter(torch.ones(2, 3, dtype=torch.double)), "b": torch.ones((), dtype=torch.half)}
+    zeros = zeros_like(params)
+    assert {name: (z.shape, z.dtype) for name, z in zeros.items()} == {n: (p.shape, p.dtype) for n, p in params.items()}
+    assert all((z == 0).all() and not z.requires_grad for z in zeros.values())
+
+
+def test_moved_to_takes_the_device_of_the_same_name_and_keeps_dtype_and_other_names():
+    params = {"here": torch.ones(2, dtype=torch.double), "other": torch.ones(2)}
+    moved = moved_to(params, {"here": torch.empty(2, device="meta"), "unknown": torch.empty(1)})
+    assert set(moved) == {"here", "other"}
+    assert (moved["here"].device.type, moved["here"].dtype) == ("meta", torch.double)
+    assert moved["other"] is params["other"]
+
+
+def test_size_in_bytes_counts_elements_times_their_size():
+    assert size_in_bytes({"a": torch.zeros(2, 3), "b": torch.zeros(5, dtype=torch.double)}) == 6 * 4 + 5 * 8

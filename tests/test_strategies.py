@@ -1,0 +1,349 @@
+"""Strategies as callbacks on LightningModules that know nothing of clbench."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from clbench import EWC, L2, MAS, OnlineEWC, fisher, mas
+from clbench.errors import ConfigError, Unstable
+from clbench.strategies import Strategy
+from tests.conftest import trainer
+
+STRATEGIES = {
+    "ewc": partial(EWC, lam=10.0),
+    "online_ewc": partial(OnlineEWC, lam=10.0, gamma=0.9),
+    "mas": partial(MAS, lam=1.0),
+    "l2": partial(L2, lam=0.1),
+}
+
+
+class Plain(L.LightningModule):
+    """A user's module: one body, a head for each task, plain training steps."""
+
+    def __init__(self, optimizer=torch.optim.SGD, lr=0.1, manual=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(4, 8)
+        self.heads = nn.ModuleList(nn.Linear(8, 3) for _ in range(2))
+        self.task = 0
+        self.make = partial(optimizer, lr=lr)
+        self.automatic_optimization = not manual
+        self.state = None
+
+    def forward(self, x):
+        return self.heads[self.task](self.body(x).tanh())
+
+    def training_step(self, batch, batch_idx):
+        loss = cross_entropy(self(batch[0]), batch[1])
+        if not self.automatic_optimization:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = self.make(self.parameters())
+        if self.state is not None:
+            optimizer.load_state_dict(self.state)
+        return optimizer
+
+
+def data(seed, n=32):
+    generator = torch.Generator().manual_seed(seed)
+    return TensorDataset(torch.randn(n, 4, generator=generator), torch.randint(3, (n,), generator=generator))
+
+
+def loader(seed, n=32, batch_size=8):
+    return DataLoader(data(seed, n), batch_size=batch_size)
+
+
+def learn(module, strategy, tasks=3, carry=False, **options):
+    """Fit ``tasks`` tasks in turn, a new Trainer each, head 1 for the last of them."""
+    for task in range(tasks):
+        module.task = int(task == tasks - 1)
+        t = trainer([strategy], **options)
+        t.fit(module, loader(task))
+        module.state = t.optimizers[0].state_dict() if carry else None
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_lam_0_is_fine_tuning_bit_for_bit_with_an_unused_head_and_a_carried_optimizer(name, optimizer):
+    strategy = STRATEGIES[name](lam=0.0)
+    protected = learn(Plain(optimizer, 1e-2), strategy, carry=True)
+    assert_same(protected, learn(Plain(optimizer, 1e-2), Strategy(), carry=True))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_unused_head_does_not_move_when_its_penalty_gradient_is_zero(name):
+    module = Plain(torch.optim.Adam, 1e-2)
+    strategy = STRATEGIES[name]()
+    first = trainer([strategy])
+    first.fit(module, loader(0))
+    module.state, before = first.optimizers[0].state_dict(), module.heads[0].weight.detach().clone()
+    module.task = 1
+    trainer([strategy]).fit(module, loader(1))
+    assert torch.equal(module.heads[0].weight, before)
+
+
+def test_a_parameter_without_a_gradient_is_pulled_back_when_it_has_left_its_anchor():
+    module, strategy = Plain(), EWC(lam=1.0)
+    trainer([strategy]).fit(module, loader(0))
+    anchor = module.heads[0].weight.detach().clone()
+    with torch.no_grad():
+        module.heads[0].weight.add_(1.0)
+    module.task = 1
+    trainer([strategy], limit_train_batches=1).fit(module, loader(1))
+    moved = module.heads[0].weight.detach() - (anchor + 1.0)
+    expected = -0.1 * strategy_importance_before(strategy, module, anchor)
+    torch.testing.assert_close(moved, expected)
+
+
+def strategy_importance_before(strategy, module, anchor):
+    """The first task's Fisher of head 0: the second task did not use it, so it is all there is."""
+    return strategy.penalty.importance["heads.0.weight"]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_penalty_is_zero_at_the_anchor(name):
+    module, strategy = Plain().double(), STRATEGIES[name]()
+    trainer([strategy], precision="64-true").fit(module, DataLoader(TensorDataset(*(doubled(data(0)))), 8))
+    assert strategy.value(module).item() == 0.0
+
+
+def doubled(dataset):
+    x, y = dataset.tensors
+    return x.double(), y
+
+
+def expected_step(module, strategy, batch, lr, clip=None):
+    """Weights after one SGD step on loss + penalty, by autograd on the sum."""
+    loss = cross_entropy(module(batch[0]), batch[1]) + strategy.value(module)
+    params = list(module.parameters())
+    grads = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+    if clip:
+        norm = torch.stack([g.norm() for g in grads]).norm()
+        grads = [g * min(1.0, clip / norm.item()) for g in grads]
+    return [p.detach() - lr * g for p, g in zip(params, grads, strict=True)]
+
+
+def trained_and_moved(strategy, **module_options):
+    """A module after one task, its weights then pushed away so that the penalty matters."""
+    module = Plain(**module_options)
+    trainer([strategy]).fit(module, loader(0))
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    return module
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("how", ["plain", "clipping", "accumulation", "manual"])
+def test_one_step_is_the_gradient_step_of_loss_plus_penalty(name, how):
+    strategy = STRATEGIES[name]()
+    module = trained_and_moved(strategy, manual=how == "manual")
+    batch = data(1, 8).tensors
+    expected = expected_step(module, strategy, batch, 0.1, clip=0.05 if how == "clipping" else None)
+    options, batches = {}, DataLoader(TensorDataset(*batch), 8)
+    if how == "clipping":
+        options = {"gradient_clip_val": 0.05}
+    if how == "accumulation":
+        options, batches = {"accumulate_grad_batches": 4}, DataLoader(TensorDataset(*batch), 2)
+    trainer([strategy], **options).fit(module, batches)
+    for p, e in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach(), e, atol=2e-6, rtol=1e-5)
+
+
+def test_under_bf16_the_penalty_gradient_is_added_in_full_precision():
+    strategy = EWC(lam=10.0)
+    module = trained_and_moved(strategy)
+    plain, batch = Plain(), DataLoader(TensorDataset(*data(1, 8).tensors), 8)
+    plain.load_state_dict(module.state_dict())
+    penalty = torch.autograd.grad(strategy.value(module), [*module.parameters()], allow_unused=True)
+    trainer([], precision="bf16-mixed").fit(plain, batch)
+    trainer([strategy], precision="bf16-mixed").fit(module, batch)
+    for p, q, g in zip(module.parameters(), plain.parameters(), penalty, strict=True):
+        torch.testing.assert_close(q.detach() - p.detach(), 0.1 * g, atol=1e-6, rtol=1e-4)
+
+
+def test_importance_is_that_of_the_function_on_all_training_examples():
+    module, strategy = Plain(), EWC(lam=1.0)
+    trainer([strategy]).fit(module, DataLoader(data(0, 30), batch_size=8, shuffle=True, drop_last=True))
+    assert_close_params(strategy.penalty.importance, fisher(module, [data(0, 30).tensors]))
+    assert strategy.examples == 30
+
+
+def assert_close_params(a, b):
+    for name in b:
+        torch.testing.assert_close(a[name], b[name])
+
+
+def test_measuring_leaves_the_random_state_as_it_was():
+    states = []
+    for strategy in (Strategy(), EWC(lam=0.0, fisher="sample", samples=5), MAS(lam=0.0)):
+        module = Plain()
+        torch.manual_seed(3)
+        trainer([strategy]).fit(module, DataLoader(data(0), batch_size=8, shuffle=True))
+        states.append(torch.get_rng_state())
+        assert module.training
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])
+
+
+def test_ewc_keeps_one_penalty_per_task():
+    module, strategy = Plain(), EWC(lam=2.0)
+    centres, importances = [], []
+    for task in range(3):
+        trainer([strategy]).fit(module, loader(task))
+        centres.append({n: p.detach().double().clone() for n, p in module.named_parameters()})
+        importances.append({n: f.double() for n, f in fisher(module, [data(task).tensors]).items()})
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.1)
+    now = {n: p.detach().double() for n, p in module.named_parameters()}
+    separate = sum((f[n] * (now[n] - a[n]) ** 2).sum() for f, a in zip(importances, centres, strict=True) for n in now)
+    assert strategy.value(module).item() == pytest.approx(separate.item(), rel=1e-4)
+
+
+def test_online_ewc_with_gamma_1_is_ewc_for_two_tasks_and_not_for_three():
+    after = {}
+    for name, strategy in {"ewc": EWC(lam=50.0), "online": OnlineEWC(lam=50.0, gamma=1.0)}.items():
+        module = Plain()
+        for task in range(3):
+            trainer([strategy]).fit(module, loader(task))
+            after[name, task] = module.body.weight.detach().clone()
+    assert torch.equal(after["ewc", 1], after["online", 1])
+    assert not torch.allclose(after["ewc", 2], after["online", 2], atol=1e-6)
+
+
+def test_online_ewc_sums_decayed_fishers_at_the_newest_anchor():
+    module, strategy = Plain(), OnlineEWC(lam=1.0, gamma=0.5)
+    fishers = []
+    for task in range(2):
+        trainer([strategy]).fit(module, loader(task))
+        fishers.append(fisher(module, [data(task).tensors]))
+    assert_close_params(strategy.penalty.importance, {n: 0.5 * fishers[0][n] + fishers[1][n] for n in fishers[0]})
+    assert_same(strategy.penalty.anchor, dict(module.named_parameters()))
+
+
+def test_online_ewc_with_gamma_0_penalises_nothing():
+    assert_same(learn(Plain(), OnlineEWC(lam=100.0, gamma=0.0)), learn(Plain(), Strategy()))
+
+
+def test_mas_sums_importances_at_the_newest_anchor():
+    module, strategy = Plain(), MAS(lam=1.0)
+    omegas = []
+    for task in range(2):
+        trainer([strategy]).fit(module, loader(task))
+        omegas.append(mas(module, [data(task).tensors]))
+    assert_close_params(strategy.penalty.importance, {n: omegas[0][n] + omegas[1][n] for n in omegas[0]})
+
+
+@pytest.mark.parametrize("anchors", ["latest", "all"])
+def test_l2_holds_the_latest_anchor_or_all_of_them(anchors):
+    module, strategy = Plain(), L2(lam=2.0, anchors=anchors)
+    centres = []
+    for task in range(2):
+        trainer([strategy]).fit(module, loader(task))
+        centres.append(module.body.weight.detach().clone())
+    with torch.no_grad():
+        module.body.weight.add_(0.1)
+    held = centres if anchors == "all" else centres[-1:]
+    others = {n: p for n, p in module.named_parameters() if n != "body.weight"}
+    expected = sum(((module.body.weight - c) ** 2).sum() for c in held)
+    rest = strategy.value(module) - expected
+    if anchors == "latest":
+        assert rest.abs().item() < 1e-5
+    assert others
+    assert strategy.value(module) >= expected - 1e-5
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_state_dict_restores_a_strategy(name):
+    first = STRATEGIES[name]()
+    module = trained_and_moved(first)
+    second = STRATEGIES[name]()
+    second.load_state_dict(first.state_dict())
+    assert second.value(module).item() == first.value(module).item() > 0
+
+
+def test_outputs_maps_a_batch_that_is_not_x_and_y():
+    class Dicts(Plain):
+        def training_step(self, batch, batch_idx):
+            return cross_entropy(self(batch["pixels"]), batch["label"])
+
+    x, y = data(0).tensors
+    rows = [{"pixels": a, "label": b} for a, b in zip(x, y, strict=True)]
+    strategy = EWC(lam=1.0, outputs=lambda module, batch: (module(batch["pixels"]), batch["label"]))
+    module = Dicts()
+    trainer([strategy]).fit(module, DataLoader(rows, batch_size=8))
+    assert_close_params(strategy.penalty.importance, fisher(module, [(x, y)]))
+
+
+def test_two_optimizers_each_get_the_penalty_of_their_own_parameters():
+    class Two(Plain):
+        def __init__(self):
+            super().__init__(manual=True)
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.body.parameters(), 0.1), torch.optim.SGD(self.heads.parameters(), 0.1)]
+
+        def training_step(self, batch, batch_idx):
+            optimizers = self.optimizers()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            self.manual_backward(cross_entropy(self(batch[0]), batch[1]))
+            for optimizer in optimizers:
+                optimizer.step()
+
+    strategy = EWC(lam=5.0)
+    module = Two()
+    trainer([strategy]).fit(module, loader(0))
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.2)
+    batch = data(1, 8).tensors
+    expected = expected_step(module, strategy, batch, 0.1)
+    trainer([strategy]).fit(module, DataLoader(TensorDataset(*batch), 8))
+    for p, e in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach(), e, atol=2e-6, rtol=1e-5)
+
+
+def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
+    strategy = L2(lam=1e8)
+    with pytest.raises(Unstable, match=r"sgd lr=0.1 with lam=1e\+08 is too stiff .*= 1e\+07.*below 2.*lower lam or lr"):
+        learn(Plain(), strategy, tasks=2, max_epochs=60)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EWC(lam=-1.0), "lam=-1.0"),
+        (lambda: EWC(lam=float("nan")), "lam=nan"),
+        (lambda: EWC(lam=1.0, fisher="true"), "exact, sample, empirical, predicted"),
+        (lambda: EWC(lam=1.0, fisher_batch=100), "lam/100"),
+        (lambda: EWC(lam=1.0, samples=0), "samples=0"),
+        (lambda: OnlineEWC(lam=1.0, gamma=1.5), "gamma=1.5"),
+        (lambda: MAS(lam=1.0, decay=-0.1), "decay=-0.1"),
+        (lambda: MAS(lam=1.0, fisher_batch=0), "fisher_batch=0"),
+        (lambda: L2(lam=1.0, anchors="first"), "latest, all"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_its_rule(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -1,0 +1,226 @@
+"""Runs in this process, on real digits, of the real configuration."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from clbench import metrics
+from clbench.build import build
+from clbench.config import conf_dir, config_hash
+from clbench.errors import ConfigError
+from clbench.folder import RunFolder
+
+SHORT = ("epochs=1", "data.tasks=3", "net.hidden=[32]")
+STRATEGIES = sorted(file.stem for file in (conf_dir() / "strategy").glob("*.yaml"))
+
+
+def choices(group):
+    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+
+
+def same_checkpoint(a, b):
+    """Bit for bit, seconds aside."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_checkpoint(a[k], b[k]) for k in a if k != "seconds")
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same_checkpoint(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_a_run_leaves_every_file_it_promises(run, tmp_path):
+    result = run(*SHORT, "strategy=ewc", "lam=1e5", "samples=100")
+    folder = tmp_path / "run"
+    for name in (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "metrics.json", "train.log"):
+        assert (folder / name).stat().st_size > 0
+    for name in ("accuracy_matrix.png", "accuracy_over_tasks.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.reader((folder / "accuracy_matrix.csv").read_text().splitlines()))
+    assert rows[0] == ["after_task", "task_0", "task_1", "task_2"]
+    assert [[float(a) for a in row[1:]] for row in rows[1:]] == result["accuracy_matrix"]
+    assert sorted(file.name for file in (folder / "checkpoints").iterdir()) == [f"task_{t}.ckpt" for t in range(3)]
+    assert OmegaConf.load(folder / ".hydra/config.yaml").lam == 1e5
+    assert "task 3/3" in (folder / "train.log").read_text()
+    assert not list(folder.rglob("*.part"))
+
+
+def test_metrics_json_is_the_documented_contract(run):
+    result = run(*SHORT, "strategy=ewc", "samples=100")
+    r, b = (torch.tensor(result[key], dtype=torch.double) for key in ("accuracy_matrix", "initial_accuracy"))
+    assert r.shape == (3, 3)
+    assert {key: result[key] for key in metrics.readings(r, b, False)} == metrics.readings(r, b, False)
+    assert result["forward_transfer"] is None
+    assert [task["accuracy"] for task in result["per_task"]] == result["accuracy_matrix"][-1]
+    assert all(task["nll"] > 0 and 0 <= task["ece"] <= 1 for task in result["per_task"])
+    assert 0 < result["validation"]["average_accuracy"] <= 1
+    seconds = result["seconds"]
+    assert set(seconds) == {"train", "importance", "evaluation", "total"}
+    assert 0 < seconds["train"] + seconds["importance"] + seconds["evaluation"] <= seconds["total"]
+    parameters = result["net"]["parameters"]
+    assert result["importance"] == [{"examples": 100, "bytes": 2 * 4 * parameters}] * 3
+    assert result["strategy"] == {"name": "ewc", "lam": 1e3, "fisher": "exact", "samples": 100, "fisher_batch": 1}
+    assert result["data"]["name"] == "permuted_digits"
+    assert result["data"]["scenario"] == "task"
+    assert result["seed"] == 0
+    assert result["status"] == "complete"
+    assert len(result["config_hash"]) == 8
+    assert {"python", "torch", "lightning", "clbench"} <= set(result["versions"])
+
+
+def test_initial_accuracy_and_forward_transfer_are_defined_where_the_scenario_defines_them(run):
+    domain = run(*SHORT, "scenario=domain", "strategy=finetune", folder="domain")
+    assert domain["forward_transfer"] is not None
+    class_ = run(*SHORT, "scenario=class", "strategy=finetune", folder="class")
+    assert class_["initial_accuracy"] == [None] * 3
+    assert class_["forward_transfer"] is None
+    assert class_["accuracy_matrix"][0][1:] == [0.0, 0.0]  # classes not seen yet do not compete
+
+
+def test_the_same_seed_gives_the_same_r_bit_for_bit_and_another_does_not(run, tmp_path):
+    options = (*SHORT, "strategy=ewc", "fisher=sample", "net.dropout=0.3")
+    a, b, c = run(*options, folder="a"), run(*options, folder="b"), run(*options, "seed=1", folder="c")
+    assert a["accuracy_matrix"] == b["accuracy_matrix"] != c["accuracy_matrix"]
+    assert same_checkpoint(load(tmp_path / "a/checkpoints/task_2.ckpt"), load(tmp_path / "b/checkpoints/task_2.ckpt"))
+
+
+def test_strategies_of_one_seed_start_from_the_same_net_and_data(run):
+    a, b = run(*SHORT, "strategy=ewc", folder="a"), run(*SHORT, "strategy=finetune", folder="b")
+    assert a["accuracy_matrix"][0] == b["accuracy_matrix"][0]
+    assert a["accuracy_matrix"] != b["accuracy_matrix"]
+
+
+def test_lam_0_is_fine_tuning_bit_for_bit(run):
+    options = (*SHORT, "optimizer.reset=false")
+    plain = run(*options, "strategy=finetune", folder="plain")
+    for name in ("ewc", "online_ewc", "mas", "l2"):
+        assert run(*options, f"strategy={name}", "lam=0", folder=name)["accuracy_matrix"] == plain["accuracy_matrix"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("stopped_after", [0, 1])
+def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tmp_path, strategy, stopped_after):
+    options = (*SHORT, f"strategy={strategy}", "net.dropout=0.3", "optimizer.reset=false", "net.batch_norm=true")
+    whole = run(*options, folder="whole")
+    again = tmp_path / "again"
+    run(*options, folder="again")
+    for task in range(stopped_after + 1, 3):  # as if the process had been stopped before it finished these
+        (again / f"checkpoints/task_{task}.ckpt").unlink()
+    half = json.loads((again / "metrics.json").read_text())
+    (again / "metrics.json").write_text(json.dumps({**half, "status": "running"}))
+    resumed = run(*options, folder="again")
+    assert resumed["accuracy_matrix"] == whole["accuracy_matrix"]
+    assert resumed["per_task"] == whole["per_task"]
+    assert same_checkpoint(load(again / "checkpoints/task_2.ckpt"), load(tmp_path / "whole/checkpoints/task_2.ckpt"))
+
+
+def test_a_complete_run_is_not_trained_again(run, tmp_path):
+    first = run(*SHORT, "strategy=finetune")
+    assert run(*SHORT, "strategy=finetune") == first
+
+
+def test_the_folder_of_another_run_is_refused_and_left_as_it_was(run, tmp_path):
+    run(*SHORT, "strategy=finetune")
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match=r"another run \(strategy finetune, seed 0.*choose another folder"):
+        run(*SHORT, "strategy=ewc")
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(("keep", "left"), [("last", ["task_2.ckpt"]), ("none", [])])
+def test_checkpoints_are_kept_as_asked(run, tmp_path, keep, left):
+    run(*SHORT, "strategy=finetune", f"checkpoints={keep}")
+    assert [file.name for file in (tmp_path / "run").glob("checkpoints/*")] == left
+
+
+def test_the_config_hash_follows_what_decides_the_results_and_nothing_else(composed):
+    def hashed(*overrides):
+        cfg = composed(*overrides).copy()
+        OmegaConf.set_readonly(cfg, False)
+        OmegaConf.set_struct(cfg, False)
+        cfg.pop("hydra")
+        return config_hash(cfg)
+
+    same = {hashed(), hashed("output_dir=elsewhere"), hashed("data_dir=/data"), hashed("lam=1000"), hashed("threads=2")}
+    assert len(same) == 1
+    assert (
+        len({hashed(), hashed("lam=1"), hashed("seed=1"), hashed("net.hidden=[10]"), hashed("trainer.precision=64")})
+        == 5
+    )
+
+
+def test_batch_norm_is_frozen_after_the_first_task_or_not(run, tmp_path):
+    def running_means(bn):
+        run(*SHORT, "strategy=finetune", "net=mlp_bn", "net.hidden=[16]", f"bn={bn}", folder=bn)
+        states = [load(tmp_path / bn / f"checkpoints/task_{t}.ckpt")["learner"] for t in (0, 2)]
+        return [next(v for k, v in state.items() if k.endswith("running_mean")) for state in states]
+
+    first, last = running_means("freeze_after_first")
+    assert torch.equal(first, last)
+    first, last = running_means("train")
+    assert not torch.equal(first, last)
+
+
+def test_joint_remembers_what_fine_tuning_forgets(run):
+    options = ("data.tasks=3", "epochs=5")
+    joint, plain = run(*options, "strategy=joint", folder="j"), run(*options, "strategy=finetune", folder="f")
+    assert joint["average_accuracy"] > plain["average_accuracy"] + 0.1
+
+
+def test_ewc_at_1e5_beats_fine_tuning_by_3_points_on_the_default_data(run):
+    def mean_of_3_seeds(*options):
+        runs = [run(*options, f"seed={seed}", folder=options[0].replace("=", "_") + str(seed)) for seed in range(3)]
+        return sum(result["average_accuracy"] for result in runs) / 3
+
+    assert mean_of_3_seeds("strategy=ewc", "lam=1e5") >= mean_of_3_seeds("strategy=finetune") + 0.03
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [(g, c) for g in ("strategy", "scenario", "net", "optimizer", "trainer", "data") for c in choices(g)],
+)
+def test_every_yaml_composes_and_runs_a_batch(run, composed, group, choice):
+    composed(f"{group}={choice}")
+    if (group, choice) in {("trainer", "gpu"), ("trainer", "ddp")}:
+        return  # need a GPU, or processes of their own: tests/test_processes.py
+    if group == "data" and "digits" not in choice:
+        return  # need data that is not here: test_every_data_set_runs_a_batch
+    last = [] if group == "trainer" else ["+trainer.limit_train_batches=1"]
+    assert run(f"{group}={choice}", "epochs=1", "data.tasks=2", *last)["status"] == "complete"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", [d for d in choices("data") if "digits" not in d])
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_every_data_set_runs_a_batch(run, real_data, data, scenario):
+    short = ("epochs=1", "data.tasks=2", "+trainer.limit_train_batches=1", "samples=50")
+    assert run(f"data={data}", f"scenario={scenario}", *short, f"data_dir={real_data}")["status"] == "complete"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_runs_a_batch(run, real_data, experiment):
+    short = ("epochs=1", "+trainer.limit_train_batches=1", f"data_dir={real_data}", "samples=200")
+    assert run(f"experiment={experiment}", *short)["status"] == "complete"
+
+
+def test_the_data_of_a_run_does_not_depend_on_the_strategy(composed):
+    a, b = (build(composed(f"strategy={s}"))[0] for s in ("finetune", "ewc"))
+    for x, y in zip(a[1].train_dataloader(), b[1].train_dataloader(), strict=True):
+        assert torch.equal(x.x, y.x)
+
+
+def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
+    run(*SHORT, "strategy=finetune")
+    (tmp_path / "run/metrics.json").unlink()
+    with pytest.raises(ConfigError, match="another run"):
+        RunFolder(tmp_path / "run", "00000000").load()
