@@ -122,6 +122,14 @@ def test_calibration_gaps_add_up_over_unequal_batches():
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("k", range(8, 15))
+def test_a_confidence_falls_in_the_bin_that_holds_it(k):
+    p = (k + 0.5) / 15
+    gaps = calibration_gaps(torch.tensor([[p, 1 - p]], dtype=torch.double).log(), torch.tensor([1]), bins=15)
+    assert gaps.nonzero().flatten().tolist() == [k]
+    assert gaps[k].item() == pytest.approx(p)
+
+
 def test_certain_answers_fall_in_the_last_bin():
     logits = torch.tensor([[0.0, 1e4], [0.0, 1e4], [1e4, 0.0]])
     gaps = calibration_gaps(logits, torch.tensor([0, 1, 0]), bins=15)

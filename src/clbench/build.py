@@ -28,13 +28,14 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     make_sequence = instantiate(cfg.data, _partial_=True, _convert_="all")
     sequence: TaskSequence = make_sequence(scenario=scenario, batch_size=cfg.batch_size)
     reseed(derive(cfg.seed, "init"))
-    body = instantiate(cfg.net, _convert_="all")(sequence.shape)
+    make_body = instantiate(cfg.net, _convert_="all")
     try:
+        body = make_body(sequence.shape)
         features = features_of(body, sequence.shape)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ConfigError(
-            f"net={cfg.net._target_} does not take inputs of shape {tuple(sequence.shape)} "
-            f"({str(error).splitlines()[0]}): choose another net or other data"
+            f"net={cfg.net._target_} cannot be built for inputs of shape {tuple(sequence.shape)} "
+            f"({str(error).splitlines()[0]}): change its options, or choose another net or other data"
         ) from error
     net = Net(body, scenario.build_head(features, sequence.sizes))
     optimizer = instantiate(cfg.optimizer.make)

@@ -47,6 +47,15 @@ def refuse_foreign_options(cfg: DictConfig, strategy: str) -> None:
         )
 
 
+def check_numbers(cfg: DictConfig) -> None:
+    """Raise ConfigError if a number of the top level is out of its range."""
+    for name, least in (("seed", 0), ("epochs", 1), ("batch_size", 1), ("threads", 1)):
+        value = cfg[name]
+        if (value is None and name == "threads") or (isinstance(value, int) and value >= least):
+            continue
+        raise ConfigError(f"{name}={value}: it is a whole number, at least {least}")
+
+
 def drop_foreign_options(cfg: DictConfig) -> None:
     """In a sweep: set to null what the strategy does not have, so that such cells are one run."""
     with open_dict(cfg):

@@ -21,7 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from clbench.build import build, check_device
 from clbench.cli import errors_in_one_line, quiet_lightning
-from clbench.config import conf_dir, config_hash, drop_foreign_options, options_of, refuse_foreign_options
+from clbench.config import (
+    check_numbers,
+    conf_dir,
+    config_hash,
+    drop_foreign_options,
+    options_of,
+    refuse_foreign_options,
+)
 from clbench.data import TaskSequence
 from clbench.display import Display
 from clbench.errors import ConfigError
@@ -47,6 +54,7 @@ def train(cfg: DictConfig) -> float | None:
     choices = HydraConfig.get().runtime.choices
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    check_numbers(cfg)
     if sweeping:
         drop_foreign_options(cfg)
     else:

@@ -32,7 +32,7 @@ class Others(Numbered):
 class Foreign(L.LightningModule):
     """Anybody's module: it knows tensors and nothing of clbench."""
 
-    def __init__(self, last_step=None):
+    def __init__(self):
         super().__init__()
         self.linear = nn.Linear(64, 10)
         self.steps = Counter()
@@ -55,6 +55,13 @@ class Foreign(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class StopsOnTheFirst(Foreign):
+    """Asks the trainer to stop after one epoch of the first task, as EarlyStopping does."""
+
+    def on_train_epoch_end(self):
+        self.trainer.should_stop = self.trainer.datamodule.index == 0
 
 
 def one_trainer(**options):
@@ -131,15 +138,10 @@ def test_a_permuted_task_sees_the_images_of_the_first_with_their_pixels_moved():
 
 def test_training_and_importance_are_on_the_same_examples():
     task = permuted(tasks=2)[1]
-    for inputs, labels in zip(
-        *(sorted(zip(x.flatten(1).tolist(), y.tolist(), strict=True)) for x, y, _ in map(collected, loaders_of(task))),
-        strict=True,
-    ):
-        assert inputs == labels
-
-
-def loaders_of(task):
-    return task.train_dataloader(), task.importance_dataloader()
+    shuffled, in_order = (collected(loader) for loader in (task.train_dataloader(), task.importance_dataloader()))
+    pairs = [sorted(zip(x.flatten(1).tolist(), y.tolist(), strict=True)) for x, y, _ in (shuffled, in_order)]
+    assert pairs[0] == pairs[1]
+    assert not torch.equal(shuffled[0], in_order[0])
 
 
 def test_importance_is_measured_in_a_fixed_order():
@@ -169,7 +171,7 @@ def test_class_incremental_labels_go_on_and_compete_with_all_classes_seen():
 
 
 def test_labels_follow_the_order_of_the_classes_of_a_task():
-    sequence = halves(cut=partial(split, order="seed"), tasks=2)
+    sequence = TaskSequence(Digits, partial(split, order="seed"), tasks=2)
     targets = torch.tensor(Digits(train=False).targets)
     for j, part in enumerate(sequence.held_out("test", 0)):
         classes = torch.tensor(sequence[j].classes)
@@ -237,10 +239,10 @@ def test_a_sequence_that_the_data_cannot_have_is_refused(options, message):
 
 def test_chained_data_sets_are_one_task_each():
     sequence = TaskSequence([partial(Numbered, 10), partial(Others, 20, first=100)], chain, validation=0.2, scale=1)
-    assert [task.examples for task in sequence] == [8, 16]
-    assert [
-        set(range(0, 10)) >= set(collected(task.train_dataloader())[0].flatten().tolist()) for task in sequence
-    ] == [True, False]
+    training = [set(collected(task.train_dataloader())[0].flatten().tolist()) for task in sequence]
+    assert [len(numbers) for numbers in training] == [8, 16]
+    assert training[0] < set(range(10))
+    assert training[1] < set(range(100, 120))
     assert set(collected(sequence[1].test_dataloader()[1])[0].flatten().tolist()) == set(range(100, 120))
 
 
@@ -274,11 +276,7 @@ def test_a_module_with_a_validation_step_sees_the_validation_data_of_all_tasks()
 
 
 def test_a_trainer_goes_on_to_the_next_task_after_it_was_told_to_stop():
-    class Stops(Foreign):
-        def on_train_epoch_end(self):
-            self.trainer.should_stop = self.trainer.datamodule.index == 0
-
-    module, trainer = Stops(), one_trainer(max_epochs=1)
+    module, trainer = StopsOnTheFirst(), one_trainer(max_epochs=1)
     for task in permuted(tasks=2):
         trainer.fit(module, datamodule=task)
     assert module.steps[1] == module.steps[0] > 0
@@ -286,11 +284,7 @@ def test_a_trainer_goes_on_to_the_next_task_after_it_was_told_to_stop():
 
 @pytest.mark.xfail(strict=True, reason="setup forgets finished epochs only: epochs cut short count for the next task")
 def test_a_task_trains_all_its_epochs_after_one_that_stopped_early():
-    class Stops(Foreign):
-        def on_train_epoch_end(self):
-            self.trainer.should_stop = self.trainer.datamodule.index == 0
-
-    module, trainer = Stops(), one_trainer(max_epochs=2)
+    module, trainer = StopsOnTheFirst(), one_trainer(max_epochs=2)
     for task in permuted(tasks=2):
         trainer.fit(module, datamodule=task)
     assert module.steps[1] == 2 * module.steps[0]

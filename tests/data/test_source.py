@@ -1,7 +1,8 @@
 import gzip
-import shutil
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -92,22 +93,35 @@ def test_a_truncated_file_is_named_as_unreadable_and_not_downloaded_over(mnist, 
     assert file.read_bytes() == short
 
 
-def test_what_is_missing_is_downloaded_once_into_the_root(mnist, tmp_path):
-    """A mirror on this disk: torchvision fetches, checks and unpacks as it does from the network."""
-    mirror = tmp_path / "mirror"
-    mirror.mkdir()
-    resources = []
-    for file in sorted((mnist / "MNIST" / "raw").iterdir()):
-        packed = mirror / f"{file.name}.gz"
-        with gzip.open(packed, "wb") as out:
-            out.write(file.read_bytes())
-        resources.append((packed.name, None))
-    here = type("MNIST", (MNIST,), {"mirrors": (f"{mirror.as_uri()}/",), "resources": resources})
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def mirror(mnist, monkeypatch):
+    """The address of a web server on this machine with the packed files of ``mnist``, and their names."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = mnist / "mirror"
+    folder.mkdir()
+    for file in (mnist / "MNIST" / "raw").iterdir():
+        (folder / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", sorted(file.name for file in folder.iterdir())
+        server.shutdown()
+
+
+def test_what_is_missing_is_downloaded_into_the_root_and_then_read_from_there(tmp_path, mirror):
+    class MNIST(torchvision.datasets.MNIST):
+        mirrors = (mirror[0],)
+        resources = tuple((name, None) for name in mirror[1])
+
     root = tmp_path / "deep" / "root"
-    source = read(partial(here, root=str(root)))
+    source = read(partial(MNIST, root=str(root)))
     assert source.train.y.tolist() == [*range(10), *range(10)]
-    shutil.rmtree(mirror)
-    assert torch.equal(read(partial(here, root=str(root))).train.x, source.train.x)
+    MNIST.mirrors = ("http://127.0.0.1:9/",)
+    assert torch.equal(read(partial(MNIST, root=str(root))).train.x, source.train.x)
 
 
 @pytest.mark.parametrize(

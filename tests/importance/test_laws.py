@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from clbench.importance import draw, fisher, fisher_and_error, mas
+from clbench.importance import draw, fisher, fisher_and_error, mas, memory
 from tests.importance.nets import N, batched, build
 from tests.importance.test_exactness import close
 
@@ -134,3 +135,32 @@ def test_batches_of_any_structure_go_through_a_custom_outputs() -> None:
     dicts = [{"image": x[:5], "label": y[:5]}, {"image": x[5:], "label": y[5:]}]
     close(fisher(net, tuples, labels="empirical", outputs=lambda m, b: (m(b.x), b.y), chunk=3, samples=N), expected)
     close(fisher(net, dicts, labels="empirical", outputs=lambda m, b: (m(b["image"]), b["label"])), expected)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "sequence", "attention", "branching"])
+def test_a_small_memory_changes_the_pieces_but_not_the_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, y = build(name)
+    expected, error = fisher_and_error(net, [(x, y)])
+    monkeypatch.setattr(memory, "CPU_FORWARD", 3000)
+    monkeypatch.setattr(memory, "CPU_INNER", 1)
+    close(fisher(net, [(x, y)]), expected)
+    mean, small_error = fisher_and_error(net, [(x, y)])
+    close(mean, expected)
+    close(small_error, error, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_checkpointed_layer_is_right_and_a_reentrant_one_is_refused() -> None:
+    net, x, y = build("normed")
+    expected = fisher(net, [(x, y)])
+
+    def through(reentrant: bool) -> Any:
+        def outputs(m: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+            h = m[0](batch[0])
+            return checkpoint(m[1:], h, use_reentrant=reentrant), batch[1]
+
+        return outputs
+
+    close(fisher(net, [(x, y)], outputs=through(False)), expected)
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        fisher(net, [(x, y)], outputs=through(True))

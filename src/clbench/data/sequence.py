@@ -59,8 +59,8 @@ class Task(L.LightningDataModule):
         return self._batches(self._training, self.sequence.batch_size, (self.sequence.seed, self.index))
 
     def importance_dataloader(self) -> Batches:
-        """The same examples in a fixed order and not augmented, for measuring importance."""
-        return self._batches(self._training, EVALUATION_BATCH)
+        """The same examples in a fixed order, all of them in every process, for measuring importance."""
+        return self._batches(self._training, EVALUATION_BATCH, shared=False)
 
     def val_dataloader(self) -> list[Batches]:
         """Validation data of every task, as it competes after this one; empty without validation data."""
@@ -76,12 +76,16 @@ class Task(L.LightningDataModule):
         """Nothing to move: the tensors lie on the device."""
         return batch
 
-    def _batches(self, parts: Sequence[Part], batch_size: int, shuffle: tuple[int, ...] | None = None) -> Batches:
-        if self.trainer is None:
+    def _batches(
+        self, parts: Sequence[Part], batch_size: int, shuffle: tuple[int, ...] | None = None, shared: bool = True
+    ) -> Batches:
+        """Batches on the trainer's device; ``shared``: each process gets its part."""
+        trainer = self.trainer
+        if trainer is None:
             return Batches(parts, batch_size, shuffle)
-        device = self.trainer.strategy.root_device
-        parts = [self.sequence.on_device(part, device) for part in parts]
-        return Batches(parts, batch_size, shuffle, self.trainer.global_rank, self.trainer.world_size)
+        parts = [self.sequence.on_device(part, trainer.strategy.root_device) for part in parts]
+        rank, world = (trainer.global_rank, trainer.world_size) if shared else (0, 1)
+        return Batches(parts, batch_size, shuffle, rank, world)
 
 
 class TaskSequence:

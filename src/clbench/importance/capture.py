@@ -39,7 +39,8 @@ class Recorder:
 
     def run(self, forward: Callable[[], Any]) -> tuple[Any, list[Call]]:
         """The result of ``forward()`` and the layer calls it made (a checkpoint's second forward comes too late to count)."""
-        self.calls = calls = []
+        calls: list[Call] = []
+        self.calls = calls
         try:
             return forward(), calls
         finally:
@@ -91,7 +92,7 @@ def plan(outputs: Tensor, calls: list[Call], names: dict[int, str], n: int, excl
     nodes, uses = trace(outputs)
     times = Counter(id(call.layer) for call in calls)
     closed = []
-    done = set()
+    done: set[str] = set()
     for call in calls:
         layer = call.layer
         if times[id(layer)] > 1 or id(layer) in excluded or not call.intact() or call.edge.node not in nodes:

@@ -57,7 +57,7 @@ class Engine:
         self.device = next(iter(self.params.values())).device
         self.forward_budget, self.inner_budget = budgets(self.device)
         self.measured = Measured(module, outputs)
-        self.general = General(self.measured, self.inner_budget)
+        self.general = General(self.measured, self.forward_budget)
         self.moments = Moments(self.params, second)
         self.probes: dict[Any, Probe] = {}
 
@@ -86,7 +86,7 @@ class Engine:
 
     def _chunk(self, probed: Probe, n: int) -> int:
         """Examples per forward pass."""
-        held = 1 if self.moments.second is None else BLOCK
+        held = 1 if self.moments.second is None else self.seeds.count(probed.width)
         each = 2 * probed.saved + held * probed.edges
         return max(1, min(n, self.chunk or n, self.forward_budget // max(1, each)))
 
@@ -134,7 +134,7 @@ class Engine:
         if kind is nn.Linear and a.dim() == 2:
             left = self.size(_wide(g[0]))
             for more in g[1:]:
-                left += self.size(_wide(more))
+                _add(left, _wide(more), self.size)
             if "weight" in own:
                 self.moments.add_outer(own["weight"], left, self.size(a))
             if "bias" in own:
@@ -155,6 +155,11 @@ def _pieces(a: Tensor, g: tuple[Tensor, ...], numel: int, budget: int) -> Iterat
     size = max(1, budget // each)
     for start in range(0, n, size):
         yield slice(start, start + size)
+
+
+def _add(total: Tensor, g: Tensor, size: Size) -> Tensor:
+    """Add size(g) to ``total`` in place, in one pass over the memory for squares."""
+    return total.addcmul_(g, g) if size is torch.square else total.add_(size(g))
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def by_vmap(measured: Measured, params: Params, batch: Any, seeds: Tensor) -> Pa
         rest = iter(row)
         full = [next(rest).unsqueeze(0) if d == 0 else leaf for leaf, d in zip(leaves, dims, strict=True)]
         example = tree_unflatten(full, spec)
-        _, pull = vjp(lambda p: measured.with_params(p, example)[0][0], params)
+        _, pull, *_ = vjp(lambda p: measured.with_params(p, example)[0][0], params)
         if len(seed) == 1:
             return {name: g.unsqueeze(0) for name, g in pull(seed[0])[0].items()}
         grads: Params = vmap(lambda v: pull(v)[0])(seed)

@@ -10,18 +10,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clbench.importance.capture import Recorder
+from clbench.importance.graph import trace
 from clbench.importance.outputs import check_differentiable, check_outputs
 from clbench.importance.rows import count, take
 
 
 class Probe(NamedTuple):
     """``excluded``: ids of layers whose rows are not the examples; bytes per example kept by the forward pass (``saved``)
-    and taken by one gradient at the outputs of the layers (``edges``).
+    and taken by one gradient at the outputs of the layers (``edges``); ``width``: the number of outputs.
     """
 
     excluded: set[int]
     saved: int
     edges: int
+    width: int
 
 
 def probe(forward: Callable[[Any], tuple[Tensor, Any]], recorder: Recorder, batch: Any, storages: set[int]) -> Probe:
@@ -51,6 +53,7 @@ def probe(forward: Callable[[Any], tuple[Tensor, Any]], recorder: Recorder, batc
         (z, _), calls = recorder.run(lambda: forward(few))
     check_outputs(z, n)
     check_differentiable(z)
+    trace(z)  # refuses a graph that autograd.grad cannot follow
     excluded: set[int] = set()
     for row in {0, n - 1}:
         v = torch.zeros_like(z)
@@ -62,7 +65,7 @@ def probe(forward: Callable[[Any], tuple[Tensor, Any]], recorder: Recorder, batc
             if g is not None and (g.shape[0] != n or bool(g[:row].any()) or bool(g[row + 1 :].any())):
                 excluded.add(id(call.layer))
     edges = sum(c.output.numel() * c.output.element_size() for c in calls)
-    return Probe(excluded, sum(kept.values()) // n, edges // n)
+    return Probe(excluded, sum(kept.values()) // n, edges // n, z.shape[1])
 
 
 def check_independent(module: nn.Module, forward: Callable[[Any], tuple[Tensor, Any]], batch: Any) -> None:

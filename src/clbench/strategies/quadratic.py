@@ -40,7 +40,7 @@ class QuadraticStrategy(Strategy):
     """
 
     def __init__(self, lam: float) -> None:
-        if not (math.isfinite(lam) and lam >= 0):
+        if not (isinstance(lam, int | float) and math.isfinite(lam) and lam >= 0):
             raise ConfigError(f"lam={lam}: the strength of the penalty is a finite number >= 0")
         self.lam = float(lam)
         self.penalty: Quadratic | None = None
