@@ -35,8 +35,9 @@ def quadratic(importance: Params, anchor: Params) -> Quadratic:
 
 
 def value(q: Quadratic, params: Mapping[str, Tensor]) -> Tensor:
-    """q(theta), a scalar; parameters that ``q`` does not know count nothing."""
-    return q.constant + sum((f * (params[name] - q.anchor[name]) ** 2).sum() for name, f in q.importance.items())
+    """q(theta), a scalar; a parameter that only one of ``q`` and ``params`` knows counts nothing."""
+    known = [name for name in q.importance if name in params]
+    return q.constant + sum((q.importance[name] * (params[name] - q.anchor[name]) ** 2).sum() for name in known)
 
 
 def half_gradient(q: Quadratic, params: Mapping[str, Tensor]) -> Params:

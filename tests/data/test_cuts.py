@@ -64,11 +64,7 @@ def test_the_seed_does_not_change_a_natural_split():
         ({"classes_per_task": [5, 6]}, "data.cut.classes_per_task=[5, 6] needs 11 classes, there are 10"),
         ({"classes_per_task": [5, 0]}, "data.cut.classes_per_task=[5, 0] needs 5 classes, there are 10: each >= 1"),
         ({"classes_per_task": []}, "data.cut.classes_per_task=[] needs 0 classes"),
-        pytest.param(
-            {"classes_per_task": 11},
-            "data.cut.classes_per_task=[11] needs 11 classes, there are 10",
-            marks=pytest.mark.xfail(strict=True, reason="says [] needs 0 classes"),
-        ),
+        ({"classes_per_task": 11}, "data.cut.classes_per_task=[11] needs 11 classes, there are 10"),
         ({"classes_per_task": 0, "tasks": 2}, "data.cut.classes_per_task=[0, 0] needs 0 classes"),
     ],
 )
@@ -168,4 +164,4 @@ def test_chain_has_as_many_tasks_as_data_sets(tasks, message):
 def test_chained_images_have_one_shape():
     with pytest.raises(ConfigError) as error:
         chain([source(name="small", shape=(1, 3, 3)), source(name="large", shape=(1, 4, 4))])
-    assert "different image shapes, {'small': (1, 3, 3), 'large': (1, 4, 4)}" in str(error.value)
+    assert "different image shapes, small (1, 3, 3), large (1, 4, 4)" in str(error.value)

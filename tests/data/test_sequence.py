@@ -246,7 +246,6 @@ def test_chained_data_sets_are_one_task_each():
     assert set(collected(sequence[1].test_dataloader()[1])[0].flatten().tolist()) == set(range(100, 120))
 
 
-@pytest.mark.xfail(strict=True, reason="training rows are kept by the name of the data set, so the last of a name wins")
 def test_chained_data_sets_of_one_class_keep_their_own_examples():
     sequence = TaskSequence([partial(Numbered, 10), partial(Numbered, 20, first=100)], chain, validation=0)
     assert [task.examples for task in sequence] == [10, 20]
@@ -282,7 +281,6 @@ def test_a_trainer_goes_on_to_the_next_task_after_it_was_told_to_stop():
     assert module.steps[1] == module.steps[0] > 0
 
 
-@pytest.mark.xfail(strict=True, reason="setup forgets finished epochs only: epochs cut short count for the next task")
 def test_a_task_trains_all_its_epochs_after_one_that_stopped_early():
     module, trainer = StopsOnTheFirst(), one_trainer(max_epochs=2)
     for task in permuted(tasks=2):
@@ -290,12 +288,12 @@ def test_a_task_trains_all_its_epochs_after_one_that_stopped_early():
     assert module.steps[1] == 2 * module.steps[0]
 
 
-@pytest.mark.xfail(strict=True, reason="max_steps counts over all tasks: a reused trainer takes no step on the second")
-def test_a_trainer_limited_by_steps_takes_them_on_every_task():
+def test_a_trainer_whose_steps_are_used_up_is_refused_for_the_next_task():
     module, trainer = Foreign(), one_trainer(max_steps=5)
-    for task in permuted(tasks=2):
-        trainer.fit(module, datamodule=task)
-    assert module.steps == {0: 5, 1: 5}
+    first, second = permuted(tasks=2)
+    trainer.fit(module, datamodule=first)
+    with pytest.raises(ConfigError, match="max_steps=5.*none left for task 1.*new Trainer for each task"):
+        trainer.fit(module, datamodule=second)
 
 
 def test_the_same_seed_gives_the_same_weights():

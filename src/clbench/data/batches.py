@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clbench.data.cuts import View
 from clbench.data.source import Images
+from clbench.errors import ConfigError
 from clbench.seeding import generator
 
 
@@ -85,6 +86,10 @@ class Batches:
         self.epoch = 0
         self.examples = sum(len(part) for part in self.parts)
         if shuffle is not None:
+            if batch_size < world:
+                raise ConfigError(f"batch_size={batch_size} is less than the {world} processes that share a batch: raise it")
+            if self.examples % batch_size < world:
+                self.examples -= self.examples % batch_size
             self.examples -= self.examples % world
 
     def __len__(self) -> int:
@@ -98,7 +103,7 @@ class Batches:
             order = torch.randperm(sum(map(len, self.parts)), generator=generator(seed, "order", *numbers, self.epoch))
             order = order[: self.examples]
             self.epoch += 1
-        shares = [indices[self.rank :: self.world] for indices in order.split(self.batch_size)]
+        shares = [indices[self.rank :: self.world].contiguous() for indices in order.split(self.batch_size)]
         return self._one_part(shares) if len(self.parts) == 1 else self._mixed(shares)
 
     def _one_part(self, shares: Sequence[Tensor]) -> Iterator[Batch]:

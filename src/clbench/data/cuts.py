@@ -115,9 +115,10 @@ def chain(source: Sequence[Source], tasks: int | None = None, seed: int = 0) -> 
         raise ConfigError(
             f"data.tasks={number} is more than the {len(sources)} data sets of data.source: lower it or add a data set"
         )
-    shapes = {s.name: tuple(s.train.x.shape[1:]) for s in sources}
-    if len(set(shapes.values())) > 1:
-        raise ConfigError(f"the data sets of data.source have different image shapes, {shapes}: bring them to one")
+    shapes = [(s.name, tuple(s.train.x.shape[1:])) for s in sources]
+    if len({shape for _, shape in shapes}) > 1:
+        named = ", ".join(f"{name} {shape}" for name, shape in shapes)
+        raise ConfigError(f"the data sets of data.source have different image shapes, {named}: bring them to one")
     return [Cut(s, tuple(range(s.classes))) for s in sources[:number]]
 
 
@@ -133,7 +134,7 @@ def _shares(classes: int, tasks: int | None, per_task: int | Sequence[int] | Non
                 "data.cut.classes_per_task=[...]"
             )
         return [classes // number] * number
-    shares = [per_task] * (tasks or classes // max(per_task, 1)) if isinstance(per_task, int) else list(per_task)
+    shares = [per_task] * (tasks or max(classes // max(per_task, 1), 1)) if isinstance(per_task, int) else list(per_task)
     if tasks is not None and tasks != len(shares):
         raise ConfigError(
             f"data.tasks={tasks} but data.cut.classes_per_task={shares} has {len(shares)} entries: make them agree"

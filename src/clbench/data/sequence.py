@@ -44,12 +44,17 @@ class Task(L.LightningDataModule):
         return sum(len(part) for part in self._training)
 
     def setup(self, stage: str | None = None) -> None:
-        """Let a Trainer that has finished its epochs on an earlier task fit this one (it would train 0 steps)."""
+        """Let a Trainer that has fitted an earlier task start this one anew (it would train 0 steps, without a word)."""
         trainer = self.trainer
         if stage != "fit" or trainer is None:
             return
+        if 0 < trainer.max_steps <= trainer.global_step:
+            raise ConfigError(
+                f"Trainer(max_steps={trainer.max_steps}) counts over all tasks and has none left for {self.name}: make a "
+                "new Trainer for each task, or give max_epochs"
+            )
         loop = trainer.fit_loop
-        if loop.max_epochs is not None and 0 < loop.max_epochs <= loop.epoch_progress.current.processed:
+        if loop.epoch_progress.current.ready:
             loop.epoch_progress.reset()
             loop.epoch_loop.batch_progress.reset()
             trainer.should_stop = False
@@ -133,7 +138,7 @@ class TaskSequence:
         self.sizes = [len(c.classes) for c in self.cuts]
         self.scenario.check(self.sizes)
         self._moved: dict[tuple[int, torch.device], Images] = {}
-        self._rows = {c.source.name: self._shuffled_rows(c.source) for c in self.cuts}
+        self._rows = {id(c.source): self._shuffled_rows(c.source) for c in self.cuts}
         self._parts = [self._task_parts(index) for index in range(len(self.cuts))]
         for index, parts in enumerate(self._parts):
             if not len(parts["train"]) or not len(parts["test"]):
@@ -191,7 +196,7 @@ class TaskSequence:
         cut = self.cuts[index]
         column = torch.full((cut.source.classes,), -1, dtype=torch.long)
         column[list(cut.classes)] = torch.arange(len(cut.classes)) + self.scenario.offset(self.sizes, index)
-        train, validation = self._rows[cut.source.name]
+        train, validation = self._rows[id(cut.source)]
         test = torch.arange(len(cut.source.test.y))
 
         def part(images: Images, rows: Tensor) -> Part:
