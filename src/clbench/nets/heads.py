@@ -1,39 +1,13 @@
-"""Nets: a body that turns inputs into features and a head that turns features into the outputs that compete."""
+"""Heads: from the features of a body to the outputs that compete."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
 Slice = tuple[int, int]
-
-
-def mlp(
-    shape: Sequence[int], hidden: Sequence[int] = (200, 200), batch_norm: bool = False, dropout: float = 0.0
-) -> nn.Sequential:
-    """Multi-layer perceptron body: Linear, ReLU (, BatchNorm) (, Dropout) per hidden layer.
-
-    BatchNorm comes after the ReLU, as in the seed document of EWC on MNIST and Fashion-MNIST.
-
-    Args:
-        shape: of one input, flattened by the net.
-        hidden: widths, at least one.
-        batch_norm: a BatchNorm1d after each ReLU.
-        dropout: probability after each hidden layer.
-    """
-    layers: list[nn.Module] = [nn.Flatten()]
-    widths = [prod(shape), *hidden]
-    for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-        if batch_norm:
-            layers.append(nn.BatchNorm1d(outputs))
-        if dropout:
-            layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers)
 
 
 class MultiHead(nn.Module):
@@ -92,29 +66,3 @@ class SlicedHead(nn.Module):
             start, stop = self.slices[task]
             return outputs[:, start:stop]
         return outputs.gather(1, self.columns[task]).masked_fill(self.absent[task], float("-inf"))
-
-
-class Net(nn.Module):
-    """``head(body(x), task)``: inputs (N, ...) and their task -> the outputs (N, C) that compete."""
-
-    def __init__(self, body: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-        self.head = head
-
-    def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
-        return self.head(self.body(x), task)
-
-
-def features_of(body: nn.Module, shape: Sequence[int]) -> int:
-    """Width of what ``body`` makes of one input of ``shape``; raises whatever the body raises."""
-    was_training = body.training
-    body.eval()
-    try:
-        with torch.no_grad():
-            features = body(torch.zeros(2, *shape))
-    finally:
-        body.train(was_training)
-    if features.ndim != 2:
-        raise ValueError(f"the body gives {tuple(features.shape)} for 2 inputs; a head needs (2, features): flatten it")
-    return features.shape[1]

@@ -1,0 +1,22 @@
+"""Nets: a body that turns inputs into features and a head that turns features into the outputs that compete."""
+
+from clbench.nets.cnn import cnn
+from clbench.nets.heads import MultiHead, SlicedHead
+from clbench.nets.mlp import mlp
+from clbench.nets.net import Net, features_of
+from clbench.nets.outside import built, pixels, torchvision_model
+from clbench.nets.resnet import resnet18_reduced, resnet18_vandeven
+
+__all__ = [
+    "MultiHead",
+    "Net",
+    "SlicedHead",
+    "built",
+    "cnn",
+    "features_of",
+    "mlp",
+    "pixels",
+    "resnet18_reduced",
+    "resnet18_vandeven",
+    "torchvision_model",
+]
