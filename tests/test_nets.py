@@ -114,7 +114,6 @@ def test_measuring_features_restores_the_mode_and_leaves_statistics_alone(traini
     assert all(torch.equal(t, before[name]) for name, t in body.state_dict().items())
 
 
-@pytest.mark.xfail(strict=True, reason="the mode of the body is given to all of its parts")
 def test_measuring_features_restores_the_mode_of_every_part():
     body = mlp((4,), (3,), batch_norm=True).train()
     body[3].eval()

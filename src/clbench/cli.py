@@ -21,6 +21,9 @@ def errors_in_one_line() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own three lines
     try:
         yield
+    except BrokenPipeError:  # ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command with the same output_dir goes on after the last finished task")
     except Exception as error:

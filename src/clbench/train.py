@@ -92,16 +92,22 @@ def train(cfg: DictConfig) -> float | None:
 
         results = run(sequence, learner, strategy, make_trainer, folder, cfg.seed, after_task)
         complete = metrics(results, FINISHED)
+        value = objective(complete, cfg.objective)
         if first_process:
-            from clbench.plots import (
-                save_plots,  # matplotlib takes long to import: only when there is something to draw
-            )
+            # matplotlib takes long to import: only when there is something to draw
+            from clbench.plots import save_plots
 
             title = f"{choices.strategy} on {cfg.data.name}, seed {cfg.seed}"
             save_plots(torch.tensor(complete["accuracy_matrix"]), title, folder.path)
             folder.write_metrics(complete)
             display.summary(complete, folder.path)
-        return objective(complete, cfg.objective)
+            if sweeping:
+                print(
+                    f"run {folder.path.name}: {value}, {complete['seconds']['total']:.1f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return value
 
 
 def objective(metrics: Mapping[str, Any], key: str) -> float | None:

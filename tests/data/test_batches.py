@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from clbench.data.batches import Batches, Part, Pixels
-from clbench.data.cuts import Permutation
-from clbench.data.source import Images
+from clbench.data.images import Images
+from clbench.data.views import Permutation
 
 SHAPE = (1, 2, 3)
 

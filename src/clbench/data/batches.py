@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clbench.data.cuts import View
-from clbench.data.source import Images
+from clbench.data.images import Images, Streamed
+from clbench.data.views import View
 from clbench.errors import ConfigError
-from clbench.seeding import generator
+from clbench.seeding import derive, generator
+
+Augment = Callable[[Tensor, int], Tensor]
 
 
 class Batch(NamedTuple):
@@ -43,7 +45,7 @@ class Pixels:
 class Part:
     """The examples of one task: ``rows`` of ``images``, their output columns ``y``, and how they are seen."""
 
-    images: Images
+    images: Images | Streamed
     rows: Tensor
     y: Tensor
     task: int
@@ -53,9 +55,9 @@ class Part:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def inputs(self, rows: Tensor) -> Tensor:
-        """X of the images ``rows``, as the net reads them."""
-        x = self.pixels(self.images.x.index_select(0, rows))
+    def seen(self, x: Tensor) -> Tensor:
+        """Images x (N, C, H, W), uint8, as the net reads them."""
+        x = self.pixels(x)
         return x if self.view is None else self.view(x)
 
 
@@ -68,6 +70,8 @@ class Batches:
         shuffle: seed numbers of the order, a new order every epoch; None = in order.
         rank, world: this process takes every ``world``-th example of each batch. When shuffling, what does not share
             out equally at the end of an epoch is left out, so that all processes take the same number of steps.
+        augment: ``augment(x, seed)`` changes the uint8 images of each batch; only when shuffling.
+        drop_last: leave out the last batch of an epoch where it is smaller than the others; only when shuffling.
     """
 
     def __init__(
@@ -77,18 +81,23 @@ class Batches:
         shuffle: tuple[int, ...] | None = None,
         rank: int = 0,
         world: int = 1,
+        augment: Augment | None = None,
+        drop_last: bool = False,
     ) -> None:
         self.parts = tuple(parts)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.rank = rank
         self.world = world
+        self.augment = augment
         self.epoch = 0
         self.examples = sum(len(part) for part in self.parts)
         if shuffle is not None:
             if batch_size < world:
-                raise ConfigError(f"batch_size={batch_size} is less than the {world} processes that share a batch: raise it")
-            if self.examples % batch_size < world:
+                raise ConfigError(
+                    f"batch_size={batch_size} is less than the {world} processes that share a batch: raise it"
+                )
+            if drop_last or self.examples % batch_size < world:
                 self.examples -= self.examples % batch_size
             self.examples -= self.examples % world
 
@@ -102,33 +111,58 @@ class Batches:
             seed, *numbers = self.shuffle
             order = torch.randperm(sum(map(len, self.parts)), generator=generator(seed, "order", *numbers, self.epoch))
             order = order[: self.examples]
-            self.epoch += 1
         shares = [indices[self.rank :: self.world].contiguous() for indices in order.split(self.batch_size)]
-        return self._one_part(shares) if len(self.parts) == 1 else self._mixed(shares)
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        return self._one_part(shares, epoch) if len(self.parts) == 1 else self._mixed(shares, epoch)
 
-    def _one_part(self, shares: Sequence[Tensor]) -> Iterator[Batch]:
+    def _one_part(self, shares: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         (part,) = self.parts
-        order = torch.cat(list(shares)).to(part.rows.device)
-        rows, y = part.rows.index_select(0, order), part.y.index_select(0, order)
-        start = 0
-        for share in shares:
-            stop = start + len(share)
-            if stop > start:
-                yield Batch(part.inputs(rows[start:stop]), y[start:stop], part.task)
-            start = stop
+        shares = [share for share in shares if len(share)]
+        if not shares:
+            return
+        order, sizes = torch.cat(list(shares)).to(part.rows.device), [len(share) for share in shares]
+        rows, labels = (values.index_select(0, order).split(sizes) for values in (part.rows, part.y))
+        for step, (x, y) in enumerate(zip(part.images.batches(rows), labels, strict=True)):
+            yield Batch(part.seen(self._augmented(x, epoch, step)), y, part.task)
 
-    def _mixed(self, shares: Sequence[Tensor]) -> Iterator[Batch]:
-        """Batches over several parts, each batch ordered by part."""
+    def _mixed(self, shares: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
+        """Batches over several parts, each batch ordered by part; parts of one data set are read together."""
         starts = torch.tensor([0] + [len(part) for part in self.parts]).cumsum(0)
         same_task = len({part.task for part in self.parts}) == 1
-        for share in shares:
-            of = torch.bucketize(share, starts[1:], right=True)
+        chosen = [self._by_part(share, starts) for share in shares if len(share)]
+        readers = [
+            (reader, [k for k, part in enumerate(self.parts) if part.images is images])
+            for images, reader in self._readers(chosen)
+        ]
+        for step, of in enumerate(chosen):
+            pieces: dict[int, Tensor] = {}
+            for reader, members in readers:
+                if any(len(of[k]) for k in members):
+                    pieces |= zip(members, next(reader).split([len(of[k]) for k in members]), strict=True)
             x, y, task = [], [], []
             for k, part in enumerate(self.parts):
-                chosen = (share[of == k] - starts[k]).to(part.rows.device)
-                if len(chosen):
-                    x.append(part.inputs(part.rows[chosen]))
-                    y.append(part.y[chosen])
+                if len(of[k]):
+                    x.append(part.seen(self._augmented(pieces[k], epoch, step, k)))
+                    y.append(part.y[of[k]])
                     task.append(torch.full_like(y[-1], part.task))
-            if x:
-                yield Batch(torch.cat(x), torch.cat(y), self.parts[0].task if same_task else torch.cat(task))
+            yield Batch(torch.cat(x), torch.cat(y), self.parts[0].task if same_task else torch.cat(task))
+
+    def _by_part(self, share: Tensor, starts: Tensor) -> list[Tensor]:
+        """The examples of each part among ``share``, numbered within the part, on its device."""
+        of = torch.bucketize(share, starts[1:], right=True)
+        return [(share[of == k] - starts[k]).to(part.rows.device) for k, part in enumerate(self.parts)]
+
+    def _readers(self, chosen: Sequence[Sequence[Tensor]]) -> list[tuple[Images | Streamed, Iterator[Tensor]]]:
+        """Each data set, with its images for every batch in which it has any."""
+        readers = []
+        for images in {id(part.images): part.images for part in self.parts}.values():
+            members = [k for k, part in enumerate(self.parts) if part.images is images]
+            rows = [torch.cat([self.parts[k].rows[of[k]] for k in members]) for of in chosen]
+            readers.append((images, images.batches([r for r in rows if len(r)])))
+        return readers
+
+    def _augmented(self, x: Tensor, epoch: int, *numbers: int) -> Tensor:
+        if self.augment is None or self.shuffle is None:
+            return x
+        seed, *task = self.shuffle
+        return self.augment(x, derive(seed, "augment", *task, epoch, self.rank, *numbers))

@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from math import prod
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from clbench.data.source import Source
+from clbench.data.views import Permutation, Rotation, View
 from clbench.errors import ConfigError
 from clbench.seeding import generator
-
-
-@dataclass(frozen=True)
-class Permutation:
-    """The same shuffle of the pixels for every image: (N, C, H, W) -> (N, C, H, W)."""
-
-    order: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x.flatten(1).index_select(1, self.order).view_as(x)
-
-    def to(self, device: torch.device) -> Permutation:
-        return Permutation(self.order.to(device))
-
-
-class View(Protocol):
-    """How a task sees an image: a function of a batch (N, C, H, W) on a device."""
-
-    def __call__(self, x: Tensor, /) -> Tensor: ...
-
-    def to(self, device: torch.device, /) -> View: ...
 
 
 class Cut(NamedTuple):
@@ -62,12 +41,51 @@ def permute(source: Source, tasks: int | None = None, seed: int = 0, first: str 
     if first not in ("identity", "permuted"):
         raise ConfigError(f"data.cut.first={first!r} is not one of identity, permuted")
     number = 5 if tasks is None else _at_least_one(tasks)
-    pixels = source.train.x[0].numel()
+    pixels = prod(source.train.shape)
     views: list[Permutation | None] = [
         Permutation(torch.randperm(pixels, generator=generator(seed, "pixels", task))) for task in range(number)
     ]
     if first == "identity":
         views[0] = None
+    return [Cut(source, tuple(range(source.classes)), view) for view in views]
+
+
+def rotate(
+    source: Source,
+    tasks: int | None = None,
+    seed: int = 0,
+    angles: str | Sequence[float] = "even",
+    degrees: float = 180,
+) -> list[Cut]:
+    """All classes in every task, the images of each task turned by an angle of its own, counterclockwise.
+
+    Args:
+        source: one data set.
+        tasks: how many; the number of ``angles`` if they are given, else 5.
+        seed: of the angles.
+        angles: ``even``: 0, degrees/tasks, 2 degrees/tasks, ...; ``seed``: uniform in [0, degrees); or a list of them.
+        degrees: the range.
+
+    Raises:
+        ConfigError: unknown ``angles``, not one angle per task, several sources, or no task.
+    """
+    _one_source("rotate", source)
+    number = None if tasks is None else _at_least_one(tasks)
+    if not isinstance(angles, str):
+        turns = [float(angle) for angle in angles]
+        if not turns or number not in (None, len(turns)):
+            raise ConfigError(
+                f"data.tasks={tasks} but data.cut.angles={turns} has {len(turns)} entries: make them agree"
+            )
+    elif angles == "even":
+        turns = [degrees * task / (number or 5) for task in range(number or 5)]
+    elif angles == "seed":
+        draws = (torch.rand((), generator=generator(seed, "angle", task)) for task in range(number or 5))
+        turns = [degrees * draw.item() for draw in draws]
+    else:
+        raise ConfigError(f"data.cut.angles={angles!r} is not even, seed, or a list of degrees")
+    _, height, width = source.train.shape
+    views = [None if turn == 0 else Rotation.of(turn, height, width) for turn in turns]
     return [Cut(source, tuple(range(source.classes)), view) for view in views]
 
 
@@ -115,10 +133,12 @@ def chain(source: Sequence[Source], tasks: int | None = None, seed: int = 0) -> 
         raise ConfigError(
             f"data.tasks={number} is more than the {len(sources)} data sets of data.source: lower it or add a data set"
         )
-    shapes = [(s.name, tuple(s.train.x.shape[1:])) for s in sources]
+    shapes = [(s.name, s.train.shape) for s in sources]
     if len({shape for _, shape in shapes}) > 1:
         named = ", ".join(f"{name} {shape}" for name, shape in shapes)
-        raise ConfigError(f"the data sets of data.source have different image shapes, {named}: bring them to one")
+        raise ConfigError(
+            f"the data sets of data.source have different image shapes, {named}: bring them to one with data.resize=[H,W]"
+        )
     return [Cut(s, tuple(range(s.classes))) for s in sources[:number]]
 
 
@@ -134,7 +154,9 @@ def _shares(classes: int, tasks: int | None, per_task: int | Sequence[int] | Non
                 "data.cut.classes_per_task=[...]"
             )
         return [classes // number] * number
-    shares = [per_task] * (tasks or max(classes // max(per_task, 1), 1)) if isinstance(per_task, int) else list(per_task)
+    shares = (
+        [per_task] * (tasks or max(classes // max(per_task, 1), 1)) if isinstance(per_task, int) else list(per_task)
+    )
     if tasks is not None and tasks != len(shares):
         raise ConfigError(
             f"data.tasks={tasks} but data.cut.classes_per_task={shares} has {len(shares)} entries: make them agree"

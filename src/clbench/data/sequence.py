@@ -11,7 +11,8 @@ from torch import Tensor
 
 from clbench.data.batches import Batch, Batches, Part, Pixels
 from clbench.data.cuts import Cut
-from clbench.data.source import Images, Source, read
+from clbench.data.images import Images, Streamed
+from clbench.data.source import Source, read
 from clbench.errors import ConfigError
 from clbench.scenario import Scenario
 from clbench.seeding import generator
@@ -137,7 +138,7 @@ class TaskSequence:
         self.cuts = cut(sources, tasks=tasks, seed=seed)
         self.sizes = [len(c.classes) for c in self.cuts]
         self.scenario.check(self.sizes)
-        self._moved: dict[tuple[int, torch.device], Images] = {}
+        self._moved: dict[tuple[int, torch.device], Images | Streamed] = {}
         self._rows = {id(c.source): self._shuffled_rows(c.source) for c in self.cuts}
         self._parts = [self._task_parts(index) for index in range(len(self.cuts))]
         for index, parts in enumerate(self._parts):
@@ -164,7 +165,7 @@ class TaskSequence:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input (C, H, W)."""
-        return tuple(self.cuts[0].source.train.x.shape[1:])
+        return self.cuts[0].source.train.shape
 
     @property
     def has_validation(self) -> bool:
@@ -176,7 +177,7 @@ class TaskSequence:
 
     def on_device(self, part: Part, device: torch.device) -> Part:
         """``part`` with its tensors on ``device``; a data set is copied there once, whatever the number of tasks."""
-        key = (id(part.images.x), device)
+        key = (id(part.images), device)
         if key not in self._moved:
             self._moved[key] = part.images.to(device)
         view = part.view.to(device) if part.view is not None else None
@@ -199,7 +200,7 @@ class TaskSequence:
         train, validation = self._rows[id(cut.source)]
         test = torch.arange(len(cut.source.test.y))
 
-        def part(images: Images, rows: Tensor) -> Part:
+        def part(images: Images | Streamed, rows: Tensor) -> Part:
             y = column[images.y[rows]]
             mine = y >= 0
             return Part(images, rows[mine], y[mine], index, self.pixels, cut.view)
