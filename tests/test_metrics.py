@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchmetrics.classification import MulticlassCalibrationError
 
-from clbench.metrics import AccuracyMatrix, accuracy_matrix, calibration_gaps, nll, readings
+from clbench.metrics import AccuracyMatrix, Within, accuracy_matrix, calibration_gaps, nll, readings
 
 # rows: after task 0, 1, 2; columns: on task 0, 1, 2
 FORGETS = [[0.9, 0.2, 0.1], [0.95, 0.8, 0.3], [0.7, 0.85, 0.6]]
@@ -49,7 +49,20 @@ def test_one_task_has_accuracies_and_no_comparisons():
         "backward_transfer": None,
         "forward_transfer": None,
         "min_accuracy": None,
+        "worst_case_accuracy": 0.75,
+        "stability_gap": None,
     }
+
+
+def test_evaluations_inside_tasks_count_for_the_worst_case_and_the_stability_gap():
+    r = matrix([[0.9, 0.1], [0.8, 0.7]])
+    within = [Within(0, 5, [0.2, 0.1]), Within(1, 5, [0.5, 0.3]), Within(1, 10, [0.6, 0.6])]
+    found = readings(r, None, False, within)
+    assert found["min_accuracy"] == pytest.approx(
+        0.5
+    )  # while task 1 was learned; what task 0 itself went through is not counted
+    assert found["worst_case_accuracy"] == pytest.approx(0.7 / 2 + 0.5 / 2)
+    assert found["stability_gap"] == pytest.approx(0.9 - 0.5)
 
 
 @pytest.mark.parametrize(("initial", "transfer"), [(None, True), (BEFORE, False)])

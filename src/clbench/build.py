@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.learner import Learner
-from clbench.nets import Net, features_of
+from clbench.nets import Net, features_of, init_from
 from clbench.seeding import derive
 from clbench.sequence import reseed
 from clbench.strategies import Strategy
@@ -21,7 +21,7 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     """The tasks, the learner and the strategy that ``cfg`` describes; the net's weights follow from ``cfg.seed``.
 
     Raises:
-        ConfigError: a value that cannot be; a net whose input does not fit the data.
+        ConfigError: a value that cannot be; a net whose input does not fit the data; ``init_from`` does not fit the net.
     """
     strategy = instantiate(cfg.strategy)
     scenario = instantiate(cfg.scenario)
@@ -37,9 +37,13 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
             f"net={cfg.net._target_} cannot be built for inputs of shape {tuple(sequence.shape)} "
             f"({str(error).splitlines()[0]}): change its options, or choose another net or other data"
         ) from error
+    if (path := cfg.get("init_from")) is not None:
+        init_from(body, path)
     net = Net(body, scenario.build_head(features, sequence.sizes))
     optimizer = instantiate(cfg.optimizer.make)
-    return sequence, Learner(net, optimizer, reset_optimizer=cfg.optimizer.reset, bn=cfg.bn), strategy
+    scheduler = instantiate(cfg.scheduler.make)
+    learner = Learner(net, optimizer, cfg.optimizer.reset, cfg.bn, scheduler, cfg.scheduler.interval)
+    return sequence, learner, strategy
 
 
 def check_device(accelerator: str, devices: Any) -> None:

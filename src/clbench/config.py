@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from clbench.errors import ConfigError
 
 OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch")
 """Options of strategies that stand at the top level; a strategy has those that its yaml refers to."""
 
-ELSEWHERE = ("output_dir", "data_dir", "checkpoints", "objective", "threads")
+ELSEWHERE = ("output_dir", "data_dir", "checkpoints", "objective", "threads", "logger", "log_every")
 """Keys that say where and how a run is done, not what comes out: not part of the config hash."""
 
 
@@ -49,11 +49,30 @@ def refuse_foreign_options(cfg: DictConfig, strategy: str) -> None:
 
 def check_numbers(cfg: DictConfig) -> None:
     """Raise ConfigError if a number of the top level is out of its range."""
-    for name, least in (("seed", 0), ("epochs", 1), ("batch_size", 1), ("threads", 1)):
+    for name, least in (("seed", 0), ("batch_size", 1), ("threads", 1)):
         value = cfg[name]
-        if (value is None and name == "threads") or (isinstance(value, int) and value >= least):
-            continue
-        raise ConfigError(f"{name}={value}: it is a whole number, at least {least}")
+        if not (value is None and name == "threads") and not (isinstance(value, int) and value >= least):
+            raise ConfigError(f"{name}={value}: it is a whole number, at least {least}")
+
+
+def budget(cfg: DictConfig, index: int, tasks: int) -> dict[str, int]:
+    """How long task ``index`` is trained: ``max_epochs`` and ``max_steps`` of its Trainer.
+
+    Raises:
+        ConfigError: ``epochs`` or ``steps`` is not a whole number >= 1, or not one for each task.
+    """
+    name = "epochs" if cfg.steps is None else "steps"
+    given = cfg[name]
+    each = list(given) if isinstance(given, ListConfig) else [given] * tasks
+    if len(each) != tasks:
+        raise ConfigError(f"{name}={given} has {len(each)} entries for {tasks} tasks: give one number, or one per task")
+    if not all(isinstance(n, int) and n >= 1 for n in each):
+        raise ConfigError(f"{name}={given}: it is a whole number, at least 1, or a list of them, one per task")
+    return (
+        {"max_epochs": each[index], "max_steps": -1}
+        if name == "epochs"
+        else {"max_epochs": -1, "max_steps": each[index]}
+    )
 
 
 def drop_foreign_options(cfg: DictConfig) -> None:
@@ -70,6 +89,7 @@ def config_hash(cfg: DictConfig) -> str:
     with open_dict(cfg):
         cfg.data_dir = ""
         cfg.output_dir = ""
+        cfg.logger = {}
         resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     decisive = {key: _numbers_as_floats(value) for key, value in resolved.items() if key not in ELSEWHERE}

@@ -127,7 +127,7 @@ class ProgressLine(L.Callback):
 
 
 def _steps(trainer: L.Trainer) -> float:
-    """Batches in all epochs."""
-    if trainer.max_epochs is None or trainer.max_epochs < 0:
-        return trainer.num_training_batches
-    return trainer.max_epochs * trainer.num_training_batches
+    """Batches that the task will take, if nothing ends it early."""
+    if trainer.max_steps > 0:
+        return trainer.max_steps * trainer.accumulate_grad_batches
+    return (trainer.max_epochs or 1) * trainer.num_training_batches

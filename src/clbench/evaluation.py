@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from clbench.data import Batch, Task
+from clbench.errors import ConfigError
 from clbench.importance.undisturbed import undisturbed
 from clbench.learner import Learner, learner_outputs
-from clbench.metrics import accuracy_matrix, calibration_gaps, nll, readings
+from clbench.metrics import Within, accuracy_matrix, calibration_gaps, nll, readings
 
 CORRECT, EXAMPLES, NLL, GAPS = 0, 1, 2, 3
 
@@ -46,14 +47,20 @@ class Evaluation(L.Callback):
 
     Args:
         tasks: number of tasks T.
+        every: evaluate on the test data every so many steps inside a task too; None = after each task only.
 
     Attributes:
         counts: of ``test`` and ``validation`` data, (2, T, T): correct answers and examples.
         initial: b (T,), None where the scenario leaves it undefined.
+        within: the evaluations inside tasks.
         per_task: final accuracy, nll and ece of each task, once the last has been learned.
     """
 
-    def __init__(self, tasks: int) -> None:
+    def __init__(self, tasks: int, every: int | None = None) -> None:
+        if every is not None and every < 1:
+            raise ConfigError(f"eval_every={every}: at least 1 step between evaluations, or null for none inside tasks")
+        self.every = every
+        self.within: list[Within] = []
         self.counts = {which: torch.zeros(2, tasks, tasks, dtype=torch.long) for which in ("test", "validation")}
         self.initial: Tensor | None = None
         self.per_task: list[dict[str, float]] = []
@@ -64,6 +71,13 @@ class Evaluation(L.Callback):
         if task.index == 0 and task.sequence.scenario.name != "class":  # no class has been seen: b is undefined
             counts = self._tally(trainer, pl_module, task.test_dataloader())
             self.initial = counts[:, CORRECT] / counts[:, EXAMPLES]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Learner, *_: Any) -> None:
+        step, task = trainer.global_step, trainer.datamodule
+        if self.every is None or step % self.every or (self.within and self.within[-1][:2] == (task.index, step)):
+            return
+        counts = self._tally(trainer, pl_module, task.test_dataloader())
+        self.within.append(Within(task.index, step, (counts[:, CORRECT] / counts[:, EXAMPLES]).tolist()))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
         task: Task = trainer.datamodule
@@ -85,16 +99,18 @@ class Evaluation(L.Callback):
     def readings(self, which: str, transfer: bool) -> dict[str, Any]:
         """R of ``test`` or ``validation`` and everything read from it, under the names of metrics.json."""
         r = accuracy_matrix(*self.counts[which])
-        initial = self.initial if which == "test" else None
-        return {"accuracy_matrix": r.tolist(), **readings(r, initial, transfer)}
+        initial, within = (self.initial, self.within) if which == "test" else (None, [])
+        return {"accuracy_matrix": r.tolist(), **readings(r, initial, transfer, within)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"counts": self.counts, "initial": self.initial, "per_task": self.per_task}
+        within = [list(w) for w in self.within]
+        return {"counts": self.counts, "initial": self.initial, "per_task": self.per_task, "within": within}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.counts = state_dict["counts"]
         self.initial = state_dict["initial"]
         self.per_task = state_dict["per_task"]
+        self.within = [Within(*w) for w in state_dict["within"]]
 
     def _tally(self, trainer: L.Trainer, learner: Learner, loaders: Iterable[Iterable[Batch]]) -> Tensor:
         """Counts over all processes."""

@@ -10,6 +10,7 @@ import lightning as L
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.data import Batch, Task
 from clbench.errors import ConfigError
@@ -24,6 +25,8 @@ class Learner(L.LightningModule):
         reset_optimizer: a new optimiser for every task; else its state (Adam's moments) is carried from task to task.
         bn: ``train``: BatchNorm follows the statistics of every task; ``freeze_after_first``: in eval mode from the
             second task on, its statistics stay those of the first (its scale and shift still learn).
+        scheduler: makes a learning-rate scheduler of the optimiser, anew for every task; None = a constant rate.
+        scheduler_interval: it steps every ``epoch`` or every ``step``.
 
     Raises:
         ConfigError: unknown ``bn``.
@@ -35,6 +38,8 @@ class Learner(L.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         reset_optimizer: bool = True,
         bn: str = "train",
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        scheduler_interval: str = "epoch",
     ) -> None:
         super().__init__()
         if bn not in ("train", "freeze_after_first"):
@@ -44,6 +49,8 @@ class Learner(L.LightningModule):
         self.reset_optimizer = reset_optimizer
         self.optimizer_state: dict[str, Any] | None = None
         self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+        self._scheduler_interval = scheduler_interval
 
     def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
         return self.net(x, task)
@@ -51,11 +58,15 @@ class Learner(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return nn.functional.cross_entropy(self.net(batch.x, batch.task), batch.y)
 
-    def configure_optimizers(self) -> Optimizer:
+    def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.parameters())
-        if self.optimizer_state is not None:
-            optimizer.load_state_dict(deepcopy(self.optimizer_state))
-        return optimizer
+        if self.optimizer_state is not None:  # the moments are carried, the learning rate starts anew
+            carried = deepcopy(self.optimizer_state["state"])
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": carried})
+        if self._make_scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self._make_scheduler(optimizer), "interval": self._scheduler_interval}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_start(self) -> None:
         task = self.trainer.datamodule

@@ -6,9 +6,20 @@ Formulas as functions of R alone; the class that counts is at the end. All accur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+
+class Within(NamedTuple):
+    """An evaluation inside a task: while learning ``task``, after ``step`` of its steps; ``accuracy`` on each task."""
+
+    task: int
+    step: int
+    accuracy: list[float]
 
 
 def accuracy_matrix(correct: Tensor, examples: Tensor) -> Tensor:
@@ -46,15 +57,34 @@ def forward_transfer(r: Tensor, initial: Tensor | None) -> float | None:
     return (r.diagonal(offset=1) - initial[1:]).mean().item()
 
 
-def min_accuracy(r: Tensor) -> float | None:
-    """mean_{j<T-1} min_{i>j} R[i, j]: the worst moment of each task after it was learned (De Lange et al. 2023)."""
+def min_accuracy(r: Tensor, within: Sequence[Within] = ()) -> float | None:
+    """mean_{j<T-1} of the lowest accuracy on j at any evaluation after task j was learned (De Lange et al. 2023)."""
     t = len(r)
     if t < 2:
         return None
-    return sum(r[j + 1 :, j].min().item() for j in range(t - 1)) / (t - 1)
+    lowest = [min([*r[j + 1 :, j].tolist(), *(w.accuracy[j] for w in within if w.task > j)]) for j in range(t - 1)]
+    return sum(lowest) / (t - 1)
 
 
-def readings(r: Tensor, initial: Tensor | None, transfer: bool) -> dict[str, float | None]:
+def worst_case_accuracy(r: Tensor, within: Sequence[Within] = ()) -> float:
+    """R[T-1, T-1] / T + (1 - 1/T) min_accuracy: WC-ACC of De Lange et al. 2023."""
+    t, newest = len(r), r[-1, -1].item()
+    lowest = min_accuracy(r, within)
+    return newest if lowest is None else newest / t + (1 - 1 / t) * lowest
+
+
+def stability_gap(r: Tensor, within: Sequence[Within]) -> float | None:
+    """Mean over i and j < i of R[i-1, j] - min(accuracy on j while task i is learned); None without evaluations inside tasks."""
+    gaps = []
+    for i in range(1, len(r)):
+        inside = [w.accuracy for w in within if w.task == i]
+        gaps += [r[i - 1, j].item() - min(a[j] for a in inside) for j in range(i) if inside]
+    return sum(gaps) / len(gaps) if gaps else None
+
+
+def readings(
+    r: Tensor, initial: Tensor | None, transfer: bool, within: Sequence[Within] = ()
+) -> dict[str, float | None]:
     """All of the above, under their names in metrics.json.
 
     Args:
@@ -62,6 +92,7 @@ def readings(r: Tensor, initial: Tensor | None, transfer: bool) -> dict[str, flo
         initial: b (T,), accuracy of the untrained net; None where undefined.
         transfer: whether task j's outputs are trained before task j (domain-incremental), so that forward transfer
             is defined.
+        within: evaluations inside tasks, if there were any.
     """
     return {
         "average_accuracy": average_accuracy(r),
@@ -69,7 +100,9 @@ def readings(r: Tensor, initial: Tensor | None, transfer: bool) -> dict[str, flo
         "forgetting": forgetting(r),
         "backward_transfer": backward_transfer(r),
         "forward_transfer": forward_transfer(r, initial) if transfer else None,
-        "min_accuracy": min_accuracy(r),
+        "min_accuracy": min_accuracy(r, within),
+        "worst_case_accuracy": worst_case_accuracy(r, within),
+        "stability_gap": stability_gap(r, within),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -15,13 +16,41 @@ from clbench.folder import atomically
 LABELLED = 12  # cells are labelled with their number up to this many tasks
 
 
-def save_plots(r: Tensor, title: str, folder: Path) -> None:
-    """``accuracy_matrix.png`` and ``accuracy_over_tasks.png`` of R (T, T) into ``folder``."""
-    for name, figure in (
-        ("accuracy_matrix.png", accuracy_matrix(r, title)),
-        ("accuracy_over_tasks.png", accuracy_over_tasks(r, title)),
-    ):
-        atomically(folder / name, partial(figure.savefig, format="png", dpi=150))
+def save_plots(r: Tensor, within: list[dict[str, Any]], title: str, folder: Path) -> None:
+    """``accuracy_matrix.png``, ``accuracy_over_tasks.png``, and ``accuracy_within_tasks.png`` if there is what it shows.
+
+    Args:
+        r: R (T, T).
+        within: evaluations inside tasks, as in metrics.json.
+        title: of each figure.
+        folder: where they are written.
+    """
+    figures = {"accuracy_matrix": accuracy_matrix(r, title), "accuracy_over_tasks": accuracy_over_tasks(r, title)}
+    if within:
+        figures["accuracy_within_tasks"] = accuracy_within_tasks(r, within, title)
+    for name, figure in figures.items():
+        atomically(folder / f"{name}.png", partial(figure.savefig, format="png", dpi=150))
+
+
+def accuracy_within_tasks(r: Tensor, within: list[dict[str, Any]], title: str) -> Figure:
+    """Accuracy on each task from when it begins to be learned, against the steps taken: the stability gap is visible."""
+    tasks = len(r)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot()
+    colours = matplotlib.colormaps["viridis"](torch.linspace(0, 0.9, tasks).numpy())
+    lengths = [max(w["step"] for w in within if w["task"] == i) for i in range(tasks)]
+    starts = [sum(lengths[:i]) for i in range(tasks)]
+    for j in range(tasks):
+        mine = [w for w in within if w["task"] >= j]
+        x = [starts[w["task"]] + w["step"] for w in mine]
+        axes.plot(x, [w["accuracy"][j] for w in mine], color=colours[j], linewidth=1.2, label=f"task {j}")
+    for start in starts[1:]:
+        axes.axvline(start, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="training steps (dotted: a new task begins)", ylabel="test accuracy")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
 
 
 def accuracy_matrix(r: Tensor, title: str) -> Figure:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.loggers import Logger
 
 from clbench.data import TaskSequence
 from clbench.evaluation import Evaluation
 from clbench.folder import RunFolder
 from clbench.learner import Learner
+from clbench.logs import Logs
 from clbench.seeding import derive
 from clbench.strategies import Strategy
+from clbench.validation import Validation
 
-MakeTrainer = Callable[[list[L.Callback]], L.Trainer]
+MakeTrainer = Callable[[int, list[L.Callback]], L.Trainer]
 AfterTask = Callable[[int, dict[str, Any]], None]
+MakeLoggers = Callable[[int], Sequence[Logger]]
 
 
 def run(
@@ -31,6 +35,10 @@ def run(
     folder: RunFolder,
     seed: int = 0,
     after_task: AfterTask | None = None,
+    validation: Validation | None = None,
+    eval_every: int | None = None,
+    make_loggers: MakeLoggers | None = None,
+    log_every: int = 50,
 ) -> dict[str, Any]:
     """Learn the tasks of ``sequence`` one after the other with ``strategy``.
 
@@ -41,10 +49,14 @@ def run(
         sequence: the tasks.
         learner: what learns them; changed in place.
         strategy: what is done against forgetting; changed in place.
-        make_trainer: ``make_trainer(callbacks)`` gives a new Trainer; called once per task.
+        make_trainer: ``make_trainer(index, callbacks)`` gives a new Trainer for a task.
         folder: where the boundary checkpoints lie.
         seed: of training.
         after_task: called with the task's index and the results so far.
+        validation: early stopping and the choice of the weights that are consolidated.
+        eval_every: steps between evaluations inside tasks; None = after each task only.
+        make_loggers: ``make_loggers(start)`` gives the loggers of a run that begins with task ``start``.
+        log_every: steps between two entries of the training loss.
 
     Returns:
         The results: accuracy matrix and readings of it, on test and validation data; seconds; importance per task.
@@ -54,7 +66,9 @@ def run(
         Unstable: weights became non-finite.
     """
     strategy.check(sequence)
-    evaluation = Evaluation(len(sequence))
+    evaluation = Evaluation(len(sequence), eval_every)
+    first = [validation] if validation is not None and validation.needed else []
+    logs = Logs(strategy, evaluation, log_every)
     train_seconds, importance = 0.0, []
     start = 0
     state = folder.load()
@@ -63,36 +77,43 @@ def run(
         learner.optimizer_state = state["optimizer"]
         strategy.load_state_dict(state["strategy"])
         evaluation.load_state_dict(state["evaluation"])
+        logs.step = state["step"]
         train_seconds, strategy.seconds, evaluation.seconds = state["seconds"]
         importance = state["importance"]
         start = state["task"] + 1
 
-    results: dict[str, Any] = {}
-    began = perf_counter() - train_seconds - strategy.seconds - evaluation.seconds
-    for index in range(start, len(sequence)):
-        reseed(derive(seed, "task", index))
-        trainer = make_trainer([strategy, evaluation])
-        trainer.fit(learner, datamodule=strategy.training_data(sequence, index))
-        if trainer.state.status == "interrupted":
-            raise KeyboardInterrupt
-        train_seconds = perf_counter() - began - strategy.seconds - evaluation.seconds
-        importance.append(strategy.cost())
-        results = _results(sequence, evaluation, strategy, train_seconds, importance)
-        if trainer.is_global_zero:
-            folder.save(
-                index,
-                {
-                    "learner": learner.state_dict(),
-                    "optimizer": learner.optimizer_state,
-                    "strategy": strategy.state_dict(),
-                    "evaluation": evaluation.state_dict(),
-                    "seconds": [train_seconds, strategy.seconds, evaluation.seconds],
-                    "importance": importance,
-                },
-            )
-            if after_task is not None:
-                after_task(index, results)
-    return results or _results(sequence, evaluation, strategy, train_seconds, importance)
+    def results() -> dict[str, Any]:
+        return _results(sequence, evaluation, strategy, train_seconds, importance)
+
+    if start == len(sequence):
+        return results()
+    with logs.to(make_loggers(start) if make_loggers is not None else []):
+        began = perf_counter() - train_seconds - strategy.seconds - evaluation.seconds
+        for index in range(start, len(sequence)):
+            reseed(derive(seed, "task", index))
+            trainer = make_trainer(index, [*first, strategy, evaluation, logs])
+            trainer.fit(learner, datamodule=strategy.training_data(sequence, index))
+            if trainer.state.status == "interrupted":
+                raise KeyboardInterrupt
+            train_seconds = perf_counter() - began - strategy.seconds - evaluation.seconds
+            importance.append(strategy.cost())
+            if trainer.is_global_zero:
+                folder.save(
+                    index,
+                    {
+                        "learner": learner.state_dict(),
+                        "optimizer": learner.optimizer_state,
+                        "strategy": strategy.state_dict(),
+                        "evaluation": evaluation.state_dict(),
+                        "step": logs.step,
+                        "seconds": [train_seconds, strategy.seconds, evaluation.seconds],
+                        "importance": importance,
+                    },
+                )
+                if after_task is not None:
+                    after_task(index, results())
+        logs.final(results())
+    return results()
 
 
 def reseed(seed: int) -> None:
@@ -114,6 +135,7 @@ def _results(
         **evaluation.readings("test", transfer),
         "initial_accuracy": [math.nan] * len(sequence) if evaluation.initial is None else evaluation.initial.tolist(),
         "per_task": evaluation.per_task,
+        "within_tasks": [w._asdict() for w in evaluation.within],
         "validation": evaluation.readings("validation", transfer) if sequence.has_validation else None,
         "seconds": {"train": train_seconds, "importance": strategy.seconds, "evaluation": evaluation.seconds},
         "importance": list(importance),

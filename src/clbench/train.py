@@ -17,11 +17,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from clbench.build import build, check_device
 from clbench.cli import errors_in_one_line, quiet_lightning
 from clbench.config import (
+    budget,
     check_numbers,
     conf_dir,
     config_hash,
@@ -34,7 +36,9 @@ from clbench.display import Display
 from clbench.errors import ConfigError
 from clbench.folder import RunFolder, atomically
 from clbench.learner import Learner
+from clbench.loggers import Place
 from clbench.sequence import run
+from clbench.validation import Validation
 
 FINISHED = "complete"
 
@@ -72,6 +76,8 @@ def train(cfg: DictConfig) -> float | None:
             return objective(earlier, cfg.objective)
 
         sequence, learner, strategy = build(cfg)
+        budget(cfg, 0, len(sequence))
+        validation = Validation(cfg.patience, cfg.consolidate)
         if first_process:
             save_config(cfg, folder.path)
         display.plan(plan(cfg, choices, sequence, learner))
@@ -82,15 +88,34 @@ def train(cfg: DictConfig) -> float | None:
             results["seconds"]["total"] = spent + perf_counter() - began
             return {"status": status, **about, **results}
 
-        def make_trainer(callbacks: list[Callback]) -> Trainer:
-            return instantiate(cfg.trainer, _partial_=True)(callbacks=[*callbacks, display.progress()])
+        def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
+            make = instantiate(cfg.trainer, _partial_=True)
+            return make(callbacks=[*callbacks, display.progress()], **budget(cfg, index, len(sequence)))
 
         def after_task(index: int, results: dict[str, Any]) -> None:
             so_far = metrics(results, "running")
             folder.write_metrics(so_far)
             display.after_task(index, len(sequence), results["accuracy_matrix"][index], so_far["seconds"]["total"])
 
-        results = run(sequence, learner, strategy, make_trainer, folder, cfg.seed, after_task)
+        def make_loggers(start: int) -> list[Logger]:
+            if not first_process:
+                return []
+            place = Place(folder.path, folder.path.parent if sweeping else folder.path, start, about)
+            return [instantiate(logger)(place) for logger in cfg.logger.values()]
+
+        results = run(
+            sequence,
+            learner,
+            strategy,
+            make_trainer,
+            folder,
+            seed=cfg.seed,
+            after_task=after_task,
+            validation=validation,
+            eval_every=cfg.eval_every,
+            make_loggers=make_loggers,
+            log_every=cfg.log_every,
+        )
         complete = metrics(results, FINISHED)
         value = objective(complete, cfg.objective)
         if first_process:
@@ -98,7 +123,7 @@ def train(cfg: DictConfig) -> float | None:
             from clbench.plots import save_plots
 
             title = f"{choices.strategy} on {cfg.data.name}, seed {cfg.seed}"
-            save_plots(torch.tensor(complete["accuracy_matrix"]), title, folder.path)
+            save_plots(torch.tensor(complete["accuracy_matrix"]), complete["within_tasks"], title, folder.path)
             folder.write_metrics(complete)
             display.summary(complete, folder.path)
             if sweeping:
@@ -143,6 +168,7 @@ def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learn
         },
         "net": {"name": choices.net, "parameters": sum(p.numel() for p in learner.parameters())},
         "seed": cfg.seed,
+        "eval_every": cfg.eval_every,
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
     }
 
@@ -155,13 +181,14 @@ def options(cfg: DictConfig) -> dict[str, Any]:
 def plan(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: Learner) -> dict[str, str]:
     """What will run, for a person."""
     turned = ", ".join(f"{name}={'all' if value is None else value}" for name, value in options(cfg).items())
+    length = f"{cfg.epochs} epochs" if cfg.steps is None else f"{cfg.steps} steps"
     classes = " or ".join(map(str, sorted(set(sequence.sizes))))
     optimizer = ", ".join(f"{key}={value}" for key, value in cfg.optimizer.make.items() if not str(key).startswith("_"))
     return {
         "strategy": choices.strategy + (f" ({turned})" if turned else ""),
         "data": f"{cfg.data.name}, {len(sequence)} tasks of {classes} classes, {cfg.scenario.name}-incremental",
         "net": f"{choices.net}, {sum(p.numel() for p in learner.parameters()):,} parameters",
-        "training": f"{cfg.epochs} epochs per task, batch {cfg.batch_size}, {choices.optimizer} {optimizer}",
+        "training": f"{length} per task, batch {cfg.batch_size}, {choices.optimizer} {optimizer}",
         "seed": str(cfg.seed),
         "device": device(cfg.trainer.accelerator),
     }

@@ -53,7 +53,7 @@ def test_the_seed_does_not_change_a_natural_split():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": "random"}, "data.cut.order='random' is not one of natural, seed"),
+        ({"order": "random"}, "data.cut.order='random' is not one of natural, seed, or a list of classes"),
         ({"tasks": 0}, "data.tasks=0: a sequence has at least 1 task"),
         ({"tasks": -2, "classes_per_task": 2}, "data.tasks=-2: a sequence has at least 1 task"),
         ({"tasks": 11}, "data.tasks=11 is more than the 10 classes allow: use at most 10"),

@@ -33,6 +33,17 @@ class Pixels:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    def check(self, channels: int) -> None:
+        """Raise ConfigError if mean and std are not both there, for images of ``channels``."""
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError(f"data.mean={self.mean} and data.std={self.std}: give both, or null for both")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, channels):
+                raise ConfigError(
+                    f"data.{name}={list(values)} has {len(values)} entries, but the images have {channels} channels: give one "
+                    "per channel, or null"
+                )
+
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(torch.get_default_dtype()).div_(self.scale)
         if self.mean is not None and self.std is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from clbench.errors import ConfigError
 
-OPERATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+OPERATIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "and": lambda bits: bits.all(1),
     "or": lambda bits: bits.any(1),
     "xor": lambda bits: bits.sum(1) % 2 == 1,  # of n bits: their parity

@@ -94,7 +94,8 @@ def split(
     tasks: int | None = None,
     seed: int = 0,
     classes_per_task: int | Sequence[int] | None = None,
-    order: str = "natural",
+    order: str | Sequence[int] = "natural",
+    first_task: int | None = None,
 ) -> list[Cut]:
     """The classes of one data set, a few per task.
 
@@ -103,20 +104,27 @@ def split(
         tasks: how many; None follows from ``classes_per_task``, or is 5.
         seed: of the class order.
         classes_per_task: one number, or one per task; None shares the classes out equally.
-        order: of the classes: ``natural``, or ``seed`` for a shuffle by the seed.
+        order: of the classes: ``natural``, ``seed`` for a shuffle by the seed, or a list; classes that it leaves out
+            are not used.
+        first_task: number of classes of the first task, where it is a bigger one; the others share what is left.
 
     Raises:
         ConfigError: more tasks or classes than there are, or shares that are not equal and not given.
     """
     _one_source("split", source)
-    if order not in ("natural", "seed"):
-        raise ConfigError(f"data.cut.order={order!r} is not one of natural, seed")
-    shares = _shares(source.classes, None if tasks is None else _at_least_one(tasks), classes_per_task)
-    classes = (
-        torch.randperm(source.classes, generator=generator(seed, "classes")).tolist()
-        if order == "seed"
-        else range(source.classes)
-    )
+    classes = _ordered(source.classes, order, seed)
+    number = None if tasks is None else _at_least_one(tasks)
+    if first_task is None:
+        shares = _shares(len(classes), number, classes_per_task)
+    else:
+        if not 1 <= first_task < len(classes) or number == 1 or isinstance(classes_per_task, Sequence):
+            raise ConfigError(
+                f"data.cut.first_task={first_task} with data.tasks={tasks}, data.cut.classes_per_task={classes_per_task}: "
+                f"it is 1 to {len(classes) - 1} of the {len(classes)} classes, followed by equal tasks; say unequal ones "
+                "with data.cut.classes_per_task=[...] alone"
+            )
+        others = None if number is None else number - 1
+        shares = [first_task, *_shares(len(classes) - first_task, others, classes_per_task)]
     remaining = iter(classes)
     return [Cut(source, tuple(next(remaining) for _ in range(share))) for share in shares]
 
@@ -140,6 +148,20 @@ def chain(source: Sequence[Source], tasks: int | None = None, seed: int = 0) -> 
             f"the data sets of data.source have different image shapes, {named}: bring them to one with data.resize=[H,W]"
         )
     return [Cut(s, tuple(range(s.classes))) for s in sources[:number]]
+
+
+def _ordered(classes: int, order: str | Sequence[int], seed: int) -> list[int]:
+    """The classes 0..classes-1 that are used, in their order."""
+    if not isinstance(order, str):
+        listed = list(order)
+        if not listed or len(set(listed)) < len(listed) or not set(listed) <= set(range(classes)):
+            raise ConfigError(f"data.cut.order={listed} is not a list of different classes from 0 to {classes - 1}")
+        return listed
+    if order not in ("natural", "seed"):
+        raise ConfigError(f"data.cut.order={order!r} is not one of natural, seed, or a list of classes")
+    if order == "seed":
+        return torch.randperm(classes, generator=generator(seed, "classes")).tolist()
+    return list(range(classes))
 
 
 def _shares(classes: int, tasks: int | None, per_task: int | Sequence[int] | None) -> list[int]:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from clbench.data.items import Examples
 
@@ -64,7 +64,7 @@ class Streamed:
         """The images of each of ``rows``, on the device of the rows; draws nothing from the global generator."""
         lists = [chosen.tolist() for chosen in rows]
         loader: DataLoader[Any] = DataLoader(
-            self.examples,
+            cast("Dataset[Any]", self.examples),
             batch_sampler=lists,
             num_workers=min(self.workers, len(lists)),
             collate_fn=_stacked,

@@ -52,8 +52,7 @@ def opened(factory: Callable[..., Any], train: bool) -> Any:
     try:
         folder = Path(root).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{name}.lock")
-        lock.acquire()
+        lock = FileLock(folder / f".{name}.lock").acquire()
     except OSError as error:  # a folder that is not ours to write to: nobody downloads there
         raise _not_there(name, root, error) if _missing(first) else _unreadable(name, root, first) from error
     with lock:
@@ -62,27 +61,23 @@ def opened(factory: Callable[..., Any], train: bool) -> Any:
         except Exception as error:
             if not _missing(error):
                 raise _unreadable(name, root, error) from error
-            if not downloads:
-                raise _not_there(name, root, error) from error
         try:
-            return factory(**arguments, **downloads)
+            return factory(**(arguments | downloads))
         except Exception as error:
             raise _not_there(name, root, error) from error
-        finally:
-            lock.release()
 
 
 def _arguments(
     factory: Callable[..., Any], name: str, keywords: dict[str, Any], train: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments that choose the part, arguments that download it), by what ``factory`` takes."""
+    """(arguments that choose the part, arguments that download it too), by what ``factory`` takes."""
     parameters = inspect.signature(factory).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    downloads = {"download": True} if "download" in parameters or anything else {}
+    stays, downloads = ({"download": d} if "download" in parameters or anything else {} for d in (False, True))
     if "train" in parameters or (anything and ("split" in keywords or "split" not in parameters)):
-        return {"train": train}, downloads
+        return {"train": train, **stays}, downloads
     if "split" in parameters:
-        return {"split": "train" if train else "test"}, downloads
+        return {"split": "train" if train else "test", **stays}, downloads
     raise ConfigError(
         f"data set {name} takes neither train nor split, so its test part is not to be had: wrap it in a function "
         "(train, download) -> data set"

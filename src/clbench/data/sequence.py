@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from clbench.data.augment import Augmentation, Transform
 from clbench.data.batches import Batch, Batches, Part, Pixels
 from clbench.data.cuts import Cut
 from clbench.data.images import Images, Streamed
@@ -61,8 +64,14 @@ class Task(L.LightningDataModule):
             trainer.should_stop = False
 
     def train_dataloader(self) -> Batches:
-        """Shuffled minibatches of the training examples: a new order every epoch, by the sequence's seed."""
-        return self._batches(self._training, self.sequence.batch_size, (self.sequence.seed, self.index))
+        """Shuffled, augmented minibatches of the training examples: a new order every epoch, by the sequence's seed."""
+        return self._batches(
+            self._training,
+            self.sequence.batch_size,
+            shuffle=(self.sequence.seed, self.index),
+            augment=self.sequence.augment,
+            drop_last=self.sequence.drop_last,
+        )
 
     def importance_dataloader(self) -> Batches:
         """The same examples in a fixed order, all of them in every process, for measuring importance."""
@@ -82,16 +91,14 @@ class Task(L.LightningDataModule):
         """Nothing to move: the tensors lie on the device."""
         return batch
 
-    def _batches(
-        self, parts: Sequence[Part], batch_size: int, shuffle: tuple[int, ...] | None = None, shared: bool = True
-    ) -> Batches:
+    def _batches(self, parts: Sequence[Part], batch_size: int, shared: bool = True, **training: Any) -> Batches:
         """Batches on the trainer's device; ``shared``: each process gets its part."""
         trainer = self.trainer
         if trainer is None:
-            return Batches(parts, batch_size, shuffle)
+            return Batches(parts, batch_size, **training)
         parts = [self.sequence.on_device(part, trainer.strategy.root_device) for part in parts]
         rank, world = (trainer.global_rank, trainer.world_size) if shared else (0, 1)
-        return Batches(parts, batch_size, shuffle, rank, world)
+        return Batches(parts, batch_size, rank=rank, world=world, **training)
 
 
 class TaskSequence:
@@ -107,6 +114,14 @@ class TaskSequence:
         seed: of everything random in the data: pixels, class order, validation split, shuffling.
         scale: the pixel value that becomes 1.
         mean, std: per channel, of the scaled pixels; None = not normalised.
+        examples_per_task: training examples of each task, drawn by the seed: one number, or one per task; None = all.
+        augment: changes the uint8 images of training batches, one transform or several in turn; see
+            ``clbench.data.augment``. Importance, validation and test batches are not augmented.
+        drop_last: leave out the last training batch of an epoch where it is smaller than the others.
+        resize: height and width that every image is brought to once, when it is read; None = as it is.
+        memory_limit: bytes of uint8 images above which a part of a data set is not read into memory but streamed by
+            worker processes, with the same batches; None = half of the memory available.
+        workers: such processes; None = as many as there are cores, at most 4.
         name: for people and metrics.json.
 
     Raises:
@@ -126,6 +141,12 @@ class TaskSequence:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         name: str = "tasks",
+        examples_per_task: int | Sequence[int] | None = None,
+        augment: Transform | Sequence[Transform] | None = None,
+        drop_last: bool = False,
+        resize: int | Sequence[int] | None = None,
+        memory_limit: int | None = None,
+        workers: int | None = None,
     ) -> None:
         if not 0 <= validation < 1:
             raise ConfigError(f"data.validation={validation}: the share of validation data is in [0, 1)")
@@ -134,10 +155,14 @@ class TaskSequence:
         self.name, self.batch_size, self.validation, self.seed = name, batch_size, validation, seed
         self.scenario = scenario or Scenario()
         self.pixels = Pixels(scale, tuple(mean) if mean else None, tuple(std) if std else None)
-        sources = [read(s) for s in source] if isinstance(source, Sequence) else read(source)
+        self.drop_last = drop_last
+        self.augment = Augmentation.of(augment) if augment else None
+        read_one = partial(read, resize=resize, memory_limit=memory_limit, workers=workers)
+        sources = [read_one(s) for s in source] if isinstance(source, Sequence) else read_one(source)
         self.cuts = cut(sources, tasks=tasks, seed=seed)
         self.sizes = [len(c.classes) for c in self.cuts]
         self.scenario.check(self.sizes)
+        self.pixels.check(self.shape[0])
         self._moved: dict[tuple[int, torch.device], Images | Streamed] = {}
         self._rows = {id(c.source): self._shuffled_rows(c.source) for c in self.cuts}
         self._parts = [self._task_parts(index) for index in range(len(self.cuts))]
@@ -146,6 +171,15 @@ class TaskSequence:
                 raise ConfigError(
                     f"task {index} has no training or no test examples: lower data.validation or the number of tasks"
                 )
+        if examples_per_task is not None:
+            for index, number in enumerate(self._numbers(examples_per_task)):
+                self._parts[index]["train"] = self._some(self._parts[index]["train"], number)
+        fewest = min(len(parts["train"]) for parts in self._parts)
+        if drop_last and fewest < batch_size:
+            raise ConfigError(
+                f"data.drop_last with batch_size={batch_size} leaves no batch of a task with {fewest} training examples: "
+                f"use a batch_size of at most {fewest}, or data.drop_last=false"
+            )
 
     def __len__(self) -> int:
         return len(self.cuts)
@@ -181,10 +215,10 @@ class TaskSequence:
         if key not in self._moved:
             self._moved[key] = part.images.to(device)
         view = part.view.to(device) if part.view is not None else None
-        return Part(self._moved[key], part.rows.to(device), part.y.to(device), part.task, part.pixels, view)
+        return replace(part, images=self._moved[key], rows=part.rows.to(device), y=part.y.to(device), view=view)
 
     def _seen_from(self, part: Part, after: int) -> Part:
-        return Part(part.images, part.rows, part.y, self.scenario.context(part.task, after), part.pixels, part.view)
+        return replace(part, task=self.scenario.context(part.task, after))
 
     def _shuffled_rows(self, source: Source) -> tuple[Tensor, Tensor]:
         """Training and validation rows of a source: the same for every task cut from it."""
@@ -192,6 +226,26 @@ class TaskSequence:
         order = torch.randperm(number, generator=generator(self.seed, "validation"))
         held_out = round(number * self.validation)
         return order[held_out:].sort().values, order[:held_out].sort().values
+
+    def _numbers(self, examples_per_task: int | Sequence[int]) -> list[int]:
+        tasks = len(self)
+        numbers = [examples_per_task] * tasks if isinstance(examples_per_task, int) else list(examples_per_task)
+        if len(numbers) != tasks:
+            raise ConfigError(
+                f"data.examples_per_task={numbers} has {len(numbers)} entries for {tasks} tasks: make them agree"
+            )
+        return numbers
+
+    def _some(self, part: Part, number: int) -> Part:
+        """``number`` examples of a part, drawn by the seed, in their order."""
+        if not 1 <= number <= len(part):
+            raise ConfigError(
+                f"data.examples_per_task={number}: task {part.task} has {len(part)} training examples: use 1 to {len(part)}, "
+                "or null for all"
+            )
+        order = torch.randperm(len(part), generator=generator(self.seed, "examples", part.task))
+        chosen = order[:number].sort().values
+        return replace(part, rows=part.rows[chosen], y=part.y[chosen])
 
     def _task_parts(self, index: int) -> dict[str, Part]:
         cut = self.cuts[index]

@@ -6,6 +6,7 @@ from clbench.nets.mlp import mlp
 from clbench.nets.net import Net, features_of
 from clbench.nets.outside import built, pixels, torchvision_model
 from clbench.nets.resnet import resnet18_reduced, resnet18_vandeven
+from clbench.nets.saved import init_from
 
 __all__ = [
     "MultiHead",
@@ -14,6 +15,7 @@ __all__ = [
     "built",
     "cnn",
     "features_of",
+    "init_from",
     "mlp",
     "pixels",
     "resnet18_reduced",

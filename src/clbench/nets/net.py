@@ -37,7 +37,9 @@ def features_of(body: nn.Module, shape: Sequence[int]) -> int:
         for part, training in modes:
             part.training = training
     if not isinstance(features, Tensor):
-        raise ValueError(f"the body gives a {type(features).__name__}; a head needs a tensor (2, features) for 2 inputs")
+        raise ValueError(
+            f"the body gives a {type(features).__name__}; a head needs a tensor (2, features) for 2 inputs"
+        )
     if features.ndim != 2 or len(features) != 2:
         raise ValueError(f"the body gives {tuple(features.shape)} for 2 inputs; a head needs (2, features): flatten it")
     return features.shape[1]

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from clbench.nets.cnn import image
 
 
-def torchvision_model(shape: Sequence[int], name: str = "resnet18", weights: str | None = None, **options: Any) -> nn.Module:
+def torchvision_model(
+    shape: Sequence[int], name: str = "resnet18", weights: str | None = None, **options: Any
+) -> nn.Module:
     """A classification model of torchvision without its final linear layer.
 
     Images with one channel are repeated to the three that these models take.
@@ -46,7 +48,9 @@ def torchvision_model(shape: Sequence[int], name: str = "resnet18", weights: str
     return model
 
 
-def built(shape: Sequence[int], module: Callable[[], nn.Module], without: str | None = None, flatten: bool = False) -> nn.Module:
+def built(
+    shape: Sequence[int], module: Callable[[], nn.Module], without: str | None = None, flatten: bool = False
+) -> nn.Module:
     """``module()``: a body that finds out about its inputs by itself, or is told by arguments of its own.
 
     Args:

@@ -14,6 +14,7 @@ from clbench.importance import check_options, fisher
 from clbench.params import Params
 from clbench.quadratic import Quadratic
 from clbench.strategies.measured import ImportanceStrategy, Outputs
+from clbench.strategies.selection import Patterns
 
 
 class EWC(ImportanceStrategy):
@@ -28,7 +29,7 @@ class EWC(ImportanceStrategy):
         fisher_batch: 1 = per example; b = squared gradient of the mean over b, as much public code has it.
         draws: labels per example with ``fisher="sample"``.
         loss: ``cross_entropy``, ``binary_cross_entropy`` (one logit) or ``mse``.
-        outputs, seed: see ``ImportanceStrategy``.
+        outputs, seed, include, exclude: see ``ImportanceStrategy``.
 
     Raises:
         ConfigError: a value outside its range.
@@ -44,8 +45,10 @@ class EWC(ImportanceStrategy):
         loss: str = "cross_entropy",
         outputs: Outputs | None = None,
         seed: int = 0,
+        include: Patterns = None,
+        exclude: Patterns = None,
     ) -> None:
-        super().__init__(lam, samples, outputs, seed)
+        super().__init__(lam, samples, outputs, seed, include, exclude)
         try:
             check_options(labels=fisher, loss=loss, fisher_batch=fisher_batch, draws=draws)
         except ValueError as error:
@@ -77,7 +80,7 @@ class OnlineEWC(EWC):
 
     Args:
         gamma: decay of what is remembered, in [0, 1].
-        lam, fisher, samples, fisher_batch, draws, loss, outputs, seed: see ``EWC``.
+        lam, fisher, samples, fisher_batch, draws, loss, outputs, seed, include, exclude: see ``EWC``.
     """
 
     def __init__(self, lam: float = 1e3, gamma: float = 1.0, **options: Any) -> None:

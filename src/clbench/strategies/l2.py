@@ -10,6 +10,7 @@ from clbench.errors import ConfigError
 from clbench.params import Params, trainable
 from clbench.quadratic import Quadratic
 from clbench.strategies.quadratic import QuadraticStrategy
+from clbench.strategies.selection import Patterns
 
 
 class L2(QuadraticStrategy):
@@ -18,13 +19,16 @@ class L2(QuadraticStrategy):
     Args:
         lam: strength, >= 0.
         anchors: ``latest`` or ``all``.
+        include, exclude: see ``QuadraticStrategy``.
 
     Raises:
         ConfigError: ``lam`` negative or not finite; unknown ``anchors``.
     """
 
-    def __init__(self, lam: float = 1.0, anchors: str = "latest") -> None:
-        super().__init__(lam)
+    def __init__(
+        self, lam: float = 1.0, anchors: str = "latest", include: Patterns = None, exclude: Patterns = None
+    ) -> None:
+        super().__init__(lam, include, exclude)
         if anchors not in ("latest", "all"):
             raise ConfigError(f"strategy.anchors={anchors!r} is not one of latest, all")
         self.anchors = anchors

@@ -14,6 +14,7 @@ from clbench.importance import mas
 from clbench.params import Params
 from clbench.quadratic import Quadratic
 from clbench.strategies.measured import ImportanceStrategy, Outputs
+from clbench.strategies.selection import Patterns
 
 
 class MAS(ImportanceStrategy):
@@ -27,7 +28,7 @@ class MAS(ImportanceStrategy):
         samples: number of examples; None = all.
         fisher_batch: 1 = per example (the paper); b = the gradient of the mean over b, as the authors' demo has it.
         decay: factor on the sum so far when a task is added, in [0, 1]; the paper has 1.
-        outputs, seed: see ``ImportanceStrategy``.
+        outputs, seed, include, exclude: see ``ImportanceStrategy``.
 
     Raises:
         ConfigError: a value outside its range.
@@ -41,8 +42,10 @@ class MAS(ImportanceStrategy):
         decay: float = 1.0,
         outputs: Outputs | None = None,
         seed: int = 0,
+        include: Patterns = None,
+        exclude: Patterns = None,
     ) -> None:
-        super().__init__(lam, samples, outputs, seed)
+        super().__init__(lam, samples, outputs, seed, include, exclude)
         if fisher_batch < 1:
             raise ConfigError(f"fisher_batch={fisher_batch}: at least 1 example; 1 is per example, as in the paper")
         if not (math.isfinite(decay) and 0 <= decay <= 1):

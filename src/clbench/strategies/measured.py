@@ -18,6 +18,7 @@ from clbench.importance.draw import draw
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params
 from clbench.strategies.quadratic import QuadraticStrategy
+from clbench.strategies.selection import Patterns
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 
@@ -31,13 +32,22 @@ class ImportanceStrategy(QuadraticStrategy):
         outputs: ``outputs(module, batch)`` -> (outputs (N, C), targets (N,)), for a module of your own whose batches
             are not ``(x, y)`` or which is not called as ``module(x)``.
         seed: of the examples drawn.
+        include, exclude: see ``QuadraticStrategy``.
 
     Raises:
         ConfigError: ``lam`` negative or not finite; ``samples`` below 1.
     """
 
-    def __init__(self, lam: float, samples: int | None = None, outputs: Outputs | None = None, seed: int = 0) -> None:
-        super().__init__(lam)
+    def __init__(
+        self,
+        lam: float,
+        samples: int | None = None,
+        outputs: Outputs | None = None,
+        seed: int = 0,
+        include: Patterns = None,
+        exclude: Patterns = None,
+    ) -> None:
+        super().__init__(lam, include, exclude)
         if samples is not None and samples < 1:
             raise ConfigError(f"samples={samples}: importance needs at least 1 example; samples=null takes all")
         self.samples = samples

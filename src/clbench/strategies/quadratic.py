@@ -22,6 +22,7 @@ from clbench.errors import ConfigError
 from clbench.params import Params, moved_to, size_in_bytes, snapshot, trainable
 from clbench.quadratic import Quadratic
 from clbench.strategies.base import Strategy
+from clbench.strategies.selection import Patterns, selected
 
 
 class QuadraticStrategy(Strategy):
@@ -31,18 +32,22 @@ class QuadraticStrategy(Strategy):
 
     Args:
         lam: strength, >= 0; importance is a mean over examples, so it does not depend on their number.
+        include, exclude: patterns on the names of parameters, see ``selected``; what is not selected has no importance
+            and no anchor, and learns freely.
 
     Attributes:
         penalty: what is remembered; None before the first task has ended.
 
     Raises:
-        ConfigError: ``lam`` negative or not finite.
+        ConfigError: ``lam`` negative or not finite; when training starts, a pattern that matches no parameter.
     """
 
-    def __init__(self, lam: float) -> None:
+    def __init__(self, lam: float, include: Patterns = None, exclude: Patterns = None) -> None:
         if not (isinstance(lam, int | float) and math.isfinite(lam) and lam >= 0):
             raise ConfigError(f"lam={lam}: the strength of the penalty is a finite number >= 0")
         self.lam = float(lam)
+        self.include = include
+        self.exclude = exclude
         self.penalty: Quadratic | None = None
         self.seconds = 0.0
         self.examples = 0
@@ -78,6 +83,7 @@ class QuadraticStrategy(Strategy):
                 f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients stay scaled when the penalty "
                 "is added: use fused=False or precision=bf16-mixed"
             )
+        selected(pl_module, self.include, self.exclude)  # a pattern that matches nothing is an error before training
         params = trainable(pl_module)
         self._names = {id(p): name for name, p in params.items()}
         self._still = {}
@@ -104,7 +110,9 @@ class QuadraticStrategy(Strategy):
         start = perf_counter()
         with torch.inference_mode(False):
             importance = self.importance(trainer, pl_module)
-            params = trainable(pl_module)
+            held = selected(pl_module, self.include, self.exclude)
+            params = {name: p for name, p in trainable(pl_module).items() if name in held}
+            importance = {name: importance[name] for name in params}
             anchor = {name: p.detach().to(importance[name].dtype, copy=True) for name, p in params.items()}
             new = quadratic.quadratic(importance, anchor)
             self.penalty = new if self.penalty is None else self.merge(self.penalty, new)
@@ -132,7 +140,7 @@ class QuadraticStrategy(Strategy):
         name = type(trainer.optimizers[0]).__name__.lower()
         if self.penalty is None:
             return f"{name} lr={lr:g} is too large; lower it"
-        largest = max(f.max().item() for f in self.penalty.importance.values())
+        largest = max((f.max().item() for f in self.penalty.importance.values()), default=0.0)
         stiffness = lr * self.strength * largest
         return (
             f"{name} lr={lr:g} with lam={self.lam:g} is too stiff (lr*lam*max importance = {stiffness:.3g}, SGD is stable "

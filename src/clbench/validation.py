@@ -1,0 +1,65 @@
+"""Validation inside a task: stop when it no longer gets better, and consolidate the best weights or the last."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+
+from clbench.data import Task
+from clbench.errors import ConfigError
+from clbench.evaluation import EXAMPLES, NLL, tally
+from clbench.learner import Learner
+
+
+class Validation(L.Callback):
+    """After each epoch, the mean nll on the validation data of the task that is being learned.
+
+    Comes before the strategy in the list of callbacks, so that the weights it chooses are the ones consolidated.
+
+    Args:
+        patience: epochs without a lower nll until the task is ended early; None = all epochs.
+        consolidate: ``last`` weights of the task, or the ``best``, of the epoch with the lowest nll.
+
+    Raises:
+        ConfigError: unknown ``consolidate``; ``patience`` below 1.
+    """
+
+    def __init__(self, patience: int | None = None, consolidate: str = "last") -> None:
+        if consolidate not in ("last", "best"):
+            raise ConfigError(f"consolidate={consolidate!r} is not one of last, best")
+        if patience is not None and patience < 1:
+            raise ConfigError(f"patience={patience}: at least 1 epoch without a better validation loss, or null")
+        self.patience = patience
+        self.consolidate = consolidate
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do."""
+        return self.patience is not None or self.consolidate == "best"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+        task: Task = trainer.datamodule
+        if not task.sequence.has_validation:
+            raise ConfigError("patience and consolidate=best need validation data: data.validation is 0, set it above")
+        self.best = float("inf")
+        self.epochs_since = 0
+        self.state: dict[str, torch.Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
+        task: Task = trainer.datamodule
+        counts = tally(pl_module, [task.val_dataloader()[task.index]])[0]
+        if trainer.world_size > 1:
+            counts = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum").cpu()
+        loss = (counts[NLL] / counts[EXAMPLES]).item()
+        if loss < self.best:
+            self.best, self.epochs_since = loss, 0
+            if self.consolidate == "best":
+                self.state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        else:
+            self.epochs_since += 1
+            if self.patience is not None and self.epochs_since >= self.patience:
+                trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
+        if self.state:
+            pl_module.load_state_dict(self.state)

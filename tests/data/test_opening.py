@@ -1,0 +1,104 @@
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clbench.data.source import read
+from clbench.errors import ConfigError
+
+
+class Downloaded:
+    """Ten images in one file, downloaded slowly and written in two halves; every download leaves a mark."""
+
+    def __init__(self, root, train=True, download=False):
+        file = Path(root) / "images.npy"
+        if download and not file.exists():
+            (Path(root) / f"download of {os.getpid()}").touch()
+            whole = np.arange(1000, dtype=np.uint8).reshape(10, 10, 10)
+            np.save(Path(root) / "whole.npy", whole)
+            content = (Path(root) / "whole.npy").read_bytes()
+            with file.open("wb", buffering=0) as stream:
+                stream.write(content[:500])
+                time.sleep(0.3)
+                stream.write(content[500:])
+        if not file.exists():
+            raise RuntimeError("Dataset not found. You can use download=True to download it")
+        self.data = np.load(file)
+        self.targets = list(range(10))
+
+
+class ByName:
+    """A data set whose parts have names, as torchvision's SVHN; nothing to download."""
+
+    def __init__(self, root, split="train", transform=None):
+        self.data = np.full((4, 2, 2), {"train": 1, "test": 2}[split], dtype=np.uint8)
+        self.labels = [0, 1, 0, 1]
+
+
+class OnlyOne:
+    def __init__(self, root):
+        pass
+
+
+JOB = """
+import sys, time
+from functools import partial
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_opening import Downloaded
+from clbench.data.source import read
+root = Path(sys.argv[2])
+(root / f"job {sys.argv[3]} is ready").touch()
+while not (root / "go").exists():
+    time.sleep(0.01)
+time.sleep(0.1 * int(sys.argv[3]))  # the later ones find the file half written
+print(int(read(partial(Downloaded, root=str(root))).train.x.sum()))
+"""
+
+
+def test_parallel_jobs_download_once_and_all_read_the_whole(tmp_path):
+    arguments = [sys.executable, "-c", JOB, str(Path(__file__).parent), str(tmp_path)]
+    jobs = [subprocess.Popen([*arguments, str(k)], stdout=subprocess.PIPE, text=True) for k in range(3)]
+    while len(list(tmp_path.glob("job * is ready"))) < 3:
+        assert all(job.poll() is None for job in jobs)
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    answers = [job.communicate(timeout=60)[0] for job in jobs]
+    assert [int(answer) for answer in answers] == [int(np.arange(1000, dtype=np.uint8).sum())] * 3
+    assert len(list(tmp_path.glob("download of *"))) == 1
+
+
+def test_what_another_process_downloaded_while_this_one_waited_is_not_downloaded_again(tmp_path, monkeypatch):
+    tries = []
+
+    def factory(root, train, download):
+        tries.append(download)
+        if len(tries) == 1:
+            raise RuntimeError("Dataset not found.")
+        return Downloaded(root, train, True)
+
+    read(partial(factory, root=str(tmp_path)))
+    assert tries == [False, False, False]  # once more for the training part, then the test part
+
+
+def test_a_data_set_whose_parts_have_names_is_opened_by_them():
+    source = read(partial(ByName, root="anywhere"))
+    assert (source.train.x.unique().tolist(), source.test.x.unique().tolist()) == ([1], [2])
+
+
+def test_a_data_set_without_parts_is_refused():
+    with pytest.raises(ConfigError, match="OnlyOne takes neither train nor split"):
+        read(partial(OnlyOne, root="anywhere"))
+
+
+def test_data_that_are_not_there_and_have_nothing_to_download_are_named(tmp_path):
+    def absent(root, train):
+        raise FileNotFoundError("no such file")
+
+    with pytest.raises(ConfigError, match="data set absent is not in .* and could not be downloaded"):
+        read(partial(absent, root=str(tmp_path)))

@@ -1,0 +1,180 @@
+"""Training options: budgets, early stopping, which weights are kept, schedules, evaluation inside tasks, loggers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clbench.build import build
+from clbench.errors import ConfigError
+from clbench.evaluation import EXAMPLES, NLL, tally
+from tests.test_train import load, same_checkpoint
+
+SHORT = ("data.tasks=2", "net.hidden=[16]")
+STEPS = 41  # of one epoch: 1,294 training examples in batches of 32
+
+
+def logged(folder):
+    """Rows of every metrics.csv, in order, without empty cells."""
+    rows = []
+    for file in sorted(folder.glob("logs/*/metrics.csv")):
+        rows += [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file.read_text().splitlines())]
+    return rows
+
+
+def last_step(folder):
+    return max(row["step"] for row in logged(folder))
+
+
+def test_epochs_and_steps_are_one_number_or_one_per_task(run, tmp_path):
+    for name, option, steps in (
+        ("a", "epochs=2", 4 * STEPS),
+        ("b", "epochs=[1,3]", 4 * STEPS),
+        ("c", "steps=7", 14),
+        ("d", "steps=[5,60]", 65),
+    ):
+        run(*SHORT, option, "strategy=finetune", folder=name)
+        assert last_step(tmp_path / name) == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["epochs=[1,2,3]"], r"epochs=\[1, 2, 3\] has 3 entries for 2 tasks"),
+        (["steps=0"], "steps=0: it is a whole number, at least 1"),
+        (["patience=0"], "patience=0: at least 1 epoch"),
+        (["consolidate=first"], "consolidate='first' is not one of last, best"),
+        (["consolidate=best", "data.validation=0"], "need validation data"),
+        (["eval_every=0"], "eval_every=0: at least 1 step"),
+        (["log_every=0"], "log_every=0: at least 1 step"),
+    ],
+)
+def test_a_wrong_option_is_named(run, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run(*SHORT, *options, "strategy=finetune")
+
+
+def test_patience_ends_a_task_early(run, tmp_path):
+    options = (*SHORT, "epochs=40", "optimizer.make.lr=0.02", "strategy=finetune", "data.tasks=1", "patience=2")
+    assert run(*options)["status"] == "complete"
+    assert last_step(tmp_path / "run") < 40 * STEPS
+
+
+def test_best_keeps_the_weights_of_the_epoch_with_the_lowest_validation_loss(run, composed, tmp_path):
+    options = (*SHORT, "optimizer.make.lr=0.05", "strategy=finetune", "data.tasks=1")
+    sequence, learner, _ = build(composed(*options))
+
+    def weights_and_loss(folder):
+        state = load(tmp_path / folder / "checkpoints/task_0.ckpt")["learner"]
+        learner.load_state_dict(state)
+        counts = tally(learner, sequence[0].val_dataloader())[0]
+        return state, (counts[NLL] / counts[EXAMPLES]).item()
+
+    for epochs in range(1, 7):  # the same seed: each run is the beginning of the next
+        run(*options, f"epochs={epochs}", folder=f"after{epochs}")
+    run(*options, "epochs=6", "consolidate=best", folder="best")
+    epochs = [weights_and_loss(f"after{k}") for k in range(1, 7)]
+    lowest, _ = min(epochs, key=lambda pair: pair[1])
+    assert lowest is not epochs[-1][0], "the last epoch is the best: the test shows nothing"
+    assert same_checkpoint(weights_and_loss("best")[0], lowest)
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "step"])
+def test_a_schedule_really_changes_the_learning_rate_and_starts_anew_with_each_task(run, tmp_path, scheduler):
+    options = (*SHORT, "epochs=3", "strategy=finetune", "optimizer=sgd", "optimizer.reset=false")
+    extra = ["scheduler.make.step_size=1"] if scheduler == "step" else []
+    run(*options, f"scheduler={scheduler}", *extra, folder="scheduled")
+    run(*options, folder="constant")
+    a, b = (load(tmp_path / name / "checkpoints/task_1.ckpt") for name in ("scheduled", "constant"))
+    assert not same_checkpoint(a["learner"], b["learner"])
+    (group,) = a["optimizer"]["param_groups"]
+    expected = 0.0 if scheduler == "cosine" else 0.01 * 0.1**3
+    assert group["lr"] == pytest.approx(expected, abs=1e-9)  # one task's schedule, not two
+
+
+def test_evaluation_inside_tasks_gives_the_stability_gap_and_changes_nothing_else(run, tmp_path):
+    options = ("data.tasks=3", "net.hidden=[16]", "epochs=1", "strategy=ewc", "net.dropout=0.2")
+    inside, plain = run(*options, "eval_every=10", folder="inside"), run(*options, folder="plain")
+    assert inside["accuracy_matrix"] == plain["accuracy_matrix"]
+    assert [(w["task"], w["step"]) for w in inside["within_tasks"]] == [
+        (t, s) for t in range(3) for s in (10, 20, 30, 40)
+    ]
+    r = torch.tensor(inside["accuracy_matrix"], dtype=torch.double)
+    lowest = [
+        min([*r[j + 1 :, j].tolist(), *(w["accuracy"][j] for w in inside["within_tasks"] if w["task"] > j)])
+        for j in (0, 1)
+    ]
+    assert inside["min_accuracy"] == pytest.approx(sum(lowest) / 2)
+    assert inside["worst_case_accuracy"] == pytest.approx(r[2, 2].item() / 3 + 2 / 3 * sum(lowest) / 2)
+    gaps = [
+        r[i - 1, j].item() - min(w["accuracy"][j] for w in inside["within_tasks"] if w["task"] == i)
+        for i, j in ((1, 0), (2, 0), (2, 1))
+    ]
+    assert inside["stability_gap"] == pytest.approx(sum(gaps) / 3)
+    assert plain["stability_gap"] is None
+    assert (tmp_path / "inside/accuracy_within_tasks.png").exists()
+
+
+def test_the_csv_log_has_losses_on_a_step_that_never_goes_back_and_accuracies_by_task(run, tmp_path):
+    result = run(*SHORT, "epochs=2", "log_every=10", "strategy=ewc", "lam=100")
+    rows = logged(tmp_path / "run")
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(steps)
+    losses = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in losses] == list(range(10, 4 * STEPS + 1, 10))
+    assert all(row["train/penalty"] == 0 for row in losses if row["task"] == 0)
+    assert any(row["train/penalty"] > 0 for row in losses if row["task"] == 1)
+    after = [row for row in rows if "acc/task_0" in row]
+    assert [[row[f"acc/task_{j}"] for j in range(i + 1)] for i, row in enumerate(after)] == [
+        result["accuracy_matrix"][i][: i + 1] for i in range(2)
+    ]
+    assert rows[-1]["average_accuracy"] == result["average_accuracy"]
+
+
+def test_logging_changes_nothing(run, tmp_path):
+    a = run(*SHORT, "epochs=1", "log_every=1", folder="a")
+    b = run(*SHORT, "epochs=1", "logger=none", folder="b")
+    assert a["accuracy_matrix"] == b["accuracy_matrix"]
+    assert a["config_hash"] == b["config_hash"]
+    assert not (tmp_path / "b/logs").exists()
+
+
+def test_a_resumed_run_logs_on_where_it_was_and_loses_nothing(run, tmp_path):
+    run(*SHORT, "epochs=1", "log_every=10", "strategy=ewc")
+    folder = tmp_path / "run"
+    before = logged(folder)
+    (folder / "checkpoints/task_1.ckpt").unlink()
+    (folder / "metrics.json").write_text(
+        json.dumps({**json.loads((folder / "metrics.json").read_text()), "status": "running"})
+    )
+    run(*SHORT, "epochs=1", "log_every=10", "strategy=ewc")
+    assert logged(folder)[: len(before)] == before
+    resumed = logged(folder)[len(before) :]
+    assert resumed == [row for row in before if row["step"] > STEPS]
+
+
+@pytest.mark.slow
+def test_wandb_offline_needs_no_account_and_the_runs_of_a_sweep_share_a_directory(command, tmp_path):
+    options = ("epochs=1", *SHORT, "log_every=10", "trainer=cpu", "logger=[csv,wandb]", "output_dir=sweep")
+    done = command("-m", "seed=0,1", *options, environment={"HOME": str(tmp_path), "WANDB_API_KEY": ""})
+    assert done.returncode == 0, done.stderr
+    files = sorted(tmp_path.glob("sweep/wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2
+    wandb = Path(sys.executable).with_name("wandb")
+    for seed, file in enumerate(files):
+        inspect = [wandb, "leet", "inspect", "--json", "--summary", str(file)]
+        dump = subprocess.run(
+            inspect, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)}
+        )
+        assert dump.returncode == 0, dump.stderr
+        result = json.loads((tmp_path / f"sweep/{seed}/metrics.json").read_text())
+        assert "train/loss" in dump.stdout
+        assert "acc/task_1" in dump.stdout
+        assert f"{result['average_accuracy']:.6f}"[:7] in dump.stdout
