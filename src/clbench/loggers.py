@@ -11,6 +11,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from clbench.errors import ConfigError
+
 MakeLogger = Callable[["Place"], Logger]
 
 
@@ -42,7 +44,10 @@ def tensorboard(place: Place) -> Logger:
     """Event files under ``tensorboard/`` in the run folder (needs the package tensorboard)."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    return TensorBoardLogger(place.folder, name="tensorboard", version=f"from_task_{place.start}")
+    try:
+        return TensorBoardLogger(place.folder, name="tensorboard", version=f"from_task_{place.start}")
+    except ModuleNotFoundError as error:
+        raise ConfigError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from error
 
 
 def wandb(place: Place, project: str = "clbench") -> Logger:

@@ -1,6 +1,5 @@
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ class Downloaded:
         file = Path(root) / "images.npy"
         if download and not file.exists():
             (Path(root) / f"download of {os.getpid()}").touch()
-            whole = np.arange(1000, dtype=np.uint8).reshape(10, 10, 10)
+            whole = np.arange(1000).astype(np.uint8).reshape(10, 10, 10)
             np.save(Path(root) / "whole.npy", whole)
             content = (Path(root) / "whole.npy").read_bytes()
             with file.open("wb", buffering=0) as stream:
@@ -45,31 +44,21 @@ class OnlyOne:
         pass
 
 
-JOB = """
-import sys, time
-from functools import partial
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_opening import Downloaded
-from clbench.data.source import read
-root = Path(sys.argv[2])
-(root / f"job {sys.argv[3]} is ready").touch()
-while not (root / "go").exists():
-    time.sleep(0.01)
-time.sleep(0.1 * int(sys.argv[3]))  # the later ones find the file half written
-print(int(read(partial(Downloaded, root=str(root))).train.x.sum()))
-"""
+def reads(root, late, done):
+    time.sleep(late)
+    done.put(int(read(partial(Downloaded, root=root)).train.x.sum()))
 
 
 def test_parallel_jobs_download_once_and_all_read_the_whole(tmp_path):
-    arguments = [sys.executable, "-c", JOB, str(Path(__file__).parent), str(tmp_path)]
-    jobs = [subprocess.Popen([*arguments, str(k)], stdout=subprocess.PIPE, text=True) for k in range(3)]
-    while len(list(tmp_path.glob("job * is ready"))) < 3:
-        assert all(job.poll() is None for job in jobs)
-        time.sleep(0.01)
-    (tmp_path / "go").touch()
-    answers = [job.communicate(timeout=60)[0] for job in jobs]
-    assert [int(answer) for answer in answers] == [int(np.arange(1000, dtype=np.uint8).sum())] * 3
+    context = multiprocessing.get_context("fork")  # the others import everything anew
+    done = context.Queue()
+    jobs = [context.Process(target=reads, args=(str(tmp_path), 0.1 * k, done)) for k in (0, 0, 1, 2)]
+    for job in jobs:
+        job.start()
+    sums = [done.get(timeout=60) for _ in jobs]  # the later ones find the file half written
+    for job in jobs:
+        job.join()
+    assert sums == [int(np.arange(1000).astype(np.uint8).sum())] * 4
     assert len(list(tmp_path.glob("download of *"))) == 1
 
 

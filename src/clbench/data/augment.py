@@ -35,14 +35,13 @@ class RandomCrop(Batched):
     padding: int = 4
 
     def __call__(self, x: Tensor) -> Tensor:
-        n, _, height, width = x.shape
+        n, channels, height, width = x.shape
         down, right = torch.randint(2 * self.padding + 1, (2, n, 1)).to(x.device)
         padded = nn.functional.pad(x, [self.padding] * 4)
         rows = down + torch.arange(height, device=x.device)  # (N, H)
         columns = right + torch.arange(width, device=x.device)  # (N, W)
-        image = torch.arange(n, device=x.device)
-        # the channels are put last by the indices: (N, H, W, C)
-        return padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        place = rows[:, :, None] * padded.shape[-1] + columns[:, None, :]  # (N, H, W)
+        return padded.flatten(2).gather(2, place.view(n, 1, -1).expand(-1, channels, -1)).view_as(x)
 
 
 @dataclass(frozen=True)
