@@ -151,7 +151,15 @@ def test_the_config_hash_follows_what_decides_the_results_and_nothing_else(compo
         cfg.pop("hydra")
         return config_hash(cfg)
 
-    same = {hashed(), hashed("output_dir=elsewhere"), hashed("data_dir=/data"), hashed("lam=1000"), hashed("threads=2")}
+    same = {
+        hashed(),
+        hashed("output_dir=elsewhere"),
+        hashed("data_dir=/data"),
+        hashed("lam=1000"),
+        hashed("threads=2"),
+        hashed("logger=none"),
+        hashed("data.workers=1"),
+    }
     assert len(same) == 1
     assert (
         len({hashed(), hashed("lam=1"), hashed("seed=1"), hashed("net.hidden=[10]"), hashed("trainer.precision=64")})
@@ -201,9 +209,11 @@ def test_every_yaml_composes_and_runs_a_batch(run, composed, group, choice):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data", [d for d in choices("data") if "digits" not in d])
+@pytest.mark.parametrize("data", [d for d in choices("data") if "digits" not in d and "bit" not in d])
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 def test_every_data_set_runs_a_batch(run, real_data, data, scenario):
+    if "cifar" in data and not (real_data / "cifar-10-batches-py").is_dir():
+        pytest.skip("CIFAR is not in CLBENCH_DATA_DIR; tests/data reads stand-ins of its form")
     short = ("epochs=1", "data.tasks=2", "+trainer.limit_train_batches=1", "samples=50")
     assert run(f"data={data}", f"scenario={scenario}", *short, f"data_dir={real_data}")["status"] == "complete"
 

@@ -90,6 +90,8 @@ def config_hash(cfg: DictConfig) -> str:
         cfg.data_dir = ""
         cfg.output_dir = ""
         cfg.logger = {}
+        for name in ("memory_limit", "workers"):  # how the data is read, not what is read
+            cfg.data.pop(name, None)
         resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     decisive = {key: _numbers_as_floats(value) for key, value in resolved.items() if key not in ELSEWHERE}

@@ -26,7 +26,7 @@ def report_line(runs: int, cells: int, folder: Path) -> str:
 
 
 def show_results(runs: Sequence[Sequence[str]], returns: Sequence[Any], folder: Path) -> None:
-    """A row per run: its overrides and its objective, or why it failed."""
+    """A row per run: its overrides and its objective, or why it failed; "-" is an option that its strategy does not have."""
     from clbench.cli import cause_of
 
     varied = _varied(runs)
@@ -36,7 +36,8 @@ def show_results(runs: Sequence[Sequence[str]], returns: Sequence[Any], folder: 
         failed = isinstance(value, BaseException)
         said = f"failed: {cause_of(value) or repr(value)}" if failed else "-" if value is None else f"{value:.4f}"
         chosen = dict(override.split("=", 1) for override in run)
-        table.add_row(str(number), *(chosen[key] for key in varied), said)
+        dropped = [key for key in varied if chosen[key] != "null" and result.cfg.get(key, "") is None]
+        table.add_row(str(number), *("-" if key in dropped else chosen[key] for key in varied), said)
     console = Console(highlight=False)
     console.print(table)
     console.print(f"results in {folder}", soft_wrap=True)

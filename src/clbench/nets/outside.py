@@ -40,7 +40,8 @@ def torchvision_model(
         raise ValueError(f"weights={weights} of {name} do not exist: DEFAULT takes the best, null none") from error
     except URLError as error:
         raise ValueError(
-            f"weights={weights} of {name} could not be downloaded ({error.reason}): use weights=null, or init_from=FILE"
+            f"weights={weights} of {name} could not be downloaded ({error.reason}): use weights=null, or set "
+            "TORCH_HOME to a folder that has the file in hub/checkpoints"
         ) from error
     remove(model, last_linear(model))
     if channels == 1:
