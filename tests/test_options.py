@@ -178,3 +178,13 @@ def test_wandb_offline_needs_no_account_and_the_runs_of_a_sweep_share_a_director
         assert "train/loss" in dump.stdout
         assert "acc/task_1" in dump.stdout
         assert f"{result['average_accuracy']:.6f}"[:7] in dump.stdout
+
+
+@pytest.mark.slow
+def test_a_compiled_loss_learns_what_the_eager_one_does(run, tmp_path):
+    options = (*SHORT, "steps=20", "strategy=ewc")
+    run(*options, "compile=true", folder="compiled")
+    run(*options, folder="eager")
+    a, b = (load(tmp_path / name / "checkpoints/task_1.ckpt")["learner"] for name in ("compiled", "eager"))
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)

@@ -42,7 +42,7 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     net = Net(body, scenario.build_head(features, sequence.sizes))
     optimizer = instantiate(cfg.optimizer.make)
     scheduler = instantiate(cfg.scheduler.make)
-    learner = Learner(net, optimizer, cfg.optimizer.reset, cfg.bn, scheduler, cfg.scheduler.interval)
+    learner = Learner(net, optimizer, cfg.optimizer.reset, cfg.bn, scheduler, cfg.scheduler.interval, cfg.compile)
     return sequence, learner, strategy
 
 

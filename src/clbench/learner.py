@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -27,6 +28,7 @@ class Learner(L.LightningModule):
             second task on, its statistics stay those of the first (its scale and shift still learn).
         scheduler: makes a learning-rate scheduler of the optimiser, anew for every task; None = a constant rate.
         scheduler_interval: it steps every ``epoch`` or every ``step``.
+        compile: compile the loss that is trained; importance and evaluation stay eager.
 
     Raises:
         ConfigError: unknown ``bn``.
@@ -40,6 +42,7 @@ class Learner(L.LightningModule):
         bn: str = "train",
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         scheduler_interval: str = "epoch",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if bn not in ("train", "freeze_after_first"):
@@ -51,12 +54,16 @@ class Learner(L.LightningModule):
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._scheduler_interval = scheduler_interval
+        self._loss = torch.compile(self._cross_entropy) if compile else self._cross_entropy
 
     def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
         return self.net(x, task)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return nn.functional.cross_entropy(self.net(batch.x, batch.task), batch.y)
+        return self._loss(batch.x, batch.y, batch.task)
+
+    def _cross_entropy(self, x: Tensor, y: Tensor, task: int | Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.net(x, task), y)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.parameters())
