@@ -19,7 +19,7 @@ ERRORS = [
     (["lam=nan"], "lam=nan: the strength of the penalty is a finite number >= 0"),
     (["lam=much"], "lam=much: the strength of the penalty is a finite number >= 0"),
     (["strategy=ewcc"], "strategy=ewcc does not exist: use one of ewc, "),
-    (["data=emnist"], "data=emnist does not exist: use one of mnist_fashion, "),
+    (["data=emnist"], "data=emnist does not exist: use one of bit_ops, "),
     (["fisher=true"], "fisher=True is unknown; choose one of exact, sample, empirical, predicted"),
     (["fisher=exact", "fisher_batch=100"], "use fisher_batch=1 and lam/100"),
     (["strategy=finetune", "lam=3"], "lam=3: strategy=finetune has no lam: leave it out or use strategy=ewc or"),

@@ -65,6 +65,20 @@ def test_a_killed_run_started_again_ends_bit_identical(tmp_path, strategy):
     assert not list(again.rglob("*.part"))
 
 
+def test_ctrl_c_ends_with_one_line_and_keeps_finished_tasks(tmp_path):
+    with (tmp_path / "said").open("w") as said:
+        command = [sys.executable, "-m", "clbench.train", *SHORT, "epochs=50", "output_dir=here"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=said)
+        while finished_tasks(tmp_path / "here") < 1 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 1
+    assert (tmp_path / "said").read_text() == (
+        "stopped; the same command with the same output_dir goes on after the last finished task\n"
+    )
+    assert finished_tasks(tmp_path / "here") >= 1
+
+
 def flat(tree, prefix=""):
     """Tensors of nested dicts by path."""
     if isinstance(tree, torch.Tensor):

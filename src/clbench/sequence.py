@@ -92,9 +92,10 @@ def run(
         for index in range(start, len(sequence)):
             reseed(derive(seed, "task", index))
             trainer = make_trainer(index, [*first, strategy, evaluation, logs])
-            trainer.fit(learner, datamodule=strategy.training_data(sequence, index))
-            if trainer.state.status == "interrupted":
-                raise KeyboardInterrupt
+            try:
+                trainer.fit(learner, datamodule=strategy.training_data(sequence, index))
+            except SystemExit as stop:  # what Lightning makes of Ctrl-C
+                raise KeyboardInterrupt from stop
             train_seconds = perf_counter() - began - strategy.seconds - evaluation.seconds
             importance.append(strategy.cost())
             if trainer.is_global_zero:
