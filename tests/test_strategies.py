@@ -295,6 +295,21 @@ def test_outputs_maps_a_batch_that_is_not_x_and_y():
     assert_close_params(strategy.penalty.importance, fisher(module, [(x, y)]))
 
 
+def test_a_module_that_cannot_be_measured_is_refused_before_it_is_trained():
+    class Dicts(Plain):
+        def training_step(self, batch, batch_idx):
+            return cross_entropy(self(batch["pixels"]), batch["label"])
+
+    x, y = data(0).tensors
+    rows = [{"pixels": a, "label": b} for a, b in zip(x, y, strict=True)]
+    module, before = Dicts(), Dicts().state_dict()
+    with pytest.raises(ConfigError, match=r"EWC cannot measure importance on this module: .*pass outputs=fn"):
+        trainer([EWC(lam=1.0)]).fit(module, DataLoader(rows, batch_size=8))
+    assert_same(dict(module.state_dict()), dict(before))
+    with pytest.raises(ConfigError, match="samples=33 is more than the 32 training examples"):
+        trainer([EWC(lam=1.0, samples=33)]).fit(module, loader(0))
+
+
 def test_two_optimizers_each_get_the_penalty_of_their_own_parameters():
     class Two(Plain):
         def __init__(self):

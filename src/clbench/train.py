@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Mapping
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -28,14 +27,12 @@ from clbench.config import (
     conf_dir,
     config_hash,
     drop_foreign_options,
-    options_of,
     refuse_foreign_options,
 )
-from clbench.data import TaskSequence
+from clbench.describe import describe, plan
 from clbench.display import Display
 from clbench.errors import ConfigError
 from clbench.folder import RunFolder, atomically
-from clbench.learner import Learner
 from clbench.loggers import Place
 from clbench.sequence import run
 from clbench.validation import Validation
@@ -152,53 +149,6 @@ def objective(metrics: Mapping[str, Any], key: str) -> float | None:
             f"objective={key} is not a number of metrics.json: use for example validation.average_accuracy"
         )
     return value
-
-
-def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: Learner) -> dict[str, Any]:
-    """What was run, for metrics.json."""
-    packages = ("clbench", "torch", "torchvision", "lightning", "hydra-core", "numpy")
-    return {
-        "strategy": {"name": choices.strategy, **options(cfg)},
-        "data": {
-            "name": cfg.data.name,
-            "scenario": cfg.scenario.name,
-            "tasks": len(sequence),
-            "classes": [list(cut.classes) for cut in sequence.cuts],
-            "examples": [task.examples for task in sequence],
-        },
-        "net": {"name": choices.net, "parameters": sum(p.numel() for p in learner.parameters())},
-        "seed": cfg.seed,
-        "eval_every": cfg.eval_every,
-        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
-    }
-
-
-def options(cfg: DictConfig) -> dict[str, Any]:
-    """The top-level options of the strategy, with their values."""
-    return {name: cfg[name] for name in options_of(cfg)}
-
-
-def plan(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: Learner) -> dict[str, str]:
-    """What will run, for a person."""
-    turned = ", ".join(f"{name}={'all' if value is None else value}" for name, value in options(cfg).items())
-    length = f"{cfg.epochs} epochs" if cfg.steps is None else f"{cfg.steps} steps"
-    classes = " or ".join(map(str, sorted(set(sequence.sizes))))
-    optimizer = ", ".join(f"{key}={value}" for key, value in cfg.optimizer.make.items() if not str(key).startswith("_"))
-    return {
-        "strategy": choices.strategy + (f" ({turned})" if turned else ""),
-        "data": f"{cfg.data.name}, {len(sequence)} tasks of {classes} classes, {cfg.scenario.name}-incremental",
-        "net": f"{choices.net}, {sum(p.numel() for p in learner.parameters()):,} parameters",
-        "training": f"{length} per task, batch {cfg.batch_size}, {choices.optimizer} {optimizer}",
-        "seed": str(cfg.seed),
-        "device": device(cfg.trainer.accelerator),
-    }
-
-
-def device(accelerator: str) -> str:
-    """The device that Lightning will choose, for a person."""
-    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return "cpu" if accelerator in ("cpu", "auto") else accelerator
 
 
 def save_config(cfg: DictConfig, path: Path) -> None:

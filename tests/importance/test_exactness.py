@@ -156,19 +156,6 @@ def test_half_precision_parameters_accumulate_in_float32(dtype: torch.dtype) -> 
         torch.testing.assert_close(value.double(), reference[name], rtol=0.1, atol=0.01)
 
 
-def test_the_loop_path_equals_the_traced_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clbench.importance import general
-
-    net, x, y = build("attention")
-    traced = fisher(net, [(x, y)])
-
-    def refuse(*_: object) -> None:
-        raise RuntimeError("not traceable")
-
-    monkeypatch.setattr(general, "by_vmap", refuse)
-    close(fisher(net, [(x, y)]), traced)
-
-
 @pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_empirical_fisher_equals_backpack() -> None:
     from backpack import backpack, extend

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from clbench.data import Task, TaskSequence
 from clbench.errors import ConfigError
-from clbench.importance import default_outputs
+from clbench.importance import default_outputs, undisturbed
 from clbench.importance.draw import draw
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params
@@ -65,6 +65,22 @@ class ImportanceStrategy(QuadraticStrategy):
                 f"samples={self.samples} is more than the {fewest} training examples of the smallest task: use at most "
                 f"{fewest}, or samples=null for all"
             )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure on one batch, so that a module this strategy cannot read is refused before it is trained."""
+        super().on_train_start(trainer, pl_module)
+        batches = training_examples(trainer)
+        if isinstance(pl_module, Learner) or not isinstance(batches, DataLoader):
+            return
+        there = len(cast(Sized, batches.dataset))
+        if self.samples is not None and self.samples > there:
+            raise ConfigError(f"samples={self.samples} is more than the {there} training examples: use at most {there}")
+        with undisturbed(pl_module):
+            first = next(iter(batches))
+        try:
+            self.measure(pl_module, [first], self.outputs or default_outputs, None)
+        except ValueError as error:
+            raise ConfigError(f"{type(self).__name__} cannot measure importance on this module: {error}") from error
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         outputs = self.outputs or (learner_outputs if isinstance(pl_module, Learner) else default_outputs)
