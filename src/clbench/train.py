@@ -124,11 +124,9 @@ def train(cfg: DictConfig) -> float | None:
             folder.write_metrics(complete)
             display.summary(complete, folder.path)
             if sweeping:
-                print(
-                    f"run {folder.path.name}: {value}, {complete['seconds']['total']:.1f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                said = "-" if value is None else f"{value:.4f}"
+                seconds = complete["seconds"]["total"]
+                print(f"run {folder.path.name}: {said}, {seconds:.1f} s", file=sys.stderr, flush=True)
         return value
 
 
