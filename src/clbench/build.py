@@ -39,11 +39,30 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
         ) from error
     if (path := cfg.get("init_from")) is not None:
         init_from(body, path)
-    net = Net(body, scenario.build_head(features, sequence.sizes))
+    net = Net(body, scenario.build_head(features, outputs_of(sequence, cfg.loss)))
     optimizer = instantiate(cfg.optimizer.make)
     scheduler = instantiate(cfg.scheduler.make)
-    learner = Learner(net, optimizer, cfg.optimizer.reset, cfg.bn, scheduler, cfg.scheduler.interval, cfg.compile)
+    learner = Learner(
+        net, optimizer, cfg.optimizer.reset, cfg.bn, scheduler, cfg.scheduler.interval, cfg.compile, cfg.loss
+    )
     return sequence, learner, strategy
+
+
+def outputs_of(sequence: TaskSequence, loss: str) -> list[int]:
+    """Number of outputs of each task: its classes, or one logit for the binary cross-entropy.
+
+    Raises:
+        ConfigError: the tasks are not what a single logit can tell apart.
+    """
+    if loss != "binary_cross_entropy":
+        return sequence.sizes
+    if sequence.scenario.name == "class" or set(sequence.sizes) != {2}:
+        raise ConfigError(
+            f"loss=binary_cross_entropy tells two classes apart, but the tasks have {sequence.sizes} classes in a "
+            f"{sequence.scenario.name}-incremental run: use scenario=task or domain with two classes a task, or "
+            "loss=cross_entropy"
+        )
+    return [1] * len(sequence)
 
 
 def check_device(accelerator: str, devices: Any) -> None:

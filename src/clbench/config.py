@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from clbench.errors import ConfigError
 
-OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch")
+OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch", "memory")
 """Options of strategies that stand at the top level; a strategy has those that its yaml refers to."""
 
 ELSEWHERE = ("output_dir", "data_dir", "checkpoints", "objective", "threads", "logger", "log_every")

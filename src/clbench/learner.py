@@ -16,9 +16,22 @@ from torch.optim.lr_scheduler import LRScheduler
 from clbench.data import Batch, Task
 from clbench.errors import ConfigError
 
+Term = Callable[[Batch, Tensor], Tensor]
+"""(batch, outputs (N, C)) -> a scalar that is added to the loss of the batch."""
+
+LOSSES = ("cross_entropy", "binary_cross_entropy")
+
 
 class Learner(L.LightningModule):
     """Learns by cross-entropy on the outputs that compete in the scenario.
+
+    Strategies whose loss depends on data change what a step is made of, by these attributes; each strategy sets its own
+    when a fit begins:
+
+    Attributes:
+        terms: what is added to the loss, by the name it is logged under (distillation, replayed outputs).
+        extend: makes the batch that is trained on from the batch that came (rehearsal).
+        update: does the whole step itself, optimisers included (manual optimisation), and returns what is logged.
 
     Args:
         net: ``net(x, task)`` -> outputs (N, C).
@@ -29,9 +42,10 @@ class Learner(L.LightningModule):
         scheduler: makes a learning-rate scheduler of the optimiser, anew for every task; None = a constant rate.
         scheduler_interval: it steps every ``epoch`` or every ``step``.
         compile: compile the loss that is trained; importance and evaluation stay eager.
+        loss: ``cross_entropy``, or ``binary_cross_entropy`` for a net with one output, the logit of label 1.
 
     Raises:
-        ConfigError: unknown ``bn``.
+        ConfigError: unknown ``bn`` or ``loss``.
     """
 
     def __init__(
@@ -43,10 +57,13 @@ class Learner(L.LightningModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         scheduler_interval: str = "epoch",
         compile: bool = False,
+        loss: str = "cross_entropy",
     ) -> None:
         super().__init__()
         if bn not in ("train", "freeze_after_first"):
             raise ConfigError(f"bn={bn!r} is not one of train, freeze_after_first")
+        if loss not in LOSSES:
+            raise ConfigError(f"loss={loss!r} is not one of {', '.join(LOSSES)}")
         self.net = net
         self.bn = bn
         self.reset_optimizer = reset_optimizer
@@ -54,16 +71,35 @@ class Learner(L.LightningModule):
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._scheduler_interval = scheduler_interval
-        self._loss = torch.compile(self._cross_entropy) if compile else self._cross_entropy
+        self.loss_name = loss
+        self.terms: dict[str, Term] = {}
+        self.extend: Callable[[Batch], Batch] | None = None
+        self.update: Callable[[Batch], dict[str, Tensor]] | None = None
+        self._learned = torch.compile(self._outputs_and_loss) if compile else self._outputs_and_loss
 
     def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
         return self.net(x, task)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._loss(batch.x, batch.y, batch.task)
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of outputs (N, C) for targets (N,)."""
+        if self.loss_name == "binary_cross_entropy":
+            return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], y.to(outputs.dtype))
+        return nn.functional.cross_entropy(outputs, y)
 
-    def _cross_entropy(self, x: Tensor, y: Tensor, task: int | Tensor) -> Tensor:
-        return nn.functional.cross_entropy(self.net(x, task), y)
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """``loss``, what is minimised, and the parts it is made of."""
+        if self.update is not None:
+            return self.update(batch)
+        if self.extend is not None:
+            batch = self.extend(batch)
+        outputs, task_loss = self._learned(batch.x, batch.y, batch.task)
+        parts = {name: term(batch, outputs) for name, term in self.terms.items()}
+        total = sum(parts.values(), task_loss)
+        return {"loss": total, "task_loss": task_loss.detach(), **{k: v.detach() for k, v in parts.items()}}
+
+    def _outputs_and_loss(self, x: Tensor, y: Tensor, task: int | Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.net(x, task)
+        return outputs, self.loss(outputs, y)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.parameters())
@@ -85,6 +121,11 @@ class Learner(L.LightningModule):
     def on_train_end(self) -> None:
         if not self.reset_optimizer:
             self.optimizer_state = deepcopy(self.trainer.optimizers[0].state_dict())
+
+
+def in_two_columns(outputs: Tensor) -> Tensor:
+    """Outputs (N, C) over which a softmax gives the probabilities: one logit z (N, 1) becomes (0, z)."""
+    return nn.functional.pad(outputs, (1, 0)) if outputs.shape[1] == 1 else outputs
 
 
 def learner_outputs(learner: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from clbench.strategies import QuadraticStrategy, Strategy
 
 
 class Logs(L.Callback):
-    """Task loss and penalty every ``every`` steps; accuracies after each task. Comes last in the list of callbacks.
+    """The loss, its parts and the penalty every ``every`` steps; accuracies after each task. Comes last in the list of callbacks.
 
     Args:
         strategy: whose penalty is logged.
@@ -48,7 +48,8 @@ class Logs(L.Callback):
         self._seen = trainer.global_step
         if self.step % self.every or not self.loggers:
             return
-        values = {"train/loss": outputs["loss"].item(), "task": trainer.datamodule.index}
+        values = {f"train/{name}": part.item() for name, part in outputs.items()}
+        values["task"] = trainer.datamodule.index
         if isinstance(self.strategy, QuadraticStrategy):
             with torch.no_grad():
                 values["train/penalty"] = self.strategy.value(pl_module).item()

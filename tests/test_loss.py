@@ -1,0 +1,61 @@
+"""One output neuron with the binary cross-entropy, and what a step reports."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clbench.build import build
+from clbench.errors import ConfigError
+from clbench.evaluation import tally
+from clbench.importance import fisher
+from clbench.learner import in_two_columns, learner_outputs
+from tests.conftest import trainer
+
+BITS = ("data=bit_ops", "data.tasks=2", "loss=binary_cross_entropy", "net.hidden=[8]", "epochs=5")
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain"])
+def test_one_logit_per_task_is_learned_and_evaluated_like_two_outputs_0_and_z(run, composed, scenario):
+    metrics = run(*BITS, f"scenario={scenario}", "strategy=joint", "epochs=200")
+    assert metrics["learning_accuracy"] > 0.7
+    _, learner, _ = build(composed(*BITS, f"scenario={scenario}"))
+    heads = learner.net.head.heads if scenario == "task" else [learner.net.head.linear]
+    assert all(head.out_features == 1 for head in heads)
+
+
+def test_accuracy_nll_and_calibration_are_those_of_the_bernoulli(composed):
+    sequence, learner, _ = build(composed(*BITS))
+    counts = tally(learner, sequence[0].test_dataloader())[0]
+    (batch,) = sequence[0].test_dataloader()[0]
+    z, y = learner.eval()(batch.x, batch.task)[:, 0].detach(), batch.y
+    assert counts[0] == ((z > 0).long() == y).sum()
+    torch.testing.assert_close(counts[2], F.binary_cross_entropy_with_logits(z, y.float(), reduction="sum").double())
+    torch.testing.assert_close(in_two_columns(z[:, None]).softmax(1)[:, 1], z.sigmoid())
+
+
+def test_ewc_measures_the_bernoulli_fisher(composed):
+    sequence, learner, ewc = build(composed(*BITS, "strategy=ewc"))
+    trainer([ewc]).fit(learner, datamodule=sequence[0])
+    (batch,) = sequence[0].importance_dataloader()
+    p = learner(batch.x, 0).sigmoid().detach()[:, 0]
+    features = learner.net.body(batch.x).detach()
+    expected = ((p * (1 - p))[:, None] * features.square()).mean(0)
+    torch.testing.assert_close(ewc.penalty.importance["net.head.heads.0.weight"][0], expected)
+    whole = fisher(learner, [batch], loss="binary_cross_entropy", outputs=learner_outputs)
+    for name, f in whole.items():
+        torch.testing.assert_close(ewc.penalty.importance[name], f)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["strategy=finetune", "loss=hinge"], "loss='hinge' is not one of"),
+        (["strategy=finetune", "loss=binary_cross_entropy"], "two classes a task"),
+        ([*BITS, "scenario=class"], "class-incremental"),
+    ],
+)
+def test_a_loss_that_cannot_be_is_named(run, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run(*options)
