@@ -3,6 +3,7 @@
 from clbench.importance.draw import draw
 from clbench.importance.fisher import fisher, fisher_and_error
 from clbench.importance.labels import check_options
+from clbench.importance.local import mas_local
 from clbench.importance.mas import mas, mas_and_error
 from clbench.importance.outputs import default_outputs
 from clbench.importance.undisturbed import undisturbed
@@ -15,5 +16,6 @@ __all__ = [
     "fisher_and_error",
     "mas",
     "mas_and_error",
+    "mas_local",
     "undisturbed",
 ]

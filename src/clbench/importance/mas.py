@@ -34,9 +34,14 @@ def mas(
     value is inside the sum: the authors' code takes it of a batch mean instead, where gradients of opposite sign cancel;
     that is ``fisher_batch`` = their batch size. Targets are not looked at, so unlabelled data will do.
 
+    Other code has further factors. Hsu et al. 2018 take batch means and the mean over the C outputs instead of their sum,
+    which is 1/C of this with ``fisher_batch``; FACIL takes the norm instead of its square, which divides the gradient of
+    example n by 2 ||f(x_n)||, so no constant translates it.
+
     Args:
         module, batches, samples, seed, outputs, chunk: as in ``fisher``; targets may be None.
         fisher_batch: b > 1 takes the absolute gradient of the mean over groups of b shuffled examples; for comparison.
+            It is at most the per-example value.
 
     Returns:
         By parameter name, as in ``fisher``.

@@ -48,10 +48,15 @@ def measure(
             )
         else:
             moments = Engine(module, seeds, size, outputs, chunk, error).run(used)
-        return _finite(moments.mean()), moments.standard_error(counted.total) if error else {}
+        return finite(moments.mean()), moments.standard_error(counted.total) if error else {}
 
 
-def _finite(importance: Params) -> Params:
+def finite(importance: Params) -> Params:
+    """``importance`` itself, if it is finite.
+
+    Raises:
+        ValueError: an entry is not.
+    """
     for name, value in importance.items():
         if not bool(value.sum().isfinite()):  # nothing in it is negative
             raise ValueError(

@@ -13,7 +13,7 @@ from clbench.errors import ConfigError
 from clbench.importance import check_options, fisher
 from clbench.params import Params
 from clbench.quadratic import Quadratic
-from clbench.strategies.measured import ImportanceStrategy, Outputs
+from clbench.strategies.measured import Data, ImportanceStrategy, Outputs
 from clbench.strategies.selection import Patterns
 
 
@@ -29,7 +29,8 @@ class EWC(ImportanceStrategy):
         fisher_batch: 1 = per example; b = squared gradient of the mean over b, as much public code has it.
         draws: labels per example with ``fisher="sample"``.
         loss: ``cross_entropy``, ``binary_cross_entropy`` (one logit) or ``mse``.
-        outputs, seed, include, exclude: see ``ImportanceStrategy``.
+        outputs, seed, include, exclude, data: see ``ImportanceStrategy``. Labels are read with ``fisher="empirical"`` only,
+            which is therefore not to be had with ``data="test"``.
 
     Raises:
         ConfigError: a value outside its range.
@@ -47,12 +48,17 @@ class EWC(ImportanceStrategy):
         seed: int = 0,
         include: Patterns = None,
         exclude: Patterns = None,
+        data: Data = "train",
     ) -> None:
-        super().__init__(lam, samples, outputs, seed, include, exclude)
+        super().__init__(lam, samples, outputs, seed, include, exclude, data)
         try:
             check_options(labels=fisher, loss=loss, fisher_batch=fisher_batch, draws=draws)
         except ValueError as error:
             raise ConfigError(str(error).replace("labels=", "fisher=")) from error
+        if fisher == "empirical" and data == "test":
+            raise ConfigError(
+                "strategy.data=test with fisher=empirical reads the labels of the test data: use fisher=exact"
+            )
         self.fisher = fisher
         self.fisher_batch = fisher_batch
         self.draws = draws
@@ -80,7 +86,7 @@ class OnlineEWC(EWC):
 
     Args:
         gamma: decay of what is remembered, in [0, 1].
-        lam, fisher, samples, fisher_batch, draws, loss, outputs, seed, include, exclude: see ``EWC``.
+        lam, fisher, samples, fisher_batch, draws, loss, outputs, seed, include, exclude, data: see ``EWC``.
     """
 
     def __init__(self, lam: float = 1e3, gamma: float = 1.0, **options: Any) -> None:

@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from time import perf_counter
 from typing import Any
 
+import lightning as L
+import torch
 from torch import nn
 
 from clbench import quadratic
 from clbench.errors import ConfigError
-from clbench.importance import mas
+from clbench.importance import mas, mas_local
+from clbench.importance.rows import count
 from clbench.params import Params
 from clbench.quadratic import Quadratic
-from clbench.strategies.measured import ImportanceStrategy, Outputs
+from clbench.strategies.measured import Data, ImportanceStrategy, Outputs
 from clbench.strategies.selection import Patterns
 
 
 class MAS(ImportanceStrategy):
     """Memory aware synapses (Aljundi et al. 2018): lam/2 * sum_i Omega_i (theta_i - theta*_i)^2 at the newest anchor.
 
-    Omega is the mean over examples of |d ||outputs||^2 / d theta_i|, summed over tasks. The paper has no 1/2 in the
-    penalty, so its lambda is our lam / 2.
+    Omega is the mean over examples of |d ||outputs||^2 / d theta_i|, summed over tasks. It looks at no labels, so any data
+    will do (``data``), such as unlabelled examples of the conditions under which the net will be used. The paper has no
+    1/2 in the penalty, so its lambda is our lam / 2.
 
     Args:
         lam: strength, >= 0.
         samples: number of examples; None = all.
         fisher_batch: 1 = per example (the paper); b = the gradient of the mean over b, as the authors' demo has it.
         decay: factor on the sum so far when a task is added, in [0, 1]; the paper has 1.
-        outputs, seed, include, exclude: see ``ImportanceStrategy``.
+        outputs, seed, include, exclude, data: see ``ImportanceStrategy``.
+        form: ``global``, or ``local`` (Hebbian): each layer as a function of its own, see ``mas_local``.
+        online: accumulate Omega while the task is learned, with no pass over data at its end: the mean over all batches
+            trained on, each example counted as often as it came, at the weights right after the batch. Measured in
+            evaluation mode; early, unlearned weights and the steps after a ``consolidate=best`` epoch count too.
 
     Raises:
-        ConfigError: a value outside its range.
+        ConfigError: a value outside its range; options that exclude each other.
     """
 
     def __init__(
@@ -44,17 +53,62 @@ class MAS(ImportanceStrategy):
         seed: int = 0,
         include: Patterns = None,
         exclude: Patterns = None,
+        data: Data = "train",
+        form: str = "global",
+        online: bool = False,
     ) -> None:
-        super().__init__(lam, samples, outputs, seed, include, exclude)
+        super().__init__(lam, samples, outputs, seed, include, exclude, data)
         if fisher_batch < 1:
             raise ConfigError(f"fisher_batch={fisher_batch}: at least 1 example; 1 is per example, as in the paper")
         if not (math.isfinite(decay) and 0 <= decay <= 1):
             raise ConfigError(f"strategy.decay={decay}: the decay of MAS is in [0, 1]")
+        if form not in ("global", "local"):
+            raise ConfigError(f"strategy.form={form!r} is not one of global, local")
+        if form == "local" and fisher_batch > 1:
+            raise ConfigError(
+                f"fisher_batch={fisher_batch} with strategy.form=local: the local form is per example, use 1"
+            )
+        if not isinstance(online, bool):
+            raise ConfigError(f"strategy.online={online!r} is not true or false")
+        for option, other in (("samples", samples is not None), ("strategy.data", data != "train")):
+            if online and other:
+                raise ConfigError(
+                    f"strategy.online=true measures on every batch that is trained on: leave out {option}"
+                )
         self.fisher_batch = fisher_batch
         self.decay = float(decay)
+        self.form = form
+        self.online = online
+        self._mean: Params = {}
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
+        if self.form == "local":
+            return mas_local(module, batches, samples=samples, seed=self.seed, outputs=outputs)
         return mas(module, batches, samples=samples, fisher_batch=self.fisher_batch, seed=self.seed, outputs=outputs)
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
         return quadratic.recentre(old, new, self.decay)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self.online:
+            self._mean, self.examples = {}, 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch to the running mean: mean += n / N (mean of the batch - mean)."""
+        if not self.online:
+            return
+        start = perf_counter()
+        omega = self.measure(pl_module, [batch], self.outputs_of(pl_module), None)
+        self.examples += (n := count(batch))
+        for name, value in omega.items():
+            self._mean.setdefault(name, torch.zeros_like(value)).lerp_(value, n / self.examples)
+        self.seconds += perf_counter() - start
+
+    def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
+        if not self.online:
+            return super().importance(trainer, pl_module)
+        mean, self._mean = self._mean, {}
+        return mean if trainer.world_size == 1 else self.mean_over_processes(trainer, mean)

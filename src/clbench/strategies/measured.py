@@ -1,4 +1,4 @@
-"""ImportanceStrategy: a quadratic strategy whose importance is measured on examples of the task just learned."""
+"""ImportanceStrategy: a quadratic strategy whose importance is measured on examples, as a rule of the task just learned."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ from typing import Any, cast
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
-from clbench.data import Task, TaskSequence
+from clbench.data import Batches, Task, TaskSequence
+from clbench.data.batches import Part
 from clbench.errors import ConfigError
 from clbench.importance import default_outputs, undisturbed
 from clbench.importance.draw import draw
+from clbench.importance.rows import count, take
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params
 from clbench.strategies.quadratic import QuadraticStrategy
 from clbench.strategies.selection import Patterns
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
+Data = str | Iterable[Any] | Callable[[L.Trainer], Iterable[Any]]
+"""A part of the task by name, or batches, or what makes them of the trainer when a task has ended."""
+
+PARTS = {"train": "training", "validation": "validation", "test": "test"}
+EVALUATION_BATCH = 1000
 
 
 class ImportanceStrategy(QuadraticStrategy):
@@ -28,14 +35,19 @@ class ImportanceStrategy(QuadraticStrategy):
 
     Args:
         lam: strength of the penalty, >= 0.
-        samples: number of examples to measure on, drawn without replacement; None = all training examples.
+        samples: number of examples to measure on, drawn without replacement; None = all.
         outputs: ``outputs(module, batch)`` -> (outputs (N, C), targets (N,)), for a module of your own whose batches
             are not ``(x, y)`` or which is not called as ``module(x)``.
         seed: of the examples drawn.
         include, exclude: see ``QuadraticStrategy``.
+        data: what is measured on when a task has ended. Its ``train`` examples, without augmentation; with a sequence of
+            clbench also its ``validation`` or ``test`` examples: accuracies are then those of a learner that has seen the
+            test images (no labels). Or batches of your own, the same after every task; or a callable
+            ``data(trainer)`` that gives them.
 
     Raises:
-        ConfigError: ``lam`` negative or not finite; ``samples`` below 1.
+        ConfigError: ``lam`` negative or not finite; ``samples`` below 1; unknown ``data``; before training, a module that
+            cannot be measured.
     """
 
     def __init__(
@@ -46,66 +58,116 @@ class ImportanceStrategy(QuadraticStrategy):
         seed: int = 0,
         include: Patterns = None,
         exclude: Patterns = None,
+        data: Data = "train",
     ) -> None:
         super().__init__(lam, include, exclude)
         if samples is not None and samples < 1:
             raise ConfigError(f"samples={samples}: importance needs at least 1 example; samples=null takes all")
+        if isinstance(data, str) and data not in PARTS:
+            raise ConfigError(f"strategy.data={data!r} is not one of {', '.join(PARTS)}")
         self.samples = samples
         self.outputs = outputs
         self.seed = seed
+        self.data = data
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         """Mean importance over ``samples`` examples of ``batches`` (all if None)."""
         raise TypeError(f"{type(self).__name__} does not say how it measures importance")
 
+    def outputs_of(self, module: nn.Module) -> Outputs:
+        """How the outputs and targets of a batch are had from ``module``."""
+        return self.outputs or (learner_outputs if isinstance(module, Learner) else default_outputs)
+
     def check(self, sequence: TaskSequence) -> None:
-        fewest = min(task.examples for task in sequence)
+        if not isinstance(self.data, str):
+            return
+        if self.data == "train":
+            fewest = min(task.examples for task in sequence)
+        else:
+            fewest = min(len(held_out(task, self.data)) for task in sequence)
         if self.samples is not None and self.samples > fewest:
             raise ConfigError(
-                f"samples={self.samples} is more than the {fewest} training examples of the smallest task: use at most "
-                f"{fewest}, or samples=null for all"
+                f"samples={self.samples} is more than the {fewest} {PARTS[self.data]} examples of the smallest task: use at "
+                f"most {fewest}, or samples=null for all"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure on one batch, so that a module this strategy cannot read is refused before it is trained."""
+        """Measure on two examples, so that a module this strategy cannot read is refused before it is trained."""
         super().on_train_start(trainer, pl_module)
-        batches = training_examples(trainer)
-        if isinstance(pl_module, Learner) or not isinstance(batches, DataLoader):
+        if callable(self.data) or (isinstance(pl_module, Learner) and self.penalty is not None):
             return
-        there = len(cast(Sized, batches.dataset))
+        batches = batches_of(self.data, trainer)
+        if isinstance(batches, Batches):
+            there = batches.examples
+        elif isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
+            there = len(cast(Sized, batches.dataset))
+        else:  # may be had only once
+            return
         if self.samples is not None and self.samples > there:
-            raise ConfigError(f"samples={self.samples} is more than the {there} training examples: use at most {there}")
+            what = PARTS[self.data] if isinstance(self.data, str) else "given"
+            raise ConfigError(f"samples={self.samples} is more than the {there} {what} examples: use at most {there}")
         with undisturbed(pl_module):
             first = next(iter(batches))
         try:
-            self.measure(pl_module, [first], self.outputs or default_outputs, None)
+            self.measure(pl_module, [take(first, slice(0, 2))], self.outputs_of(pl_module), None)
         except ValueError as error:
             raise ConfigError(f"{type(self).__name__} cannot measure importance on this module: {error}") from error
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
-        outputs = self.outputs or (learner_outputs if isinstance(pl_module, Learner) else default_outputs)
+        outputs, batches = self.outputs_of(pl_module), batches_of(self.data, trainer)
         self.examples = 0
         if trainer.world_size == 1:
-            importance = self.measure(pl_module, self._counted(training_examples(trainer)), outputs, self.samples)
+            importance = self.measure(pl_module, self._counted(batches), outputs, self.samples)
             self.examples = self.samples or self.examples
             return importance
-        drawn = draw(training_examples(trainer), self.samples, self.seed)
+        drawn = draw(batches, self.samples, self.seed)
         mine = _rows_of_process(drawn, trainer.global_rank, trainer.world_size)
         importance = self.measure(pl_module, self._counted(mine), outputs, None)
-        return self._mean_over_processes(trainer, importance)
+        return self.mean_over_processes(trainer, importance)
 
-    def _counted(self, batches: Iterable[Any]) -> Iterator[Any]:
-        for batch in batches:
-            self.examples += _rows(batch)
-            yield batch
-
-    def _mean_over_processes(self, trainer: L.Trainer, importance: Params) -> Params:
-        """The mean over the examples of all processes, each weighted by its number of examples."""
+    def mean_over_processes(self, trainer: L.Trainer, importance: Params) -> Params:
+        """The mean over the ``examples`` of all processes, each weighted by its number of them."""
         device = next(iter(importance.values())).device
         total = trainer.strategy.reduce(torch.tensor(self.examples, device=device), reduce_op="sum")
         share = self.examples / total.item()
         self.examples = int(total)
         return {name: trainer.strategy.reduce(f * share, reduce_op="sum") for name, f in importance.items()}
+
+    def _counted(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self.examples += count(batch)
+            yield batch
+
+
+def batches_of(data: Data, trainer: L.Trainer) -> Iterable[Any]:
+    """The examples that ``data`` means to ``trainer``, all of them in every process.
+
+    Raises:
+        ConfigError: validation or test examples of something that is not a task of clbench.
+    """
+    if callable(data):
+        return data(trainer)
+    if not isinstance(data, str):
+        return data
+    if data == "train":
+        return training_examples(trainer)
+    task = trainer.datamodule
+    if not isinstance(task, Task):
+        raise ConfigError(f"data={data!r} needs a task of a clbench sequence as datamodule; else pass batches as data=")
+    part = task.sequence.on_device(held_out(task, data), trainer.strategy.root_device)
+    return Batches([part], EVALUATION_BATCH)
+
+
+def held_out(task: Task, which: str) -> Part:
+    """The ``validation`` or ``test`` examples of ``task`` itself.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    part = task.sequence.held_out(which, task.index)[task.index]
+    if not len(part):
+        raise ConfigError(f"strategy.data={which}, but there are no {which} examples: set data.validation above 0")
+    return part
 
 
 def training_examples(trainer: L.Trainer) -> Iterable[Any]:
@@ -124,15 +186,11 @@ def training_examples(trainer: L.Trainer) -> Iterable[Any]:
     )
 
 
-def _rows(batch: Any) -> int:
-    return next(len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
-
-
 def _rows_of_process(batches: Iterable[Any], rank: int, world: int) -> Iterator[Any]:
     """Every ``world``-th example, counted over all batches, from ``rank`` on."""
     seen = 0
     for batch in batches:
         first = (rank - seen) % world
-        seen += (number := _rows(batch))
+        seen += (number := count(batch))
         if first < number:
             yield tree_map(lambda leaf, first=first: leaf[first::world] if isinstance(leaf, Tensor) else leaf, batch)

@@ -1,0 +1,157 @@
+"""Local Memory Aware Synapses: each layer as a function of its own, from what goes in and what comes out, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clbench.importance.activations import activations
+from clbench.importance.draw import draw
+from clbench.importance.general import Outputs
+from clbench.importance.layers import FORMS, fits, form_of
+from clbench.importance.measure import finite
+from clbench.importance.memory import budgets
+from clbench.importance.moments import Moments
+from clbench.importance.outputs import default_outputs
+from clbench.importance.probe import check_independent
+from clbench.importance.rows import count, moved, take
+from clbench.importance.undisturbed import undisturbed
+from clbench.params import Params, trainable
+
+
+def mas_local(
+    module: nn.Module,
+    batches: Iterable[Any],
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    outputs: Outputs = default_outputs,
+) -> Params:
+    """The local (Hebbian) form of ``mas``: 2 * mean over examples of |pre_i * post_j|.
+
+    A linear layer and the ReLU after it are taken as a function of their own, post = relu(W pre + b). Then
+    d ||post||^2 / dW_ji = 2 post_j pre_i and d ||post||^2 / db_j = 2 post_j (Aljundi et al. 2018, ECCV, section 4.2), so on a
+    net of one such layer this is ``mas``. A convolution shares its weights over positions p, so its value for an example
+    is |2 sum_p patch_p post_p|, and so is that of a linear layer applied to several positions.
+
+    - pre is the layer's own input, post its activated output: what the ReLU gives (``nn.ReLU`` or a function), also
+      when BatchNorm, GroupNorm, LayerNorm or a maximum pooling comes between the two (post is then normalised, not
+      pooled).
+    - A layer whose output goes into something else first (the head, the last convolution of a residual branch, another
+      activation) is linear: post is its output. Of a head that is cut to the columns that compete, only these count.
+    - Parameters of other layers (normalisation, embedding, attention, recurrent, transposed or 3D convolution) have no
+      such form and get zeros, as do those that are not used. Only calls of a layer count, not other uses of its weight.
+
+    Args:
+        module, batches, samples, seed, outputs: as in ``mas``; targets may be None.
+
+    Returns:
+        By parameter name, as in ``mas``.
+
+    Raises:
+        ValueError: as in ``mas``; a layer is called twice or shares a parameter, so it is no function of its own; a
+            layer's input does not have the examples first; there is no linear or convolutional layer.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+        >>> mas_local(net, [torch.randn(5, 3)])["0.weight"].shape
+        torch.Size([2, 3])
+    """
+    with undisturbed(module), torch.no_grad():
+        local = Local(module, outputs)
+        for batch in draw(batches, samples, seed):
+            local.add(batch)
+        return finite(local.moments.mean())
+
+
+class Local:
+    """Sums the values of one module; used inside ``undisturbed``."""
+
+    def __init__(self, module: nn.Module, outputs: Outputs) -> None:
+        self.module, self.outputs = module, outputs
+        params = trainable(module)
+        names = {id(p): name for name, p in params.items()}
+        self.own: dict[nn.Module, dict[str, str]] = {}  # of each layer: local name -> full name
+        for layer in module.modules():
+            own = {local: names[id(p)] for local, p in layer.named_parameters(recurse=False) if id(p) in names}
+            if own and form_of(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d):
+                self.own[layer] = own
+        if not self.own:
+            raise ValueError(
+                "no nn.Linear, nn.Conv1d or nn.Conv2d of the module has a trainable parameter, so there is no local form; "
+                "use the global one"
+            )
+        self.device = next(iter(params.values())).device
+        self.forward_budget, self.inner_budget = budgets(self.device)
+        self.moments = Moments(params, second=False)
+        self.each = 0  # bytes that an example takes
+
+    def add(self, batch: Any) -> None:
+        """Add the values of every example of ``batch``.
+
+        The very first example comes alone: it shows how many fit the memory, and where dimension 0 is not the examples.
+        """
+        batch = moved(batch, self.device)
+        if not self.each:
+            check_independent(self.module, lambda some: self.outputs(self.module, some), batch)
+        start, n = 0, count(batch)
+        while start < n:
+            stop = start + (max(1, self.forward_budget // self.each) if self.each else 1)
+            self._piece(take(batch, slice(start, stop)))
+            start = stop
+
+    def _piece(self, batch: Any) -> None:
+        n, held = count(batch), 0
+        done: set[str] = set()
+
+        def found(layer: nn.Module, a: Tensor, post: Tensor) -> None:
+            nonlocal held
+            held += (a.numel() + 2 * post.numel()) * a.element_size()
+            self._check(layer, a, n, done)
+            done.update(self.own[layer].values())
+            self._layer(layer, _wide(a), 2 * _wide(post))
+
+        with activations(self.own, found) as following:
+            z, _ = self.outputs(self.module, batch)
+        following.end(z)
+        self.each = max(1, held // n)
+        self.moments.examples += n
+
+    def _check(self, layer: nn.Module, a: Tensor, n: int, done: set[str]) -> None:
+        """Raise ValueError if a parameter of the layer is among those ``done``, or the rows of its input are not examples."""
+        own = set(self.own[layer].values())
+        if shared := own & done:
+            raise ValueError(
+                f"{min(shared)!r} is used by two calls of a layer, so that layer is not a function of its own and has no local "
+                "form; use the global one"
+            )
+        if not fits(layer, a, n):
+            raise ValueError(
+                f"the layer of {min(own)!r} gets an input of shape {tuple(a.shape)} for {n} examples, but dimension 0 must be "
+                "the examples (batch_first=True); else use the global form"
+            )
+
+    def _layer(self, layer: nn.Module, a: Tensor, g: Tensor) -> None:
+        """Add the values |sum_p g_p a_p^T| of a layer, from its inputs a (n, ...) and g = 2 post (n, ...)."""
+        own, kind = self.own[layer], form_of(layer)
+        if kind is nn.Linear and a.dim() == 2:
+            g = g.abs()
+            if "weight" in own:
+                self.moments.add_outer(own["weight"], g, a.abs())
+            if "bias" in own:
+                self.moments.add(own["bias"], g.unsqueeze(1))
+            return
+        numel = sum(p.numel() for p in layer.parameters(recurse=False))
+        each = a.element_size() * (numel + g[0].numel() + 9 * a[0].numel())  # nine: the patches of a 3x3 kernel
+        size = max(1, self.inner_budget // each)
+        for some, posts in zip(a.split(size), g.split(size), strict=True):
+            for local, value in FORMS[kind](layer, some, posts.unsqueeze(1), set(own)).items():  # type: ignore[index]
+                self.moments.add(own[local], value.abs())
+
+
+def _wide(t: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
