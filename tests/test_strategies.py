@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from clbench import EWC, L2, MAS, OnlineEWC, fisher, mas
+from clbench import EWC, L2, MAS, SI, OnlineEWC, fisher, mas
 from clbench.errors import ConfigError, Unstable
 from clbench.strategies import Strategy
 from tests.conftest import trainer
@@ -21,6 +21,7 @@ STRATEGIES = {
     "online_ewc": partial(OnlineEWC, lam=10.0, gamma=0.9),
     "mas": partial(MAS, lam=1.0),
     "l2": partial(L2, lam=0.1),
+    "si": partial(SI, lam=1.0),
 }
 
 

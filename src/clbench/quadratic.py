@@ -29,7 +29,7 @@ class Quadratic(NamedTuple):
 
 
 def quadratic(importance: Params, anchor: Params) -> Quadratic:
-    """The quadratic of one task: ``importance`` (>= 0) around ``anchor``, constant 0."""
+    """The quadratic of one task: ``importance`` around ``anchor``, constant 0 (>= 0 for ``add``; SI's may be negative)."""
     some = next(iter(importance.values()), torch.zeros(()))
     return Quadratic(importance, anchor, torch.zeros((), dtype=some.dtype, device=some.device))
 
