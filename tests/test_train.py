@@ -103,7 +103,7 @@ def test_strategies_of_one_seed_start_from_the_same_net_and_data(run):
 def test_lam_0_is_fine_tuning_bit_for_bit(run):
     options = (*SHORT, "optimizer.reset=false")
     plain = run(*options, "strategy=finetune", folder="plain")
-    for name in ("ewc", "online_ewc", "mas", "l2"):
+    for name in ("ewc", "online_ewc", "mas", "l2", "si", "lwf"):
         assert run(*options, f"strategy={name}", "lam=0", folder=name)["accuracy_matrix"] == plain["accuracy_matrix"]
 
 

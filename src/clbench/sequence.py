@@ -66,6 +66,7 @@ def run(
         Unstable: weights became non-finite.
     """
     strategy.check(sequence)
+    strategy.attach(learner, sequence)
     evaluation = Evaluation(len(sequence), eval_every)
     first = [validation] if validation is not None and validation.needed else []
     logs = Logs(strategy, evaluation, log_every)

@@ -1,11 +1,40 @@
 """Strategies: Lightning callbacks that work on any LightningModule."""
 
+from clbench.strategies.agem import AGEM
 from clbench.strategies.base import Strategy
+from clbench.strategies.der import DER, DERpp
+from clbench.strategies.er import ER
 from clbench.strategies.ewc import EWC, OnlineEWC
-from clbench.strategies.joint import Joint
+from clbench.strategies.independent import Independent
+from clbench.strategies.joint import Joint, JointScratch
 from clbench.strategies.l2 import L2
+from clbench.strategies.learner_strategy import LearnerStrategy
+from clbench.strategies.lwf import LwF
 from clbench.strategies.mas import MAS
 from clbench.strategies.measured import ImportanceStrategy
+from clbench.strategies.nccl import NCCL
 from clbench.strategies.quadratic import QuadraticStrategy
+from clbench.strategies.rehearsal import RehearsalStrategy
+from clbench.strategies.si import SI
 
-__all__ = ["EWC", "L2", "MAS", "ImportanceStrategy", "Joint", "OnlineEWC", "QuadraticStrategy", "Strategy"]
+__all__ = [
+    "AGEM",
+    "DER",
+    "ER",
+    "EWC",
+    "L2",
+    "MAS",
+    "NCCL",
+    "SI",
+    "DERpp",
+    "ImportanceStrategy",
+    "Independent",
+    "Joint",
+    "JointScratch",
+    "LearnerStrategy",
+    "LwF",
+    "OnlineEWC",
+    "QuadraticStrategy",
+    "RehearsalStrategy",
+    "Strategy",
+]

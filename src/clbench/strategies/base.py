@@ -7,6 +7,7 @@ import torch
 
 from clbench.data import Task, TaskSequence
 from clbench.errors import Unstable
+from clbench.learner import Learner
 from clbench.params import trainable
 
 
@@ -18,6 +19,9 @@ class Strategy(L.Callback):
     """
 
     seconds = 0.0
+
+    def attach(self, learner: Learner, sequence: TaskSequence) -> None:
+        """Change the learner where this strategy needs parameters of its own; called once, before weights are loaded."""
 
     def check(self, sequence: TaskSequence) -> None:
         """Raise ConfigError if this strategy cannot run on ``sequence``; called before anything is trained."""

@@ -1,0 +1,63 @@
+"""A-GEM: the step may not go against the gradient on old examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from clbench.data import Batch
+from clbench.learner import Learner
+from clbench.memory import Ring
+from clbench.strategies.rehearsal import RehearsalStrategy
+
+
+class AGEM(RehearsalStrategy):
+    """Averaged gradient episodic memory (Chaudhry et al. 2019, "Efficient lifelong learning with A-GEM").
+
+    With g the gradient on the batch and r that on examples of earlier tasks: if g . r < 0, then
+    g <- g - (g . r / r . r) r (eq. 11), so that the loss on the memory does not rise to first order. Accumulated gradients
+    are projected once, before the optimiser's step.
+
+    Args:
+        memory: examples kept of each task, its last ones.
+        replay: examples drawn for r; the paper has 256.
+        seed: see ``RehearsalStrategy``.
+    """
+
+    def __init__(self, memory: int = 50, replay: int = 256, seed: int = 0) -> None:
+        super().__init__(memory, replay, "ring", seed)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.remember(batch)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Learner, optimizer: Optimizer) -> None:
+        assert isinstance(self.memory, Ring)
+        assert self.replay is not None
+        recalled = self.recall(self.replay, self.memory.before(self._index))
+        if recalled is None:
+            return
+        old, _ = recalled
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        with torch.enable_grad():
+            loss = pl_module.loss(pl_module.net(old.x, old.task), old.y)
+            reference = torch.autograd.grad(loss, params, allow_unused=True)
+        pairs = [(p, r) for p, r in zip(params, reference, strict=True) if r is not None]
+        for p, _ in pairs:
+            if p.grad is None:  # an old head: the projection may move it
+                p.grad = torch.zeros_like(p)
+        project([p.grad for p, _ in pairs], [r for _, r in pairs])
+
+
+def project(gradient: list[Tensor], reference: list[Tensor]) -> None:
+    """Take from ``gradient``, in place, its part against ``reference``; both a list of tensors, of the same shapes."""
+    dot = torch.stack([(g * r).sum() for g, r in zip(gradient, reference, strict=True)]).sum()
+    square = torch.stack([r.square().sum() for r in reference]).sum()
+    against = torch.where(dot < 0, dot / square, 0.0)  # dot < 0 only where square > 0
+    for g, r in zip(gradient, reference, strict=True):
+        g.sub_(against * r)

@@ -1,0 +1,59 @@
+"""Independent: a net for every task, the reference without any transfer or forgetting."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import lightning as L
+from torch import Tensor, nn
+
+from clbench.data import TaskSequence
+from clbench.errors import ConfigError
+from clbench.learner import Learner
+from clbench.params import size_in_bytes
+from clbench.strategies.base import Strategy
+from clbench.strategies.joint import refuse_frozen_statistics
+
+
+class PerTask(nn.Module):
+    """As many copies of a net as there are tasks; ``forward(x, task)`` asks that of the task."""
+
+    def __init__(self, net: nn.Module, tasks: int) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(deepcopy(net) for _ in range(tasks))
+
+    def forward(self, x: Tensor, task: int) -> Tensor:
+        return self.nets[task](x, task)
+
+
+class Independent(Strategy):
+    """A net of its own for every task, all from the same first weights; nothing is shared, so nothing is forgotten.
+
+    In a domain-incremental run it is told the task, which no continual strategy is there: a reference only.
+
+    Raises:
+        ConfigError: a class-incremental run, in which nets that know some of the classes cannot compete;
+            ``bn=freeze_after_first``.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._index = 0
+
+    def check(self, sequence: TaskSequence) -> None:
+        if sequence.scenario.name == "class":
+            raise ConfigError(
+                "strategy=independent has a net per task, so classes of different tasks cannot compete: use scenario=task "
+                "or domain, or strategy=joint_scratch"
+            )
+
+    def attach(self, learner: Learner, sequence: TaskSequence) -> None:
+        refuse_frozen_statistics(learner, "independent")
+        self._bytes = size_in_bytes(dict(learner.net.named_parameters()))
+        learner.net = PerTask(learner.net, len(sequence))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+        self._index = trainer.datamodule.index
+
+    def cost(self) -> dict[str, int]:
+        return {"examples": 0, "bytes": (self._index + 1) * self._bytes}

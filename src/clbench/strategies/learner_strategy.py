@@ -1,0 +1,77 @@
+"""LearnerStrategy: a strategy whose loss depends on data, so that it needs our Learner and our tasks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+
+from clbench.data import Task
+from clbench.errors import ConfigError
+from clbench.learner import Learner
+from clbench.nets import Net
+from clbench.strategies.base import Strategy
+
+
+class LearnerStrategy(Strategy):
+    """Changes what a step of the Learner does (``terms``, ``extend``, ``update``), for the length of a fit.
+
+    Attributes:
+        one_process: what is remembered lies in one process, so a run over several is refused.
+
+    Raises:
+        ConfigError: when a fit begins, a module or data of another kind, or several processes.
+    """
+
+    one_process = False
+    features: Features | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        name = type(self).__name__
+        if not isinstance(pl_module, Learner) or not isinstance(trainer.datamodule, Task):
+            raise ConfigError(
+                f"{name} has a loss of its own, so it needs clbench.learner.Learner and the tasks of a TaskSequence, not "
+                f"{type(pl_module).__name__}: use those, or a strategy with a quadratic penalty (EWC, MAS, SI, L2)"
+            )
+        if self.one_process and trainer.world_size > 1:
+            raise ConfigError(
+                f"{name} keeps its memory in one process, but there are {trainer.world_size}: use trainer.devices=1, or a "
+                "strategy with a quadratic penalty (ewc, mas, si, l2)"
+            )
+
+    def teardown(self, trainer: L.Trainer, pl_module: Learner, stage: str) -> None:
+        pl_module.terms, pl_module.extend, pl_module.update = {}, None, None
+        if self.features is not None:
+            self.features.handle.remove()
+            self.features = None
+
+
+class Features:
+    """What the body of a net gave last, for asking other heads without another pass; a hook keeps it.
+
+    Raises:
+        ConfigError: the net is not a body with a head.
+    """
+
+    last: Tensor
+
+    def __init__(self, net: nn.Module) -> None:
+        if not isinstance(net, Net):
+            raise ConfigError(f"a clbench.nets.Net of body and head is needed, not {type(net).__name__}")
+        self.handle = net.body.register_forward_hook(self._keep)
+
+    def _keep(self, body: nn.Module, args: Any, features: Tensor) -> None:
+        self.last = features
+
+
+def strength(name: str, value: float) -> float:
+    """``value`` as a float.
+
+    Raises:
+        ConfigError: it is negative or not finite.
+    """
+    if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+        raise ConfigError(f"strategy.{name}={value}: the strength of a term is a finite number >= 0")
+    return float(value)

@@ -1,0 +1,108 @@
+"""RehearsalStrategy: what all strategies with a memory of examples share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Generator, Tensor
+
+from clbench.data import Batch, TaskSequence
+from clbench.errors import ConfigError
+from clbench.learner import Learner
+from clbench.memory import Reservoir, Ring, Rows
+from clbench.seeding import generator
+from clbench.strategies.learner_strategy import LearnerStrategy
+
+
+class RehearsalStrategy(LearnerStrategy):
+    """Keeps examples of the tasks so far, as the learner saw them (scaled, augmented), on the device.
+
+    An example is offered to the memory each time it is trained on, so in several epochs it is offered several times.
+
+    Args:
+        memory: examples per task, at least 1; a reservoir has ``memory`` times the number of tasks for all of them.
+        replay: examples drawn for a step; None = as many as the batch that came has.
+        buffer: ``reservoir`` (a uniform sample of the stream) or ``ring`` (the last ``memory`` of each task).
+        seed: of what is kept and drawn.
+
+    Raises:
+        ConfigError: a number below 1; unknown ``buffer``.
+    """
+
+    one_process = True
+
+    def __init__(self, memory: int, replay: int | None = None, buffer: str = "reservoir", seed: int = 0) -> None:
+        for name, value in (("memory", memory), ("strategy.replay", replay)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name}={value}: it is a number of examples, at least 1")
+        if buffer not in ("reservoir", "ring"):
+            raise ConfigError(f"strategy.buffer={buffer!r} is not one of reservoir, ring")
+        self.each = memory
+        self.replay = replay
+        self.buffer = buffer
+        self.seed = seed
+        self.memory: Reservoir | Ring | None = None
+        self.learner: Learner
+        self._sequence: TaskSequence
+        self._index = 0
+        self._generator: Generator
+
+    def attach(self, learner: Learner, sequence: TaskSequence) -> None:
+        tasks = len(sequence)
+        self.memory = Reservoir(tasks * self.each) if self.buffer == "reservoir" else Ring(tasks, self.each)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.memory is None:
+            self.attach(pl_module, trainer.datamodule.sequence)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+        task = trainer.datamodule
+        self.learner, self._sequence, self._index = pl_module, task.sequence, task.index
+        self._generator = generator(self.seed, "memory", task.index)
+        assert self.memory is not None
+        self.memory.to(pl_module.device)
+
+    def remember(self, batch: Batch, **more: Tensor) -> None:
+        """Offer the examples of the task that is being learned to the memory, with ``more`` tensors (N, ...) of each."""
+        rows: Rows = {"x": batch.x, "y": batch.y, "task": torch.full_like(batch.y, self._index), **more}
+        if isinstance(self.memory, Reservoir):
+            self.memory.add(rows, self._generator)
+        elif self.memory is not None:
+            self.memory.add(rows, self._index)
+
+    def recall(self, number: int, among: Tensor | None = None) -> tuple[Batch, Rows] | None:
+        """Examples drawn from the memory, as they compete now, and all that was kept of them; None if there are none.
+
+        Args:
+            number: of examples, unless ``replay`` says another.
+            among: slots to draw from; None = all.
+        """
+        assert self.memory is not None
+        rows = self.memory.draw(self.replay or number, self._generator, among)
+        if rows is None:
+            return None
+        told = (
+            self._sequence.scenario.name == "task" and self._index > 0
+        )  # else all have the outputs of the newest task
+        return Batch(rows["x"], rows["y"], rows["task"] if told else self._index), rows
+
+    def cost(self) -> dict[str, int]:
+        return {"examples": 0, "bytes": self.memory.bytes() if self.memory is not None else 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.memory is None else self.memory.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.memory is not None and state_dict:
+            self.memory.load_state_dict(state_dict)
+
+
+def together(new: Batch, old: Batch) -> Batch:
+    """One batch of both, the old ones behind."""
+    task: int | Tensor = new.task
+    if isinstance(old.task, Tensor):
+        task = torch.cat([torch.full_like(new.y, new.task) if isinstance(new.task, int) else new.task, old.task])
+    return Batch(torch.cat([new.x, old.x]), torch.cat([new.y, old.y]), task)
