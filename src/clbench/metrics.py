@@ -82,6 +82,11 @@ def stability_gap(r: Tensor, within: Sequence[Within]) -> float | None:
     return sum(gaps) / len(gaps) if gaps else None
 
 
+def intransigence(r: Tensor, reference: Tensor) -> float:
+    """mean_j ( R*[j, j] - R[j, j] ): what was not learned that the reference run R* learned (Chaudhry et al. 2018)."""
+    return (reference.diagonal() - r.diagonal()).mean().item()
+
+
 def readings(
     r: Tensor, initial: Tensor | None, transfer: bool, within: Sequence[Within] = ()
 ) -> dict[str, float | None]:

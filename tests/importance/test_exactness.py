@@ -46,6 +46,24 @@ def test_errors_equal_the_error_of_the_mean_of_the_loop(name: str) -> None:
     close(error, references.standard_error(values, N), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(8, 4), nn.Conv1d(1, 2, 5), nn.Embedding(10, 4)])
+def test_errors_in_float32_are_right_where_examples_hardly_differ(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    x = 1 + 1e-3 * torch.randn(200, 8)
+    net = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(8 if isinstance(layer, nn.Conv1d) else 4, 2))
+    if isinstance(layer, nn.Conv1d):
+        x = x[:, None]
+    if isinstance(layer, nn.Embedding):
+        x = torch.arange(200)[:, None] % 10
+        layer.weight.data.mul_(1e-3).add_(1)
+    mean, error = fisher_and_error(net, [(x,)])
+    exact_mean, exact_error = fisher_and_error(net.double(), [(x if x.dtype == torch.int64 else x.double(),)])
+    for name in mean:
+        assert mean[name].dtype == error[name].dtype == torch.float32
+        torch.testing.assert_close(mean[name].double(), exact_mean[name], rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(error[name].double(), exact_error[name], rtol=0.02, atol=0)
+
+
 def test_error_of_a_draw_has_the_finite_population_correction() -> None:
     net, x, y = build("mlp")
     _, error = fisher_and_error(net, batched(x, y, 4), samples=5)

@@ -137,6 +137,50 @@ def test_batches_of_any_structure_go_through_a_custom_outputs() -> None:
     close(fisher(net, dicts, labels="empirical", outputs=lambda m, b: (m(b["image"]), b["label"])), expected)
 
 
+def test_small_batches_of_one_kind_share_a_forward_pass() -> None:
+    net, x, y = build("mlp")
+    wide = torch.cat([x] * 40)  # 280 examples
+    sizes: list[int] = []
+
+    def outputs(m: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() and len(batch[0]) > 3:  # not one of the first looks at a few examples
+            sizes.append(len(batch[0]))
+        return m(batch[0]) * batch[1], batch[2]
+
+    batches = [(wide[i : i + 1], 1, y[i % N : i % N + 1]) for i in range(280)]
+    expected = fisher(net, [(wide, 1, y.repeat(40))], outputs=outputs)
+    assert sizes == [280]
+    close(fisher(net, batches, outputs=outputs), expected)
+    assert sizes == [280, 64, 64, 64, 64, 24]
+    mixed = [(a, 1 + (i >= 100), b) for i, (a, _, b) in enumerate(batches)]  # something else from 100 on
+    fisher(net, mixed, outputs=outputs)
+    assert sizes[6:] == [64, 36, 64, 64, 52]
+
+
+def test_a_loader_may_fill_the_same_memory_again() -> None:
+    net, x, y = build("mlp")
+
+    def reusing() -> Iterator[tuple[Tensor, Tensor]]:
+        one, label = x[:1].clone(), y[:1].clone()
+        for i in range(N):
+            yield one.copy_(x[i : i + 1]), label.copy_(y[i : i + 1])
+
+    close(fisher(net, reusing(), labels="empirical"), fisher(net, [(x, y)], labels="empirical"))
+
+
+def test_chunk_1_keeps_single_examples_apart() -> None:
+    class Single(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) == 1
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    single, net = Single(3, 2).double(), nn.Linear(3, 2).double()
+    net.load_state_dict(single.state_dict())
+    x = torch.randn(5, 3, dtype=torch.float64)
+    close(fisher(single, x.split(1), chunk=1), fisher(net, [x]))
+
+
 @pytest.mark.parametrize("name", ["mlp", "conv2d", "sequence", "attention", "branching"])
 def test_a_small_memory_changes_the_pieces_but_not_the_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net, x, y = build(name)

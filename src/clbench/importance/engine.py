@@ -18,7 +18,7 @@ from clbench.importance.memory import budgets
 from clbench.importance.moments import Moments
 from clbench.importance.outputs import check_differentiable, check_outputs
 from clbench.importance.probe import Probe, check_independent, probe
-from clbench.importance.rows import count, moved, shapes, take
+from clbench.importance.rows import count, merged, moved, shapes, take
 from clbench.importance.seeds import Seeds
 from clbench.params import trainable
 
@@ -27,6 +27,9 @@ Size = Callable[..., Tensor]
 
 BLOCK = 16
 """Columns whose layer gradients are held together, so that a layer unfolds its input once for all of them."""
+
+SMALL = 64
+"""Smaller batches are measured together, as far as ``chunk`` allows: a loader of single examples is not slow."""
 
 
 class Engine:
@@ -64,7 +67,7 @@ class Engine:
     def run(self, batches: Iterable[Any]) -> Moments:
         """Sums over all examples of ``batches``."""
         with recording(self.module) as recorder:
-            for batch in batches:
+            for batch in merged(batches, min(SMALL, self.chunk or SMALL)):
                 batch = moved(batch, self.device)
                 n = count(batch)
                 probed = self._probe(recorder, batch)

@@ -56,7 +56,8 @@ def fisher(
             takes the true residual.
         seed: of the draw of examples, of labels and of groups.
         outputs: maps ``(module, batch)`` to outputs (N, C) and targets (N,) or None.
-        chunk: most examples per forward pass; by default the memory decides.
+        chunk: most examples per forward pass; by default the memory decides, and batches of fewer than 64 examples are
+            measured together. A module that takes one example at a time needs ``chunk=1``.
 
     Returns:
         By parameter name: the Fisher, shaped like the parameter, on its device, in float32 or wider, detached. Zeros for a

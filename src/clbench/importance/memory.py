@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-CPU_FORWARD = 256 * 2**20
+CPU_FORWARD = 64 * 2**20
 """Activations and layer gradients of one forward pass on a CPU, in bytes."""
 
 CPU_INNER = 4 * 2**20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +52,47 @@ def shapes(batch: Any) -> tuple[Any, ...]:
 def take(batch: Any, index: slice | Tensor) -> Any:
     """The rows ``index`` of every tensor; leaves that are no rows pass through."""
     return tree_map(lambda leaf: leaf[index] if _is_rows(leaf) else leaf, batch)
+
+
+def merged(batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """Neighbours of one kind put together until they have ``size`` examples; larger batches pass through untouched.
+
+    What waits for its neighbours is copied, since whoever yields batches may fill the same memory again.
+    """
+    held: list[Any] = []
+    examples = 0
+    for batch in batches:
+        if held and (count(batch) >= size or not _joins(held[-1], batch)):
+            yield _joined(held)
+            held, examples = [], 0
+        examples += count(batch)
+        waits = examples < size
+        held.append(tree_map(lambda leaf: leaf.clone() if _is_rows(leaf) else leaf, batch) if waits else batch)
+        if not waits:
+            yield _joined(held)
+            held, examples = [], 0
+    if held:
+        yield _joined(held)
+
+
+def _joins(a: Any, b: Any) -> bool:
+    """Same structure, rows of the same shape, and equal plain values; what cannot be compared safely does not join."""
+    (left, one), (right, other) = tree_flatten(a), tree_flatten(b)
+
+    def same(x: Any, y: Any) -> bool:
+        if _is_rows(x) and _is_rows(y):
+            return bool(x.shape[1:] == y.shape[1:] and x.dtype == y.dtype and x.device == y.device)
+        return type(x) is type(y) and (x is None or (isinstance(x, int | float | str) and x == y))
+
+    return one == other and all(same(x, y) for x, y in zip(left, right, strict=True))
+
+
+def _joined(many: list[Any]) -> Any:
+    if len(many) == 1:
+        return many[0]
+    columns = zip(*(tree_flatten(batch)[0] for batch in many), strict=True)
+    leaves = [torch.cat(column) if _is_rows(column[0]) else column[0] for column in columns]
+    return tree_unflatten(leaves, tree_flatten(many[0])[1])
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -1,0 +1,370 @@
+"""How fast and how large is an importance? Times it against a plain pass, a batch-1 loop and other libraries.
+
+    python scripts/bench_importance.py [--device cpu] [--threads 2] [--markdown table.md]
+
+One run, one table: a row per net and importance. Before a row is timed, everybody's result on the first 16 examples is
+compared with the batch-1 loop in float64. Then all take turns, each followed by the plain pass that it is divided by,
+and the table has the medians of these ratios, so that a noisy machine slows both sides of a ratio.
+
+  plain       one forward and backward pass, mean cross-entropy, batches of 128, .grad set to None between, no optimiser
+  ours        clbench.fisher and clbench.mas in batches of 1000, as a run of clbench has them
+  batch-1     one example at a time, one backward pass per example and label; 1/32 of the examples, scaled
+  nngeometry  PMatDiag; squares only, so no MAS. A quarter of the examples, scaled, on the CNN and the ResNet
+  backpack    SumGradSquared, DiagGGNExact (equal to the exact Fisher of a softmax), BatchGrad for MAS; examples as above
+  torch.func  vmap(grad) over 64 examples at a time, once per label for exact; 1/8 of the examples, scaled
+
+All nets are in evaluation mode. Labels of "sample" are drawn once by the rule of clbench and given to the others, who so
+save the draw. Extra memory: what one call adds at its peak to what was there before it. On a CPU that is resident
+memory (VmHWM of Linux after a reset) in a fresh process that has made a call on two examples; on a GPU it is
+max_memory_allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
+
+from clbench import fisher, mas
+from clbench.importance.seeds import inverse_cdf
+from clbench.nets import cnn, mlp, resnet18_reduced
+
+OURS, PLAIN, CHECKED = 1000, 128, 16
+TOLERANCE = 1e-3
+NETS = ("mlp", "cnn", "resnet18_reduced")
+KINDS = (("empirical", 10), ("sample", 10), ("exact", 2), ("exact", 10), ("mas", 10))
+PEERS = ("nngeometry", "backpack", "torch.func")
+Importance = dict[str, Tensor]
+
+
+class Case(NamedTuple):
+    """A row of the table: a net, examples with the labels to use, and which importance."""
+
+    kind: str
+    net: nn.Module
+    x: Tensor
+    y: Tensor
+
+    def first(self, n: int) -> Case:
+        """The same with ``n`` examples."""
+        return self._replace(x=self.x[:n], y=self.y[:n])
+
+    def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
+        """The examples in batches."""
+        return list(zip(self.x.split(size), self.y.split(size), strict=True))
+
+
+def case(name: str, kind: str, classes: int, examples: int, device: str, tiny: bool = False) -> Case:
+    """The case of one row; ``tiny`` nets are for tests."""
+    torch.manual_seed(0)
+    image = (1, 28, 28) if name == "mlp" else (3, 32, 32)
+    if name == "mlp":
+        body, features = mlp(image, (20, 20) if tiny else (400, 400)), 20 if tiny else 400
+    elif name == "cnn":
+        body, features = cnn(image, (4, 8), 16) if tiny else cnn(image), 16 if tiny else 128
+    else:
+        body, features = resnet18_reduced(image, 4 if tiny else 20), 32 if tiny else 160
+    net = nn.Sequential(*body, nn.Linear(features, classes)).to(device).eval()
+    x, y = torch.randn(examples, *image, device=device), torch.randint(classes, (examples,), device=device)
+    if kind == "sample":
+        with torch.no_grad():
+            z = torch.cat([net(some) for some in x.split(PLAIN)])
+        u = torch.rand(examples, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        y = inverse_cdf(z, u.to(device))
+    return Case(kind, net, x, y)
+
+
+def plain(c: Case) -> None:
+    for x, y in c.batches(PLAIN):
+        c.net.zero_grad(set_to_none=True)
+        cross_entropy(c.net(x), y).backward()
+    c.net.zero_grad(set_to_none=True)
+
+
+def ours(c: Case) -> Importance:
+    if c.kind == "mas":
+        return mas(c.net, c.batches(OURS))
+    return fisher(c.net, c.batches(OURS), labels=c.kind)
+
+
+def terms(kind: str, z: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor | float]]:
+    """What to differentiate for one example with outputs z (C,), and the weight of its squared gradient."""
+    if kind == "exact":
+        logp = z.log_softmax(0)
+        return list(zip(logp, logp.detach().exp(), strict=True))
+    return [(z.square().sum() if kind == "mas" else cross_entropy(z, y), 1.0)]
+
+
+def loop(c: Case) -> Importance:
+    """The batch-1 loop."""
+    names, params = zip(*c.net.named_parameters(), strict=True)
+    totals = [torch.zeros_like(p) for p in params]
+    for x, y in c.batches(1):
+        todo = terms(c.kind, c.net(x)[0], y[0])
+        for k, (value, weight) in enumerate(todo):
+            for total, g in zip(
+                totals, torch.autograd.grad(value, params, retain_graph=k + 1 < len(todo)), strict=True
+            ):
+                total += g.abs() if c.kind == "mas" else weight * g.square()
+    return {name: total / len(c.x) for name, total in zip(names, totals, strict=True)}
+
+
+def by_func(c: Case) -> Importance:
+    """vmap(grad) over examples, label by label."""
+    params = {name: p.detach() for name, p in c.net.named_parameters()}
+    totals = {name: torch.zeros_like(p) for name, p in params.items()}
+
+    def value(p: Importance, x: Tensor, y: Tensor) -> Tensor:
+        return terms("mas" if c.kind == "mas" else "empirical", functional_call(c.net, p, (x[None],))[0], y)[0][0]
+
+    gradients = vmap(grad(value), in_dims=(None, 0, 0))
+    for x, y in c.batches(64):
+        labels = [(y, torch.ones(len(y), device=y.device))]
+        if c.kind == "exact":
+            with torch.no_grad():
+                p = c.net(x).softmax(1)
+            labels = [(torch.full_like(y, label), p[:, label]) for label in range(p.shape[1])]
+        for label, weight in labels:
+            for name, g in gradients(params, x, label).items():
+                size = g.abs() if c.kind == "mas" else g.square()
+                totals[name] += torch.tensordot(weight, size, 1)
+    return {name: total / len(c.x) for name, total in totals.items()}
+
+
+def by_nngeometry(c: Case) -> Importance:
+    """Diagonal of nngeometry; the true label goes in as a function with one output."""
+    from nngeometry.backend import TorchHooksJacobianBackend
+    from nngeometry.layercollection import LayerCollection
+    from nngeometry.metrics import FIM
+    from nngeometry.object import PMatDiag
+
+    data = TensorDataset(c.x, c.y)
+    order = BatchSampler(SequentialSampler(data), PLAIN, drop_last=False)
+    loader = DataLoader(data, sampler=order, batch_size=None)  # whole slices: no time is lost on collating
+    if c.kind == "exact":
+        diagonal = FIM(c.net, loader, PMatDiag, device=str(c.x.device)).get_diag()
+    else:
+        layers = LayerCollection.from_model(c.net)
+        of_label = lambda x, y: c.net(x).log_softmax(1).gather(1, y[:, None])  # noqa: E731
+        backend = TorchHooksJacobianBackend(layer_collection=layers, model=c.net, function=of_label)
+        diagonal = PMatDiag(generator=backend, examples=loader).get_diag()
+    flat = diagonal * len(order) / len(c.x)  # it divides by the length of the sampler
+    sizes = [p.numel() for p in c.net.parameters()]
+    pieces = zip(c.net.named_parameters(), flat.split(sizes), strict=True)
+    return {name: piece.view_as(p) for (name, p), piece in pieces}
+
+
+def by_backpack(c: Case) -> Importance:
+    """BackPACK; ``c.net`` must be extended."""
+    from backpack import backpack, extend
+    from backpack.extensions import BatchGrad, DiagGGNExact, SumGradSquared
+
+    loss = extend(nn.CrossEntropyLoss(reduction="sum"))
+    extension, field = {
+        "exact": (DiagGGNExact, "diag_ggn_exact"),
+        "mas": (BatchGrad, "grad_batch"),
+    }.get(c.kind, (SumGradSquared, "sum_grad_squared"))
+    totals = [torch.zeros_like(p) for p in c.net.parameters()]
+    for x, y in c.batches(PLAIN):
+        c.net.zero_grad(set_to_none=True)
+        with backpack(extension()):
+            (c.net(x).square().sum() if c.kind == "mas" else loss(c.net(x), y)).backward()
+        for total, p in zip(totals, c.net.parameters(), strict=True):
+            value = getattr(p, field)
+            total += value.abs().sum(0) if c.kind == "mas" else value
+            delattr(p, field)
+    return {name: total / len(c.x) for (name, _), total in zip(c.net.named_parameters(), totals, strict=True)}
+
+
+def contenders(c: Case, name: str, peers: tuple[str, ...]) -> dict[str, tuple[Callable[[Case], Importance], Case]]:
+    """Who can do the row, each with the case it is timed on, on a net of its own."""
+    n = len(c.x)
+    part = n if name == "mlp" else max(CHECKED, n // 4)
+    found = {"ours": (ours, c), "batch-1": (loop, c.first(max(CHECKED, n // 32)))}
+    if "nngeometry" in peers and c.kind != "mas":
+        found["nngeometry"] = (by_nngeometry, c.first(part))
+    if "backpack" in peers:
+        from backpack import extend
+
+        net = extend(copy.deepcopy(c.net), use_converter=name == "resnet18_reduced")
+        found["backpack"] = (by_backpack, c.first(part)._replace(net=net.eval()))
+    if "torch.func" in peers:
+        found["torch.func"] = (by_func, c.first(max(CHECKED, n // 8)))
+    return found
+
+
+def deviation(a: Importance, b: Importance) -> float:
+    """Largest |a - b| / (|b| + mean |b|) over the entries; the mean is that of the tensor."""
+    pairs = zip(a.values(), b.values(), strict=True)
+    return max(float(((x.double() - y).abs() / (y.abs() + y.abs().mean())).max()) for x, y in pairs)
+
+
+def seconds(f: Callable[[Case], Any], c: Case) -> float:
+    """Per 1,000 examples."""
+    synchronize = torch.cuda.synchronize if c.x.is_cuda else lambda: None
+    synchronize()
+    start = perf_counter()
+    f(c)
+    synchronize()
+    return (perf_counter() - start) * 1000 / len(c.x)
+
+
+def row(name: str, kind: str, classes: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Check, then time in turns.
+
+    Raises:
+        SystemExit: results differ.
+    """
+    c = case(name, kind, classes, args.examples, args.device, args.quick)
+    everybody = contenders(c, name, args.peers)
+    few = c.first(CHECKED)
+    exact = loop(few._replace(net=copy.deepcopy(c.net).double(), x=few.x.double()))
+    deviations = {who: deviation(f(own.first(CHECKED)), exact) for who, (f, own) in everybody.items()}
+    if not max(deviations.values()) < TOLERANCE:
+        raise SystemExit(f"{name}, {kind} over {classes}: relative deviations {deviations} are not below {TOLERANCE}")
+    ours(c), plain(c)  # warm
+    times: dict[str, list[float]] = {who: [] for who in everybody}
+    ratios: dict[str, list[float]] = {who: [] for who in everybody}
+    plains = []
+    for turn in range(args.repeats):
+        for who, (f, own) in everybody.items():
+            if who != "ours" and turn >= args.peer_repeats:
+                continue
+            times[who].append(seconds(f, own))
+            plains.append(seconds(plain, c))
+            ratios[who].append(times[who][-1] / plains[-1])
+    memory = {}
+    for who in ("ours", "plain"):
+        cell = (name, kind, classes, args.examples, args.device, who, torch.get_num_threads())
+        memory[who] = None if args.quick else extra_memory(*cell)
+    return {
+        "net": name,
+        "importance": kind + (f" over {classes}" if kind == "exact" else ""),
+        "seconds": {who: median(t) for who, t in times.items()} | {"plain": median(plains)},
+        "ratio": {who: median(r) for who, r in ratios.items()},
+        "extra_megabytes": memory,
+        "deviation": deviations,
+    }
+
+
+def extra_memory(*cell: Any) -> float | None:
+    """``peak`` in a process of its own, forked off one that has done nothing but import; None where there is no /proc."""
+    if cell[4] == "cpu" and not Path("/proc/self/clear_refs").exists():
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["clbench"])
+    with context.Pool(1) as pool:
+        return pool.apply(peak, cell)
+
+
+def peak(name: str, kind: str, classes: int, examples: int, device: str, who: str, threads: int) -> float:
+    """Megabytes that one call adds."""
+    torch.set_num_threads(threads)
+    c = case(name, kind, classes, examples, device)
+    f = {"ours": ours, "plain": plain}[who]
+    f(c.first(2))
+    if c.x.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        f(c)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+    def kilobytes(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = kilobytes("VmRSS")
+    f(c)
+    return (kilobytes("VmHWM") - before) * 1024 / 1e6
+
+
+def table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Header and rows as text."""
+    head = ["net", "importance", "s/1000", "/ plain", "batch-1 / ours", "extra MB (plain)"]
+    lines = [[*head, *(f"{peer} s (/ plain)" for peer in PEERS), "deviation"]]
+    for r in rows:
+        second, ratio, memory = r["seconds"], r["ratio"], r["extra_megabytes"]
+        line = [r["net"], r["importance"], f"{second['ours']:.3f}", f"{ratio['ours']:.2f}"]
+        line.append(f"{ratio['batch-1'] / ratio['ours']:.0f}")
+        line.append("-" if None in memory.values() else f"{memory['ours']:.0f} ({memory['plain']:.0f})")
+        line += [f"{second[peer]:.3f} ({ratio[peer]:.1f})" if peer in ratio else "-" for peer in PEERS]
+        lines.append([*line, f"{max(r['deviation'].values()):.0e}"])
+    return lines
+
+
+def aligned(lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *body]) + "\n"
+
+
+def installed() -> tuple[str, ...]:
+    """The libraries to compare with that are there; they come with the extra ``dev``."""
+    from importlib.util import find_spec
+
+    return tuple(peer for peer in PEERS if find_spec(peer.partition(".")[0]))
+
+
+def main() -> None:
+    """Run everything and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, help="of PyTorch (default: its own)")
+    parser.add_argument("--examples", type=int, default=1024, help="per row (default 1024)")
+    parser.add_argument("--repeats", type=int, default=9, help="turns of ours and the plain pass (default 9)")
+    parser.add_argument("--peer-repeats", type=int, default=3, help="turns of the others (default 3)")
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS, help="only these")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny nets, 32 examples, one turn, no memory: does it run?"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table")
+    args = parser.parse_args()
+    if args.quick:
+        args.examples, args.repeats, args.peer_repeats = 32, 1, 1
+    if args.examples < CHECKED:
+        parser.error(f"--examples {args.examples} is below the {CHECKED} that the check takes")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore", message="Full backward hook is firing|There is a performance drop")
+    args.peers = installed()
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"{os.cpu_count()}-core {platform.machine()}"
+    print(
+        f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.examples} examples", flush=True
+    )
+    rows = []
+    for name in args.nets:
+        for kind, classes in KINDS:
+            rows.append(row(name, kind, classes, args))
+            if args.json:  # after every row, so that a run that is stopped leaves what it measured
+                args.json.write_text(json.dumps(rows, indent=1))
+            print(f"{name}, {rows[-1]['importance']}: {rows[-1]['ratio']['ours']:.2f} times plain", file=sys.stderr)
+    lines = table(rows)
+    print(aligned(lines))
+    if args.markdown:
+        args.markdown.write_text(markdown(lines))
+
+
+if __name__ == "__main__":
+    main()
