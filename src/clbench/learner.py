@@ -75,6 +75,7 @@ class Learner(L.LightningModule):
         self.terms: dict[str, Term] = {}
         self.extend: Callable[[Batch], Batch] | None = None
         self.update: Callable[[Batch], dict[str, Tensor]] | None = None
+        self.compiled = compile
         self._learned = torch.compile(self._outputs_and_loss) if compile else self._outputs_and_loss
 
     def forward(self, x: Tensor, task: int | Tensor) -> Tensor:

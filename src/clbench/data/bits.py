@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ OPERATIONS: dict[str, Callable[[np.ndarray], Any]] = {
 
 
 class BitOperation:
-    """All 2^bits rows of the truth table of ``op``, images of 1 x bits pixels 0 or 1; training and test are the same.
+    """All 2^bits rows of the truth table of ``op``, images of one row of pixels 0 or 1; training and test are the same.
 
     Args:
         op: and, or, xor (parity), nand, nor, xnor.
         bits: number of inputs, 2 to 16.
+        code: further inputs, the same in every row: they tell the net which operation it is.
         train, download: not used; there is one part, and nothing to read.
 
     Raises:
@@ -34,13 +35,16 @@ class BitOperation:
     [1, 1, 1, 0]
     """
 
-    def __init__(self, op: str, bits: int = 2, train: bool = True, download: bool = False) -> None:
+    def __init__(
+        self, op: str, bits: int = 2, train: bool = True, download: bool = False, code: Sequence[int] = ()
+    ) -> None:
         if op not in OPERATIONS:
             raise ConfigError(f"op={op!r} of bits is not one of {', '.join(OPERATIONS)}")
         if not 2 <= bits <= 16:
             raise ConfigError(f"bits={bits}: an operation has 2 to 16 bits")
         table = np.arange(2**bits)[:, None] >> np.arange(bits)[::-1] & 1
-        self.data = table.astype(np.uint8)[:, None]
+        codes = np.tile(np.array(code, dtype=np.uint8), (len(table), 1))
+        self.data = np.hstack([table.astype(np.uint8), codes])[:, None]
         self.targets = OPERATIONS[op](table.astype(bool)).astype(int).tolist()
 
     def __len__(self) -> int:

@@ -80,7 +80,7 @@ class NCCL(RehearsalStrategy):
         outer_lr: float = 0.1,
         temperature: float = 5.0,
         gamma: float = 1.0,
-        reg: float = 100.0,
+        reg: float = 1.0,
         inner_clip: float | None = None,
         outer_clip: float | None = 1.0,
         anchor: str = "batch",
@@ -233,6 +233,8 @@ class NCCL(RehearsalStrategy):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         plugin = trainer.precision_plugin
+        if isinstance(pl_module, Learner) and pl_module.compiled:
+            raise ConfigError("compile=true compiles the loss of a step, but NCCL makes its own steps: use compile=false")
         if trainer.accumulate_grad_batches != 1:
             raise ConfigError(
                 f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: NCCL takes its steps on every batch; "
