@@ -53,3 +53,9 @@ def test_bits_stay_exact():
     (batch,) = TaskSequence(partial(BitOperation, "or"), chain, validation=0, scale=1)[0].train_dataloader()
     assert set(batch.x.flatten().tolist()) == {0.0, 1.0}
     assert batch.x.dtype == torch.get_default_dtype()
+
+
+def test_a_code_is_added_to_every_row_and_changes_no_target():
+    table = BitOperation("or", code=[1])
+    assert table.data.tolist() == [[[0, 0, 1]], [[0, 1, 1]], [[1, 0, 1]], [[1, 1, 1]]]
+    assert table.targets == BitOperation("or").targets

@@ -1,0 +1,147 @@
+"""Run a published protocol again and compare: ``python scripts/reproduce.py NAME``.
+
+It writes results/NAME.json, .md and .png and, unless --results says another folder, docs/reproductions.md. Finished runs
+are kept under --runs by config hash: the same command, stopped by Ctrl-C or by a machine that went away, goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reproduction.collect import collect
+from reproduction.execute import execute
+from reproduction.parse import load, names
+from reproduction.plan import Cell, number_of_cells, wanted
+from reproduction.progress import Progress, duration
+from reproduction.protocol import Protocol, Row, quick
+from reproduction.store import Store
+from reproduction.verify import verify
+from reproduction.write import outcome, write, write_index
+from rich.console import Console
+from rich.table import Column, Table
+
+from clbench.cli import cause_of, quiet_lightning
+from clbench.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+PAGE = ROOT / "docs/reproductions.md"
+
+
+def main() -> None:
+    """Read the command line and do what it says."""
+    args = _arguments()
+    quiet_lightning()
+    for stop in (signal.SIGINT, signal.SIGTERM):  # from a terminal, and from a machine that wants to be gone
+        signal.signal(stop, signal.default_int_handler)
+    try:
+        if args.list:
+            show_list(args.results)
+        elif args.index:
+            write_index(RESULTS, PAGE)
+        elif args.name is None:
+            raise ConfigError(f"say which reproduction: {', '.join(names())}; --list says more")
+        elif args.verify:
+            sys.exit(verify(_committed(args.name, args.results), args.seed, args.row))
+        else:
+            reproduce(args)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on after the last finished run")
+    except Exception as error:
+        said = cause_of(error)
+        if not said:
+            raise
+        sys.exit(f"error: {said}")
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Run what is not finished yet, then write the results."""
+    protocol = load(args.name)
+    if args.quick:
+        protocol = quick(protocol)
+    store = Store(args.runs / protocol.name)
+    results = finish(protocol, store, args.workers)
+    found = collect(protocol, results, store.hash)
+    folder = store.folder / "results" if args.quick else args.results
+    write(found, folder)
+    if folder == RESULTS:
+        write_index(RESULTS, PAGE)
+    print(f"{outcome(found)}; {folder / protocol.name}.md")
+
+
+def finish(protocol: Protocol, store: Store, workers: int) -> Mapping[Cell, Any]:
+    """All runs of a protocol, those that are missing run now.
+
+    Raises:
+        ConfigError: runs failed.
+    """
+    results: dict[Cell, Any] = {}
+    while True:
+        cells = {cell: row for row in protocol.rows for cell in wanted(row, results)}
+        new = [cell for cell in cells if cell not in results]
+        results |= {cell: metrics for cell in new if (metrics := store.metrics(cell)) is not None}
+        missing = [cell for cell in new if cell not in results]
+        if not new:
+            return results
+        if not missing:
+            continue
+        with Progress(len(cells), done=len(cells) - len(missing)) as progress:
+
+            def done(cell: Cell, progress: Progress = progress, cells: Mapping[Cell, Row] = cells) -> None:
+                store.finished(cell)
+                row = cells[cell]
+                progress.step(" ".join([row.name, *cell.overrides[len(row.overrides) :], f"seed={cell.seed}"]))
+
+            jobs = {store.path(cell): cell for cell in missing}  # rows may share a run
+            for cell in jobs.values():
+                store.clear(cell)
+            failures = execute([(cell, path) for path, cell in jobs.items()], workers, done)
+        if failures:
+            told = "; ".join(f"{' '.join(f.cell.arguments)}: {f.reason}" for f in failures[:3])
+            raise ConfigError(f"{len(failures)} of {len(missing)} runs failed, the others are kept: {told}")
+
+
+def show_list(results: Path) -> None:
+    """All reproductions, what they cost and what came out."""
+    table = Table(Column("name", no_wrap=True), "what", "runs", "one core", "outcome")
+    for name in names():
+        protocol = load(name)
+        runs = number_of_cells(protocol)
+        file = results / f"{name}.json"
+        said = outcome(json.loads(file.read_text())) if file.exists() else "not run yet"
+        table.add_row(name, protocol.title, str(runs), duration(runs * protocol.seconds), said)
+    Console().print(table)
+
+
+def _committed(name: str, results: Path) -> dict[str, Any]:
+    file = results / f"{name}.json"
+    if not file.exists():
+        raise ConfigError(f"there is no {file.name} in {results}: run the reproduction first")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", help="which reproduction, see --list")
+    parser.add_argument("--list", action="store_true", help="all there are, their cost and outcome")
+    parser.add_argument("--index", action="store_true", help="write docs/reproductions.md anew")
+    parser.add_argument("--quick", action="store_true", help="a cut-down form, for tests; results stay under --runs")
+    parser.add_argument("--verify", action="store_true", help="run one row of the committed results again and compare")
+    parser.add_argument("--seed", type=int, default=0, help="which seed --verify runs (default 0)")
+    parser.add_argument("--row", help="which row --verify runs (default: the first)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    parser.add_argument("--runs", type=Path, default=ROOT / "outputs/reproduce", help="where runs are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where results are written")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

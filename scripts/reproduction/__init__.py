@@ -1,0 +1,1 @@
+"""Published protocols, run again: what to run (plan), how (execute), what came out (verdict, collect), files (write)."""

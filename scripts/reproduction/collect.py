@@ -1,0 +1,151 @@
+"""collect: the finished runs of a protocol -> the content of results/NAME.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from statistics import fmean
+from typing import Any
+
+from reproduction import verdict
+from reproduction.plan import Cell, Results, at_an_edge, final, reading, search, wanted
+from reproduction.protocol import Claim, Protocol, Row, Selection
+from reproduction.verdict import summary
+
+
+def collect(protocol: Protocol, results: Results, hash_of: Callable[[Cell], str]) -> dict[str, Any]:
+    """Everything that is said about a reproduction.
+
+    Args:
+        protocol: all of whose runs are in ``results``.
+        results: metrics.json of each run, with its ``origin``.
+        hash_of: config hash of a run.
+    """
+    rows = [_row(protocol, row, results, hash_of) for row in protocol.rows]
+    runs = {hash_of(cell): results[cell] for row in protocol.rows for cell in wanted(row, results)}
+    verdicts = [number["verdict"] for row in rows for number in row["selections"][0]["metrics"].values()]
+    return {
+        "name": protocol.name,
+        "title": protocol.title,
+        "source": protocol.source,
+        "text": protocol.text,
+        "command": f"python scripts/reproduce.py {protocol.name.replace('-quick', ' --quick')}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "matches": verdicts.count(verdict.MATCH),
+        "compared": sum(said is not None for said in verdicts),
+        "claims": [_claim(claim, protocol, results) for claim in protocol.claims],
+        "runs": len(runs),
+        "seconds": sum(run["seconds"]["total"] for run in runs.values()),
+        "commits": sorted({run["origin"]["commit"] for run in runs.values()}),
+        "versions": _different(run["versions"] for run in runs.values()),
+        "machines": _different(run["origin"]["machine"] for run in runs.values()),
+        "metrics": dict(protocol.metrics),
+        "rows": rows,
+    }
+
+
+def _row(protocol: Protocol, row: Row, results: Results, hash_of: Callable[[Cell], str]) -> dict[str, Any]:
+    cells = [
+        {
+            "seed": cell.seed,
+            "overrides": list(cell.overrides),
+            "values": {metric: reading(results[cell], key) for metric, key in protocol.metrics.items()},
+            "config_hash": hash_of(cell),
+            "seconds": results[cell]["seconds"]["total"],
+            "commit": results[cell]["origin"]["commit"],
+        }
+        for cell in (judged(row, results) if row.like else wanted(row, results))
+    ]
+    return {
+        "name": row.name,
+        "command": " ".join(["python -m clbench.train", *row.overrides]),
+        "findings": row.findings.strip(),
+        "seconds": fmean(results[cell]["seconds"]["total"] for cell in judged(row, results)),
+        "grid": {key: list(values) for key, values in row.grid.items()},
+        "baseline": row.baseline,
+        "published_curve": {metric: list(values) for metric, values in row.curve.items()},
+        "selections": [_selection(protocol, row, rule, results, hash_of) for rule in row.select or (None,)],
+        "like": row.like,
+        "trials": [] if row.like else [_trials(protocol, row, rule, results) for rule in row.select],
+        "cells": cells,
+    }
+
+
+def _selection(
+    protocol: Protocol, row: Row, rule: Selection | None, results: Results, hash_of: Callable[[Cell], str]
+) -> dict[str, Any]:
+    """What came out at the point that a rule chose; ``rule`` is None in a row without a grid."""
+    chosen: dict[str, Any] = {"by": None, "point": {}, "at_an_edge": []}
+    if rule is not None:
+        trials, best = search(row, rule, results)
+        assert best is not None
+        chosen = {"by": rule.by, "point": dict(best), "at_an_edge": at_an_edge(row, trials, best)}
+    cells = final(row, chosen["point"])
+    values = {metric: [reading(results[cell], key) for cell in cells] for metric, key in protocol.metrics.items()}
+    metrics = {metric: _summarised(each) | _compared(row, metric, each) for metric, each in values.items()}
+    return chosen | {"config_hashes": [hash_of(cell) for cell in cells], "values": values, "metrics": metrics}
+
+
+def _trials(protocol: Protocol, row: Row, rule: Selection, results: Results) -> dict[str, Any]:
+    """Every point that a rule looked at."""
+    points = []
+    for point, cells in search(row, rule, results)[0]:
+        runs = [results[cell] for cell in cells]
+        numbers = {m: _summarised([reading(run, key) for run in runs]) for m, key in protocol.metrics.items()}
+        score = fmean(reading(run, rule.by) for run in runs)
+        points.append({"point": dict(point), "score": score, "metrics": numbers})
+    return {"by": rule.by, "overrides": list(rule.overrides), "points": points}
+
+
+def _summarised(values: Sequence[float]) -> dict[str, Any]:
+    ours = summary(values)
+    spread = {"sd": _or_none(ours.sd), "se": _or_none(ours.se), "interval": _or_none(ours.interval)}
+    return {"mean": ours.mean, **spread, "n": ours.n}
+
+
+def _compared(row: Row, metric: str, values: Sequence[float]) -> dict[str, Any]:
+    """The verdict, where there is a published number."""
+    theirs = row.published.get(metric)
+    if theirs is None:
+        return {"published": None, "difference": None, "tolerance": None, "verdict": None}
+    difference, tolerance, said = verdict.compare(summary(values), theirs)
+    return {
+        "published": asdict(theirs),
+        "difference": difference,
+        "tolerance": _or_none(tolerance),
+        "verdict": said,
+    }
+
+
+def _claim(claim: Claim, protocol: Protocol, results: Results) -> dict[str, Any]:
+    key = protocol.metrics[claim.metric]
+
+    def values(name: str) -> list[float]:
+        return [reading(results[cell], key) for cell in judged(protocol.row(name), results)]
+
+    if claim.beats is None:
+        holds, said = verdict.reached(claim, values(claim.row))
+    else:
+        holds, said = verdict.beats(claim, summary(values(claim.row)), summary(values(claim.beats)))
+    return {"text": claim.text, "row": claim.row, "measured": said, "holds": holds}
+
+
+def judged(row: Row, results: Results) -> list[Cell]:
+    """The final runs at the point that the first rule chose."""
+    best = search(row, row.select[0], results)[1] if row.select else {}
+    assert best is not None
+    return final(row, best)
+
+
+def _different(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    different: list[dict[str, Any]] = []
+    for item in items:
+        if item not in different:
+            different.append(item)
+    return different
+
+
+def _or_none(number: float) -> float | None:
+    return None if math.isnan(number) else number

@@ -1,0 +1,111 @@
+"""execute: many runs over worker processes that import torch once. A worker that dies loses only its run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import NamedTuple
+
+from clbench.cli import cause_of
+from reproduction.plan import Cell
+
+Job = tuple[Cell, Path]
+CONTEXT = get_context("spawn")
+
+
+class Failure(NamedTuple):
+    """A run that did not end, and why."""
+
+    cell: Cell
+    reason: str
+
+
+def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> list[Failure]:
+    """Run all ``jobs``; ``done`` is called after each that ended well.
+
+    Interrupted (Ctrl-C), it ends its workers and raises on: finished runs stay, the others have written nothing half.
+    """
+    waiting = list(reversed(jobs))
+    failures: list[Failure] = []
+    busy: dict[Connection, tuple[Worker, Job]] = {}
+    idle: list[Worker] = []
+
+    def feed() -> None:
+        while waiting and len(busy) < workers:
+            worker = idle.pop() if idle else Worker()
+            try:
+                worker.connection.send(waiting[-1])
+            except OSError:  # it died while it had nothing to do
+                worker.end()
+            else:
+                busy[worker.connection] = (worker, waiting.pop())
+
+    try:
+        feed()
+        while busy:
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                worker, (cell, _) = busy.pop(connection)
+                try:
+                    reason = connection.recv()
+                except EOFError:
+                    worker.process.join()
+                    failures.append(Failure(cell, f"its worker process ended ({worker.process.exitcode})"))
+                else:
+                    idle.append(worker)
+                    failures += [] if reason is None else [Failure(cell, reason)]
+                    if reason is None:
+                        done(cell)
+            feed()
+    finally:
+        for worker in [*idle, *(worker for worker, _ in busy.values())]:
+            worker.end()
+    return failures
+
+
+class Worker:
+    """A process that runs what it is sent, one after the other."""
+
+    def __init__(self) -> None:
+        self.connection, theirs = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=work, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()  # so that its death is the end of the pipe
+
+    def end(self) -> None:
+        """At once; files are written atomically."""
+        self.process.kill()
+        self.process.join()
+
+
+def work(connection: Connection) -> None:
+    """The loop of a worker: receives jobs, answers None or why a run failed. Ctrl-C is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from reproduction.here import train_here
+
+    while True:
+        try:
+            cell, folder = connection.recv()
+        except EOFError:
+            return
+        try:
+            train_here(cell.arguments, folder)
+        except Exception as error:
+            connection.send(cause_of(error) or traceback.format_exc())
+        else:
+            connection.send(None)
+
+
+def _end_with_parent() -> None:
+    """A killed parent takes its workers along: none goes on writing where the same command, started again, writes."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,98 @@
+"""figure: theirs against ours for every row, and a panel for every grid of one key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: told apart by everyone
+SPREAD = 2  # standard errors (or deviations, beside a single run) that a bar shows on each side
+GAP = 0.7  # lines between two rows
+PANEL = 3.6  # inches, height of a grid's panel
+
+
+def figure(found: dict[str, Any]) -> Figure:
+    """One picture of a reproduction."""
+    curves = [row for row in found["rows"] if len(row["grid"]) == 1 and row["trials"] and _numeric(row)]
+    lines = sum(len(_shown(row)) + GAP for row in found["rows"])
+    heights = [1.3 + 0.25 * lines]
+    columns = min(2, len(curves))
+    if curves:
+        heights.append(PANEL * -(-len(curves) // columns))
+    whole = Figure(figsize=(9.5, sum(heights)), layout="constrained")
+    whole.suptitle(found["title"], fontsize=11)
+    parts = whole.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _rows(parts[0].add_subplot(), found)
+    if curves:
+        panels = parts[1].subplots(-(-len(curves) // columns), columns, squeeze=False).flatten()
+        for axes, row in zip(panels, curves, strict=False):
+            _curve(axes, row, found)
+        for axes in panels[len(curves) :]:
+            axes.axis("off")
+    return whole
+
+
+def _rows(axes: Axes, found: dict[str, Any]) -> None:
+    """A line per row and metric: the seeds, our mean with its bar, and theirs."""
+    metrics = list(found["metrics"])
+    y, ticks, labels = 0.0, [], []
+    for row in found["rows"]:
+        for metric in _shown(row):
+            number = row["selections"][0]["metrics"][metric]
+            theirs = number["published"]
+            colour = COLOURS[metrics.index(metric) % len(COLOURS)]
+            spread = number["sd" if theirs and theirs["se"] is None else "se"] or 0
+            seeds = row["selections"][0]["values"][metric]
+            axes.plot(seeds, [y] * len(seeds), "|", color=colour, alpha=0.45, markersize=9)
+            axes.errorbar(number["mean"], y, xerr=SPREAD * spread, fmt="o", color=colour, capsize=3, markersize=5)
+            if theirs:
+                error = SPREAD * theirs["se"] if theirs["se"] else None
+                axes.errorbar(
+                    theirs["value"], y, xerr=error, fmt="D", color="black", mfc="none", capsize=3, markersize=8
+                )
+            ticks.append(y)
+            labels.append(f"{row['name']}: {metric}")
+            y += 1
+        y += GAP
+    axes.set_yticks(ticks, labels, fontsize=8)
+    axes.set_ylim(y - GAP, -1)
+    legend = "dot: our mean ± 2 se (± 2 sd beside a single published run), strokes: its seeds"
+    published = any(number["published"] for row in found["rows"] for number in row["selections"][0]["metrics"].values())
+    axes.set_xlabel(legend + ("; diamond: published" if published else ""), fontsize=8)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _curve(axes: Axes, row: dict[str, Any], found: dict[str, Any]) -> None:
+    """The metrics along a grid, its baseline as dashed lines, published values as diamonds."""
+    (key,) = row["grid"]
+    points = row["trials"][0]["points"]
+    x = [trial["point"][key] for trial in points]
+    baseline = next((other for other in found["rows"] if other["name"] == row["baseline"]), None)
+    for metric, colour in zip(found["metrics"], COLOURS, strict=False):
+        numbers = [trial["metrics"][metric] for trial in points]
+        means, errors = [n["mean"] for n in numbers], [SPREAD * (n["se"] or 0) for n in numbers]
+        axes.errorbar(x, means, yerr=errors, marker="o", markersize=4, capsize=2, color=colour, label=metric)
+        if baseline is not None:
+            level = baseline["selections"][0]["metrics"][metric]["mean"]
+            axes.axhline(level, color=colour, linestyle="--", linewidth=1)
+        if metric in row["published_curve"]:
+            axes.plot(row["grid"][key], row["published_curve"][metric], "D", color=colour, mfc="none")
+    if min(x) > 0 and max(x) / min(x) > 20:
+        axes.set_xscale("log")
+    axes.axvline(row["selections"][0]["point"][key], color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xlabel(f"{key}; dotted: chosen" + (f"; dashed: {row['baseline']}" if baseline else ""), fontsize=8)
+    axes.set_title(row["name"], fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+
+
+def _shown(row: dict[str, Any]) -> list[str]:
+    """The published metrics of a row, all of them if none is published."""
+    metrics = row["selections"][0]["metrics"]
+    return [metric for metric, number in metrics.items() if number["published"]] or list(metrics)
+
+
+def _numeric(row: dict[str, Any]) -> bool:
+    return all(isinstance(v, int | float) for values in row["grid"].values() for v in values)

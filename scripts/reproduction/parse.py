@@ -1,0 +1,134 @@
+"""parse: protocols/NAME.yaml -> Protocol, with every mistake in it said by name."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+from clbench.errors import ConfigError
+from reproduction.protocol import Claim, Protocol, Published, Quick, Row, Selection
+
+T = TypeVar("T")
+
+FOLDER = Path(__file__).with_name("protocols")
+"""One yaml for each reproduction; not in conf/, because Hydra would offer them as options of a run."""
+
+
+def names() -> list[str]:
+    """All reproductions there are."""
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Protocol:
+    """The protocol ``name``.
+
+    Raises:
+        ConfigError: there is none, or its yaml says something that has no meaning.
+    """
+    if name not in names():
+        raise ConfigError(f"there is no reproduction {name}: use one of {', '.join(names())}")
+    content: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
+    return parsed(name, content)
+
+
+def parsed(name: str, content: dict[str, Any]) -> Protocol:
+    """The protocol that the content of a yaml describes; see ``load``."""
+    content = {"claims": [], **content, "name": name}
+    for key, make in (("rows", _row), ("claims", lambda c: _made(Claim, c, f"{name}: claim"))):
+        content[key] = tuple(make(part) for part in content.get(key, ()))
+    content["quick"] = _made(Quick, content.get("quick") or {}, f"{name}: quick")
+    protocol = _made(Protocol, content, name)
+    rows = tuple(_with_seeds(row, protocol.seeds) for row in protocol.rows)
+    protocol = replace(protocol, rows=rows)
+    rows = tuple(_like(protocol, row) for row in rows)
+    protocol = replace(protocol, rows=rows)
+    for row in rows:
+        _check(protocol, row)
+    for claim in protocol.claims:
+        _check_claim(protocol, claim)
+    return protocol
+
+
+def _row(content: dict[str, Any]) -> Row:
+    where = f"row {content.get('name')}"
+    content = dict(content)
+    content["select"] = tuple(_made(Selection, s, f"{where}: select") for s in content.get("select", ()))
+    published = content.get("published", {})
+    content["published"] = {metric: _published(number, f"{where}: {metric}") for metric, number in published.items()}
+    return _made(Row, content, where)
+
+
+def _published(content: dict[str, Any], where: str) -> Published:
+    content = dict(content)
+    if "sd" in content:
+        content["se"] = content.pop("sd") / content["n"] ** 0.5
+    number = _made(Published, content, where)
+    if (number.n == 1) != (number.se is None):
+        raise ConfigError(f"{where}: a published number has n: 1, or n and its se (or sd)")
+    return number
+
+
+def _made(kind: type[T], content: dict[str, Any], where: str) -> T:
+    """An object of ``kind``, lists as tuples, a missing or unknown key said by name."""
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}  # type: ignore[arg-type]
+    if unknown := sorted(content.keys() - known):
+        raise ConfigError(f"{where} has an unknown key {unknown[0]}: use {', '.join(sorted(known))}")
+    if missing := sorted(needed - content.keys()):
+        raise ConfigError(f"{where} lacks {missing[0]}")
+    return kind(**{key: _tuples(value) for key, value in content.items()})
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in value)
+    return {k: _tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _with_seeds(row: Row, seeds: tuple[int, ...]) -> Row:
+    mine = row.seeds or seeds
+    return replace(row, seeds=mine, select=tuple(replace(s, seeds=s.seeds or mine) for s in row.select))
+
+
+def _like(protocol: Protocol, row: Row) -> Row:
+    """A row that is run at the point chosen for another has that row's grid and trial runs."""
+    if row.like is None:
+        return row
+    other = protocol.row(row.like)
+    if row.grid or row.select or not other.grid:
+        raise ConfigError(
+            f"{protocol.name}: row {row.name} is like {row.like}: that row has the grid, this one has none"
+        )
+    return replace(row, grid=other.grid, select=other.select, tuned=other.overrides)
+
+
+def _check(protocol: Protocol, row: Row) -> None:
+    where = f"{protocol.name}: row {row.name}"
+    if bool(row.grid) != bool(row.select):
+        raise ConfigError(f"{where}: grid and select go together")
+    for metric in (*row.published, *row.curve):
+        if metric not in protocol.metrics:
+            raise ConfigError(f"{where}: {metric} is not one of metrics: {', '.join(protocol.metrics)}")
+    for key in (key for s in row.select for key in s.extend):
+        if key not in row.grid:
+            raise ConfigError(f"{where}: extend {key} is not a key of its grid")
+    for metric, values in row.curve.items():
+        if len(row.grid) != 1 or len(values) != len(next(iter(row.grid.values()))):
+            raise ConfigError(f"{where}: the curve of {metric} has a value for each of one grid key")
+    if row.baseline is not None:
+        protocol.row(row.baseline)
+
+
+def _check_claim(protocol: Protocol, claim: Claim) -> None:
+    protocol.row(claim.row)
+    if claim.metric not in protocol.metrics:
+        raise ConfigError(
+            f"{protocol.name}: claim on {claim.metric}, which is not one of {', '.join(protocol.metrics)}"
+        )
+    if claim.beats is not None:
+        protocol.row(claim.beats)
+    elif claim.reaches is None or (claim.on_at_least is None and claim.on_at_most is None):
+        raise ConfigError(f"{protocol.name}: a claim says beats, or reaches with on_at_least or on_at_most")

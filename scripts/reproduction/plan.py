@@ -1,0 +1,134 @@
+"""plan: which runs a row needs, as a pure function of the runs that are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from clbench.errors import ConfigError
+from reproduction.protocol import Protocol, Row, Selection
+
+Point = Mapping[str, Any]
+Results = Mapping["Cell", Mapping[str, Any]]
+
+LONGEST = 8
+"""Values by which a grid is extended at most; a metric that rises for ever ends there."""
+
+
+class Cell(NamedTuple):
+    """One run: ``python -m clbench.train OVERRIDES seed=SEED``."""
+
+    overrides: tuple[str, ...]
+    seed: int
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What a user types."""
+        return (*self.overrides, f"seed={self.seed}")
+
+
+def wanted(row: Row, results: Results) -> list[Cell]:
+    """The runs of a row that are known to be needed, finished ones included; more may follow when these are done."""
+    if not row.select:
+        return final(row, {})
+    cells: dict[Cell, None] = {}
+    for selection in row.select:
+        trials, best = search(row, selection, results)
+        cells |= dict.fromkeys(cell for _, mine in trials for cell in mine)
+        if best is not None:
+            cells |= dict.fromkeys(final(row, best))
+    return list(cells)
+
+
+def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple[Point, list[Cell]]], Point | None]:
+    """The points of the grid with their trial runs, and the best point once all of these are finished.
+
+    Where the best value is the smallest or largest of a key that ``selection.extend`` names, the grid goes on by that
+    factor and the search with it.
+    """
+    grid = {key: list(values) for key, values in row.grid.items()}
+    while True:
+        points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+        trials: list[tuple[Point, list[Cell]]] = [(point, _cells(row, point, selection)) for point in points]
+        if any(cell not in results for _, cells in trials for cell in cells):
+            return trials, None
+        best = max(trials, key=lambda trial: fmean(reading(results[cell], selection.by) for cell in trial[1]))[0]
+        wider = _widened(grid, row, best, selection.extend)
+        if wider == grid:
+            return trials, best
+        grid = wider
+
+
+def final(row: Row, point: Point) -> list[Cell]:
+    """The runs at the chosen point that are judged."""
+    return [Cell((*row.overrides, *overrides_of(point)), seed) for seed in row.seeds]
+
+
+def at_an_edge(row: Row, trials: Sequence[tuple[Point, Any]], best: Point) -> list[str]:
+    """The keys whose best value is the smallest or largest that was tried, of those with at least three numbers."""
+    edges = []
+    for key in row.grid:
+        values = sorted({point[key] for point, _ in trials if isinstance(point[key], int | float)})
+        if len(values) > 2 and best[key] in (values[0], values[-1]):
+            edges.append(key)
+    return edges
+
+
+def number_of_cells(protocol: Protocol) -> int:
+    """Runs of a whole reproduction, extensions not counted, equal ones counted once."""
+    cells: set[Cell] = set()
+    for row in protocol.rows:
+        cells.update(wanted(row, {}))
+        for rule in row.select:
+            again = row.seeds if rule.overrides else tuple(set(row.seeds) - set(rule.seeds))
+            cells.update(Cell((row.name, f"best by {rule.by}"), seed) for seed in again)
+    return len(cells)
+
+
+def overrides_of(point: Point) -> tuple[str, ...]:
+    """``{"lam": 1e3}`` -> ``("lam=1000",)``."""
+    return tuple(f"{key}={text_of(value)}" for key, value in point.items())
+
+
+def text_of(value: Any) -> str:
+    """A value as short as it can be said exactly."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def reading(metrics: Mapping[str, Any], key: str) -> float:
+    """The number of metrics.json under a dotted key; ``accuracy_matrix.1.0`` is R[1][0], ``-1`` the last.
+
+    Raises:
+        ConfigError: there is no such number.
+    """
+    value: Any = metrics
+    for part in key.split("."):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ConfigError(f"{key} is not in metrics.json: there is no {part}") from error
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{key} of metrics.json is {value}, not a number")
+    return float(value)
+
+
+def _cells(row: Row, point: Point, selection: Selection) -> list[Cell]:
+    overrides = (*(row.tuned or row.overrides), *overrides_of(point), *selection.overrides)
+    return [Cell(overrides, seed) for seed in selection.seeds]
+
+
+def _widened(grid: dict[str, list[Any]], row: Row, best: Point, extend: Mapping[str, float]) -> dict[str, list[Any]]:
+    wider = {key: list(values) for key, values in grid.items()}
+    for key, factor in extend.items():
+        if len(grid[key]) - len(row.grid[key]) >= LONGEST:
+            continue
+        if best[key] == max(grid[key]):
+            wider[key].append(best[key] * factor)
+        elif best[key] == min(grid[key]):
+            wider[key].insert(0, best[key] / factor)
+    return wider

@@ -1,0 +1,87 @@
+"""store: the finished runs of a reproduction, each in a folder named by its config hash."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from clbench.folder import atomically
+from clbench.train import FINISHED
+from reproduction.here import hash_of
+from reproduction.plan import Cell
+
+
+class Store:
+    """``FOLDER/<config hash>/`` for each run. A run whose configuration has changed has another hash, so it runs anew.
+
+    Args:
+        folder: of one reproduction.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._hashes: dict[Cell, str] = {}
+
+    def hash(self, cell: Cell) -> str:
+        """Config hash of a run."""
+        if cell not in self._hashes:
+            self._hashes[cell] = hash_of(cell.overrides, cell.seed)
+        return self._hashes[cell]
+
+    def path(self, cell: Cell) -> Path:
+        """Where its files lie."""
+        return self.folder / self.hash(cell)
+
+    def metrics(self, cell: Cell) -> dict[str, Any] | None:
+        """Its metrics.json with its origin, None if it is not finished."""
+        try:
+            metrics: dict[str, Any] = json.loads((self.path(cell) / "metrics.json").read_text())
+            origin = json.loads((self.path(cell) / "origin.json").read_text())
+        except FileNotFoundError:
+            return None
+        return {**metrics, "origin": origin} if metrics["status"] == FINISHED else None
+
+    def clear(self, cell: Cell) -> None:
+        """Remove what a run without checkpoints left when it was stopped: it starts anew, its seconds too."""
+        path = self.path(cell)
+        if path.exists() and not (path / "checkpoints").exists():
+            shutil.rmtree(path)
+
+    def finished(self, cell: Cell) -> None:
+        """Write where a run comes from; with this file it counts as finished."""
+        text = json.dumps({"commit": self.commit, "machine": machine()}, indent=2) + "\n"
+        atomically(self.path(cell) / "origin.json", partial(Path.write_text, data=text))
+
+    @cached_property
+    def commit(self) -> str:
+        """Of the code, when this process began."""
+        return commit()
+
+
+def commit() -> str:
+    """Short hash of the checkout, ``-dirty`` if it has changes; ``unknown`` outside of one."""
+    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
+
+
+def machine() -> dict[str, Any]:
+    """What the runs ran on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = models[0] if models else cpu
+    return {"cpu": cpu, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}

@@ -1,0 +1,74 @@
+"""verdict: means, standard errors, and whether a number agrees with a published one. Arithmetic only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import hypot, sqrt
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from scipy.stats import t
+
+from reproduction.protocol import Claim, Published
+
+MATCH, DIFFERS, UNDECIDED = "match", "differs", "undecided"
+
+
+class Summary(NamedTuple):
+    """Mean, sample standard deviation (n - 1), and number of runs; sd is nan for one run."""
+
+    mean: float
+    sd: float
+    n: int
+
+    @property
+    def se(self) -> float:
+        """Standard error of the mean."""
+        return self.sd / sqrt(self.n)
+
+    @property
+    def interval(self) -> float:
+        """Half the width of the 95 % Student interval of the mean."""
+        return float(t.ppf(0.975, self.n - 1)) * self.se if self.n > 1 else float("nan")
+
+
+class Comparison(NamedTuple):
+    """Ours minus theirs, how far that may be from 0, and the verdict."""
+
+    difference: float
+    tolerance: float
+    verdict: str
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Of the values of the seeds."""
+    return Summary(fmean(values), stdev(values) if len(values) > 1 else float("nan"), len(values))
+
+
+def compare(ours: Summary, theirs: Published) -> Comparison:
+    """Agreement with a published number.
+
+    Against a mean: |difference| <= 2 sqrt(se_ours^2 + se_theirs^2). Against a single run: it lies within our
+    mean +- 2 sd. One run of ours decides nothing.
+    """
+    difference = ours.mean - theirs.value
+    if ours.n < 2:
+        return Comparison(difference, float("nan"), UNDECIDED)
+    tolerance = 2 * ours.sd if theirs.se is None else 2 * hypot(ours.se, theirs.se)
+    return Comparison(difference, tolerance, MATCH if abs(difference) <= tolerance else DIFFERS)
+
+
+def reached(claim: Claim, values: Sequence[float]) -> tuple[bool, str]:
+    """Whether enough, and not too many, seeds reach the claim's value; and the count in words."""
+    assert claim.reaches is not None
+    count = sum(value >= claim.reaches for value in values)
+    enough = claim.on_at_least is None or count >= claim.on_at_least
+    few = claim.on_at_most is None or count <= claim.on_at_most
+    return enough and few, f"{count} of {len(values)} seeds"
+
+
+def beats(claim: Claim, ours: Summary, other: Summary) -> tuple[bool, str]:
+    """Whether ours - other >= k sqrt(se_ours^2 + se_other^2), k = ``claim.standard_errors``; and the numbers in words."""
+    difference, se = ours.mean - other.mean, hypot(ours.se, other.se)
+    said = f"{difference:+.4f}, standard error {se:.4f}"
+    return difference > 0 and difference >= claim.standard_errors * se, said
