@@ -18,7 +18,7 @@ ERRORS = [
     (["lam=-1"], "lam=-1: the strength of the penalty is a finite number >= 0"),
     (["lam=nan"], "lam=nan: the strength of the penalty is a finite number >= 0"),
     (["lam=much"], "lam=much: the strength of the penalty is a finite number >= 0"),
-    (["strategy=ewcc"], "strategy=ewcc does not exist: use one of ewc, "),
+    (["strategy=ewcc"], "strategy=ewcc does not exist: use one of agem, "),
     (["data=emnist"], "data=emnist does not exist: use one of bit_ops, "),
     (["fisher=true"], "fisher=True is unknown; choose one of exact, sample, empirical, predicted"),
     (["fisher=exact", "fisher_batch=100"], "use fisher_batch=1 and lam/100"),
@@ -90,7 +90,7 @@ def test_a_stiff_penalty_stops_with_its_remedy(run):
 def test_the_command_ends_with_one_line_and_exit_code_1(command):
     done = command("strategy=ewcc")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: strategy=ewcc does not exist: use one of ewc, ")
+    assert done.stderr.startswith("error: strategy=ewcc does not exist: use one of agem, ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
 
@@ -100,7 +100,7 @@ def test_help_lists_the_groups_and_says_how(command):
     assert done.returncode == 0
     for text in (
         "python -m clbench.train strategy=ewc lam=1e5",
-        "strategy: ewc, finetune, joint",
+        "strategy: agem, der, derpp",
         "GROUP=CHOICE",
         "lam:",
     ):

@@ -354,6 +354,7 @@ def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
         (lambda: EWC(lam=1.0, fisher="true"), "exact, sample, empirical, predicted"),
         (lambda: EWC(lam=1.0, fisher_batch=100), "lam/100"),
         (lambda: EWC(lam=1.0, samples=0), "samples=0"),
+        (lambda: MAS(chunk=0), "strategy.chunk=0: at least 1 example"),
         (lambda: OnlineEWC(lam=1.0, gamma=1.5), "gamma=1.5"),
         (lambda: MAS(lam=1.0, decay=-0.1), "decay=-0.1"),
         (lambda: MAS(lam=1.0, fisher_batch=0), "fisher_batch=0"),
@@ -363,3 +364,24 @@ def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
 def test_a_wrong_argument_is_named_with_its_rule(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize("make", [EWC, MAS, partial(MAS, form="local")], ids=["ewc", "mas", "local"])
+def test_a_chunk_bounds_the_examples_of_a_pass_and_not_the_importance(make):
+    sizes = []
+
+    class Watched(Plain):
+        def forward(self, x):
+            sizes.append(len(x))
+            return super().forward(x)
+
+    importance = {}
+    for chunk in (None, 3):
+        module, strategy = Watched(), make(chunk=chunk)
+        trainer([strategy]).fit(module, loader(0))
+        importance[chunk] = strategy.penalty.importance
+        sizes.clear()
+        strategy.measure(module, loader(0), strategy.outputs_of(module), None)
+        assert (max(sizes) > 4) == (chunk is None)  # 4 in the look at the first examples
+    for name, value in importance[3].items():
+        torch.testing.assert_close(value, importance[None][name])

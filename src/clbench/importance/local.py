@@ -29,6 +29,7 @@ def mas_local(
     samples: int | None = None,
     seed: int = 0,
     outputs: Outputs = default_outputs,
+    chunk: int | None = None,
 ) -> Params:
     """The local (Hebbian) form of ``mas``: 2 * mean over examples of |pre_i * post_j|.
 
@@ -46,7 +47,7 @@ def mas_local(
       such form and get zeros, as do those that are not used. Only calls of a layer count, not other uses of its weight.
 
     Args:
-        module, batches, samples, seed, outputs: as in ``mas``; targets may be None.
+        module, batches, samples, seed, outputs, chunk: as in ``mas``; targets may be None.
 
     Returns:
         By parameter name, as in ``mas``.
@@ -61,7 +62,7 @@ def mas_local(
         torch.Size([2, 3])
     """
     with undisturbed(module), torch.no_grad():
-        local = Local(module, outputs)
+        local = Local(module, outputs, chunk)
         for batch in draw(batches, samples, seed):
             local.add(batch)
         return finite(local.moments.mean())
@@ -70,8 +71,8 @@ def mas_local(
 class Local:
     """Sums the values of one module; used inside ``undisturbed``."""
 
-    def __init__(self, module: nn.Module, outputs: Outputs) -> None:
-        self.module, self.outputs = module, outputs
+    def __init__(self, module: nn.Module, outputs: Outputs, chunk: int | None) -> None:
+        self.module, self.outputs, self.chunk = module, outputs, chunk
         params = trainable(module)
         names = {id(p): name for name, p in params.items()}
         self.own: dict[nn.Module, dict[str, str]] = {}  # of each layer: local name -> full name
@@ -99,7 +100,8 @@ class Local:
             check_independent(self.module, lambda some: self.outputs(self.module, some), batch)
         start, n = 0, count(batch)
         while start < n:
-            stop = start + (max(1, self.forward_budget // self.each) if self.each else 1)
+            size = max(1, self.forward_budget // self.each) if self.each else 1
+            stop = start + min(size, self.chunk or size)
             self._piece(take(batch, slice(start, stop)))
             start = stop
 

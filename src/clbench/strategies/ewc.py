@@ -29,8 +29,8 @@ class EWC(ImportanceStrategy):
         fisher_batch: 1 = per example; b = squared gradient of the mean over b, as much public code has it.
         draws: labels per example with ``fisher="sample"``.
         loss: ``cross_entropy``, ``binary_cross_entropy`` (one logit) or ``mse``.
-        outputs, seed, include, exclude, data: see ``ImportanceStrategy``. Labels are read with ``fisher="empirical"`` only,
-            which is therefore not to be had with ``data="test"``.
+        outputs, seed, include, exclude, data, chunk: see ``ImportanceStrategy``. Labels are read with
+            ``fisher="empirical"`` only, which is therefore not to be had with ``data="test"``.
 
     Raises:
         ConfigError: a value outside its range.
@@ -49,8 +49,9 @@ class EWC(ImportanceStrategy):
         include: Patterns = None,
         exclude: Patterns = None,
         data: Data = "train",
+        chunk: int | None = None,
     ) -> None:
-        super().__init__(lam, samples, outputs, seed, include, exclude, data)
+        super().__init__(lam, samples, outputs, seed, include, exclude, data, chunk)
         try:
             check_options(labels=fisher, loss=loss, fisher_batch=fisher_batch, draws=draws)
         except ValueError as error:
@@ -75,6 +76,7 @@ class EWC(ImportanceStrategy):
             loss=self.loss,
             seed=self.seed,
             outputs=outputs,
+            chunk=self.chunk,
         )
 
 
@@ -86,7 +88,7 @@ class OnlineEWC(EWC):
 
     Args:
         gamma: decay of what is remembered, in [0, 1].
-        lam, fisher, samples, fisher_batch, draws, loss, outputs, seed, include, exclude, data: see ``EWC``.
+        lam, fisher, samples, fisher_batch, draws, loss, outputs, seed, include, exclude, data, chunk: see ``EWC``.
     """
 
     def __init__(self, lam: float = 1e3, gamma: float = 1.0, **options: Any) -> None:

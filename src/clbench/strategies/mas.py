@@ -33,7 +33,7 @@ class MAS(ImportanceStrategy):
         samples: number of examples; None = all.
         fisher_batch: 1 = per example (the paper); b = the gradient of the mean over b, as the authors' demo has it.
         decay: factor on the sum so far when a task is added, in [0, 1]; the paper has 1.
-        outputs, seed, include, exclude, data: see ``ImportanceStrategy``.
+        outputs, seed, include, exclude, data, chunk: see ``ImportanceStrategy``.
         form: ``global``, or ``local`` (Hebbian): each layer as a function of its own, see ``mas_local``.
         online: accumulate Omega while the task is learned, with no pass over data at its end: the mean over all batches
             trained on, each example counted as often as it came, at the weights right after the batch. Measured in
@@ -54,10 +54,11 @@ class MAS(ImportanceStrategy):
         include: Patterns = None,
         exclude: Patterns = None,
         data: Data = "train",
+        chunk: int | None = None,
         form: str = "global",
         online: bool = False,
     ) -> None:
-        super().__init__(lam, samples, outputs, seed, include, exclude, data)
+        super().__init__(lam, samples, outputs, seed, include, exclude, data, chunk)
         if fisher_batch < 1:
             raise ConfigError(f"fisher_batch={fisher_batch}: at least 1 example; 1 is per example, as in the paper")
         if not (math.isfinite(decay) and 0 <= decay <= 1):
@@ -83,8 +84,16 @@ class MAS(ImportanceStrategy):
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         if self.form == "local":
-            return mas_local(module, batches, samples=samples, seed=self.seed, outputs=outputs)
-        return mas(module, batches, samples=samples, fisher_batch=self.fisher_batch, seed=self.seed, outputs=outputs)
+            return mas_local(module, batches, samples=samples, seed=self.seed, outputs=outputs, chunk=self.chunk)
+        return mas(
+            module,
+            batches,
+            samples=samples,
+            fisher_batch=self.fisher_batch,
+            seed=self.seed,
+            outputs=outputs,
+            chunk=self.chunk,
+        )
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
         return quadratic.recentre(old, new, self.decay)

@@ -44,10 +44,11 @@ class ImportanceStrategy(QuadraticStrategy):
             clbench also its ``validation`` or ``test`` examples: accuracies are then those of a learner that has seen the
             test images (no labels). Or batches of your own, the same after every task; or a callable
             ``data(trainer)`` that gives them.
+        chunk: most examples per forward pass of the measurement; None = as many as fit the memory.
 
     Raises:
-        ConfigError: ``lam`` negative or not finite; ``samples`` below 1; unknown ``data``; before training, a module that
-            cannot be measured.
+        ConfigError: ``lam`` negative or not finite; ``samples`` or ``chunk`` below 1; unknown ``data``; before training, a
+            module that cannot be measured.
     """
 
     def __init__(
@@ -59,16 +60,20 @@ class ImportanceStrategy(QuadraticStrategy):
         include: Patterns = None,
         exclude: Patterns = None,
         data: Data = "train",
+        chunk: int | None = None,
     ) -> None:
         super().__init__(lam, include, exclude)
         if samples is not None and samples < 1:
             raise ConfigError(f"samples={samples}: importance needs at least 1 example; samples=null takes all")
+        if chunk is not None and chunk < 1:
+            raise ConfigError(f"strategy.chunk={chunk}: at least 1 example per forward pass, or null")
         if isinstance(data, str) and data not in PARTS:
             raise ConfigError(f"strategy.data={data!r} is not one of {', '.join(PARTS)}")
         self.samples = samples
         self.outputs = outputs
         self.seed = seed
         self.data = data
+        self.chunk = chunk
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         """Mean importance over ``samples`` examples of ``batches`` (all if None)."""

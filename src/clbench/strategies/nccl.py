@@ -234,7 +234,9 @@ class NCCL(RehearsalStrategy):
         super().setup(trainer, pl_module, stage)
         plugin = trainer.precision_plugin
         if isinstance(pl_module, Learner) and pl_module.compiled:
-            raise ConfigError("compile=true compiles the loss of a step, but NCCL makes its own steps: use compile=false")
+            raise ConfigError(
+                "compile=true compiles the loss of a step, but NCCL makes its own steps: use compile=false"
+            )
         if trainer.accumulate_grad_batches != 1:
             raise ConfigError(
                 f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: NCCL takes its steps on every batch; "
