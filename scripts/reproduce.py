@@ -18,7 +18,7 @@ from typing import Any
 from reproduction.collect import collect
 from reproduction.execute import execute
 from reproduction.parse import load, names
-from reproduction.plan import Cell, number_of_cells, wanted
+from reproduction.plan import Cell, decisive, number_of_cells, wanted
 from reproduction.progress import Progress, duration
 from reproduction.protocol import Protocol, Row, quick
 from reproduction.store import Store
@@ -84,7 +84,10 @@ def finish(protocol: Protocol, store: Store, workers: int) -> Mapping[Cell, Any]
     """
     results: dict[Cell, Any] = {}
     while True:
-        cells = {cell: row for row in protocol.rows for cell in wanted(row, results)}
+        cells: dict[Cell, Row] = {}
+        for row in protocol.rows:
+            for cell in wanted(row, results):
+                cells.setdefault(cell, row)  # rows may share a run
         new = [cell for cell in cells if cell not in results]
         results |= {cell: metrics for cell in new if (metrics := store.metrics(cell)) is not None}
         missing = [cell for cell in new if cell not in results]
@@ -99,10 +102,14 @@ def finish(protocol: Protocol, store: Store, workers: int) -> Mapping[Cell, Any]
                 row = cells[cell]
                 progress.step(" ".join([row.name, *cell.overrides[len(row.overrides) :], f"seed={cell.seed}"]))
 
-            jobs = {store.path(cell): cell for cell in missing}  # rows may share a run
+            jobs = {store.path(cell): cell for cell in missing}  # a run may be wanted in two spellings
             for cell in jobs.values():
                 store.clear(cell)
             failures = execute([(cell, path) for path, cell in jobs.items()], workers, done)
+        needed = {cell for row in protocol.rows for cell in decisive(row, results)}
+        for failure in [f for f in failures if f.diverged and f.cell not in needed]:
+            store.diverged(failure.cell, failure.reason)
+            failures.remove(failure)
         if failures:
             told = "; ".join(f"{' '.join(f.cell.arguments)}: {f.reason}" for f in failures[:3])
             raise ConfigError(f"{len(failures)} of {len(missing)} runs failed, the others are kept: {told}")

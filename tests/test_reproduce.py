@@ -20,9 +20,10 @@ from reproduction.execute import execute  # noqa: E402
 from reproduction.figure import figure  # noqa: E402
 from reproduction.here import hash_of  # noqa: E402
 from reproduction.parse import load, names, parsed  # noqa: E402
-from reproduction.plan import Cell, at_an_edge, number_of_cells, reading, search, wanted  # noqa: E402
+from reproduction.plan import Cell, at_an_edge, decisive, number_of_cells, reading, search, wanted  # noqa: E402
 from reproduction.progress import duration, time_left  # noqa: E402
 from reproduction.protocol import Claim, Published, quick  # noqa: E402
+from reproduction.store import Store  # noqa: E402
 from reproduction.verdict import beats, compare, reached, summary  # noqa: E402
 from reproduction.write import index, markdown  # noqa: E402
 
@@ -160,6 +161,16 @@ def test_a_best_point_at_an_edge_extends_the_grid_until_it_lies_inside():
     assert search(row, row.select[0], found)[1] == {"lam": 100.0}
     below = results_of({"1": 0.9, "10": 0.6, "100": 0.5})
     assert Cell(("strategy=ewc", "lam=0.1", "data.tasks=3"), 7) in wanted(row, below)
+
+
+def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_report():
+    row = protocol_of().rows[0]
+    found = results_of({"1": 0.5, "10": 0.4, "100": 0.3}) | results_of({"0.1": 0.2})
+    (cell,) = results_of({"10": 0})
+    found[cell] = {"diverged": "weights became non-finite"}
+    assert search(row, row.select[0], found)[1] == {"lam": 1.0}
+    assert decisive(row, {}) == []
+    assert decisive(row, found) == [Cell(("strategy=ewc", "lam=1"), 0), Cell(("strategy=ewc", "lam=1"), 1)]
 
 
 def test_a_row_like_another_is_run_at_the_point_chosen_for_that_row():
@@ -352,3 +363,15 @@ def test_the_list_names_every_reproduction_and_an_unknown_one_is_one_line():
 def test_the_picture_of_a_committed_result_can_be_drawn():
     for file in COMMITTED:
         assert figure(json.loads(file.read_text())).axes
+
+
+@pytest.mark.slow
+def test_a_trial_that_diverges_loses_and_is_not_tried_again(tmp_path):
+    overrides = ("data=bit_ops", "data.tasks=2", "optimizer=sgd", "steps=40", "epochs=1", "strategy=l2")
+    cells = [(Cell((*overrides, "optimizer.make.lr=0.1", f"lam={lam}"), 0), tmp_path / lam) for lam in ("0.1", "1e9")]
+    failures = execute(cells, 1, lambda cell: None)
+    assert [(f.cell, f.diverged) for f in failures] == [(cells[1][0], True)]
+    assert "non-finite weights" in failures[0].reason
+    store = Store(tmp_path / "store")
+    store.diverged(cells[1][0], failures[0].reason)
+    assert "non-finite" in store.metrics(cells[1][0])["diverged"]

@@ -24,7 +24,12 @@ def collect(protocol: Protocol, results: Results, hash_of: Callable[[Cell], str]
         hash_of: config hash of a run.
     """
     rows = [_row(protocol, row, results, hash_of) for row in protocol.rows]
-    runs = {hash_of(cell): results[cell] for row in protocol.rows for cell in wanted(row, results)}
+    runs = {
+        hash_of(cell): results[cell]
+        for row in protocol.rows
+        for cell in wanted(row, results)
+        if "diverged" not in results[cell]
+    }
     verdicts = [number["verdict"] for row in rows for number in row["selections"][0]["metrics"].values()]
     return {
         "name": protocol.name,
@@ -57,6 +62,7 @@ def _row(protocol: Protocol, row: Row, results: Results, hash_of: Callable[[Cell
             "commit": results[cell]["origin"]["commit"],
         }
         for cell in (judged(row, results) if row.like else wanted(row, results))
+        if "diverged" not in results[cell]
     ]
     return {
         "name": row.name,
@@ -93,9 +99,10 @@ def _trials(protocol: Protocol, row: Row, rule: Selection, results: Results) -> 
     points = []
     for point, cells in search(row, rule, results)[0]:
         runs = [results[cell] for cell in cells]
-        numbers = {m: _summarised([reading(run, key) for run in runs]) for m, key in protocol.metrics.items()}
-        score = fmean(reading(run, rule.by) for run in runs)
-        points.append({"point": dict(point), "score": score, "metrics": numbers})
+        ended = [run for run in runs if "diverged" not in run]
+        numbers = {m: _summarised([reading(run, key) for run in ended]) for m, key in protocol.metrics.items() if ended}
+        score = fmean(reading(run, rule.by) for run in runs) if len(ended) == len(runs) else None
+        points.append({"point": dict(point), "score": score, "diverged": len(runs) - len(ended), "metrics": numbers})
     return {"by": rule.by, "overrides": list(rule.overrides), "points": points}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clbench.cli import cause_of
+from clbench.errors import Unstable
 from reproduction.plan import Cell
 
 Job = tuple[Cell, Path]
@@ -20,10 +21,11 @@ CONTEXT = get_context("spawn")
 
 
 class Failure(NamedTuple):
-    """A run that did not end, and why."""
+    """A run that did not end, and why; ``diverged``: its weights became non-finite, as they would again."""
 
     cell: Cell
     reason: str
+    diverged: bool = False
 
 
 def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> list[Failure]:
@@ -59,7 +61,7 @@ def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> 
                     failures.append(Failure(cell, f"its worker process ended ({worker.process.exitcode})"))
                 else:
                     idle.append(worker)
-                    failures += [] if reason is None else [Failure(cell, reason)]
+                    failures += [] if reason is None else [Failure(cell, *reason)]
                     if reason is None:
                         done(cell)
             feed()
@@ -85,7 +87,10 @@ class Worker:
 
 
 def work(connection: Connection) -> None:
-    """The loop of a worker: receives jobs, answers None or why a run failed. Ctrl-C is the parent's business."""
+    """The loop of a worker: receives jobs, answers None, or why a run failed and whether it diverged.
+
+    Ctrl-C is the parent's business.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from reproduction.here import train_here
@@ -98,7 +103,7 @@ def work(connection: Connection) -> None:
         try:
             train_here(cell.arguments, folder)
         except Exception as error:
-            connection.send(cause_of(error) or traceback.format_exc())
+            connection.send((cause_of(error) or traceback.format_exc(), isinstance(error, Unstable)))
         else:
             connection.send(None)
 

@@ -67,7 +67,7 @@ def _rows(axes: Axes, found: dict[str, Any]) -> None:
 def _curve(axes: Axes, row: dict[str, Any], found: dict[str, Any]) -> None:
     """The metrics along a grid, its baseline as dashed lines, published values as diamonds."""
     (key,) = row["grid"]
-    points = row["trials"][0]["points"]
+    points = [trial for trial in row["trials"][0]["points"] if trial["metrics"]]
     x = [trial["point"][key] for trial in points]
     baseline = next((other for other in found["rows"] if other["name"] == row["baseline"]), None)
     for metric, colour in zip(found["metrics"], COLOURS, strict=False):

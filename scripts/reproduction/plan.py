@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from statistics import fmean
@@ -40,6 +41,14 @@ def wanted(row: Row, results: Results) -> list[Cell]:
         if best is not None:
             cells |= dict.fromkeys(final(row, best))
     return list(cells)
+
+
+def decisive(row: Row, results: Results) -> list[Cell]:
+    """The final runs of a row that are known to be needed: one of these may not diverge, a trial may."""
+    if not row.select:
+        return final(row, {})
+    chosen = [search(row, selection, results)[1] for selection in row.select]
+    return [cell for best in chosen if best is not None for cell in final(row, best)]
 
 
 def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple[Point, list[Cell]]], Point | None]:
@@ -103,10 +112,14 @@ def text_of(value: Any) -> str:
 def reading(metrics: Mapping[str, Any], key: str) -> float:
     """The number of metrics.json under a dotted key; ``accuracy_matrix.1.0`` is R[1][0], ``-1`` the last.
 
+    A run that diverged is worse than every number.
+
     Raises:
         ConfigError: there is no such number.
     """
     value: Any = metrics
+    if "diverged" in metrics:
+        return -math.inf
     for part in key.split("."):
         try:
             value = value[int(part)] if isinstance(value, list) else value[part]

@@ -39,7 +39,9 @@ class Store:
         return self.folder / self.hash(cell)
 
     def metrics(self, cell: Cell) -> dict[str, Any] | None:
-        """Its metrics.json with its origin, None if it is not finished."""
+        """Its metrics.json with its origin, None if it is not finished; only why, under ``diverged``, if it diverged."""
+        if (told := self.path(cell) / "diverged.txt").exists():
+            return {"diverged": told.read_text()}
         try:
             metrics: dict[str, Any] = json.loads((self.path(cell) / "metrics.json").read_text())
             origin = json.loads((self.path(cell) / "origin.json").read_text())
@@ -57,6 +59,10 @@ class Store:
         """Write where a run comes from; with this file it counts as finished."""
         text = json.dumps({"commit": self.commit, "machine": machine()}, indent=2) + "\n"
         atomically(self.path(cell) / "origin.json", partial(Path.write_text, data=text))
+
+    def diverged(self, cell: Cell, reason: str) -> None:
+        """Write that a run cannot be finished, so that it is not tried again."""
+        atomically(self.path(cell) / "diverged.txt", partial(Path.write_text, data=reason + "\n"))
 
     @cached_property
     def commit(self) -> str:

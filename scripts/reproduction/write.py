@@ -127,15 +127,17 @@ def _trials(found: dict[str, Any]) -> Iterator[str]:
     """Every point of every grid."""
     for row in found["rows"]:
         for trials in row["trials"]:
-            metrics = list(trials["points"][0]["metrics"])
+            metrics = list(found["metrics"])
             extra = f", runs with {' '.join(trials['overrides'])}" if trials["overrides"] else ""
             yield from (f"## Grid of {row['name']}{extra}", "")
             yield f"| {', '.join(row['grid'])} | {' | '.join(metrics)} | {trials['by']} |"
             yield "|---" * (len(metrics) + 2) + "|"
             for trial in trials["points"]:
                 point = ", ".join(text.split("=", 1)[1] for text in overrides_of(trial["point"]))
-                numbers = " | ".join(_mean_and_error(trial["metrics"][metric]) for metric in metrics)
-                yield f"| {point} | {numbers} | {trial['score']:.4f} |"
+                known = trial["metrics"]
+                numbers = " | ".join(_mean_and_error(known[metric]) if known else "" for metric in metrics)
+                score = "diverged" if trial["score"] is None else f"{trial['score']:.4f}"
+                yield f"| {point} | {numbers} | {score} |"
             yield ""
 
 
