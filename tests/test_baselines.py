@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from clbench import quadratic
 from clbench.data import Batch, TaskSequence, split
 from clbench.data.digits import Digits
 from clbench.errors import ConfigError
 from clbench.learner import Learner
 from clbench.nets import Net, mlp
 from clbench.scenario import Scenario
-from clbench.strategies import AGEM, DER, ER, DERpp, JointScratch, LwF
+from clbench.strategies import AGEM, DER, ER, EWC, NCCL, DERpp, Independent, JointScratch, LwF
 from clbench.strategies.agem import project
 from clbench.strategies.der import squared_distance
 from clbench.strategies.lwf import distance
@@ -290,12 +291,17 @@ def test_a_wrong_option_is_named_before_training(run, options, message):
     ("make", "message"),
     [
         (lambda: ER(memory=0), "memory=0: it is a number of examples"),
+        (lambda: ER(memory=None), "memory=None: it is a number of examples"),
+        (lambda: ER(memory=True), "memory=True: it is a number of examples"),
+        (lambda: ER(seed=-1), "strategy.seed=-1: it is a whole number"),
+        (lambda: AGEM(replay=None), "A-GEM draws a number of examples of its own"),
         (lambda: ER(replay=0), "strategy.replay=0"),
         (lambda: ER(buffer="stack"), "not one of reservoir, ring"),
         (lambda: DER(alpha=-1), "strategy.alpha=-1"),
         (lambda: DERpp(beta=math.nan), "strategy.beta=nan"),
         (lambda: LwF(lam=-1), "lam=-1"),
-        (lambda: LwF(temperature=0), "temperature is above 0"),
+        (lambda: LwF(temperature=0), "temperature is a number above 0"),
+        (lambda: LwF(temperature=math.inf), "temperature is a number above 0"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(make, message):
@@ -340,3 +346,81 @@ def test_replay_can_be_of_another_number_than_the_batch():
     assert set(sizes) == {5}
     batch = Batch(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), 0)
     assert isinstance(batch.task, int)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_fit_that_was_broken_off_leaves_the_learner_clean(name):
+    class Stop(L.Callback):
+        def on_train_batch_end(self, *_):
+            raise RuntimeError("stopped")
+
+    tasks = sequence()
+    module, strategy = learner(tasks), LEARNERS[name]()
+    trainer([strategy]).fit(module, datamodule=tasks[0])
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer([strategy, Stop()]).fit(module, datamodule=tasks[1])
+    assert (module.terms, module.extend, module.update, module.automatic_optimization) == ({}, None, None, True)
+    assert not module.net.body._forward_hooks
+
+
+@pytest.mark.parametrize("name", [*LEARNERS, "joint_scratch", "independent"])
+def test_evaluating_with_a_strategy_among_the_callbacks_changes_nothing(name):
+    class Evaluated(Learner):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            pass
+
+    tasks = sequence()
+    strategy = {**LEARNERS, "joint_scratch": JointScratch, "independent": Independent}[name]()
+    torch.manual_seed(0)
+    body = mlp(tasks.shape, (12,))
+    module = Evaluated(Net(body, tasks.scenario.build_head(12, tasks.sizes)), partial(torch.optim.SGD, lr=0.1))
+    trainer([strategy]).fit(module, datamodule=tasks[0])
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    trainer([strategy]).validate(module, dataloaders=[[torch.zeros(1)]], verbose=False)
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "nccl"])
+def test_mixed_data_of_several_tasks_cannot_be_remembered(name):
+    tasks = sequence()
+    strategy = NCCL() if name == "nccl" else LEARNERS[name]()
+    with pytest.raises(ConfigError, match=r"fit sequence\[1\], not sequence\.joint\(1\)"):
+        trainer([strategy]).fit(learner(tasks), datamodule=tasks.joint(1))
+
+
+def test_a_strategy_begins_another_sequence_with_nothing_remembered():
+    first, second = sequence("class", tasks=2), sequence("class", tasks=3)
+    strategy = ER(memory=8)
+    for tasks in (first, second):
+        module = learner(tasks)
+        for task in tasks:
+            trainer([strategy]).fit(module, datamodule=task)
+    assert strategy.memory.slots == 24
+    penalised = EWC()
+    penalised.penalty, penalised.seconds = quadratic.quadratic({}, {}), 3.0
+    penalised.attach(module, second)
+    assert (penalised.penalty, penalised.seconds) == (None, 0.0)
+
+
+def test_a_memory_can_be_read_back_before_a_fit_and_a_state_is_a_copy():
+    tasks = sequence()
+    strategy, module = ER(memory=8), learner(tasks)
+    trainer([strategy]).fit(module, datamodule=tasks[0])
+    state = strategy.state_dict()
+    kept = state["rows"]["x"].clone()
+    again = ER(memory=8)
+    again.load_state_dict(state)
+    trainer([again]).fit(module, datamodule=tasks[1])
+    assert torch.equal(state["rows"]["x"], kept)
+    assert 0 in again.memory.rows["task"][again.memory.filled].tolist()
+
+
+def test_independent_as_a_callback_alone_has_a_net_per_task():
+    tasks = sequence()
+    strategy, module = Independent(), learner(tasks)
+    for task in tasks:
+        trainer([strategy]).fit(module, datamodule=task)
+    assert len(module.net.nets) == 3
+    weights = [net.body[1].weight for net in module.net.nets]
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])

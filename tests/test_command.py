@@ -19,6 +19,7 @@ ERRORS = [
     (["lam=nan"], "lam=nan: the strength of the penalty is a finite number >= 0"),
     (["lam=much"], "lam=much: the strength of the penalty is a finite number >= 0"),
     (["strategy=ewcc"], "strategy=ewcc does not exist: use one of agem, "),
+    (["net=mlp_bn", "data=split_digits", "batch_size=16"], "batch_size=16 leaves a last batch of one example in task "),
     (["data=emnist"], "data=emnist does not exist: use one of bit_ops, "),
     (["fisher=true"], "fisher=True is unknown; choose one of exact, sample, empirical, predicted"),
     (["fisher=exact", "fisher_batch=100"], "use fisher_batch=1 and lam/100"),

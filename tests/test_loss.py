@@ -10,7 +10,7 @@ from clbench.build import build
 from clbench.errors import ConfigError
 from clbench.evaluation import tally
 from clbench.importance import fisher
-from clbench.learner import in_two_columns, learner_outputs
+from clbench.learner import Learner, in_two_columns, learner_outputs
 from tests.conftest import trainer
 
 BITS = ("data=bit_ops", "data.tasks=2", "loss=binary_cross_entropy", "net.hidden=[8]", "epochs=5")
@@ -59,3 +59,9 @@ def test_ewc_measures_the_bernoulli_fisher(composed):
 def test_a_loss_that_cannot_be_is_named(run, options, message):
     with pytest.raises(ConfigError, match=message):
         run(*options)
+
+
+def test_a_net_of_several_outputs_has_no_binary_cross_entropy():
+    learner = Learner(torch.nn.Identity(), torch.optim.SGD, loss="binary_cross_entropy")
+    with pytest.raises(ConfigError, match="the net gives 2"):
+        learner.loss(torch.zeros(3, 2), torch.zeros(3))

@@ -125,3 +125,9 @@ def test_a_memory_read_back_goes_on_as_if_nothing_had_been(make):
 def test_a_memory_without_slots_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         Reservoir(0)
+
+
+def test_a_state_of_another_size_is_refused():
+    memory = Reservoir(4)
+    with pytest.raises(ValueError, match="a state of 4 slots"):
+        Reservoir(5).load_state_dict(memory.state_dict())

@@ -22,13 +22,14 @@ def test_a_sweep_with_a_reference_shows_intransigence_beside_each_run_of_the_sam
     said = command("-m", "strategy=ewc,joint,independent", *options)
     assert said.returncode == 0, said.stderr
     assert "intransigence" in said.stdout
+    assert "(joint)" in said.stdout
     r = [
         torch.tensor(json.loads((tmp_path / f"sweep/{i}/metrics.json").read_text())["accuracy_matrix"])
         for i in range(6)
     ]
     rows = [line for line in said.stdout.splitlines() if line.startswith("│")]
     for i, row in enumerate(rows):
-        assert f"{intransigence(r[i], r[4 + i % 2]):.4f}" in row  # runs 4 and 5 are independent, seed 0 and 1
+        assert f"{intransigence(r[i], r[2 + i % 2]):.4f}" in row  # runs 2 and 3 are joint, seed 0 and 1
 
 
 def test_a_sweep_without_a_reference_has_no_such_column(command):

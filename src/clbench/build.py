@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
@@ -40,6 +42,7 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     if (path := cfg.get("init_from")) is not None:
         init_from(body, path)
     net = Net(body, scenario.build_head(features, outputs_of(sequence, cfg.loss)))
+    check_last_batch(net, sequence)
     optimizer = instantiate(cfg.optimizer.make)
     scheduler = instantiate(cfg.scheduler.make)
     learner = Learner(
@@ -63,6 +66,17 @@ def outputs_of(sequence: TaskSequence, loss: str) -> list[int]:
             "loss=cross_entropy"
         )
     return [1] * len(sequence)
+
+
+def check_last_batch(net: nn.Module, sequence: TaskSequence) -> None:
+    """Raise ConfigError if an epoch would end with a batch of one example in a net with BatchNorm, which needs two."""
+    size = sequence.batch_size
+    alone = [task.index for task in sequence if task.examples % size == 1 and not sequence.drop_last]
+    if alone and any(isinstance(part, _BatchNorm) for part in net.modules()):
+        raise ConfigError(
+            f"batch_size={size} leaves a last batch of one example in task {alone[0]}, on which BatchNorm cannot be trained: "
+            "use data.drop_last=true or another batch_size"
+        )
 
 
 def check_device(accelerator: str, devices: Any) -> None:

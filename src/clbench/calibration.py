@@ -130,7 +130,7 @@ def calibration(net: nn.Module) -> Params:
 def calibrate(
     net: nn.Module, names: Iterable[str] | None = None, *, weights: bool = True, features: bool = True
 ) -> None:
-    """Put calibration onto layers of ``net``, in place.
+    """Put calibration onto layers of ``net``, in place. Such a net is copied and saved by its state_dict, not pickled whole.
 
     Args:
         net: any module.

@@ -82,8 +82,13 @@ class Learner(L.LightningModule):
         return self.net(x, task)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Mean loss of outputs (N, C) for targets (N,)."""
+        """Mean loss of outputs (N, C) for targets (N,); C = 1 for the binary cross-entropy, else a ConfigError."""
         if self.loss_name == "binary_cross_entropy":
+            if outputs.shape[1] != 1:
+                raise ConfigError(
+                    f"loss=binary_cross_entropy is of one output, the logit of label 1, but the net gives {outputs.shape[1]}: "
+                    "give it one per task, or use loss=cross_entropy"
+                )
             return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], y.to(outputs.dtype))
         return nn.functional.cross_entropy(outputs, y)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from clbench.params import size_in_bytes
+from clbench.params import size_in_bytes, snapshot
 
 Rows = dict[str, Tensor]
 """Tensors of examples by name (``x``, ``y``, ``task``, ``outputs``, ...), the first dimension of each the examples."""
@@ -67,14 +67,18 @@ class Memory:
         self.rows = {name: t.to(device) for name, t in self.rows.items()}
 
     def bytes(self) -> int:
-        """What the examples kept take."""
+        """What the slots take, filled or not."""
         return size_in_bytes(self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": dict(self.rows), "filled": self.filled.clone()}
+        return {"rows": snapshot(self.rows), "filled": self.filled.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows, self.filled = dict(state["rows"]), state["filled"].clone()
+        if len(state["filled"]) != self.slots:
+            raise ValueError(
+                f"a state of {len(state['filled'])} slots is not one of this memory, which has {self.slots}"
+            )
+        self.rows, self.filled = snapshot(state["rows"]), state["filled"].clone()
 
 
 class Reservoir(Memory):

@@ -17,8 +17,11 @@ from clbench.config import OPTIONS, config_hash
 from clbench.errors import ConfigError
 from clbench.metrics import intransigence
 
-REFERENCES = ("independent", "joint_scratch", "joint")
-"""Strategies whose accuracy on a task just learned is what intransigence is measured against, the best first."""
+REFERENCES = ("joint_scratch", "joint", "independent")
+"""Strategies whose accuracy on a task just learned intransigence is measured against; the first that a sweep has is taken.
+
+Chaudhry et al. 2018 have the net that learned all tasks so far together.
+"""
 
 
 class SweepFailed(ConfigError):
@@ -42,8 +45,8 @@ def show_results(runs: Sequence[Sequence[str]], returns: Sequence[Any], folder: 
     from clbench.cli import cause_of
 
     varied = _varied(runs)
-    lost = intransigences(returns)
-    table = Table("run", *varied, "objective", *(["intransigence"] if any(lost) else []))
+    reference, lost = intransigences(returns)
+    table = Table("run", *varied, "objective", *([f"intransigence ({reference})"] if any(lost) else []))
     for number, (run, result) in enumerate(zip(runs, returns, strict=True)):
         value = result._return_value
         failed = isinstance(value, BaseException)
@@ -57,8 +60,8 @@ def show_results(runs: Sequence[Sequence[str]], returns: Sequence[Any], folder: 
     console.print(f"results in {folder}", soft_wrap=True)
 
 
-def intransigences(returns: Sequence[Any]) -> list[str]:
-    """The intransigence of each run beside the reference run that differs from it in the strategy only, else ""."""
+def intransigences(returns: Sequence[Any]) -> tuple[str | None, list[str]]:
+    """The reference strategy, and the intransigence of each run beside its run that differs in the strategy only, else ""."""
     matrices = [None if isinstance(r._return_value, BaseException) else _matrix(r) for r in returns]
     alike = [_without_strategy(r.cfg) for r in returns]
     found: dict[tuple[str, str], Tensor] = {}
@@ -66,11 +69,12 @@ def intransigences(returns: Sequence[Any]) -> list[str]:
         name = OmegaConf.select(result.hydra_cfg, "hydra.runtime.choices.strategy")
         if matrix is not None and name in REFERENCES:
             found[name, rest] = matrix
+    reference = next((name for name in REFERENCES if any(name == there for there, _ in found)), None)
     said = []
     for matrix, rest in zip(matrices, alike, strict=True):
-        reference = next((found[name, rest] for name in REFERENCES if (name, rest) in found), None)
-        said.append("" if matrix is None or reference is None else f"{intransigence(matrix, reference):.4f}")
-    return said
+        best = found.get((reference or "", rest))
+        said.append("" if matrix is None or best is None else f"{intransigence(matrix, best):.4f}")
+    return reference, said
 
 
 def _matrix(result: Any) -> Tensor | None:

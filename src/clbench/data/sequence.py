@@ -47,6 +47,11 @@ class Task(L.LightningDataModule):
         """Number of training examples."""
         return sum(len(part) for part in self._training)
 
+    @property
+    def mixed(self) -> bool:
+        """Whether the training data is that of several tasks, each example with its own."""
+        return len(self._training) > 1
+
     def setup(self, stage: str | None = None) -> None:
         """Let a Trainer that has fitted an earlier task start this one anew (it would train 0 steps, without a word)."""
         trainer = self.trainer

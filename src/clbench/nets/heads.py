@@ -11,7 +11,10 @@ Slice = tuple[int, int]
 
 
 class MultiHead(nn.Module):
-    """A linear layer of its own for every task: a head that a batch does not use gets no gradient.
+    """A linear layer of its own for every task: a head that a batch of one task does not use gets no gradient.
+
+    With a task for each example all heads are run, so that nothing waits for the device: those that no example uses
+    get a gradient of zeros.
 
     Args:
         features: width of the body's output.

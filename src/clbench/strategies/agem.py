@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clbench.data import Batch
+from clbench.errors import ConfigError
 from clbench.learner import Learner
 from clbench.memory import Ring
 from clbench.strategies.rehearsal import RehearsalStrategy
@@ -29,6 +30,10 @@ class AGEM(RehearsalStrategy):
     """
 
     def __init__(self, memory: int = 50, replay: int = 256, seed: int = 0) -> None:
+        if replay is None:
+            raise ConfigError(
+                "strategy.replay=null: A-GEM draws a number of examples of its own, at least 1; the paper has 256"
+            )
         super().__init__(memory, replay, "ring", seed)
 
     def on_train_batch_end(

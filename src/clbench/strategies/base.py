@@ -21,7 +21,11 @@ class Strategy(L.Callback):
     seconds = 0.0
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
-        """Change the learner where this strategy needs parameters of its own; called once, before weights are loaded."""
+        """Begin a run on ``sequence``, with nothing remembered; called before any weight or state is loaded.
+
+        A strategy that needs parameters of its own puts them onto the learner here.
+        """
+        self.seconds = 0.0
 
     def check(self, sequence: TaskSequence) -> None:
         """Raise ConfigError if this strategy cannot run on ``sequence``; called before anything is trained."""

@@ -46,7 +46,7 @@ class DER(RehearsalStrategy):
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         super().on_train_start(trainer, pl_module)
         pl_module.terms["dark"] = self._dark
-        if self._sequence.scenario.name == "class":
+        if self.sequence.scenario.name == "class":
             self.features = Features(pl_module.net)
 
     def on_train_batch_end(
@@ -60,18 +60,18 @@ class DER(RehearsalStrategy):
         if recalled is None:
             return outputs.new_zeros(())
         old, rows = recalled
-        newest = len(self._sequence) - 1  # in whose context every class competes
+        newest = len(self.sequence) - 1  # in whose context every class competes
         z = self.learner.net(old.x, old.task if self.features is None else newest)
         return self.alpha * squared_distance(z, rows["outputs"])
 
     def _kept_form(self, outputs: Tensor) -> Tensor:
         """Outputs (N, C) of the batch -> (N, W), as wide as any task's, nan where there is no output."""
-        sequence = self._sequence
+        sequence = self.sequence
         if self.features is not None:
             head: nn.Module = self.learner.net.head  # type: ignore[assignment]
-            return head(self.features.last, len(sequence) - 1).detach()
+            return head(self.features.last, len(sequence) - 1).detach().float()
         width = max(stop - start for start, stop in sequence.scenario.slices(sequence.sizes))
-        return nn.functional.pad(outputs.detach(), (0, width - outputs.shape[1]), value=math.nan)
+        return nn.functional.pad(outputs.detach().float(), (0, width - outputs.shape[1]), value=math.nan)
 
 
 class DERpp(DER):

@@ -7,7 +7,7 @@ from copy import deepcopy
 import lightning as L
 from torch import Tensor, nn
 
-from clbench.data import TaskSequence
+from clbench.data import Task, TaskSequence
 from clbench.errors import ConfigError
 from clbench.learner import Learner
 from clbench.params import size_in_bytes
@@ -48,9 +48,21 @@ class Independent(Strategy):
             )
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
+        super().attach(learner, sequence)
         refuse_frozen_statistics(learner, "independent")
         self._bytes = size_in_bytes(dict(learner.net.named_parameters()))
         learner.net = PerTask(learner.net, len(sequence))
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or (isinstance(pl_module, Learner) and isinstance(pl_module.net, PerTask)):
+            return
+        if not isinstance(pl_module, Learner) or not isinstance(trainer.datamodule, Task):
+            raise ConfigError(
+                "Independent keeps a net per task, so it needs clbench.learner.Learner and the tasks of a TaskSequence, not "
+                f"{type(pl_module).__name__}"
+            )
+        self.check(trainer.datamodule.sequence)
+        self.attach(pl_module, trainer.datamodule.sequence)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         self._index = trainer.datamodule.index

@@ -33,10 +33,13 @@ class JointScratch(Joint):
         self.first: dict[str, Any] | None = None
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
+        super().attach(learner, sequence)
         refuse_frozen_statistics(learner, "joint_scratch")
         self.first = snapshot(learner.state_dict())
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         if self.first is None:
             self.first = snapshot(pl_module.state_dict())
         pl_module.load_state_dict(self.first)

@@ -29,6 +29,8 @@ class LearnerStrategy(Strategy):
     features: Features | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         name = type(self).__name__
         if not isinstance(pl_module, Learner) or not isinstance(trainer.datamodule, Task):
             raise ConfigError(
@@ -40,6 +42,11 @@ class LearnerStrategy(Strategy):
                 f"{name} keeps its memory in one process, but there are {trainer.world_size}: use trainer.devices=1, or a "
                 "strategy with a quadratic penalty (ewc, mas, si, l2)"
             )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Lightning does not tear down after an exception or Ctrl-C: the learner would go on with this strategy."""
+        if isinstance(pl_module, Learner):
+            self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: L.Trainer, pl_module: Learner, stage: str) -> None:
         pl_module.terms, pl_module.extend, pl_module.update = {}, None, None
@@ -72,6 +79,6 @@ def strength(name: str, value: float) -> float:
     Raises:
         ConfigError: it is negative or not finite.
     """
-    if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+    if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
         raise ConfigError(f"strategy.{name}={value}: the strength of a term is a finite number >= 0")
     return float(value)

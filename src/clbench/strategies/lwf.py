@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from clbench.data import Batch
+from clbench.data import Batch, TaskSequence
 from clbench.errors import ConfigError
 from clbench.learner import Learner, in_two_columns
 from clbench.nets import Net
@@ -35,10 +36,16 @@ class LwF(LearnerStrategy):
 
     def __init__(self, lam: float = 1.0, temperature: float = 2.0) -> None:
         self.lam = strength("lam", lam)
-        if not temperature > 0:
-            raise ConfigError(f"strategy.temperature={temperature}: a temperature is above 0; Li and Hoiem have 2")
+        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+            raise ConfigError(
+                f"strategy.temperature={temperature}: a temperature is a number above 0; Li and Hoiem have 2"
+            )
         self.temperature = temperature
         self.old: nn.Module | None = None
+
+    def attach(self, learner: Learner, sequence: TaskSequence) -> None:
+        super().attach(learner, sequence)
+        self.old = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         task = trainer.datamodule

@@ -113,7 +113,7 @@ class NCCL(RehearsalStrategy):
         ):
             if choice not in choices:
                 raise ConfigError(f"strategy.{name}={choice!r} is not one of {', '.join(choices)}")
-        if isinstance(terms, str) or not set(terms) <= {"a", "b"}:
+        if isinstance(terms, str) or not isinstance(terms, Sequence) or not set(terms) <= {"a", "b"}:
             raise ConfigError(f"strategy.terms={terms}: it is a list of a (consolidation) and b (distillation)")
         self.lam = strength("lam", lam)
         self.gamma = strength("gamma", gamma)
@@ -227,13 +227,20 @@ class NCCL(RehearsalStrategy):
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
         super().attach(learner, sequence)
+        self.examples = 0
+        self._calibrate(learner)
+
+    def _calibrate(self, learner: Learner) -> None:
         if (self.wcm or self.fcm) and not calibration(learner.net):
             calibrate(learner.net, self._chosen(learner), weights=self.wcm, features=self.fcm)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        if stage != "fit" or not isinstance(pl_module, Learner):
+            return
+        self._calibrate(pl_module)
         plugin = trainer.precision_plugin
-        if isinstance(pl_module, Learner) and pl_module.compiled:
+        if pl_module.compiled:
             raise ConfigError(
                 "compile=true compiles the loss of a step, but NCCL makes its own steps: use compile=false"
             )
@@ -255,8 +262,8 @@ class NCCL(RehearsalStrategy):
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         super().on_train_start(trainer, pl_module)
         assert isinstance(self.memory, Ring)
-        scenario, net = self._sequence.scenario, pl_module.net
-        self._width = max(stop - start for start, stop in scenario.slices(self._sequence.sizes))
+        scenario, net = self.sequence.scenario, pl_module.net
+        self._width = max(stop - start for start, stop in scenario.slices(self.sequence.sizes))
         self._earlier, self._same = self.memory.before(self._index), self.memory.of(self._index)
         parts = calibration(net)
         self._weights = [layer for layer in calibrated(net).values() if layer.calibration.psi is not None]

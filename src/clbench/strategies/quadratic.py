@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from clbench import quadratic
+from clbench.data import TaskSequence
 from clbench.errors import ConfigError
+from clbench.learner import Learner
 from clbench.params import Params, moved_to, size_in_bytes, snapshot, trainable
 from clbench.quadratic import Quadratic
 from clbench.strategies.base import Strategy
@@ -61,6 +63,10 @@ class QuadraticStrategy(Strategy):
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
         """What is remembered after one more task: one penalty per task, in constant memory."""
         return quadratic.add(old, new)
+
+    def attach(self, learner: Learner, sequence: TaskSequence) -> None:
+        super().attach(learner, sequence)
+        self.penalty, self.examples = None, 0
 
     @property
     def strength(self) -> float:

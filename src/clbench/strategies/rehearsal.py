@@ -35,8 +35,10 @@ class RehearsalStrategy(LearnerStrategy):
 
     def __init__(self, memory: int, replay: int | None = None, buffer: str = "reservoir", seed: int = 0) -> None:
         for name, value in (("memory", memory), ("strategy.replay", replay)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if not (value is None and name == "strategy.replay") and not _at_least(value, 1):
                 raise ConfigError(f"{name}={value}: it is a number of examples, at least 1")
+        if not _at_least(seed, 0):
+            raise ConfigError(f"strategy.seed={seed}: it is a whole number, at least 0")
         if buffer not in ("reservoir", "ring"):
             raise ConfigError(f"strategy.buffer={buffer!r} is not one of reservoir, ring")
         self.each = memory
@@ -45,22 +47,41 @@ class RehearsalStrategy(LearnerStrategy):
         self.seed = seed
         self.memory: Reservoir | Ring | None = None
         self.learner: Learner
-        self._sequence: TaskSequence
+        self._sequence: TaskSequence | None = None
+        self._loaded: dict[str, Any] = {}
         self._index = 0
         self._generator: Generator
 
+    @property
+    def sequence(self) -> TaskSequence:
+        """The tasks that are learned."""
+        assert self._sequence is not None
+        return self._sequence
+
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
+        super().attach(learner, sequence)
         tasks = len(sequence)
+        self._sequence = sequence
         self.memory = Reservoir(tasks * self.each) if self.buffer == "reservoir" else Ring(tasks, self.each)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if self.memory is None:
-            self.attach(pl_module, trainer.datamodule.sequence)
+        if stage != "fit":
+            return
+        task = trainer.datamodule
+        if task.mixed:
+            raise ConfigError(
+                f"{type(self).__name__} remembers examples of one task at a time, but the data of {task.index + 1} are mixed: "
+                f"fit sequence[{task.index}], not sequence.joint({task.index})"
+            )
+        if self._sequence is not task.sequence:
+            self.attach(pl_module, task.sequence)
+            self.load_state_dict(self._loaded)
+            self._loaded = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         task = trainer.datamodule
-        self.learner, self._sequence, self._index = pl_module, task.sequence, task.index
+        self.learner, self._index = pl_module, task.index
         self._generator = generator(self.seed, "memory", task.index)
         assert self.memory is not None
         self.memory.to(pl_module.device)
@@ -84,9 +105,7 @@ class RehearsalStrategy(LearnerStrategy):
         rows = self.memory.draw(self.replay or number, self._generator, among)
         if rows is None:
             return None
-        told = (
-            self._sequence.scenario.name == "task" and self._index > 0
-        )  # else all have the outputs of the newest task
+        told = self.sequence.scenario.name == "task" and self._index > 0  # else all have the outputs of the newest task
         return Batch(rows["x"], rows["y"], rows["task"] if told else self._index), rows
 
     def cost(self) -> dict[str, int]:
@@ -96,8 +115,14 @@ class RehearsalStrategy(LearnerStrategy):
         return {} if self.memory is None else self.memory.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.memory is not None and state_dict:
+        if self.memory is None:
+            self._loaded = state_dict  # until it is known how many tasks there are
+        elif state_dict:
             self.memory.load_state_dict(state_dict)
+
+
+def _at_least(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def together(new: Batch, old: Batch) -> Batch:
