@@ -355,12 +355,14 @@ def test_a_module_by_dotted_path_is_a_body(run, tmp_path, monkeypatch, overrides
 def test_a_run_starts_from_the_body_of_a_checkpoint_of_another_run_and_a_head_of_its_own(run, composed, tmp_path):
     run(*SHORT, "net=mlp_bn", folder="first")
     file = tmp_path / "first/checkpoints/task_1.ckpt"
-    _, learner, _ = build(composed(*SHORT, "net=mlp_bn", "scenario=class", "data=split_digits", f"init_from={file}"))
+    _, learner, _ = build(
+        composed(*SHORT, "net=mlp_bn", "scenario=class", "data=split_digits", "batch_size=30", f"init_from={file}")
+    )
     saved = torch.load(file, weights_only=True)["learner"]
     body = learner.net.body.state_dict()
     assert all(torch.equal(tensor, saved[f"net.body.{name}"]) for name, tensor in body.items())
     assert any(name.endswith("running_mean") and tensor.any() for name, tensor in body.items())
-    _, fresh, _ = build(composed(*SHORT, "net=mlp_bn", "scenario=class", "data=split_digits"))
+    _, fresh, _ = build(composed(*SHORT, "net=mlp_bn", "scenario=class", "data=split_digits", "batch_size=30"))
     for name, tensor in fresh.net.head.state_dict().items():
         assert torch.equal(tensor, learner.net.head.state_dict()[name])
 

@@ -42,7 +42,8 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     if (path := cfg.get("init_from")) is not None:
         init_from(body, path)
     net = Net(body, scenario.build_head(features, outputs_of(sequence, cfg.loss)))
-    check_last_batch(net, sequence)
+    if cfg.steps is None:
+        check_last_batch(net, sequence)
     optimizer = instantiate(cfg.optimizer.make)
     scheduler = instantiate(cfg.scheduler.make)
     learner = Learner(
