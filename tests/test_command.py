@@ -181,7 +181,7 @@ def test_a_light_run_imports_nothing_heavy_that_it_does_not_use(tmp_path):
     program = (
         f"import sys, runpy; sys.argv = ['clbench.train', *{TINY!r}, 'output_dir=x']\n"
         "runpy.run_module('clbench.train', run_name='__main__')\n"
-        "print('IMPORTED', [m for m in ('wandb', 'pandas', 'tensorboard', 'IPython') if m in sys.modules])"
+        "print('IMPORTED', [m for m in ('wandb', 'clbench.report', 'tensorboard', 'IPython') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert "IMPORTED []" in done.stdout, done.stdout + done.stderr

@@ -1,8 +1,22 @@
 """clbench: continual learning by regularisation, with importances that are verified."""
 
-from clbench.importance import fisher, mas, mas_local
-from clbench.metrics import AccuracyMatrix
-from clbench.strategies import AGEM, DER, ER, EWC, L2, MAS, NCCL, SI, DERpp, LwF, OnlineEWC
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clbench.importance import fisher, mas, mas_local
+    from clbench.metrics import AccuracyMatrix
+    from clbench.report import read
+    from clbench.strategies import AGEM, DER, ER, EWC, L2, MAS, NCCL, SI, DERpp, LwF, OnlineEWC
+
+WHERE = {
+    **dict.fromkeys(("fisher", "mas", "mas_local"), "importance"),
+    "AccuracyMatrix": "metrics",
+    "read": "report",
+    **dict.fromkeys(("AGEM", "DER", "ER", "EWC", "L2", "MAS", "NCCL", "SI", "DERpp", "LwF", "OnlineEWC"), "strategies"),
+}
 
 __all__ = [
     "AGEM",
@@ -20,4 +34,12 @@ __all__ = [
     "fisher",
     "mas",
     "mas_local",
+    "read",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when they are asked for: a report needs no torch."""
+    if name in WHERE:
+        return getattr(import_module(f"clbench.{WHERE[name]}"), name)
+    raise AttributeError(f"module 'clbench' has no attribute {name!r}")

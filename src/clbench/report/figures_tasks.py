@@ -1,0 +1,111 @@
+"""Figures of accuracy after each task: over tasks, and as matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pandas import DataFrame
+
+from clbench.report.statistics import half_width
+from clbench.report.style import MUTED, WIDTH, Colours, Drawn, is_near, legend_below
+
+LINES = 8  # above, only the best row of each strategy is drawn over tasks
+MATRICES = 12  # heatmaps at most
+LABELLED = 6  # numbers are written into the cells of a heatmap up to this many tasks
+
+
+def over_tasks(runs: DataFrame, rows: DataFrame, colours: Colours) -> Drawn | None:
+    """Average accuracy on the tasks so far after each task, mean and interval over seeds, with chance."""
+    if rows.tasks.max() < 2:
+        return None
+    if len(rows) > LINES:
+        rows = rows.drop_duplicates("strategy")
+    figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    styles = _distinct(rows)
+    for row in rows.itertuples():
+        so_far = np.stack([_average_so_far(r) for r in runs[runs.cell == row.cell].accuracy_matrix])
+        mean = so_far.mean(0)
+        half = (
+            np.nan_to_num(half_width(so_far.std(0, ddof=1), np.full(len(mean), len(so_far))))
+            if len(so_far) > 1
+            else 0 * mean
+        )
+        x = np.arange(1, len(mean) + 1)
+        axes.fill_between(x, mean - half, mean + half, color=colours[row.strategy], alpha=0.12, lw=0)
+        axes.plot(x, mean, marker="o", ms=4, color=colours[row.strategy], ls=styles[row.cell], label=row.cell)
+    axes.set(xlabel="tasks learned", ylabel="average accuracy on them", xticks=_ticks(int(rows.tasks.max())))
+    guess = next(iter(runs.chance))
+    if is_near(min(guess), runs.average_accuracy):
+        axes.plot(range(1, len(guess) + 1), guess, color=MUTED, ls=":", lw=1.2, label="chance")
+    legend_below(figure)
+    return Drawn(figure, "Average accuracy on the tasks so far, after each task", {})
+
+
+def matrices(runs: DataFrame, rows: DataFrame) -> Drawn:
+    """R of each row, mean over seeds."""
+    rows = rows.head(MATRICES)
+    columns = min(len(rows), 4)
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(WIDTH if columns > 2 else 2.4 * columns + 0.8, 1.75 * lines + 0.5), layout="constrained")
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    image = None
+    for axes in grid.flat[len(rows) :]:
+        axes.set_visible(False)
+    for row, axes in zip(rows.itertuples(), grid.flat, strict=False):
+        r = np.mean(np.stack(list(runs[runs.cell == row.cell].accuracy_matrix)), 0)
+        image = axes.imshow(r, vmin=0, vmax=1, cmap="viridis", interpolation="none")
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.set_title(_wrapped(row.cell), fontsize=8.5)
+        tasks = len(r)
+        axes.set(xticks=[t - 1 for t in _ticks(tasks)], yticks=[t - 1 for t in _ticks(tasks)])
+        axes.set_xticklabels(_ticks(tasks))
+        axes.set_yticklabels(_ticks(tasks))
+        axes.tick_params(length=0, labelsize=8)
+        if tasks <= LABELLED:
+            for (i, j), a in np.ndenumerate(r):
+                axes.text(
+                    j,
+                    i,
+                    f"{a:.2f}".lstrip("0"),
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color="black" if a > 0.6 else "white",
+                )
+    figure.supxlabel("evaluated on task", fontsize=9)
+    figure.supylabel("after training task", fontsize=9)
+    assert image is not None
+    bar = figure.colorbar(image, ax=grid, shrink=0.7, label="test accuracy", aspect=30)
+    bar.outline.set_visible(False)
+    return Drawn(figure, "Accuracy matrices, mean over seeds", {})
+
+
+def _average_so_far(r: NDArray) -> NDArray:
+    return np.array([r[i, : i + 1].mean() for i in range(len(r))])
+
+
+def _ticks(tasks: int) -> list[int]:
+    step = -(-tasks // 10)
+    return list(range(1, tasks + 1, step))
+
+
+def _distinct(rows: DataFrame) -> dict[str, str]:
+    """A line style per cell, so that variants of one strategy differ."""
+    styles: dict[str, str] = {}
+    for _, of in rows.groupby("strategy", sort=False):
+        styles |= {cell: ("-", "--", "-.", ":")[i % 4] for i, cell in enumerate(of.cell)}
+    return styles
+
+
+def _wrapped(text: str, width: int = 17) -> str:
+    lines = [""]
+    for word in text.split():
+        lines = (
+            [*lines, word]
+            if lines[-1] and len(lines[-1]) + len(word) >= width
+            else [*lines[:-1], f"{lines[-1]} {word}".strip()]
+        )
+    return "\n".join(lines)

@@ -1,0 +1,163 @@
+"""How figures look on paper and on the page: one drawing, light colours in the files, the page's own colours inline."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+from pandas import Series
+
+Colours = Mapping[str, str]
+
+INK, MUTED, GRID, PAPER = "#1f2329", "#68707b", "#dfe3e8", "#fefefd"
+COLOURS = ("#2463c9", "#cf6a00", "#1c8a4c", "#7d4bd1", "#c92a3f", "#0b8599", "#b83280", "#77790a", "#8f5b2e", "#3d4fb8")
+DARK = ("#79aefc", "#ffad5c", "#5fd38d", "#bd9bff", "#ff8589", "#4fd0e0", "#f78cc6", "#d3d05c", "#d3a172", "#99a6ff")
+REFERENCE_COLOURS = {"finetune": "#8a919b", "joint": "#3b424c", "joint_scratch": "#4b525c", "independent": "#5b626c"}
+REFERENCE_DARK = {"finetune": "#8b949e", "joint": "#e6e9ee", "joint_scratch": "#d3d8df", "independent": "#b9c0c9"}
+
+VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--line",
+    PAPER: "--card",
+    **{colour: f"--c{i}" for i, colour in enumerate(COLOURS)},
+    **{colour: f"--c-{name.replace('_', '-')}" for name, colour in REFERENCE_COLOURS.items()},
+}
+
+WIDTH = 6.4  # inches of a figure
+
+
+RC: Any = {
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "lines.linewidth": 1.7,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "clbench",
+    "figure.facecolor": "none",
+}
+
+_numbers = count()
+
+
+class Drawn(NamedTuple):
+    """A figure, what it says in words, and what appears over the markers of its lines (by gid)."""
+
+    figure: Figure
+    label: str
+    titles: dict[str, list[str]]
+
+
+def is_near(chance: float, accuracy: Series) -> bool:
+    """Whether chance can be shown without pressing what is compared into a corner."""
+    return bool(accuracy.min() - chance <= max(1.2 * (accuracy.max() - accuracy.min()), 0.1))
+
+
+def legend_below(figure: Figure) -> None:
+    """A legend where it takes no width, so that the figure can be read on a phone; the figure grows by its height."""
+    named = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if not named:
+        return
+    columns = min(len(named), max(1, 72 // (max(map(len, named)) + 7)))
+    figure.set_figheight(figure.get_figheight() + 0.21 * -(-len(named) // columns))
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns)
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Inside, figures are made in the style of reports."""
+    with matplotlib.rc_context(RC):
+        yield
+
+
+def colours_of(strategies: Iterable[str]) -> dict[str, str]:
+    """A colour per strategy, by name; the references and fine-tuning are grey."""
+    names = sorted(set(strategies))
+    coloured = [name for name in names if name not in REFERENCE_COLOURS]
+    return {**REFERENCE_COLOURS, **{name: COLOURS[i % len(COLOURS)] for i, name in enumerate(coloured)}}
+
+
+def save(figure: Figure, path: Path) -> str:
+    """Write ``path``.png and ``path``.svg, on white; returns the svg."""
+    text = io.StringIO()
+    with drawing():
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.set_layout_engine("none")  # it has been laid out
+        figure.savefig(path.with_name(f"{path.name}.png"), dpi=170, facecolor="white")
+    svg = text.getvalue()
+    on_white = re.sub(r"(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
+    path.with_name(f"{path.name}.svg").write_text(on_white)
+    return svg
+
+
+def inline(svg: str, label: str, titles: Mapping[str, Sequence[str]] | None = None) -> str:
+    """An svg of matplotlib for the page: no header, ids of its own, the page's colours and font, titles on its markers.
+
+    Args:
+        svg: as ``save`` returns it.
+        label: what a screen reader says.
+        titles: for the gid of a line, what appears over each of its markers, in their order.
+    """
+    body = svg[svg.index("<svg ") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', body).groups()  # type: ignore[union-attr]
+    opening = (
+        f'<svg viewBox="0 0 {width} {height}" style="--w:{float(width):.0f}" role="img" aria-label="{escape(label)}">'
+    )
+    body = re.sub(r"<svg [^>]*>", opening, body, count=1)
+    for gid, said in (titles or {}).items():
+        body = _titled(body, gid, said)
+    body = re.sub(r'(<image [^>]*?) id="[^"]*"', r"\1", body)  # equal pictures have equal ones
+    prefix = f"f{next(_numbers)}-"
+    body = re.sub(r'\bid="', f'id="{prefix}', body)
+    body = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\1{prefix}", body)
+    body = re.sub(r"font(-family)?: ([\d.]+px )?[^;\"]*'DejaVu Sans'[^;\"]*", _page_font, body)
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    return body
+
+
+def _page_font(match: re.Match[str]) -> str:
+    weight = "font-weight: 700; " if "bold" in match[0] or "700" in match[0] else ""
+    size = re.search(r"([\d.]+px)", match[0])
+    return f"{weight}font-size: {size[1]}" if size else f"{weight}font-family: inherit"
+
+
+def _titled(body: str, gid: str, said: Sequence[str]) -> str:
+    """``body`` with a title in each marker (``<use .../>``) of the group ``gid``."""
+    start = body.find(f'<g id="{gid}">')  # an empty line is <g id="..."/>
+    if start < 0:
+        return body
+    end = body.find('<g id="', start + 1)
+    part, texts = body[start:end], iter(said)
+    part = re.sub(r"<use ([^>]*)/>", lambda m: f"<use {m[1]}><title>{escape(next(texts, ''))}</title></use>", part)
+    return body[:start] + part + body[end:]
