@@ -62,6 +62,7 @@ class Store:
 
     def diverged(self, cell: Cell, reason: str) -> None:
         """Write that a run cannot be finished, so that it is not tried again."""
+        self.path(cell).mkdir(parents=True, exist_ok=True)
         atomically(self.path(cell) / "diverged.txt", partial(Path.write_text, data=reason + "\n"))
 
     @cached_property
