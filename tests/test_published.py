@@ -18,7 +18,7 @@ def mean_over_seeds(run, data, *options):
         )
         for seed in range(2)
     ]
-    return [sum(row["accuracy_matrix"][1][task] for row in rows) / 3 for task in (0, 1)]
+    return [sum(row["accuracy_matrix"][1][task] for row in rows) / len(rows) for task in (0, 1)]
 
 
 def test_ewc_from_mnist_to_fashion_mnist_is_in_the_published_range(run, real_data):
