@@ -290,9 +290,9 @@ def test_a_wrong_option_is_named_before_training(run, options, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ER(memory=0), "memory=0: it is a number of examples"),
-        (lambda: ER(memory=None), "memory=None: it is a number of examples"),
-        (lambda: ER(memory=True), "memory=True: it is a number of examples"),
+        (lambda: ER(memory=0), "memory=0: the number of examples kept of each task is a whole number, at least 1"),
+        (lambda: ER(memory=None), "memory=None: the number of examples kept"),
+        (lambda: ER(memory=True), "memory=True: the number of examples kept"),
         (lambda: ER(seed=-1), "strategy.seed=-1: it is a whole number"),
         (lambda: AGEM(replay=None), "A-GEM draws a number of examples of its own"),
         (lambda: ER(replay=0), "strategy.replay=0"),
@@ -300,8 +300,8 @@ def test_a_wrong_option_is_named_before_training(run, options, message):
         (lambda: DER(alpha=-1), "strategy.alpha=-1"),
         (lambda: DERpp(beta=math.nan), "strategy.beta=nan"),
         (lambda: LwF(lam=-1), "lam=-1"),
-        (lambda: LwF(temperature=0), "temperature is a number above 0"),
-        (lambda: LwF(temperature=math.inf), "temperature is a number above 0"),
+        (lambda: LwF(temperature=0), "temperature is a finite number > 0"),
+        (lambda: LwF(temperature=math.inf), "temperature is a finite number > 0"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(make, message):

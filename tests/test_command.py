@@ -25,7 +25,7 @@ ERRORS = [
     (["fisher=exact", "fisher_batch=100"], "use fisher_batch=1 and lam/100"),
     (["strategy=finetune", "lam=3"], "lam=3: strategy=finetune has no lam: leave it out or use strategy=ewc or"),
     (["strategy=mas", "fisher=exact"], "fisher=exact: strategy=mas has no fisher: leave it out or use strategy=ewc or"),
-    (["samples=0"], "samples=0: importance needs at least 1 example; samples=null takes all"),
+    (["samples=0"], "samples=0: the number of examples, null for all, is a whole number, at least 1"),
     (["samples=5000"], "samples=5000 is more than the 1293 training examples of the smallest task: use at most 1293"),
     (["data=split_digits", "data.tasks=11"], "data.tasks=11 is more than the 10 classes allow: use at most 10"),
     (["data=split_digits", "data.tasks=3"], "data.tasks=3 does not share out 10 classes equally: use a divisor of 10"),

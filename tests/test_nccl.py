@@ -16,12 +16,13 @@ from clbench import NCCL
 from clbench.calibration import calibrate, calibrated, calibration, remove
 from clbench.data import TaskSequence, permute, split
 from clbench.data.digits import Digits
+from clbench.distillation import divergence, softened
 from clbench.errors import ConfigError
 from clbench.learner import Learner
 from clbench.nets import Net, features_of, mlp, resnet18_reduced
 from clbench.params import snapshot
 from clbench.scenario import Scenario
-from clbench.strategies.nccl import consolidated, divergence, softened
+from clbench.strategies.nccl import consolidated
 from tests.conftest import trainer
 
 
@@ -467,10 +468,10 @@ def test_several_processes_are_refused():
     [
         ({"lam": -1}, "lam=-1"),
         ({"memory": 0}, "memory=0"),
-        ({"replay": 0}, "strategy.replay=0: it is a whole number, at least 1"),
+        ({"replay": 0}, "strategy.replay=0: the number of examples drawn is a whole number, at least 1"),
         ({"inner_steps": 1.5}, "strategy.inner_steps=1.5"),
-        ({"outer_lr": 0}, "strategy.outer_lr=0: it is a number above 0$"),
-        ({"inner_clip": -1}, "strategy.inner_clip=-1: it is a number above 0, or null"),
+        ({"outer_lr": 0}, "strategy.outer_lr=0: the rate of .* > 0$"),
+        ({"inner_clip": -1}, "strategy.inner_clip=-1: .*or null, is a finite number > 0"),
         ({"temperature": None}, "strategy.temperature=None"),
         ({"anchor": "here"}, "strategy.anchor='here' is not one of batch, last_inner, task"),
         ({"kl": "sum"}, "strategy.kl='sum' is not one of mean, batchmean"),

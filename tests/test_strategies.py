@@ -354,7 +354,7 @@ def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
         (lambda: EWC(lam=1.0, fisher="true"), "exact, sample, empirical, predicted"),
         (lambda: EWC(lam=1.0, fisher_batch=100), "lam/100"),
         (lambda: EWC(lam=1.0, samples=0), "samples=0"),
-        (lambda: MAS(chunk=0), "strategy.chunk=0: at least 1 example"),
+        (lambda: MAS(chunk=0), "strategy.chunk=0: .* at least 1"),
         (lambda: OnlineEWC(lam=1.0, gamma=1.5), "gamma=1.5"),
         (lambda: MAS(lam=1.0, decay=-0.1), "decay=-0.1"),
         (lambda: MAS(lam=1.0, fisher_batch=0), "fisher_batch=0"),

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from clbench.data import Batch
 from clbench.learner import Learner
-from clbench.strategies.learner_strategy import Features, strength
+from clbench.strategies.learner_strategy import Features
+from clbench.strategies.options import strength
 from clbench.strategies.rehearsal import RehearsalStrategy
 
 
@@ -40,7 +41,7 @@ class DER(RehearsalStrategy):
         seed: int = 0,
     ) -> None:
         super().__init__(memory, replay, buffer, seed)
-        self.alpha = strength("alpha", alpha)
+        self.alpha = strength("strategy.alpha", alpha)
         self._fresh: Tensor
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
@@ -95,7 +96,7 @@ class DERpp(DER):
         seed: int = 0,
     ) -> None:
         super().__init__(alpha, memory, replay, buffer, seed)
-        self.beta = strength("beta", beta)
+        self.beta = strength("strategy.beta", beta)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         super().on_train_start(trainer, pl_module)

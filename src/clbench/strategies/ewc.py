@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +13,7 @@ from clbench.importance import check_options, fisher
 from clbench.params import Params
 from clbench.quadratic import Quadratic
 from clbench.strategies.measured import Data, ImportanceStrategy, Outputs
+from clbench.strategies.options import fraction
 from clbench.strategies.selection import Patterns
 
 
@@ -93,9 +93,7 @@ class OnlineEWC(EWC):
 
     def __init__(self, lam: float = 1e3, gamma: float = 1.0, **options: Any) -> None:
         super().__init__(lam, **options)
-        if not (math.isfinite(gamma) and 0 <= gamma <= 1):
-            raise ConfigError(f"gamma={gamma}: the decay of Online EWC is in [0, 1]")
-        self.gamma = float(gamma)
+        self.gamma = fraction("gamma", gamma, "the decay of Online EWC")
 
     @property
     def strength(self) -> float:

@@ -6,9 +6,9 @@ import lightning as L
 import torch
 
 from clbench import quadratic
-from clbench.errors import ConfigError
 from clbench.params import Params, trainable
 from clbench.quadratic import Quadratic
+from clbench.strategies.options import one_of
 from clbench.strategies.quadratic import QuadraticStrategy
 from clbench.strategies.selection import Patterns
 
@@ -29,9 +29,7 @@ class L2(QuadraticStrategy):
         self, lam: float = 1.0, anchors: str = "latest", include: Patterns = None, exclude: Patterns = None
     ) -> None:
         super().__init__(lam, include, exclude)
-        if anchors not in ("latest", "all"):
-            raise ConfigError(f"strategy.anchors={anchors!r} is not one of latest, all")
-        self.anchors = anchors
+        self.anchors = one_of("strategy.anchors", anchors, ("latest", "all"))
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         return {name: torch.ones_like(p, requires_grad=False) for name, p in trainable(pl_module).items()}

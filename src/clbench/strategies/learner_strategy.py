@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning as L
@@ -71,14 +70,3 @@ class Features:
 
     def _keep(self, body: nn.Module, args: Any, features: Tensor) -> None:
         self.last = features
-
-
-def strength(name: str, value: float) -> float:
-    """``value`` as a float.
-
-    Raises:
-        ConfigError: it is negative or not finite.
-    """
-    if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-        raise ConfigError(f"strategy.{name}={value}: the strength of a term is a finite number >= 0")
-    return float(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from copy import deepcopy
 
 import lightning as L
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from clbench.data import Batch, TaskSequence
-from clbench.errors import ConfigError
+from clbench.distillation import divergence, softened
 from clbench.learner import Learner, in_two_columns
 from clbench.nets import Net
 from clbench.params import size_in_bytes
-from clbench.strategies.learner_strategy import Features, LearnerStrategy, strength
+from clbench.strategies.learner_strategy import Features, LearnerStrategy
+from clbench.strategies.options import positive, strength
 
 
 class LwF(LearnerStrategy):
@@ -36,11 +36,7 @@ class LwF(LearnerStrategy):
 
     def __init__(self, lam: float = 1.0, temperature: float = 2.0) -> None:
         self.lam = strength("lam", lam)
-        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-            raise ConfigError(
-                f"strategy.temperature={temperature}: a temperature is a number above 0; Li and Hoiem have 2"
-            )
-        self.temperature = temperature
+        self.temperature = positive("strategy.temperature", temperature, "a temperature", "Li and Hoiem have 2")
         self.old: nn.Module | None = None
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
@@ -74,5 +70,5 @@ class LwF(LearnerStrategy):
 
 def distance(z: Tensor, target: Tensor, temperature: float) -> Tensor:
     """Mean over examples of KL( softmax(target / T) || softmax(z / T) ), both (N, C)."""
-    q, p = (in_two_columns(t / temperature).log_softmax(1) for t in (z, target))
-    return nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+    soft = softened(in_two_columns(target), temperature)
+    return divergence(in_two_columns(z), soft, temperature, "batchmean")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from time import perf_counter
 from typing import Any
@@ -18,6 +17,7 @@ from clbench.importance.rows import count
 from clbench.params import Params
 from clbench.quadratic import Quadratic
 from clbench.strategies.measured import Data, ImportanceStrategy, Outputs
+from clbench.strategies.options import flag, fraction, one_of, whole
 from clbench.strategies.selection import Patterns
 
 
@@ -59,27 +59,19 @@ class MAS(ImportanceStrategy):
         online: bool = False,
     ) -> None:
         super().__init__(lam, samples, outputs, seed, include, exclude, data, chunk)
-        if fisher_batch < 1:
-            raise ConfigError(f"fisher_batch={fisher_batch}: at least 1 example; 1 is per example, as in the paper")
-        if not (math.isfinite(decay) and 0 <= decay <= 1):
-            raise ConfigError(f"strategy.decay={decay}: the decay of MAS is in [0, 1]")
-        if form not in ("global", "local"):
-            raise ConfigError(f"strategy.form={form!r} is not one of global, local")
+        self.fisher_batch = whole("fisher_batch", fisher_batch, "1 is per example, as in the paper: it")
+        self.decay = fraction("strategy.decay", decay, "the decay of MAS")
+        self.form = one_of("strategy.form", form, ("global", "local"))
+        self.online = flag("strategy.online", online)
         if form == "local" and fisher_batch > 1:
             raise ConfigError(
                 f"fisher_batch={fisher_batch} with strategy.form=local: the local form is per example, use 1"
             )
-        if not isinstance(online, bool):
-            raise ConfigError(f"strategy.online={online!r} is not true or false")
         for option, other in (("samples", samples is not None), ("strategy.data", data != "train")):
             if online and other:
                 raise ConfigError(
                     f"strategy.online=true measures on every batch that is trained on: leave out {option}"
                 )
-        self.fisher_batch = fisher_batch
-        self.decay = float(decay)
-        self.form = form
-        self.online = online
         self._mean: Params = {}
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:

@@ -19,6 +19,7 @@ from clbench.importance.draw import draw
 from clbench.importance.rows import count, take
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params
+from clbench.strategies.options import one_of, whole
 from clbench.strategies.quadratic import QuadraticStrategy
 from clbench.strategies.selection import Patterns
 
@@ -63,17 +64,13 @@ class ImportanceStrategy(QuadraticStrategy):
         chunk: int | None = None,
     ) -> None:
         super().__init__(lam, include, exclude)
-        if samples is not None and samples < 1:
-            raise ConfigError(f"samples={samples}: importance needs at least 1 example; samples=null takes all")
-        if chunk is not None and chunk < 1:
-            raise ConfigError(f"strategy.chunk={chunk}: at least 1 example per forward pass, or null")
-        if isinstance(data, str) and data not in PARTS:
-            raise ConfigError(f"strategy.data={data!r} is not one of {', '.join(PARTS)}")
-        self.samples = samples
+        self.samples = None if samples is None else whole("samples", samples, "the number of examples, null for all,")
+        self.chunk = None if chunk is None else whole("strategy.chunk", chunk, "examples per forward pass, or null: it")
+        if isinstance(data, str):
+            one_of("strategy.data", data, list(PARTS))
         self.outputs = outputs
         self.seed = seed
         self.data = data
-        self.chunk = chunk
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         """Mean importance over ``samples`` examples of ``batches`` (all if None)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -13,13 +12,14 @@ from torch import Tensor, nn
 
 from clbench.calibration import CalibratedNeurons, calibrate, calibrated, calibration, held_weights, layers
 from clbench.data import Batch, TaskSequence
+from clbench.distillation import divergence, padded, softened
 from clbench.errors import ConfigError
 from clbench.importance import undisturbed
 from clbench.learner import Learner, in_two_columns
 from clbench.memory import Ring
 from clbench.nets.resnet import BasicBlock
 from clbench.params import trainable
-from clbench.strategies.learner_strategy import strength
+from clbench.strategies.options import one_of, positive, strength, whole
 from clbench.strategies.rehearsal import RehearsalStrategy
 from clbench.strategies.selection import Patterns, selected
 
@@ -94,39 +94,24 @@ class NCCL(RehearsalStrategy):
         seed: int = 0,
     ) -> None:
         super().__init__(memory, None, "ring", seed)
-        for name, number in (("replay", replay), ("inner_steps", inner_steps), ("outer_steps", outer_steps)):
-            if not isinstance(number, int) or number < 1:
-                raise ConfigError(f"strategy.{name}={number}: it is a whole number, at least 1")
-        positive = {
-            "outer_lr": outer_lr,
-            "temperature": temperature,
-            "inner_clip": inner_clip,
-            "outer_clip": outer_clip,
-        }
-        for name, value in positive.items():
-            may_be_none = name.endswith("_clip")
-            if not (value is None and may_be_none) and not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise ConfigError(f"strategy.{name}={value}: it is a number above 0{', or null' * may_be_none}")
-        for name, choice, choices in (
-            ("anchor", anchor, ("batch", "last_inner", "task")),
-            ("kl", kl, ("mean", "batchmean")),
-        ):
-            if choice not in choices:
-                raise ConfigError(f"strategy.{name}={choice!r} is not one of {', '.join(choices)}")
+        self.lam = strength("lam", lam)
+        self.gamma = strength("strategy.gamma", gamma)
+        self.reg = strength("strategy.reg", reg)
+        self.drawn = whole("strategy.replay", replay, "the number of examples drawn")
+        self.inner_steps = whole("strategy.inner_steps", inner_steps)
+        self.outer_steps = whole("strategy.outer_steps", outer_steps)
+        self.outer_lr = positive("strategy.outer_lr", outer_lr, "the rate of the steps on the calibration")
+        self.temperature = positive("strategy.temperature", temperature, "a temperature", "5 here")
+        self.inner_clip, self.outer_clip = (
+            None
+            if clip is None
+            else positive(f"strategy.{level}_clip", clip, "the largest entry of a gradient, or null,")
+            for level, clip in (("inner", inner_clip), ("outer", outer_clip))
+        )
+        self.anchor = one_of("strategy.anchor", anchor, ("batch", "last_inner", "task"))
+        self.kl = one_of("strategy.kl", kl, ("mean", "batchmean"))
         if isinstance(terms, str) or not isinstance(terms, Sequence) or not set(terms) <= {"a", "b"}:
             raise ConfigError(f"strategy.terms={terms}: it is a list of a (consolidation) and b (distillation)")
-        self.lam = strength("lam", lam)
-        self.gamma = strength("gamma", gamma)
-        self.reg = strength("reg", reg)
-        self.drawn = replay
-        self.inner_steps = inner_steps
-        self.outer_steps = outer_steps
-        self.outer_lr = outer_lr
-        self.temperature = temperature
-        self.inner_clip = inner_clip
-        self.outer_clip = outer_clip
-        self.anchor = anchor
-        self.kl = kl
         self.terms = frozenset(terms)
         self.wcm = wcm
         self.fcm = fcm
@@ -323,16 +308,6 @@ class NCCL(RehearsalStrategy):
         return names
 
 
-def softened(outputs: Tensor, temperature: float) -> Tensor:
-    """softmax(outputs / temperature) of outputs (N, C)."""
-    return (outputs / temperature).softmax(1)
-
-
-def padded(soft: Tensor, width: int) -> Tensor:
-    """(N, C) -> (N, width), nan where there is no output."""
-    return nn.functional.pad(soft, (0, width - soft.shape[1]), value=math.nan)
-
-
 def consolidated(g: Tensor, weight: Tensor, anchor: Tensor, lam: float, reg: float) -> tuple[Tensor, Tensor]:
     """Term a, lam/2 * sum g^2 (weight - anchor)^2, and the gradient of it and of reg * KL, where g = dKL/dweight.
 
@@ -341,22 +316,3 @@ def consolidated(g: Tensor, weight: Tensor, anchor: Tensor, lam: float, reg: flo
     s = (weight - anchor).mul_(g)
     value = 0.5 * lam * torch.linalg.vecdot(s.flatten(), s.flatten())
     return value, s.mul_(lam).add_(reg).mul_(g)
-
-
-def divergence(outputs: Tensor, soft: Tensor, temperature: float, scale: str = "mean") -> Tensor:
-    """KL( soft || softmax(outputs / temperature) ) over the outputs that ``soft`` has, averaged over the examples.
-
-    Args:
-        outputs: (N, C).
-        soft: (N, W), W >= C, nan where the example had no such output.
-        temperature: > 0.
-        scale: ``mean`` divides each example by its number of outputs, so that it is nn.KLDivLoss() where those are equal;
-            ``batchmean`` does not.
-    """
-    soft = soft[:, : outputs.shape[1]]
-    absent = soft.isnan()
-    log_q = (outputs.masked_fill(absent, -math.inf) / temperature).log_softmax(1).masked_fill(absent, 0.0)
-    terms = nn.functional.kl_div(log_q, soft.masked_fill(absent, 0.0), reduction="none")  # (N, C)
-    if scale == "mean":
-        return (terms.sum(1) / (~absent).sum(1)).mean()
-    return terms.sum() / len(terms)

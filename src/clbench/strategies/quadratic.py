@@ -6,7 +6,6 @@ optimiser step. So accumulation, clipping, mixed precision, manual optimisation 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
@@ -24,6 +23,7 @@ from clbench.learner import Learner
 from clbench.params import Params, moved_to, size_in_bytes, snapshot, trainable
 from clbench.quadratic import Quadratic
 from clbench.strategies.base import Strategy
+from clbench.strategies.options import strength
 from clbench.strategies.selection import Patterns, selected
 
 
@@ -45,9 +45,7 @@ class QuadraticStrategy(Strategy):
     """
 
     def __init__(self, lam: float, include: Patterns = None, exclude: Patterns = None) -> None:
-        if not (isinstance(lam, int | float) and math.isfinite(lam) and lam >= 0):
-            raise ConfigError(f"lam={lam}: the strength of the penalty is a finite number >= 0")
-        self.lam = float(lam)
+        self.lam = strength("lam", lam, "the strength of the penalty")
         self.include = include
         self.exclude = exclude
         self.penalty: Quadratic | None = None

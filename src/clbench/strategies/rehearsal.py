@@ -14,6 +14,7 @@ from clbench.learner import Learner
 from clbench.memory import Reservoir, Ring, Rows
 from clbench.seeding import generator
 from clbench.strategies.learner_strategy import LearnerStrategy
+from clbench.strategies.options import one_of, whole
 
 
 class RehearsalStrategy(LearnerStrategy):
@@ -34,17 +35,10 @@ class RehearsalStrategy(LearnerStrategy):
     one_process = True
 
     def __init__(self, memory: int, replay: int | None = None, buffer: str = "reservoir", seed: int = 0) -> None:
-        for name, value in (("memory", memory), ("strategy.replay", replay)):
-            if not (value is None and name == "strategy.replay") and not _at_least(value, 1):
-                raise ConfigError(f"{name}={value}: it is a number of examples, at least 1")
-        if not _at_least(seed, 0):
-            raise ConfigError(f"strategy.seed={seed}: it is a whole number, at least 0")
-        if buffer not in ("reservoir", "ring"):
-            raise ConfigError(f"strategy.buffer={buffer!r} is not one of reservoir, ring")
-        self.each = memory
-        self.replay = replay
-        self.buffer = buffer
-        self.seed = seed
+        self.each = whole("memory", memory, "the number of examples kept of each task")
+        self.replay = None if replay is None else whole("strategy.replay", replay, "the number of examples drawn")
+        self.seed = whole("strategy.seed", seed, least=0)
+        self.buffer = one_of("strategy.buffer", buffer, ("reservoir", "ring"))
         self.memory: Reservoir | Ring | None = None
         self.learner: Learner
         self._sequence: TaskSequence | None = None
@@ -119,10 +113,6 @@ class RehearsalStrategy(LearnerStrategy):
             self._loaded = state_dict  # until it is known how many tasks there are
         elif state_dict:
             self.memory.load_state_dict(state_dict)
-
-
-def _at_least(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def together(new: Batch, old: Batch) -> Batch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning as L
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from clbench import quadratic
-from clbench.errors import ConfigError
 from clbench.params import Params, trainable
 from clbench.quadratic import Quadratic
+from clbench.strategies.options import flag, positive
 from clbench.strategies.quadratic import QuadraticStrategy
 from clbench.strategies.selection import Patterns, selected
 
@@ -51,14 +50,8 @@ class SI(QuadraticStrategy):
         exclude: Patterns = None,
     ) -> None:
         super().__init__(lam, include, exclude)
-        if not (isinstance(damping, int | float) and math.isfinite(damping) and damping > 0):
-            raise ConfigError(
-                f"strategy.damping={damping}: the damping of SI is a finite number > 0; the paper has 0.1"
-            )
-        if not isinstance(clamp, bool):
-            raise ConfigError(f"strategy.clamp={clamp!r} is not true or false")
-        self.damping = float(damping)
-        self.clamp = clamp
+        self.damping = positive("strategy.damping", damping, "the damping of SI", "the paper has 0.1")
+        self.clamp = flag("strategy.clamp", clamp)
         self._path = PathIntegral({})
         self._scaled = False
 
