@@ -148,8 +148,8 @@ def number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def arguments() -> argparse.Namespace:
-    """The command line.
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or what is ``given`` instead.
 
     Raises:
         SystemExit: an option is not known, or out of its range.
@@ -163,7 +163,7 @@ def arguments() -> argparse.Namespace:
         "--out", type=Path, default=Path("outputs/compare_fisher"), help="folder (default: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="steps 0 and 20 on 64 examples, whatever else is said")
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     if args.quick:
         args.steps, args.examples = (0, 20), 64
     for option, values, least in (("steps", args.steps, 0), ("examples", [args.examples], 2), ("seed", args.seed, 0)):

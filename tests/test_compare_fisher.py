@@ -195,8 +195,7 @@ def test_quick_on_digits_writes_numbers_tables_and_figure(tmp_path):
         assert max(row["rebuilt_differs"] for row in really_run) < 1e-5
 
 
-def test_an_option_out_of_range_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["compare_fisher.py", "--examples", "1"])
+def test_an_option_out_of_range_is_refused(capsys):
     with pytest.raises(SystemExit):
-        script.arguments()
+        script.arguments(["--examples", "1"])
     assert "--examples 1 is out of range: use 2 or more" in capsys.readouterr().err

@@ -72,10 +72,9 @@ def test_ctrl_c_ends_with_one_line_and_keeps_finished_tasks(tmp_path):
         while finished_tasks(tmp_path / "here") < 1 and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 1
-    assert (tmp_path / "said").read_text() == (
-        "stopped; the same command with the same output_dir goes on after the last finished task\n"
-    )
+        code = process.wait(timeout=60)
+    message = "stopped; the same command with the same output_dir goes on after the last finished task\n"
+    assert (code, (tmp_path / "said").read_text()) == (1, message)
     assert finished_tasks(tmp_path / "here") >= 1
 
 
