@@ -15,7 +15,7 @@ from clbench.errors import ConfigError
 OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch", "memory")
 """Options of strategies that stand at the top level; a strategy has those that its yaml refers to."""
 
-ELSEWHERE = ("output_dir", "data_dir", "checkpoints", "objective", "threads", "logger", "log_every")
+ELSEWHERE = ("output_dir", "data_dir", "checkpoints", "objective", "threads", "logger", "log_every", "dry_run")
 """Keys that say where and how a run is done, not what comes out: not part of the config hash."""
 
 

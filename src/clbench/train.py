@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -31,10 +30,11 @@ from clbench.config import (
 )
 from clbench.describe import describe, plan
 from clbench.display import Display
-from clbench.errors import ConfigError
 from clbench.folder import RunFolder, atomically
 from clbench.loggers import Place
+from clbench.objective import objective
 from clbench.sequence import run
+from clbench.sweep import progress
 from clbench.validation import Validation
 
 FINISHED = "complete"
@@ -75,9 +75,11 @@ def train(cfg: DictConfig) -> float | None:
         sequence, learner, strategy = build(cfg)
         budget(cfg, 0, len(sequence))
         validation = Validation(cfg.patience, cfg.consolidate)
+        display.plan(plan(cfg, choices, sequence, learner))
+        if cfg.dry_run:
+            return None
         if first_process:
             save_config(cfg, folder.path)
-        display.plan(plan(cfg, choices, sequence, learner))
         about = describe(cfg, choices, sequence, learner) | {"config_hash": folder.config_hash}
         spent = earlier["seconds"]["total"] if earlier is not None else 0.0
 
@@ -126,27 +128,9 @@ def train(cfg: DictConfig) -> float | None:
             if sweeping:
                 said = "-" if value is None else f"{value:.4f}"
                 seconds = complete["seconds"]["total"]
-                print(f"run {folder.path.name}: {said}, {seconds:.1f} s", file=sys.stderr, flush=True)
+                line = progress.end(folder.path.parent, folder.path.name, f"{said}, {seconds:.1f} s")
+                print(line, file=sys.stderr, flush=True)
         return value
-
-
-def objective(metrics: Mapping[str, Any], key: str) -> float | None:
-    """The number of metrics.json under a dotted ``key``; without validation data, the same on test data.
-
-    Raises:
-        ConfigError: there is no such number.
-    """
-    parts = key.split(".")
-    if parts[0] == "validation" and metrics["validation"] is None:
-        parts = parts[1:]
-    value: Any = metrics
-    for part in parts:
-        value = value.get(part, "") if isinstance(value, dict) else ""
-    if not isinstance(value, int | float | None):
-        raise ConfigError(
-            f"objective={key} is not a number of metrics.json: use for example validation.average_accuracy"
-        )
-    return value
 
 
 def save_config(cfg: DictConfig, path: Path) -> None:
@@ -161,7 +145,8 @@ def save_config(cfg: DictConfig, path: Path) -> None:
 
 
 def cli() -> None:
-    """The command ``clbench-train``."""
+    """The command ``clbench-train``; ``--dry-run`` is short for ``dry_run=true``, as Hydra has no options of ours."""
+    sys.argv = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv]
     with errors_in_one_line():
         main()
 
