@@ -406,7 +406,7 @@ def test_the_terminal_shows_the_table_and_what_failed(copied, tmp_path, capsys):
     main([str(copied), "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out
     assert "average accuracy" in out and "finetune" in out
-    assert re.search(rf"failed: {copied}/7: metrics.json cannot be read", out)
+    assert f"failed: {cell(copied, 7)}: metrics.json cannot be read" in out
     assert f"report in {tmp_path / 'out' / 'report.html'}" in out
 
 
@@ -418,7 +418,7 @@ def test_test_selection_is_labelled_an_oracle(real_sweep, tmp_path):
 def test_nothing_complete_is_one_line(copied, tmp_path):
     for file in copied.glob("*/metrics.json"):
         file.unlink()
-    with pytest.raises(ConfigError, match=r"none of 30 runs is complete; .*/0: no metrics.json"):
+    with pytest.raises(ConfigError, match=r"none of 30 runs is complete; .*/finetune-seed0-.*: no metrics.json"):
         main([str(copied), "--output", str(tmp_path / "out")])
 
 
