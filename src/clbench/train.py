@@ -18,7 +18,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.build import build, check_device
+from clbench.build import build, check_device, shared_key
 from clbench.cli import errors_in_one_line, quiet_lightning
 from clbench.config import (
     budget,
@@ -33,7 +33,10 @@ from clbench.display import Display
 from clbench.folder import RunFolder, atomically
 from clbench.loggers import Place
 from clbench.objective import objective
+from clbench.prefix import Prefix
+from clbench.seconds import total
 from clbench.sequence import run
+from clbench.strategies import Strategy
 from clbench.sweep import progress
 from clbench.validation import Validation
 
@@ -81,10 +84,12 @@ def train(cfg: DictConfig) -> float | None:
         if first_process:
             save_config(cfg, folder.path)
         about = describe(cfg, choices, sequence, learner) | {"config_hash": folder.config_hash}
-        spent = earlier["seconds"]["total"] if earlier is not None else 0.0
+        outside = perf_counter() - began  # of the loop over tasks, in this process and those before
+        if earlier is not None:
+            outside += earlier["seconds"]["total"] - total(earlier["seconds"])
 
         def metrics(results: dict[str, Any], status: str) -> dict[str, Any]:
-            results["seconds"]["total"] = spent + perf_counter() - began
+            results["seconds"]["total"] = outside + total(results["seconds"])
             return {"status": status, **about, **results}
 
         def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
@@ -114,6 +119,8 @@ def train(cfg: DictConfig) -> float | None:
             eval_every=cfg.eval_every,
             make_loggers=make_loggers,
             log_every=cfg.log_every,
+            save_every=cfg.save_every,
+            prefix=shared_prefix(cfg, strategy) if sweeping else None,
         )
         complete = metrics(results, FINISHED)
         value = objective(complete, cfg.objective)
@@ -131,6 +138,12 @@ def train(cfg: DictConfig) -> float | None:
                 line = progress.end(folder.path.parent, folder.path.name, f"{said}, {seconds:.1f} s")
                 print(line, file=sys.stderr, flush=True)
         return value
+
+
+def shared_prefix(cfg: DictConfig, strategy: Strategy) -> Prefix | None:
+    """What the run has in common with others of its sweep; None if it shares nothing."""
+    key = shared_key(cfg, strategy)
+    return None if key is None else Prefix(Path(HydraConfig.get().sweep.dir).absolute() / "prefixes", key)
 
 
 def save_config(cfg: DictConfig, path: Path) -> None:
