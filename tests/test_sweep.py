@@ -117,3 +117,34 @@ def test_a_plugin_that_is_not_installed_says_what_to_install(command, package, c
     done = command("-m", "seed=0,1", choice, *SMALL)
     assert done.returncode == 1
     assert done.stderr == f'error: the {plugin} is a package of its own: pip install "clbench[{extra}]"\n'
+
+
+def test_lam_is_chosen_on_the_first_tasks_and_only_its_runs_are_finished(command, tmp_path):
+    grid = ("strategy=finetune,ewc", "lam=1e3,1e9", "seed=0,1", "epochs=2", "data.tasks=3", "net.hidden=[16]")
+    done = command("-m", *grid, "choose_lam_on=2", "output_dir=sweep")
+    assert done.returncode == 0, done.stderr
+    found = metrics_of(tmp_path / "sweep")
+    means = {}
+    for lam in (1e3, 1e9):
+        runs = [m for m in found.values() if m["strategy"].get("lam") == lam]
+        means[lam] = sum(sum(m["validation"]["accuracy_matrix"][1][:2]) for m in runs) / 4
+    best = max(means, key=lambda lam: means[lam])
+    for metrics in found.values():
+        whole = metrics["strategy"].get("lam") in (None, best)
+        assert metrics["status"] == ("complete" if whole else "running")
+        assert metrics["accuracy_matrix"][2][0] is not None or not whole
+    assert f"{means[best]:.4f}" in done.stdout and done.stdout.count("chosen") == 1
+    assert f"{means[min(means, key=lambda lam: means[lam])]:.4f}" in done.stdout
+
+
+def test_a_run_of_the_first_tasks_goes_on_to_what_one_that_learned_all_has(run):
+    whole = run(*SMALL, "data.tasks=3", folder="whole")
+    assert run(*SMALL, "data.tasks=3", "first_tasks=2", folder="parts")["status"] == "running"
+    parts = run(*SMALL, "data.tasks=3", folder="parts")
+    assert parts["accuracy_matrix"] == whole["accuracy_matrix"] and parts["status"] == "complete"
+
+
+@pytest.mark.parametrize("tasks", [0, 3])
+def test_first_tasks_are_some_of_those_there_are(run, tasks):
+    with pytest.raises(ConfigError, match=f"first_tasks={tasks}: there are 2 tasks; null learns all"):
+        run(*SMALL, f"first_tasks={tasks}")

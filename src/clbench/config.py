@@ -17,7 +17,7 @@ OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch", "memory")
 
 ELSEWHERE = (
     *("output_dir", "data_dir", "checkpoints", "objective", "threads", "logger", "log_every", "dry_run"),
-    *("save_every", "share"),
+    *("save_every", "share", "first_tasks", "choose_lam_on"),
 )
 """Keys that say where and how a run is done, not what comes out: not part of the config hash."""
 

@@ -44,6 +44,7 @@ def run(
     log_every: int = 50,
     save_every: int | None = None,
     prefix: Prefix | None = None,
+    first_tasks: int | None = None,
 ) -> dict[str, Any]:
     """Learn the tasks of ``sequence`` one after the other with ``strategy``.
 
@@ -64,14 +65,19 @@ def run(
         log_every: steps between two entries of the training loss.
         save_every: steps between two checkpoints inside a task; None = only after each task.
         prefix: what is shared with other runs of the first task; None = nothing.
+        first_tasks: learn only so many tasks now; a later call goes on after them. None = all.
 
     Returns:
         The results: accuracy matrix and readings of it, on test and validation data; seconds; importance per task.
 
     Raises:
-        ConfigError: the strategy cannot run on this sequence; the folder is another run's.
+        ConfigError: the strategy cannot run on this sequence; the folder is another run's; ``first_tasks`` is not one of
+            1 to their number.
         Unstable: weights became non-finite.
     """
+    tasks = len(sequence) if first_tasks is None else first_tasks
+    if not 1 <= tasks <= len(sequence):
+        raise ConfigError(f"first_tasks={first_tasks}: there are {len(sequence)} tasks; null learns all of them")
     strategy.check(sequence)
     strategy.attach(learner, sequence)
     evaluation = Evaluation(len(sequence), eval_every)
@@ -97,10 +103,10 @@ def run(
         measured = {"seconds": seconds.spent(), "importance": list(importance), "prefix": midtask.shared}
         return {**_readings(sequence, evaluation), **measured}
 
-    if start == len(sequence):
+    if start >= tasks:
         return results()
     with logs.to(make_loggers(start) if make_loggers is not None else []):
-        for index in range(start, len(sequence)):
+        for index in range(start, tasks):
             reseed(derive(seed, "task", index))
             trainer = make_trainer(index, [*first, strategy, evaluation, logs, midtask])
             if save_every is not None and strategy.per_process and trainer.world_size > 1:

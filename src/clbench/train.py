@@ -121,7 +121,12 @@ def train(cfg: DictConfig) -> float | None:
             log_every=cfg.log_every,
             save_every=cfg.save_every,
             prefix=shared_prefix(cfg, strategy) if sweeping else None,
+            first_tasks=cfg.first_tasks,
         )
+        if cfg.first_tasks is not None and cfg.first_tasks < len(sequence):
+            if sweeping:
+                tell(folder.path, f"{cfg.first_tasks} of {len(sequence)} tasks")
+            return None  # metrics.json has what there is so far
         complete = metrics(results, FINISHED)
         value = objective(complete, cfg.objective)
         if first_process:
@@ -135,8 +140,7 @@ def train(cfg: DictConfig) -> float | None:
             if sweeping:
                 said = "-" if value is None else f"{value:.4f}"
                 seconds = complete["seconds"]["total"]
-                line = progress.end(folder.path.parent, folder.path.name, f"{said}, {seconds:.1f} s")
-                print(line, file=sys.stderr, flush=True)
+                tell(folder.path, f"{said}, {seconds:.1f} s")
         return value
 
 
@@ -144,6 +148,11 @@ def shared_prefix(cfg: DictConfig, strategy: Strategy) -> Prefix | None:
     """What the run has in common with others of its sweep; None if it shares nothing."""
     key = shared_key(cfg, strategy)
     return None if key is None else Prefix(Path(HydraConfig.get().sweep.dir).absolute() / "prefixes", key)
+
+
+def tell(folder: Path, said: str) -> None:
+    """A line for a run of a sweep that has ended."""
+    print(progress.end(folder.parent, folder.name, said), file=sys.stderr, flush=True)
 
 
 def save_config(cfg: DictConfig, path: Path) -> None:

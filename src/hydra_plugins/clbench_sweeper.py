@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 if TYPE_CHECKING:
     from clbench.sweep.cells import Cell
+    from clbench.sweep.work import Work
 
 
 class UniqueSweeper(BasicSweeper):
@@ -35,7 +36,7 @@ class UniqueSweeper(BasicSweeper):
         """
         from clbench.sweep.index import add_to_index
         from clbench.sweep.results import show_results
-        from clbench.sweep.work import SweepFailed, Work, before
+        from clbench.sweep.work import Work, before, failed
 
         assert self.config is not None
         asked = self._parsed([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
@@ -48,35 +49,44 @@ class UniqueSweeper(BasicSweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         add_to_index(folder, arguments, work.cells)
-        errors = self._run(work.to_do, folder)
+        errors: dict[str, BaseException] = {}
+        if self.config.choose_lam_on is not None:
+            work = work.only(self._chosen(work, self.config.choose_lam_on, errors))
+        errors |= self._run(work.to_do, folder)
         metrics = work.complete()
         show_results(work.cells, metrics, errors, folder)
-        missing = sum(found is None for found in metrics)
-        if missing:
-            raise SweepFailed(
-                f"{missing} of {len(work.cells)} runs failed, see the table; the others are done, and the same command "
-                "runs what is missing"
-            )
+        failed(metrics)
         return []
 
-    def _run(self, cells: Sequence[Cell], folder: Path) -> dict[str, BaseException]:
-        """Launch the runs; what went wrong in each, by name."""
+    def _chosen(self, work: Work, tasks: int, errors: dict[str, BaseException]) -> list[Cell]:
+        """The cells whose lam is the best on the first tasks, which are learned for that."""
+        from clbench.sweep.choice import choose, contested, show_choice
+
+        groups = contested(work.cells)
+        several = [cell for by_lam in groups if len(by_lam) > 1 for cells in by_lam for cell in cells]
+        errors |= self._run([c for c in several if work.learned(c) < tasks], work.folder, f"first_tasks={tasks}")
+        found = {c.name: m for c in several if (m := c.metrics(work.folder)) is not None and work.learned(c) >= tasks}
+        tried = choose([by_lam for by_lam in groups if len(by_lam) > 1], found, tasks)
+        show_choice(tried, tasks)
+        losers = {cell.name for row in tried if not row.chosen for cell in row.cells}
+        return [cell for cell in work.cells if cell.name not in losers]
+
+    def _run(self, cells: Sequence[Cell], folder: Path, *more: str) -> dict[str, BaseException]:
+        """Launch the runs, with ``more`` overrides; what went wrong in each, by name."""
         from clbench.sweep import progress
 
         assert self.launcher is not None
         if not cells:
             return {}
         progress.begin(folder, len(cells))
-        jobs = [[*cell.overrides, f"hydra.sweep.dir={folder}", f"hydra.sweep.subdir={cell.name}"] for cell in cells]
+        place = f"hydra.sweep.dir={folder}"
+        jobs = [[*cell.overrides, *more, place, f"hydra.sweep.subdir={cell.name}"] for cell in cells]
         try:
             returns = self.launcher.launch(jobs, initial_job_idx=0)
         except Exception as error:
             if type(error).__name__ != "TerminatedWorkerError":  # of joblib, which then knows nothing of any run
                 raise
-            print(
-                "a worker was killed (for want of memory?): the runs it and the others were at are lost",
-                file=sys.stderr,
-            )
+            print("a worker was killed (for want of memory?), and with it the runs that had begun", file=sys.stderr)
             return {}
         return {
             cell.name: done._return_value

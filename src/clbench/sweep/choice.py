@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf, open_dict
+from rich.console import Console
+from rich.table import Table
 
 from clbench.config import config_hash
 from clbench.errors import ConfigError
@@ -14,7 +16,7 @@ from clbench.sweep.cells import Cell
 
 
 class Tried(NamedTuple):
-    """Cells that differ in their seed only, and their mean validation accuracy after the first tasks."""
+    """Cells that differ in their seed only, their mean validation accuracy after the first tasks, and whether it is the best."""
 
     cells: list[Cell]
     accuracy: float
@@ -66,3 +68,13 @@ def choose(
         best = max(range(len(means)), key=lambda k: (means[k], -(by_lam[k][0].cfg.lam or 0)))
         tried += [Tried(list(cells), means[k], k == best) for k, cells in enumerate(by_lam)]
     return tried
+
+
+def show_choice(tried: Sequence[Tried], tasks: int) -> None:
+    """A row per lam."""
+    table = Table("strategy", "lam", "seeds", f"validation accuracy on the first {tasks} tasks", "")
+    for row in tried:
+        cell = row.cells[0]
+        said = "failed" if row.accuracy < 0 else f"{row.accuracy:.4f}"
+        table.add_row(cell.strategy, f"{cell.cfg.lam}", str(len(row.cells)), said, "chosen" if row.chosen else "")
+    Console(highlight=False).print(table)

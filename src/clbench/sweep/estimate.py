@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,34 +14,57 @@ import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 
-from clbench.build import build
+from clbench.build import build, shared_key
 from clbench.cli import quiet_lightning
 from clbench.config import budget
 from clbench.folder import RunFolder
 from clbench.sequence import run
 from clbench.sweep.cells import Cell
+from clbench.sweep.progress import duration
 
 STEPS = 20  # of a trial
 
 
 class Estimate(NamedTuple):
-    """Of one run."""
+    """Of one run.
+
+    Attributes:
+        seconds: all of it.
+        first: of these, the first task up to its end, which runs with the same ``key`` share.
+        bytes: its checkpoints.
+        key: None if it shares nothing.
+    """
 
     seconds: float
+    first: float
     bytes: int
+    key: str | None
 
 
 class _Enough(Exception):
     """The first task has been learned."""
 
 
-def estimates(cells: Sequence[Cell]) -> list[Estimate]:
-    """What each cell will take, from one trial per strategy: real steps, one consolidation, evaluations, a checkpoint."""
+def cost(cells: Sequence[Cell]) -> str:
+    """What runs will take, one process at a time: from one trial per strategy."""
     tried: dict[str, Estimate] = {}
+    each = []
     for cell in cells:
         if cell.strategy not in tried:
             tried[cell.strategy] = trial(cell)
-    return [tried[cell.strategy] for cell in cells]
+        key = shared_key(cell.cfg, instantiate(cell.cfg.strategy))
+        each.append(tried[cell.strategy]._replace(key=key))
+    keys = Counter(e.key for e in each if e.key is not None)
+    first = {e.key: e.first for e in each}
+    saved = sum(first[key] * (times - 1) for key, times in keys.items())
+    seconds, size = sum(e.seconds for e in each) - saved, sum(e.bytes for e in each)
+    said = f"about {duration(seconds)} of one process at a time, {size / 1e6:,.0f} MB of checkpoints"
+    shared = sum(times > 1 for times in keys.values())
+    if not shared:
+        return said
+    return (
+        f"{said}; {shared} shared prefixes save {sum(keys.values()) - len(keys)} first tasks, about {duration(saved)}"
+    )
 
 
 def trial(cell: Cell) -> Estimate:
@@ -62,6 +86,7 @@ def trial(cell: Cell) -> Estimate:
         for limit, n in zip(limits, batches, strict=True)
     )
     few = min(STEPS, steps)
+    in_first = limits[0]["max_steps"] if limits[0]["max_steps"] > 0 else limits[0]["max_epochs"] * batches[0]
     found: dict[str, Any] = {}
 
     def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
@@ -79,7 +104,10 @@ def trial(cell: Cell) -> Estimate:
         kept = sum(file.stat().st_size for file in Path(temporary).rglob("*.ckpt"))
     seconds = found["seconds"]
     evaluations = (tasks + 1) / 2  # two were timed, before and after the first task
+    step = seconds["train"] / few
     return Estimate(
-        built + seconds["train"] * steps / few + seconds["importance"] * tasks + seconds["evaluation"] * evaluations,
+        built + step * steps + seconds["importance"] * tasks + seconds["evaluation"] * evaluations,
+        step * in_first,
         kept * (tasks if cfg.checkpoints == "all" else 1),
+        None,
     )

@@ -17,6 +17,7 @@ from clbench.config import OPTIONS, config_hash
 from clbench.metrics import intransigence
 from clbench.objective import objective
 from clbench.sweep.cells import Cell
+from clbench.sweep.progress import duration
 
 REFERENCES = ("joint_scratch", "joint", "independent")
 """Strategies whose accuracy on a task just learned intransigence is measured against; the first that a sweep has is taken.
@@ -52,6 +53,10 @@ def show_results(
         table.add_row(cell.name, *row, _said(cell, found, errors.get(cell.name)), *([how_much] if heading else []))
     console = Console(highlight=False)
     console.print(table)
+    shared = [found["seconds"]["shared"] for found in metrics if found is not None]
+    if any(shared):
+        forks = sum(seconds > 0 for seconds in shared)
+        console.print(f"{forks} runs went on from a first task that another had trained: {duration(sum(shared))} saved")
     console.print(f"results in {folder}", soft_wrap=True)
     console.print(f"a page with all of them: clbench-report {folder}", soft_wrap=True)
 
