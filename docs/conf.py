@@ -36,7 +36,9 @@ def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
         indented = line.startswith("    ")
         if line and not indented:
             literal = False
-        elif indented and not literal and number > 1 and not lines[number - 1] and not lines[number - 2].startswith(" "):
+        elif (
+            indented and not literal and number > 1 and not lines[number - 1] and not lines[number - 2].startswith(" ")
+        ):
             literal = True
             written += ["::", ""]
         written.append(line if literal or ">>>" in line else _escaped(line))
@@ -50,4 +52,5 @@ def _escaped(line: str) -> str:
 
 
 def setup(app: Any) -> None:
+    """Sphinx calls it."""
     app.connect("autodoc-process-docstring", as_written, priority=400)  # before napoleon
