@@ -25,7 +25,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FAST = ("README.md", "quickstart.md")  # pages of the fast tier
+FAST = ("README.md",)  # pages of the fast tier
 
 SMALL = "data.tasks=2 steps=2 trainer=cpu"
 """Added to every training command, but for what it says itself: it is composed as written, and trains two tasks for two steps."""
@@ -34,6 +34,8 @@ SHORTER = {
     "seed=0,1,2,3,4": "seed=0,1",
     "seed=0,1,2": "seed=0",
     "lam=10,1e3,1e5": "lam=10,1e3",
+    "data.examples_per_task=[600,300,300,300,300]": "data.examples_per_task=[60,30]",
+    "data.examples_per_task=[1200,150,150,150,150]": "data.examples_per_task=[60,30]",
     "launch=joblib": "launch=serial",  # tests/test_command.py starts workers
     "lam=0.1,1,10,100,1e3,1e4,1e5": "lam=0.1,1e3",
 }
@@ -45,8 +47,9 @@ READER_HAS = {
         "python -m clbench.train output_dir=runs/a",
         "python -m clbench.train strategy=mas output_dir=runs/b",
     ),
+    "lam.md": ("extending.md",),
 }
-"""What the reader of a page has done before, by page."""
+"""What the reader of a page has done before: commands, or files that another page shows."""
 
 NOT_RUN = {
     r"pip install|uv venv|source \.venv": "sets up an environment; .ci/run does it, by the line of the README",
@@ -96,6 +99,9 @@ def shell(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(
+        "clbench.report.__main__.DRAWN", 1
+    )  # figures of one setting: they take a second or two for each
     before = set(sys.modules)
     yield lambda command: execute(command, monkeypatch)
     for name in set(sys.modules) - before:  # modules of the examples
@@ -160,19 +166,30 @@ def needs_download(arguments: str) -> bool:
 
 def follow(page: Path, shell, tmp_path: Path) -> None:
     names: dict[str, Any] = {"__name__": "page", **given(page.name)}
-    for command in READER_HAS.get(page.name, ()):
-        shell(command)
+    for earlier in READER_HAS.get(page.name, ()):
+        if earlier.endswith(".md"):
+            [as_file(block, tmp_path) for block in blocks(page.with_name(earlier))]
+        else:
+            shell(earlier)
     for block in blocks(page):
-        if file := FILE.match(block.text):
-            path = tmp_path / file[1]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.text)
-            importlib.invalidate_caches()
-        elif block.language == "python":
+        if as_file(block, tmp_path):
+            continue
+        if block.language == "python":
             exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
         elif block.language == "bash":
             for command in commands(block.text):
                 shell(command)
+
+
+def as_file(block: Block, folder: Path) -> bool:
+    """Write a block that begins with the name of a file as that file; whether it did."""
+    named = FILE.match(block.text)
+    if named:
+        path = folder / named[1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text)
+        importlib.invalidate_caches()
+    return named is not None
 
 
 def given(page: str) -> dict[str, Any]:
