@@ -31,8 +31,11 @@ SMALL = "data.tasks=2 steps=2 trainer=cpu"
 """Added to every training command, but for what it says itself: it is composed as written, and trains two tasks for two steps."""
 
 SHORTER = {
-    "seed=0,1,2,3,4": "seed=0,1",
+    "seed=0,1,2,3,4": "seed=0",
     "seed=0,1,2": "seed=0",
+    "seed=0,1": "seed=0",
+    "data.tasks=5": "data.tasks=2",
+    "data.workers=2": "data.workers=0",  # tests/data start workers
     "lam=10,1e3,1e5": "lam=10,1e3",
     "data.examples_per_task=[600,300,300,300,300]": "data.examples_per_task=[60,30]",
     "data.examples_per_task=[1200,150,150,150,150]": "data.examples_per_task=[60,30]",
@@ -152,6 +155,8 @@ def smaller(arguments: list[str]) -> list[str]:
     """A training command as SHORTER and SMALL have it; only composed where it is large or its data is not there."""
     written = " ".join(arguments)
     small = [a for a in SMALL.split() if a.partition("=")[0] + "=" not in written]
+    if needs_download(written) and "samples=" not in written and "examples_per_task=" not in written:
+        small.append("data.examples_per_task=100")
     if re.search("|".join(COMPOSED), written) or (needs_download(written) and not os.environ.get("CLBENCH_DATA_DIR")):
         small += ["--cfg", "job"]
         arguments = [a for a in arguments if a != "-m"]
