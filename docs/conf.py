@@ -21,7 +21,6 @@ html_theme = "furo"
 html_title = f"clbench {release}"
 html_additional_pages = {"index": "to_docs.html"}  # / leads to /docs/
 html_show_sourcelink = False
-suppress_warnings = ["toc.empty_glob"]  # runs and wandb are on their way
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
