@@ -193,7 +193,7 @@ def main() -> None:
     everything |= {"rows": rows, "batch_norm": effects}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "compare_fisher.json").write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
-    (args.out / "compare_fisher.md").write_text(text)
+    (args.out / "compare_fisher.md").write_text(f"# What public formulas give: all tables\n\n{text}")
     draw(about, rows).savefig(args.out / "compare_fisher.png", dpi=150)
     print(f"\n{text}\nwritten to {args.out}")
 

@@ -24,7 +24,8 @@ class EWC(ImportanceStrategy):
     lam/2 * sum_t sum_i F_t,i (theta_i - theta*_t,i)^2, kept in two tensors per parameter (``quadratic.add``).
 
     Args:
-        lam: strength, >= 0. With a mean loss the Laplace approximation has lam = number of training examples.
+        lam: strength, >= 0. The Laplace approximation has lam = N_old with a loss summed over the task, and N_old / N_new
+            with a mean loss (N examples of the old and the new task).
         fisher: labels of the Fisher: ``exact`` (expectation under the model), ``sample``, ``empirical``, ``predicted``.
         samples: number of examples; None = all.
         fisher_batch: 1 = per example; b = squared gradient of the mean over b, as much public code has it.
