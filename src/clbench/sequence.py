@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from clbench.data import TaskSequence
+from clbench.doctor import Doctor
 from clbench.evaluation import Evaluation
 from clbench.folder import RunFolder
 from clbench.learner import Learner
@@ -39,6 +40,7 @@ def run(
     eval_every: int | None = None,
     make_loggers: MakeLoggers | None = None,
     log_every: int = 50,
+    doctor: Doctor | None = None,
 ) -> dict[str, Any]:
     """Learn the tasks of ``sequence`` one after the other with ``strategy``.
 
@@ -57,6 +59,7 @@ def run(
         eval_every: steps between evaluations inside tasks; None = after each task only.
         make_loggers: ``make_loggers(start)`` gives the loggers of a run that begins with task ``start``.
         log_every: steps between two entries of the training loss.
+        doctor: what examines the penalty; None = one that gives Python warnings.
 
     Returns:
         The results: accuracy matrix and readings of it, on test and validation data; seconds; importance per task.
@@ -70,6 +73,7 @@ def run(
     evaluation = Evaluation(len(sequence), eval_every)
     first = [validation] if validation is not None and validation.needed else []
     logs = Logs(strategy, evaluation, log_every)
+    doctor = Doctor(log_every) if doctor is None else doctor
     train_seconds, importance = 0.0, []
     start = 0
     state = folder.load()
@@ -79,12 +83,13 @@ def run(
         strategy.load_state_dict(state["strategy"])
         evaluation.load_state_dict(state["evaluation"])
         logs.step = state["step"]
+        doctor.load_state_dict(state["doctor"])
         train_seconds, strategy.seconds, evaluation.seconds = state["seconds"]
         importance = state["importance"]
         start = state["task"] + 1
 
     def results() -> dict[str, Any]:
-        return _results(sequence, evaluation, strategy, train_seconds, importance)
+        return _results(sequence, evaluation, strategy, train_seconds, importance, doctor)
 
     if start == len(sequence):
         return results()
@@ -92,13 +97,14 @@ def run(
         began = perf_counter() - train_seconds - strategy.seconds - evaluation.seconds
         for index in range(start, len(sequence)):
             reseed(derive(seed, "task", index))
-            trainer = make_trainer(index, [*first, strategy, evaluation, logs])
+            trainer = make_trainer(index, [*first, strategy, evaluation, doctor, logs])
             try:
                 trainer.fit(learner, datamodule=strategy.training_data(sequence, index))
             except SystemExit as stop:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from stop
             train_seconds = perf_counter() - began - strategy.seconds - evaluation.seconds
             importance.append(strategy.cost())
+            logs.after_task(index, results())
             if trainer.is_global_zero:
                 folder.save(
                     index,
@@ -108,6 +114,7 @@ def run(
                         "strategy": strategy.state_dict(),
                         "evaluation": evaluation.state_dict(),
                         "step": logs.step,
+                        "doctor": doctor.state_dict(),
                         "seconds": [train_seconds, strategy.seconds, evaluation.seconds],
                         "importance": importance,
                     },
@@ -131,6 +138,7 @@ def _results(
     strategy: Strategy,
     train_seconds: float,
     importance: list[dict[str, int]],
+    doctor: Doctor,
 ) -> dict[str, Any]:
     transfer = sequence.scenario.shares_outputs
     return {
@@ -141,4 +149,5 @@ def _results(
         "validation": evaluation.readings("validation", transfer) if sequence.has_validation else None,
         "seconds": {"train": train_seconds, "importance": strategy.seconds, "evaluation": evaluation.seconds},
         "importance": list(importance),
+        "warnings": [w._asdict() for w in doctor.warnings],
     }

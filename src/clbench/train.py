@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,8 +29,9 @@ from clbench.config import (
     drop_foreign_options,
     refuse_foreign_options,
 )
-from clbench.describe import describe, plan
+from clbench.describe import describe, flat, plan
 from clbench.display import Display
+from clbench.doctor import Doctor
 from clbench.errors import ConfigError
 from clbench.folder import RunFolder, atomically
 from clbench.loggers import Place
@@ -97,7 +98,9 @@ def train(cfg: DictConfig) -> float | None:
         def make_loggers(start: int) -> list[Logger]:
             if not first_process:
                 return []
-            place = Place(folder.path, folder.path.parent if sweeping else folder.path, start, about)
+            shared = folder.path.parent if sweeping else folder.path
+            flattened = flat(cfg, choices, about) | {"config_hash": folder.config_hash}
+            place = Place(folder.path, shared, start, flattened, say_once if sweeping else display.note)
             return [instantiate(logger)(place) for logger in cfg.logger.values()]
 
         results = run(
@@ -112,6 +115,7 @@ def train(cfg: DictConfig) -> float | None:
             eval_every=cfg.eval_every,
             make_loggers=make_loggers,
             log_every=cfg.log_every,
+            doctor=Doctor(cfg.log_every, display.warn),
         )
         complete = metrics(results, FINISHED)
         value = objective(complete, cfg.objective)
@@ -128,6 +132,12 @@ def train(cfg: DictConfig) -> float | None:
                 seconds = complete["seconds"]["total"]
                 print(f"run {folder.path.name}: {said}, {seconds:.1f} s", file=sys.stderr, flush=True)
         return value
+
+
+@cache
+def say_once(text: str) -> None:
+    """On stderr, the first time in this process: what is the same for all runs of a sweep."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def objective(metrics: Mapping[str, Any], key: str) -> float | None:
