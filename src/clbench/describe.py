@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from clbench.config import OPTIONS, decisive, options_of
 from clbench.data import TaskSequence
@@ -34,16 +34,16 @@ def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learn
 
 
 def flat(cfg: DictConfig, choices: DictConfig, about: dict[str, Any]) -> dict[str, Any]:
-    """What was run, for filters and axes of a dashboard: the decisive keys at the top, and all that decides in ``config``."""
+    """What was run, for filters and axes of a dashboard: what is asked for most at the top, all that decides in ``config``."""
+    config = decisive(cfg)
     return {
         **{group: choices[group] for group in ("strategy", "scenario", "net", "optimizer", "scheduler")},
         "data": cfg.data.name,
         "tasks": about["data"]["tasks"],
         "parameters": about["net"]["parameters"],
-        "lr": cfg.optimizer.make.get("lr"),
-        **{key: cfg[key] for key in (*OPTIONS, "seed", "batch_size")},
-        **{key: OmegaConf.to_object(cfg)[key] for key in ("epochs", "steps")},
-        "config": decisive(cfg),
+        "lr": config["optimizer"]["make"].get("lr"),
+        **{key: config[key] for key in (*OPTIONS, "seed", "epochs", "steps", "batch_size")},
+        "config": config,
         "versions": about["versions"],
     }
 

@@ -23,7 +23,7 @@ NOTHING, EVERYTHING = 1e-6, 100.0  # gradient of the penalty over that of the lo
 LOOKS = 10  # at the gradients, at least, in a task that has as many steps
 FEWEST = 5  # looks that a verdict needs
 ONE_LAYER = 0.999  # share of all importance
-NEGATIVE = 0.25  # share of all |importance|; synaptic intelligence has some, as in the paper
+NEGATIVE = 1e-3  # share of all |importance|; that of synaptic intelligence may be a little below 0, as in the paper
 
 
 class Warned(NamedTuple):
@@ -184,8 +184,8 @@ def of_step(strategy: QuadraticStrategy, optimizers: list[Optimizer]) -> Iterato
                 largest = strategy.lam * bound / stiffness
                 yield (
                     "step_too_large",
-                    f"sgd lr={group['lr']:g} with lam={strategy.lam:g} is too stiff: lr*lam*max importance = {stiffness:.3g}, and "
-                    f"its steps are stable below {bound:.3g}; use lam below {largest:.2g}, a lower lr, or optimizer=adam",
+                    f"sgd lr={group['lr']:g} with lam={strategy.lam:g} is too stiff: lr*lam*max importance = {stiffness:.3g}, "
+                    f"and its steps are stable below {bound:.3g}; use lam below {largest:.2g}, a lower lr, or optimizer=adam",
                 )
 
 
@@ -211,5 +211,6 @@ def of_scenario(data: Any) -> Iterator[tuple[str, str]]:
         "class_incremental",
         "class-incremental with a penalty alone: no penalty on weights teaches a net to tell apart classes it never saw "
         f"together; expect about what fine-tuning gets, only the newest classes right: an average accuracy of about "
-        f"{1 / tasks:.2f} (1 of {tasks} tasks; chance is {1 / classes:.2f}); use replay (strategy=er, der, derpp) or scenario=task",
+        f"{1 / tasks:.2f} (1 of {tasks} tasks; chance is {1 / classes:.2f}); use replay (strategy=er, der, derpp) or "
+        "scenario=task",
     )

@@ -71,6 +71,7 @@ def wandb(place: Place, project: str = "clbench") -> Logger:
         project: name of the W&B project.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
+    import numpy as np
     import wandb as package
     from lightning.pytorch.loggers import WandbLogger
 
@@ -84,25 +85,25 @@ def wandb(place: Place, project: str = "clbench") -> Logger:
             from clbench.plots import accuracy_matrix
 
             picture = package.Image(accuracy_matrix(r, name), caption=f"after task {values['task']}")
+            logs = {layer: f[f > 0].log10().cpu().numpy() for layer, f in importance.items()}
             histograms = {
-                f"log10_importance/{layer}": package.Histogram(f[f > 0].log10().cpu())
-                for layer, f in importance.items()
-                if (f > 0).any()
+                f"log10_importance/{layer}": package.Histogram(np_histogram=np.histogram(x, bins=64))
+                for layer, x in logs.items()
+                if len(x)
             }
             self.log_metrics({**values, "accuracy_matrix": picture, **histograms}, step)
 
         def log_results(self, results: Mapping[str, Any]) -> None:
             rows = [[i, j, a] for i, row in enumerate(results["accuracy_matrix"]) for j, a in enumerate(row)]
             table = package.Table(columns=["after_task", "task", "accuracy"], data=rows)
-            self.experiment.log({"accuracy_table": table})
-            parts = {key: value for key, value in results.items() if isinstance(value, float | dict)}
-            self.experiment.summary.update({**parts, "warnings": [w["kind"] for w in results["warnings"]]})
+            said = [warning["kind"] for warning in results["warnings"]]
+            self.experiment.summary.update({**numbers(results), "warnings": said, "accuracy_table": table})
 
         def finalize(self, status: str) -> None:
             super().finalize(status)
             package.finish(exit_code=0 if status == "success" else 1)
 
-    mode = os.environ.get("WANDB_MODE") or package.setup().settings.mode
+    mode: Any = os.environ.get("WANDB_MODE") or package.setup().settings.mode
     if mode == "online" and not package.login(prompt=False, verify=False):
         mode = "offline"
     place.shared.mkdir(parents=True, exist_ok=True)
@@ -125,6 +126,12 @@ def wandb(place: Place, project: str = "clbench") -> Logger:
     where = f"in {place.shared / 'wandb'}: wandb leet shows it, wandb sync uploads it"
     place.say(f"W&B: online, {run.url}" if mode == "online" else f"W&B: {mode}, {where}")
     return Board(experiment=run)
+
+
+def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What is a number in ``results`` and in its parts, nested as in metrics.json."""
+    nested = {key: numbers(value) if isinstance(value, dict) else value for key, value in results.items()}
+    return {key: value for key, value in nested.items() if isinstance(value, float | dict)}
 
 
 def readable(about: Mapping[str, Any]) -> str:

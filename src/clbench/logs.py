@@ -139,7 +139,7 @@ class Logs(L.Callback):
 
 
 def ratio(part: float, whole: float) -> float:
-    """part / whole; 0 where both are 0."""
+    """The quotient part / whole; 0 where both are 0."""
     return part / whole if whole else 0.0 if part == 0 else float("inf")
 
 
@@ -174,7 +174,7 @@ def peak_memory() -> dict[str, float]:
 
 def numbers_of(results: Mapping[str, Any]) -> dict[str, float]:
     """The numbers among ``results``, those of a part as ``part.name``."""
-    flat = {}
+    flat: dict[str, float] = {}
     for key, value in results.items():
         if isinstance(value, dict):
             flat |= {f"{key}.{name}": v for name, v in value.items() if isinstance(v, float)}

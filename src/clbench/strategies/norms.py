@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -37,7 +35,7 @@ def gradient_norms(
     return norm(loss), norm(list(penalty.values()))
 
 
-def norm(tensors: Sequence[Tensor]) -> Tensor:
+def norm(tensors: list[Tensor]) -> Tensor:
     """The L2 norm of all entries together, a scalar."""
     if not tensors:
         return torch.zeros(())

@@ -85,7 +85,7 @@ class QuadraticStrategy(Strategy):
         return {name: g.to(params[name].dtype) * self.strength for name, g in halves.items()}
 
     def stiffness(self, lr: float) -> float:
-        """lr * lam * max importance: how far a step of plain gradient descent goes along the steepest penalty."""
+        """How far a step of gradient descent goes along the steepest penalty, lr * lam * max importance."""
         if self.penalty is None:
             return 0.0
         return lr * self.strength * max((f.max().item() for f in self.penalty.importance.values()), default=0.0)
