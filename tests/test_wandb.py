@@ -65,6 +65,7 @@ def logged(request, tmp_path_factory):
     return json.loads((folder / "metrics.json").read_text()), folder, inspected(run), done
 
 
+@pytest.mark.slow
 def test_it_says_in_one_line_that_it_is_offline_and_where(logged):
     _, folder, _, done = logged
     lines = [line for line in done.stdout.splitlines() if "W&B" in line]
@@ -72,6 +73,7 @@ def test_it_says_in_one_line_that_it_is_offline_and_where(logged):
     assert "wandb" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_can_be_told_by_its_name_and_filtered_by_tags_and_a_flat_config(logged):
     metrics, _, records, _ = logged
     (run,) = of(records, "run")
@@ -86,6 +88,7 @@ def test_a_run_can_be_told_by_its_name_and_filtered_by_tags_and_a_flat_config(lo
     assert not {"output_dir", "data_dir"} & config["config"].keys()
 
 
+@pytest.mark.slow
 def test_metrics_after_a_task_are_on_the_task_axis_and_losses_on_the_step(logged):
     axes = {m.get("glob_name", m.get("name")): m["step_metric"] for m in of(logged[2], "metric")}
     assert axes["train/*"] == "step"
@@ -93,6 +96,7 @@ def test_metrics_after_a_task_are_on_the_task_axis_and_losses_on_the_step(logged
         assert axes[metrics] == "task"
 
 
+@pytest.mark.slow
 def test_the_step_never_goes_back_and_every_entry_has_losses_gradients_and_their_ratios(logged):
     steps = [row["step"] for row in rows(logged[2])]
     assert steps == sorted(steps)
@@ -108,6 +112,7 @@ def test_the_step_never_goes_back_and_every_entry_has_losses_gradients_and_their
         assert row["train/penalty_ratio"] == pytest.approx(row["train/penalty"] / row["train/task_loss"])
 
 
+@pytest.mark.slow
 def test_after_each_task_there_are_accuracies_readings_importance_seconds_memory_and_the_matrix(logged):
     metrics, folder, records, _ = logged
     after = [row for row in rows(records) if "acc/task_0" in row]
@@ -136,6 +141,7 @@ def test_after_each_task_there_are_accuracies_readings_importance_seconds_memory
         assert last[f"cl/{key}"] == pytest.approx(metrics[key])
 
 
+@pytest.mark.slow
 def test_the_summary_has_the_final_metrics_under_the_names_of_metrics_json(logged):
     metrics, folder, records, _ = logged
     summary = {}
@@ -152,6 +158,7 @@ def test_the_summary_has_the_final_metrics_under_the_names_of_metrics_json(logge
     assert table["data"] == [[i, j, a] for i, row in enumerate(metrics["accuracy_matrix"]) for j, a in enumerate(row)]
 
 
+@pytest.mark.slow
 def test_csv_has_the_same_numbers(logged):
     import csv
 

@@ -73,7 +73,7 @@ def run(
     evaluation = Evaluation(len(sequence), eval_every)
     first = [validation] if validation is not None and validation.needed else []
     logs = Logs(strategy, evaluation, log_every)
-    doctor = Doctor(log_every) if doctor is None else doctor
+    doctor = Doctor() if doctor is None else doctor
     train_seconds, importance = 0.0, []
     start = 0
     state = folder.load()

@@ -115,7 +115,7 @@ def train(cfg: DictConfig) -> float | None:
             eval_every=cfg.eval_every,
             make_loggers=make_loggers,
             log_every=cfg.log_every,
-            doctor=Doctor(cfg.log_every, display.warn),
+            doctor=Doctor(say=display.warn),
         )
         complete = metrics(results, FINISHED)
         value = objective(complete, cfg.objective)
