@@ -84,8 +84,8 @@ def test_a_run_can_be_told_by_its_name_and_filtered_by_tags_and_a_flat_config(lo
     wanted |= {"samples": None, "seed": 0, "optimizer": "adam", "lr": 0.001, "epochs": 1, "tasks": 3}
     assert {key: config[key] for key in wanted} == wanted
     assert config["config_hash"] == metrics["config_hash"]
-    assert config["config"]["strategy"]["draws"] == 1
-    assert not {"output_dir", "data_dir"} & config["config"].keys()
+    assert config["yaml"]["strategy"]["draws"] == 1
+    assert not {"output_dir", "data_dir"} & config["yaml"].keys()
 
 
 @pytest.mark.slow

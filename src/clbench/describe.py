@@ -34,7 +34,7 @@ def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learn
 
 
 def flat(cfg: DictConfig, choices: DictConfig, about: dict[str, Any]) -> dict[str, Any]:
-    """What was run, for filters and axes of a dashboard: what is asked for most at the top, all that decides in ``config``."""
+    """What was run, for filters and axes of a dashboard: what is asked for most at the top, all that decides in ``yaml``."""
     config = decisive(cfg)
     return {
         **{group: choices[group] for group in ("strategy", "scenario", "net", "optimizer", "scheduler")},
@@ -43,8 +43,8 @@ def flat(cfg: DictConfig, choices: DictConfig, about: dict[str, Any]) -> dict[st
         "parameters": about["net"]["parameters"],
         "lr": config["optimizer"]["make"].get("lr"),
         **{key: config[key] for key in (*OPTIONS, "seed", "epochs", "steps", "batch_size")},
-        "config": config,
         "versions": about["versions"],
+        "yaml": config,
     }
 
 
