@@ -161,6 +161,29 @@ def test_the_doctor_may_stand_before_or_after_the_strategy(first):
     assert [text.split(":")[0] for text in said] == ["the penalty does nothing"]
 
 
+class SaveAfterEpoch(L.Callback):
+    """As a checkpoint inside a task."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_fit_that_goes_on_inside_a_task_remembers_what_was_seen(tmp_path):
+    data = DataLoader(TensorDataset(torch.randn(64, 4), torch.randint(3, (64,))), 8)
+    said: list[str] = []
+    module, strategy = Own(nn.Linear(4, 3)), EWC(lam=1e-12)
+    learn(module, strategy)
+    save = SaveAfterEpoch(tmp_path / "inside.ckpt")
+    trainer([strategy, Doctor(say=said.append), save], max_epochs=2).fit(module, data)
+    goes_on = [EWC(lam=1e-12), Doctor(say=said.append)]
+    trainer(goes_on, max_epochs=2).fit(Own(nn.Linear(4, 3)), data, ckpt_path=save.path, weights_only=True)
+    assert len(said) == 2 and all("median of 16 steps" in text for text in said)
+
+
 class Constant(QuadraticStrategy):
     """An importance of one's own: the same number everywhere."""
 

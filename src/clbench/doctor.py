@@ -65,6 +65,11 @@ class Doctor(L.Callback):
         self._strategy: QuadraticStrategy | None = None
         self._task: int | None = None
         self._looks: list[Tensor] = []
+        self._steps = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Before the state of a fit that goes on is loaded."""
+        self._looks, self._steps = [], 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         callbacks = trainer.callbacks
@@ -73,7 +78,7 @@ class Doctor(L.Callback):
             return
         self._after = callbacks.index(self) > callbacks.index(self._strategy)
         self._task = getattr(trainer.datamodule, "index", None)
-        self._looks, self._steps = [], 0
+        self._looks = [look.to(pl_module.device) for look in self._looks]
         steps = trainer.estimated_stepping_batches
         self._interval = max(1, min(self.every, int(steps) // LOOKS)) if math.isfinite(steps) else self.every
         self._warn(of_scenario(trainer.datamodule))
@@ -95,14 +100,15 @@ class Doctor(L.Callback):
         if len(self._looks) >= FEWEST:
             loss, penalty = torch.stack(self._looks).T.tolist()
             self._warn(of_gradients(median(loss), median(penalty), self._strategy.lam, len(self._looks)))
-        self._looks = []
+        self._looks, self._steps = [], 0
         self._warn(of_importance(self._strategy.penalty.importance))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"warnings": [list(w) for w in self.warnings]}
+        return {"warnings": [list(w) for w in self.warnings], "looks": list(self._looks), "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.warnings = [Warned(*w) for w in state_dict["warnings"]]
+        self._looks, self._steps = list(state_dict["looks"]), state_dict["steps"]
 
     def _warn(self, found: Iterator[tuple[str, str]]) -> None:
         for kind, text in found:
