@@ -23,8 +23,13 @@ STEPS = 41  # of one epoch
 def _nobody_is_logged_in(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name, value in without_login(tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+
+def without_login(folder: Path) -> dict[str, str]:
+    """Where W&B finds neither a key nor settings."""
+    return {"NETRC": str(folder / "netrc"), "WANDB_CONFIG_DIR": str(folder / "config")}
 
 
 def inspected(folder: Path) -> list[dict]:
@@ -55,7 +60,7 @@ def logged(request, tmp_path_factory):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     done = subprocess.run(
         [sys.executable, "-m", "clbench.train", *arguments],
-        env={**environment, "HOME": str(folder), "OMP_NUM_THREADS": "1"},
+        env={**environment, **without_login(folder), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
