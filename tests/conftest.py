@@ -42,23 +42,28 @@ def composed() -> Callable[..., DictConfig]:
     return make
 
 
+def in_this_process(cfg: DictConfig, path: Path, sweep: Path | None = None) -> None:
+    """What the command does once ``cfg`` is composed: a run in ``path``, alone or of a sweep in ``sweep``."""
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(path)
+        cfg.hydra.mode = "RUN" if sweep is None else "MULTIRUN"
+        cfg.hydra.sweep.dir = str(sweep)
+    HydraConfig.instance().set_config(cfg)
+    task_cfg = cfg.copy()
+    OmegaConf.set_readonly(task_cfg, False)
+    with open_dict(task_cfg):
+        task_cfg.pop("hydra")
+    path.mkdir(parents=True, exist_ok=True)
+    train(task_cfg)
+
+
 @pytest.fixture
 def run(composed, tmp_path) -> Run:
     """``run("strategy=mas", folder="a")``: the command in this process; returns metrics.json."""
 
     def go(*overrides: str, folder: str = "run") -> dict[str, Any]:
         path = tmp_path / folder
-        cfg = composed(*overrides, f"output_dir={path}", "trainer=cpu")
-        with open_dict(cfg):
-            cfg.hydra.runtime.output_dir = str(path)
-            cfg.hydra.mode = "RUN"
-        HydraConfig.instance().set_config(cfg)
-        task_cfg = cfg.copy()
-        OmegaConf.set_readonly(task_cfg, False)
-        with open_dict(task_cfg):
-            task_cfg.pop("hydra")
-        path.mkdir(parents=True, exist_ok=True)
-        train(task_cfg)
+        in_this_process(composed(*overrides, f"output_dir={path}", "trainer=cpu"), path)
         return json.loads((path / "metrics.json").read_text())
 
     return go

@@ -1,6 +1,9 @@
 import json
 import math
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +123,28 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
     RunFolder(tmp_path, "abc").save(0, {})
     with pytest.raises(ConfigError, match=r"task_0.ckpt is of another run \(config abc, this is xyz\)"):
         RunFolder(tmp_path, "xyz").load()
+
+
+def test_what_a_killed_process_left_half_written_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
+    folder = RunFolder(tmp_path, "abc")
+    folder.save(0, {})
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    parts = {pid: tmp_path / f"checkpoints/.task_1.ckpt.{pid}.part" for pid in (dead.pid, os.getppid())}
+    for part in parts.values():
+        part.write_text("half a li")
+    RunFolder(tmp_path, "abc")
+    assert not parts[dead.pid].exists() and parts[os.getppid()].exists()
+
+
+def test_the_checkpoint_after_a_task_takes_the_place_of_those_inside_it(tmp_path):
+    folder = RunFolder(tmp_path, "abc")
+    folder.save(0, {})
+    torch.save({"run": {"config_hash": "abc"}}, folder.path_within(1))
+    assert folder.within(0) is None and folder.within(1) == folder.path_within(1)
+    assert folder.load()["task"] == 0
+    folder.save(1, {})
+    assert folder.within(1) is None
 
 
 @pytest.mark.parametrize("content", ["not json", "[]", '{"config_hash": "abc"}', '{"strategy": "ewc"}'])

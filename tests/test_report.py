@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from clbench import sweep
 from clbench.errors import ConfigError
 from clbench.report import read
 from clbench.report.__main__ import main
@@ -27,6 +26,7 @@ from clbench.report.read import chance
 from clbench.report.statistics import choose, difference, half_width, over_seeds, paired, pareto, shown
 from clbench.report.sweeps import commands, never_run
 from clbench.report.tables import escaped, size
+from clbench.sweep import REFERENCES as REFERENCES_OF_A_SWEEP
 
 SMALL = ("epochs=1", "data.tasks=2", "net.hidden=[16]", "data.examples_per_task=200")
 
@@ -65,6 +65,11 @@ def metrics(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+def cell(sweep: Path, number: int) -> Path:
+    """A run of a sweep, in its order."""
+    return sweep / list(json.loads((sweep / "sweep.json").read_text())["cells"])[number]
+
+
 def change(folder: Path, **values: object) -> None:
     (folder / "metrics.json").write_text(json.dumps({**metrics(folder), **values}))
 
@@ -97,7 +102,7 @@ def test_cells_are_named_by_what_differs_between_runs_and_by_nothing_else(real_s
 
 def test_a_key_of_the_setting_that_differs_separates_settings(real_sweep, tmp_path):
     for number, rate in enumerate(("0.001", "0.01")):
-        copy = Path(shutil.copytree(real_sweep / "0", tmp_path / str(number)))
+        copy = Path(shutil.copytree(cell(real_sweep, 0), tmp_path / str(number)))
         file = copy / ".hydra" / "config.yaml"
         file.write_text(file.read_text().replace("lr: 0.001", f"lr: {rate}"))
     names = set(read(tmp_path).setting)
@@ -105,18 +110,18 @@ def test_a_key_of_the_setting_that_differs_separates_settings(real_sweep, tmp_pa
 
 
 def test_names_of_folders_say_nothing(real_sweep, tmp_path):
-    shutil.copytree(real_sweep / "0", tmp_path / "mas_lam=9_seed=77")
+    shutil.copytree(cell(real_sweep, 0), tmp_path / "mas_lam=9_seed=77")
     row = read(tmp_path).iloc[0]
     assert (row.strategy, row.seed) == ("finetune", 0) and np.isnan(row.lam)
 
 
 def test_folders_that_overlap_are_read_once_and_any_depth_is_searched(real_sweep):
-    assert len(read([real_sweep, real_sweep / "3", real_sweep.parent, real_sweep / ".."])) == 30
+    assert len(read([real_sweep, cell(real_sweep, 3), real_sweep.parent, real_sweep / ".."])) == 30
 
 
 def test_the_same_run_twice_counts_once(real_sweep, tmp_path):
     for name in ("a", "b"):
-        shutil.copytree(real_sweep / "0", tmp_path / name)
+        shutil.copytree(cell(real_sweep, 0), tmp_path / name)
     frame = read(tmp_path)
     assert list(frame.status) == ["complete", "repeated"]
     assert list(over_seeds(frame).seeds) == [1]
@@ -127,11 +132,11 @@ def test_intransigence_is_beside_the_reference_of_the_same_seed(real_sweep):
     for (_, seed), row in frame.iterrows():
         reference = np.diag(frame.loc[("joint_scratch", seed)].accuracy_matrix)
         assert row.intransigence == pytest.approx(np.mean(reference - np.diag(row.accuracy_matrix)))
-    assert REFERENCES == sweep.REFERENCES
+    assert REFERENCES == REFERENCES_OF_A_SWEEP
 
 
 def test_without_a_reference_there_is_no_intransigence(real_sweep):
-    assert read([real_sweep / "0", real_sweep / "1"]).intransigence.isna().all()
+    assert read([cell(real_sweep, 0), cell(real_sweep, 1)]).intransigence.isna().all()
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path):
@@ -151,33 +156,33 @@ def test_a_folder_without_runs_is_one_line(tmp_path):
     ],
 )
 def test_a_run_that_cannot_be_read_is_named_and_hides_no_other(copied, text, why):
-    file = copied / "7" / "metrics.json"
+    file = cell(copied, 7) / "metrics.json"
     file.write_text(text) if text is not None else file.unlink()
     frame = read(copied)
-    assert list(frame[frame.status == "failed"].folder) == [str(copied / "7")]
+    assert list(frame[frame.status == "failed"].folder) == [str(cell(copied, 7))]
     assert why in frame.problem.dropna().item()
     assert (frame.status == "complete").sum() == 29
-    assert str(copied / "7") in troubles(frame, [])
+    assert str(cell(copied, 7)) in troubles(frame, [])
 
 
 def test_an_unfinished_run_does_not_count(copied):
-    r = metrics(copied / "4")["accuracy_matrix"]
-    change(copied / "4", status="running", accuracy_matrix=[r[0], [None, None]])
+    r = metrics(cell(copied, 4))["accuracy_matrix"]
+    change(cell(copied, 4), status="running", accuracy_matrix=[r[0], [None, None]])
     row = read(copied).iloc[4]
     assert row.status == "running" and row.problem == "1 of 2 tasks done: running, or stopped"
 
 
-def test_a_run_that_failed_before_it_wrote_anything_is_listed_and_its_cell_is_missing(copied):
-    shutil.rmtree(copied / "6")
-    (copied / "6").mkdir()
+def test_a_run_that_failed_before_it_wrote_anything_is_listed(copied):
+    shutil.rmtree(cell(copied, 6))
+    (cell(copied, 6)).mkdir()
     frame = read(copied)
     assert frame.iloc[6].status == "failed" and frame.iloc[6].problem.startswith("no metrics.json")
-    assert never_run(frame) == [(str(copied), "strategy=ewc lam=1 fisher=exact seed=1")]
+    assert never_run(frame) == []
 
 
 def test_cells_a_sweep_asked_for_are_missed_but_not_those_that_are_one_run(copied):
     assert never_run(read(copied)) == []
-    shutil.rmtree(copied / "0")
+    shutil.rmtree(cell(copied, 0))
     assert never_run(read(copied)) == [(str(copied), "strategy=finetune lam=1 fisher=exact seed=0")]
 
 
@@ -197,12 +202,12 @@ def test_chance_is_guessing_among_the_outputs_that_compete(sizes, scenario, expe
 
 @pytest.mark.slow
 def test_five_thousand_folders_are_read_in_seconds(real_sweep, tmp_path):
-    config = (real_sweep / "0" / ".hydra" / "config.yaml").read_text()
+    config = (cell(real_sweep, 0) / ".hydra" / "config.yaml").read_text()
     for seed in range(5000):
         folder = tmp_path / str(seed)
-        shutil.copytree(real_sweep / "0" / ".hydra", folder / ".hydra")
+        shutil.copytree(cell(real_sweep, 0) / ".hydra", folder / ".hydra")
         (folder / ".hydra" / "config.yaml").write_text(config.replace("seed: 0\n", f"seed: {seed}\n", 1))
-        shutil.copy(real_sweep / "0" / "metrics.json", folder)
+        shutil.copy(cell(real_sweep, 0) / "metrics.json", folder)
     began = perf_counter()
     frame = read(tmp_path)
     assert perf_counter() - began < 10
@@ -397,11 +402,11 @@ def test_figures_are_files_too(reported):
 
 
 def test_the_terminal_shows_the_table_and_what_failed(copied, tmp_path, capsys):
-    (copied / "7" / "metrics.json").write_text("{")
+    (cell(copied, 7) / "metrics.json").write_text("{")
     main([str(copied), "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out
     assert "average accuracy" in out and "finetune" in out
-    assert re.search(rf"failed: {copied}/7: metrics.json cannot be read", out)
+    assert f"failed: {cell(copied, 7)}: metrics.json cannot be read" in out
     assert f"report in {tmp_path / 'out' / 'report.html'}" in out
 
 
@@ -413,7 +418,7 @@ def test_test_selection_is_labelled_an_oracle(real_sweep, tmp_path):
 def test_nothing_complete_is_one_line(copied, tmp_path):
     for file in copied.glob("*/metrics.json"):
         file.unlink()
-    with pytest.raises(ConfigError, match=r"none of 30 runs is complete; .*/0: no metrics.json"):
+    with pytest.raises(ConfigError, match=r"none of 30 runs is complete; .*/finetune-seed0-.*: no metrics.json"):
         main([str(copied), "--output", str(tmp_path / "out")])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -23,15 +25,95 @@ def test_a_sweep_with_a_reference_shows_intransigence_beside_each_run_of_the_sam
     assert said.returncode == 0, said.stderr
     assert "intransigence" in said.stdout
     assert "(joint)" in said.stdout
-    r = [
-        torch.tensor(json.loads((tmp_path / f"sweep/{i}/metrics.json").read_text())["accuracy_matrix"])
-        for i in range(6)
-    ]
+    names = json.loads((tmp_path / "sweep/sweep.json").read_text())["cells"]
+    files = [tmp_path / "sweep" / name / "metrics.json" for name in names]
+    r = [torch.tensor(json.loads(file.read_text())["accuracy_matrix"]) for file in files]
     rows = [line for line in said.stdout.splitlines() if line.startswith("│")]
     for i, row in enumerate(rows):
         assert f"{intransigence(r[i], r[2 + i % 2]):.4f}" in row  # runs 2 and 3 are joint, seed 0 and 1
 
 
+def metrics_of(sweep):
+    return {file.parent.name: json.loads(file.read_text()) for file in sweep.glob("*/metrics.json")}
+
+
+SMALL = ("epochs=1", "data.tasks=2", "net.hidden=[16]")
+
+
+def test_the_same_sweep_again_runs_only_what_is_missing_in_the_same_folder(command, tmp_path):
+    first = command("-m", "strategy=finetune,ewc", "seed=0,1", *SMALL)
+    assert first.returncode == 0, first.stderr
+    (folder,) = (tmp_path / "outputs/sweeps").iterdir()
+    before = metrics_of(folder)
+    (folder / next(iter(before)) / "metrics.json").unlink()
+    again = command("-m", "strategy=finetune,ewc", "seed=0,1,2", *SMALL)
+    assert again.returncode == 0, again.stderr
+    assert "3 are done and not run again, 0 go on where they stopped, 3 are new" in again.stderr
+    assert "3 of 3 done" in again.stderr
+    after = metrics_of(folder)
+    assert len(after) == 6
+    for name, metrics in before.items():
+        assert after[name]["accuracy_matrix"] == metrics["accuracy_matrix"]
+    assert sum(after[name] == metrics for name, metrics in before.items()) == 3
+    nothing = command("-m", "strategy=finetune,ewc", "seed=0,1,2", *SMALL)
+    assert "6 are done and not run again, 0 go on where they stopped, 0 are new" in nothing.stderr
+    assert nothing.stdout.count("│ finetune-seed") == 3
+
+
+def test_a_changed_configuration_is_never_mixed_with_what_lies_there(command, tmp_path):
+    for rate in ("0.001", "0.01"):
+        done = command("-m", "seed=0,1", f"optimizer.make.lr={rate}", *SMALL, "output_dir=here")
+        assert done.returncode == 0, done.stderr
+    assert "2 runs of other configurations lie there too and are left alone" in done.stderr
+    assert len(metrics_of(tmp_path / "here")) == 4
+    assert len({m["config_hash"] for m in metrics_of(tmp_path / "here").values()}) == 4
+
+
+def test_a_dry_run_says_what_it_would_take_and_does_nothing(command, tmp_path):
+    done = command("-m", "sweep=lam_curve", *SMALL, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "24 runs in outputs" in done.stderr
+    assert re.search(r"about \d+ (s|min) of one process at a time, [\d.,]+ MB of checkpoints", done.stderr)
+    assert not list(tmp_path.rglob("metrics.json"))
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("preset", ["lam_curve", "fisher_lam", "samples", "strategies"])
+def test_every_preset_is_a_grid_over_seeds_of_keys_there_are(composed, preset):
+    params = composed(f"sweep={preset}").hydra.sweeper.params
+    assert params.seed == "0,1,2"
+    for key, values in params.items():
+        for value in values.split(","):
+            composed(f"{key}={value}")
+
+
 def test_a_sweep_without_a_reference_has_no_such_column(command):
     said = command("-m", "strategy=finetune", "seed=0,1", "epochs=1", "data.tasks=2", "net.hidden=[16]", "output_dir=s")
     assert "intransigence" not in said.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launch", "package"), [("submitit_local", "hydra_submitit_launcher"), ("ray", "hydra_ray_launcher")]
+)
+def test_a_sweep_runs_through_the_launchers_that_are_installed(command, tmp_path, launch, package):
+    pytest.importorskip(f"hydra_plugins.{package}")
+    done = command("-m", "seed=0,1", f"launch={launch}", *SMALL, "output_dir=sweep")
+    assert done.returncode == 0, done.stderr
+    assert sorted(m["seed"] for m in metrics_of(tmp_path / "sweep").values()) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("package", "choice", "plugin", "extra"),
+    [
+        ("hydra_submitit_launcher", "launch=slurm", "launcher submitit_slurm", "slurm"),
+        ("hydra_ray_launcher", "launch=ray", "launcher ray", "ray"),
+        ("hydra_optuna_sweeper", "sweep=optuna", "sweeper optuna", "optuna"),
+    ],
+)
+def test_a_plugin_that_is_not_installed_says_what_to_install(command, package, choice, plugin, extra):
+    if find_spec(f"hydra_plugins.{package}") is not None:
+        pytest.skip(f"{package} is installed")
+    done = command("-m", "seed=0,1", choice, *SMALL)
+    assert done.returncode == 1
+    assert done.stderr == f'error: the {plugin} is a package of its own: pip install "clbench[{extra}]"\n'

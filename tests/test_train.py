@@ -66,7 +66,9 @@ def test_metrics_json_is_the_documented_contract(run):
     assert all(task["nll"] > 0 and 0 <= task["ece"] <= 1 for task in result["per_task"])
     assert 0 < result["validation"]["average_accuracy"] <= 1
     seconds = result["seconds"]
-    assert set(seconds) == {"train", "importance", "evaluation", "total"}
+    assert set(seconds) == {"train", "importance", "evaluation", "shared", "total"}
+    assert seconds["shared"] == 0
+    assert result["prefix"] is None
     assert 0 < seconds["train"] + seconds["importance"] + seconds["evaluation"] <= seconds["total"]
     parameters = result["net"]["parameters"]
     assert result["importance"] == [{"examples": 100, "bytes": 2 * 4 * parameters}] * 3

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from clbench.config import prefix_key
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.learner import Learner
@@ -50,6 +51,22 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
         net, optimizer, cfg.optimizer.reset, cfg.bn, scheduler, cfg.scheduler.interval, cfg.compile, cfg.loss
     )
     return sequence, learner, strategy
+
+
+def shared_key(cfg: DictConfig, strategy: Strategy) -> str | None:
+    """Key of what the run can share with others of a sweep, all that decides its first task before the consolidation.
+
+    Args:
+        cfg: of the run.
+        strategy: that ``cfg.strategy`` describes.
+
+    Returns:
+        Eight hex digits; None if it is not to share, or its first task ends nobody knows when (``patience``).
+    """
+    if not cfg.share or cfg.patience is not None:
+        return None
+    options: Any = OmegaConf.to_container(cfg.strategy, resolve=True)
+    return prefix_key(cfg, strategy.matters_first(options))
 
 
 def outputs_of(sequence: TaskSequence, loss: str) -> list[int]:

@@ -14,6 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clbench.errors import ConfigError, Unstable
 
+EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
+"""Plugins of Hydra, and which extra of ours brings each."""
+
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
@@ -41,6 +44,9 @@ def cause_of(error: BaseException) -> str | None:
     if isinstance(cause, ConfigError | Unstable):  # raised inside hydra.utils.instantiate
         return str(cause)
     text = str(error)
+    if (match := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", text)) and match.group(2) in EXTRAS:
+        kind, name = match.groups()
+        return f'the {kind} {name} is a package of its own: pip install "clbench[{EXTRAS[name]}]"'
     if match := re.search(r"Could not find '(\w+)/(\S+)'", text):
         group, choice = match.groups()
         there = re.findall(r"^\t(\S+)$", text, re.MULTILINE)

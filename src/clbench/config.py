@@ -15,7 +15,10 @@ from clbench.errors import ConfigError
 OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch", "memory")
 """Options of strategies that stand at the top level; a strategy has those that its yaml refers to."""
 
-ELSEWHERE = ("output_dir", "data_dir", "checkpoints", "objective", "threads", "logger", "log_every")
+ELSEWHERE = (
+    *("output_dir", "data_dir", "checkpoints", "objective", "threads", "logger", "log_every", "dry_run"),
+    *("save_every", "share"),
+)
 """Keys that say where and how a run is done, not what comes out: not part of the config hash."""
 
 
@@ -49,9 +52,11 @@ def refuse_foreign_options(cfg: DictConfig, strategy: str) -> None:
 
 def check_numbers(cfg: DictConfig) -> None:
     """Raise ConfigError if a number of the top level is out of its range."""
-    for name, least in (("seed", 0), ("batch_size", 1), ("threads", 1)):
+    for name, least in (("seed", 0), ("batch_size", 1), ("threads", 1), ("save_every", 1)):
         value = cfg[name]
-        if not (value is None and name == "threads") and not (isinstance(value, int) and value >= least):
+        if not (value is None and name in ("threads", "save_every")) and not (
+            isinstance(value, int) and value >= least
+        ):
             raise ConfigError(f"{name}={value}: it is a whole number, at least {least}")
 
 
@@ -101,6 +106,17 @@ def config_hash(cfg: DictConfig) -> str:
     """Eight hex digits over everything in ``cfg`` that decides the results."""
     numbers = _numbers_as_floats(decisive(cfg))
     return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def prefix_key(cfg: DictConfig, matters: dict[str, Any]) -> str:
+    """The same, but of the strategy only over ``matters``, see ``Strategy.matters_first``."""
+    cfg = cfg.copy()
+    OmegaConf.set_readonly(cfg, False)
+    with open_dict(cfg):
+        cfg.strategy = matters
+        for name in OPTIONS:
+            cfg[name] = None
+    return config_hash(cfg)
 
 
 def _numbers_as_floats(value: Any) -> Any:

@@ -68,7 +68,10 @@ class Evaluation(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         task: Task = trainer.datamodule
-        if task.index == 0 and task.sequence.scenario.name != "class":  # no class has been seen: b is undefined
+        began = trainer.ckpt_path is None
+        if (
+            began and task.index == 0 and task.sequence.scenario.name != "class"
+        ):  # no class has been seen: b is undefined
             counts = self._tally(trainer, pl_module, task.test_dataloader())
             self.initial = counts[:, CORRECT] / counts[:, EXAMPLES]
 

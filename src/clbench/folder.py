@@ -20,7 +20,10 @@ KEEP = ("all", "last", "none")
 
 
 class RunFolder:
-    """``metrics.json``, ``accuracy_matrix.csv`` and ``checkpoints/task_<t>.ckpt`` of one run.
+    """``metrics.json``, ``accuracy_matrix.csv`` and ``checkpoints/`` of one run.
+
+    ``task_<t>.ckpt`` is the boundary checkpoint after task t, ``within_<t>.ckpt`` the newest one inside task t while it is
+    learned. What a process that was killed left half-written is removed.
 
     Args:
         path: made if it is not there.
@@ -44,6 +47,8 @@ class RunFolder:
                 f"{found['seed']}, config {found['config_hash']}, this is {config_hash}): choose another folder or remove it"
             )
         path.mkdir(parents=True, exist_ok=True)
+        for folder in (path, path / "checkpoints", path / ".hydra"):
+            remove_parts(folder)
 
     def metrics(self) -> dict[str, Any] | None:
         """What metrics.json holds so far."""
@@ -78,9 +83,8 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         state = {"config_hash": self.config_hash, "task": task, **state}
         atomically(folder / f"task_{task}.ckpt", partial(torch.save, state))
-        if self.checkpoints == "last":
-            for old in self._saved()[:-1]:
-                old.unlink()
+        for old in [*(self._saved()[:-1] if self.checkpoints == "last" else []), *folder.glob("within_*.ckpt")]:
+            old.unlink()
 
     def load(self) -> dict[str, Any] | None:
         """The newest boundary checkpoint, on the CPU; None if there is none.
@@ -92,12 +96,32 @@ class RunFolder:
         if not saved:
             return None
         state: dict[str, Any] = torch.load(saved[-1], map_location="cpu", weights_only=True)
-        if state["config_hash"] != self.config_hash:
-            raise ConfigError(
-                f"{saved[-1]} is of another run (config {state['config_hash']}, this is {self.config_hash}): choose "
-                "another output_dir or remove it"
-            )
+        self._check(saved[-1], state["config_hash"])
         return state
+
+    def path_within(self, task: int) -> Path:
+        """Where the newest checkpoint inside ``task`` lies."""
+        return self.path / "checkpoints" / f"within_{task}.ckpt"
+
+    def within(self, task: int) -> Path | None:
+        """The newest checkpoint inside ``task``; None if there is none.
+
+        Raises:
+            ConfigError: it is of another configuration.
+        """
+        path = self.path_within(task)
+        if not path.exists():
+            return None
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        self._check(path, state["run"]["config_hash"])
+        return path
+
+    def _check(self, path: Path, config_hash: str) -> None:
+        if config_hash != self.config_hash:
+            raise ConfigError(
+                f"{path} is of another run (config {config_hash}, this is {self.config_hash}): choose another output_dir or "
+                "remove it"
+            )
 
     def _saved(self) -> list[Path]:
         files = (self.path / "checkpoints").glob("task_*.ckpt")
@@ -114,6 +138,23 @@ def atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what ``atomically`` had begun to write in ``folder`` when its process was killed."""
+    for part in folder.glob(".*.part"):
+        if not _alive(int(part.suffixes[-2][1:])):
+            part.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _plain(value: Any) -> Any:

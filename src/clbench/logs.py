@@ -117,6 +117,12 @@ class Logs(L.Callback):
             else:
                 logger.log_metrics(values, self.step)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step = state_dict["step"]
+
     @contextmanager
     def to(self, loggers: Sequence[Logger]) -> Iterator[None]:
         """Log to ``loggers``, which are always closed at the end: a W&B run left open would take the next job's entries."""

@@ -6,7 +6,9 @@ no other.
 
 from __future__ import annotations
 
+import random
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,3 +23,21 @@ def derive(seed: int, purpose: str, *numbers: int) -> int:
 def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
     """A CPU generator seeded by ``derive(...)``: the same draws whatever the device of the run."""
     return torch.Generator().manual_seed(derive(seed, purpose, *numbers))
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The states of the global generators of Python, NumPy and torch (the CPU's and ``device``'s), as plain values."""
+    kind, keys, *rest = np.random.get_state()
+    numpy = [kind, np.asarray(keys).tolist(), *rest]
+    states = {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Bring back what ``random_states`` gave."""
+    random.setstate(states["python"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

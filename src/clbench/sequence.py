@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from time import perf_counter
 from typing import Any
 
 import lightning as L
@@ -15,10 +14,14 @@ from lightning.pytorch.loggers import Logger
 
 from clbench.data import TaskSequence
 from clbench.doctor import Doctor
+from clbench.errors import ConfigError
 from clbench.evaluation import Evaluation
 from clbench.folder import RunFolder
 from clbench.learner import Learner
 from clbench.logs import Logs
+from clbench.midtask import MidTask
+from clbench.prefix import Prefix
+from clbench.seconds import Seconds
 from clbench.seeding import derive
 from clbench.strategies import Strategy
 from clbench.validation import Validation
@@ -40,25 +43,29 @@ def run(
     eval_every: int | None = None,
     make_loggers: MakeLoggers | None = None,
     log_every: int = 50,
+    save_every: int | None = None,
+    prefix: Prefix | None = None,
     doctor: Doctor | None = None,
 ) -> dict[str, Any]:
     """Learn the tasks of ``sequence`` one after the other with ``strategy``.
 
-    Every task starts from seeds derived from ``seed`` and its index, so a run that goes on after task t ends
-    bit-identical to one that was never stopped.
+    Every task starts from seeds derived from ``seed`` and its index, and a checkpoint inside a task holds all that goes on
+    there, so a run that was stopped ends bit-identical to one that was not.
 
     Args:
         sequence: the tasks.
         learner: what learns them; changed in place.
         strategy: what is done against forgetting; changed in place.
         make_trainer: ``make_trainer(index, callbacks)`` gives a new Trainer for a task.
-        folder: where the boundary checkpoints lie.
+        folder: where the checkpoints lie.
         seed: of training.
         after_task: called with the task's index and the results so far.
         validation: early stopping and the choice of the weights that are consolidated.
         eval_every: steps between evaluations inside tasks; None = after each task only.
         make_loggers: ``make_loggers(start)`` gives the loggers of a run that begins with task ``start``.
         log_every: steps between two entries of the training loss.
+        save_every: steps between two checkpoints inside a task; None = only after each task.
+        prefix: what is shared with other runs of the first task; None = nothing.
         doctor: what examines the penalty; None = one that gives Python warnings.
 
     Returns:
@@ -74,7 +81,9 @@ def run(
     first = [validation] if validation is not None and validation.needed else []
     logs = Logs(strategy, evaluation, log_every)
     doctor = Doctor() if doctor is None else doctor
-    train_seconds, importance = 0.0, []
+    seconds = Seconds(strategy, evaluation)
+    midtask = MidTask(folder, seconds, save_every, prefix)
+    importance: list[dict[str, int]] = []
     start = 0
     state = folder.load()
     if state is not None:
@@ -84,25 +93,33 @@ def run(
         evaluation.load_state_dict(state["evaluation"])
         logs.step = state["step"]
         doctor.load_state_dict(state["doctor"])
-        train_seconds, strategy.seconds, evaluation.seconds = state["seconds"]
+        seconds.load(state["seconds"])
+        midtask.shared = state["prefix"]
         importance = state["importance"]
         start = state["task"] + 1
 
     def results() -> dict[str, Any]:
-        return _results(sequence, evaluation, strategy, train_seconds, importance, doctor)
+        measured = {"seconds": seconds.spent(), "importance": list(importance), "prefix": midtask.shared}
+        said = [warning._asdict() for warning in doctor.warnings]
+        return {**_readings(sequence, evaluation), **measured, "warnings": said}
 
     if start == len(sequence):
         return results()
     with logs.to(make_loggers(start) if make_loggers is not None else []):
-        began = perf_counter() - train_seconds - strategy.seconds - evaluation.seconds
         for index in range(start, len(sequence)):
             reseed(derive(seed, "task", index))
-            trainer = make_trainer(index, [*first, strategy, evaluation, doctor, logs])
-            try:
-                trainer.fit(learner, datamodule=strategy.training_data(sequence, index))
-            except SystemExit as stop:  # what Lightning makes of Ctrl-C
-                raise KeyboardInterrupt from stop
-            train_seconds = perf_counter() - began - strategy.seconds - evaluation.seconds
+            trainer = make_trainer(index, [*first, strategy, evaluation, doctor, logs, midtask])
+            if save_every is not None and strategy.per_process and trainer.world_size > 1:
+                raise ConfigError(
+                    f"save_every={save_every}: {type(strategy).__name__} sums up in each of the {trainer.world_size} processes: "
+                    "use save_every=null or trainer.devices=1"
+                )
+            task = strategy.training_data(sequence, index)
+            with midtask.learning(index, trainer) as checkpoint:
+                try:
+                    trainer.fit(learner, datamodule=task, ckpt_path=checkpoint, weights_only=True)
+                except SystemExit as stop:  # what Lightning makes of Ctrl-C
+                    raise KeyboardInterrupt from stop
             importance.append(strategy.cost())
             logs.after_task(index, results())
             if trainer.is_global_zero:
@@ -115,8 +132,9 @@ def run(
                         "evaluation": evaluation.state_dict(),
                         "step": logs.step,
                         "doctor": doctor.state_dict(),
-                        "seconds": [train_seconds, strategy.seconds, evaluation.seconds],
+                        "seconds": seconds.spent(),
                         "importance": importance,
+                        "prefix": midtask.shared,
                     },
                 )
                 if after_task is not None:
@@ -132,14 +150,7 @@ def reseed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _results(
-    sequence: TaskSequence,
-    evaluation: Evaluation,
-    strategy: Strategy,
-    train_seconds: float,
-    importance: list[dict[str, int]],
-    doctor: Doctor,
-) -> dict[str, Any]:
+def _readings(sequence: TaskSequence, evaluation: Evaluation) -> dict[str, Any]:
     transfer = sequence.scenario.shares_outputs
     return {
         **evaluation.readings("test", transfer),
@@ -147,7 +158,4 @@ def _results(
         "per_task": evaluation.per_task,
         "within_tasks": [w._asdict() for w in evaluation.within],
         "validation": evaluation.readings("validation", transfer) if sequence.has_validation else None,
-        "seconds": {"train": train_seconds, "importance": strategy.seconds, "evaluation": evaluation.seconds},
-        "importance": list(importance),
-        "warnings": [w._asdict() for w in doctor.warnings],
     }

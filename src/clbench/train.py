@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +18,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.build import build, check_device
+from clbench.build import build, check_device, shared_key
 from clbench.cli import errors_in_one_line, quiet_lightning
 from clbench.config import (
     budget,
@@ -32,10 +31,14 @@ from clbench.config import (
 from clbench.describe import describe, flat, plan
 from clbench.display import Display
 from clbench.doctor import Doctor
-from clbench.errors import ConfigError
 from clbench.folder import RunFolder, atomically
 from clbench.loggers import Place
+from clbench.objective import objective
+from clbench.prefix import Prefix
+from clbench.seconds import total
 from clbench.sequence import run
+from clbench.strategies import Strategy
+from clbench.sweep import progress
 from clbench.validation import Validation
 
 FINISHED = "complete"
@@ -76,14 +79,18 @@ def train(cfg: DictConfig) -> float | None:
         sequence, learner, strategy = build(cfg)
         budget(cfg, 0, len(sequence))
         validation = Validation(cfg.patience, cfg.consolidate)
+        display.plan(plan(cfg, choices, sequence, learner))
+        if cfg.dry_run:
+            return None
         if first_process:
             save_config(cfg, folder.path)
-        display.plan(plan(cfg, choices, sequence, learner))
         about = describe(cfg, choices, sequence, learner) | {"config_hash": folder.config_hash}
-        spent = earlier["seconds"]["total"] if earlier is not None else 0.0
+        outside = perf_counter() - began  # of the loop over tasks, in this process and those before
+        if earlier is not None:
+            outside += earlier["seconds"]["total"] - total(earlier["seconds"])
 
         def metrics(results: dict[str, Any], status: str) -> dict[str, Any]:
-            results["seconds"]["total"] = spent + perf_counter() - began
+            results["seconds"]["total"] = outside + total(results["seconds"])
             return {"status": status, **about, **results}
 
         def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
@@ -115,6 +122,8 @@ def train(cfg: DictConfig) -> float | None:
             eval_every=cfg.eval_every,
             make_loggers=make_loggers,
             log_every=cfg.log_every,
+            save_every=cfg.save_every,
+            prefix=shared_prefix(cfg, strategy) if sweeping else None,
             doctor=Doctor(say=display.warn),
         )
         complete = metrics(results, FINISHED)
@@ -130,7 +139,8 @@ def train(cfg: DictConfig) -> float | None:
             if sweeping:
                 said = "-" if value is None else f"{value:.4f}"
                 seconds = complete["seconds"]["total"]
-                print(f"run {folder.path.name}: {said}, {seconds:.1f} s", file=sys.stderr, flush=True)
+                line = progress.end(folder.path.parent, folder.path.name, f"{said}, {seconds:.1f} s")
+                print(line, file=sys.stderr, flush=True)
         return value
 
 
@@ -140,23 +150,10 @@ def say_once(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def objective(metrics: Mapping[str, Any], key: str) -> float | None:
-    """The number of metrics.json under a dotted ``key``; without validation data, the same on test data.
-
-    Raises:
-        ConfigError: there is no such number.
-    """
-    parts = key.split(".")
-    if parts[0] == "validation" and metrics["validation"] is None:
-        parts = parts[1:]
-    value: Any = metrics
-    for part in parts:
-        value = value.get(part, "") if isinstance(value, dict) else ""
-    if not isinstance(value, int | float | None):
-        raise ConfigError(
-            f"objective={key} is not a number of metrics.json: use for example validation.average_accuracy"
-        )
-    return value
+def shared_prefix(cfg: DictConfig, strategy: Strategy) -> Prefix | None:
+    """What the run has in common with others of its sweep; None if it shares nothing."""
+    key = shared_key(cfg, strategy)
+    return None if key is None else Prefix(Path(HydraConfig.get().sweep.dir).absolute() / "prefixes", key)
 
 
 def save_config(cfg: DictConfig, path: Path) -> None:
@@ -171,7 +168,8 @@ def save_config(cfg: DictConfig, path: Path) -> None:
 
 
 def cli() -> None:
-    """The command ``clbench-train``."""
+    """The command ``clbench-train``; ``--dry-run`` is short for ``dry_run=true``, as Hydra has no options of ours."""
+    sys.argv = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv]
     with errors_in_one_line():
         main()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import torch
 
@@ -9,6 +11,7 @@ from clbench.data import Task
 from clbench.errors import ConfigError
 from clbench.evaluation import EXAMPLES, NLL, tally
 from clbench.learner import Learner
+from clbench.params import snapshot
 
 
 class Validation(L.Callback):
@@ -31,6 +34,7 @@ class Validation(L.Callback):
             raise ConfigError(f"patience={patience}: at least 1 epoch without a better validation loss, or null")
         self.patience = patience
         self.consolidate = consolidate
+        self._begin()
 
     @property
     def needed(self) -> bool:
@@ -41,6 +45,10 @@ class Validation(L.Callback):
         task: Task = trainer.datamodule
         if not task.sequence.has_validation:
             raise ConfigError("patience and consolidate=best need validation data: data.validation is 0, set it above")
+        if trainer.ckpt_path is None:
+            self._begin()
+
+    def _begin(self) -> None:
         self.best = float("inf")
         self.epochs_since = 0
         self.state: dict[str, torch.Tensor] = {}
@@ -63,3 +71,10 @@ class Validation(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
         if self.state:
             pl_module.load_state_dict(self.state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "epochs_since": self.epochs_since, "state": snapshot(self.state)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.epochs_since = state_dict["best"], state_dict["epochs_since"]
+        self.state = state_dict["state"]

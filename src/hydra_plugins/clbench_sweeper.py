@@ -1,4 +1,4 @@
-"""The sweeper of clbench: Hydra's own grid, in which equal runs run once and a failed run hides no other.
+"""The sweeper of clbench: Hydra's own grid, in which equal runs run once, finished ones not again, and none hides another.
 
 It lies in ``hydra_plugins`` because Hydra takes sweepers from nowhere else.
 """
@@ -8,56 +8,98 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobStatus
+from omegaconf import DictConfig, OmegaConf, read_write
+
+if TYPE_CHECKING:
+    from clbench.sweep.cells import Cell
 
 
 class UniqueSweeper(BasicSweeper):
-    """Hydra's grid sweeper; cells that differ only in an option their strategy does not have run once."""
+    """Hydra's grid sweeper over a stable folder.
 
-    def sweep(self, arguments: list[str]) -> list[JobReturn]:
-        """Run every different cell, print a table of what came out, and raise if any failed.
+    Cells that differ only in an option their strategy does not have run once. A run has a folder named by its
+    configuration, so the same command again runs only what is missing, and goes on inside runs that were stopped.
+    """
+
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        """Run every cell that is not done, print a table of all, and raise if any failed.
 
         Raises:
             SweepFailed: some runs failed; the others are done.
         """
-        from clbench.sweep import SweepFailed, report_line, show_results
+        from clbench.sweep.index import add_to_index
+        from clbench.sweep.results import show_results
+        from clbench.sweep.work import SweepFailed, Work, before
 
-        assert self.config is not None and self.launcher is not None
-        given = [f"{key}={value}" for key, value in self.params.items()] + arguments
-        overrides = OverridesParser.create(config_loader=self.config_loader).parse_overrides(given)
-        (cells,) = self.split_arguments(overrides, None)
-        runs = self._different(cells)
-        folder = Path(self.config.hydra.sweep.dir)
+        assert self.config is not None
+        asked = self._parsed([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        folder = self._folder(asked)
+        (grid,) = self.split_arguments(asked, None)
+        work = Work.of(grid, self._composed, folder)
+        before(work)
+        if self.config.dry_run:
+            return []
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        print(report_line(len(runs), len(cells), folder), file=sys.stderr)
-        returns = list(self.launcher.launch(runs, initial_job_idx=0))
-        show_results(runs, returns, folder)
-        failed = sum(r.status != JobStatus.COMPLETED for r in returns)
-        if failed:
-            raise SweepFailed(f"{failed} of {len(runs)} runs failed, see the table; the others are done, in {folder}")
-        return returns
+        add_to_index(folder, arguments, work.cells)
+        errors = self._run(work.to_do, folder)
+        metrics = work.complete()
+        show_results(work.cells, metrics, errors, folder)
+        missing = sum(found is None for found in metrics)
+        if missing:
+            raise SweepFailed(
+                f"{missing} of {len(work.cells)} runs failed, see the table; the others are done, and the same command "
+                "runs what is missing"
+            )
+        return []
 
-    def _different(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:
-        """The cells whose configurations differ, each composed once (so a wrong override is found before any run)."""
-        from clbench.config import config_hash, drop_foreign_options
+    def _run(self, cells: Sequence[Cell], folder: Path) -> dict[str, BaseException]:
+        """Launch the runs; what went wrong in each, by name."""
+        from clbench.sweep import progress
 
-        runs: dict[str, list[str]] = {}
-        for cell in cells:
-            cfg: Any = self.config_loader.load_sweep_config(self.config, list(cell))
-            OmegaConf.set_readonly(cfg, False)
-            OmegaConf.set_struct(cfg, False)
-            cfg.pop("hydra")
-            drop_foreign_options(cfg)
-            runs.setdefault(config_hash(cfg), list(cell))
-        return list(runs.values())
+        assert self.launcher is not None
+        if not cells:
+            return {}
+        progress.begin(folder, len(cells))
+        jobs = [[*cell.overrides, f"hydra.sweep.dir={folder}", f"hydra.sweep.subdir={cell.name}"] for cell in cells]
+        try:
+            returns = self.launcher.launch(jobs, initial_job_idx=0)
+        except Exception as error:
+            if type(error).__name__ != "TerminatedWorkerError":  # of joblib, which then knows nothing of any run
+                raise
+            print(
+                "a worker was killed (for want of memory?): the runs it and the others were at are lost",
+                file=sys.stderr,
+            )
+            return {}
+        return {
+            cell.name: done._return_value
+            for cell, done in zip(cells, returns, strict=True)
+            if done.status != JobStatus.COMPLETED
+        }
 
-    @property
-    def config_loader(self) -> Any:
+    def _folder(self, asked: Sequence[Override]) -> Path:
+        """Where the sweep lies; if that was not said, a folder that follows from the command."""
+        from clbench.sweep.cells import stable_folder
+
+        assert self.config is not None
+        if not any(o.get_key_element() in ("output_dir", "hydra.sweep.dir") for o in asked):
+            varied = [o.get_key_element() for o in asked if o.is_sweep_override()]
+            fixed = [override.input_line or "" for override in asked if not override.is_sweep_override()]
+            with read_write(self.config):
+                self.config.hydra.sweep.dir = str(stable_folder(self._composed(fixed), varied))
+        return Path(self.config.hydra.sweep.dir)
+
+    def _parsed(self, arguments: Sequence[str]) -> list[Override]:
         assert self.hydra_context is not None
-        return self.hydra_context.config_loader
+        return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(arguments))
+
+    def _composed(self, overrides: Sequence[str]) -> DictConfig:
+        assert self.hydra_context is not None and self.config is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))

@@ -45,6 +45,31 @@ def test_every_epoch_has_a_new_order():
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
+def noise(x, seed):
+    return torch.randint(0, 256, x.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("sizes", [[10], [4, 1, 5]], ids=["one part", "joint"])
+@pytest.mark.parametrize("given", range(9))
+def test_a_loaded_state_goes_on_with_the_batch_that_comes_next(sizes, given):
+    def batches():
+        parts = [part(size, task, base=sum(sizes[:task])) for task, size in enumerate(sizes)]
+        return Batches(parts, 3, (0, 1), augment=noise)
+
+    def three_epochs(loader):
+        while loader.epoch < 3:
+            yield from loader
+
+    whole = list(three_epochs(batches()))
+    stopped, goes_on = batches(), batches()
+    for _, batch in zip(range(given), three_epochs(stopped), strict=False):
+        assert len(batch.y)
+    goes_on.load_state_dict(stopped.state_dict())
+    rest = list(three_epochs(goes_on))
+    assert [b.y.tolist() for b in rest] == [b.y.tolist() for b in whole[given:]]
+    assert all(torch.equal(b.x, w.x) for b, w in zip(rest, whole[given:], strict=True))
+
+
 def test_the_order_is_that_of_the_seed_and_the_task():
     def epochs(shuffle):
         batches = Batches([part(20)], 4, shuffle)

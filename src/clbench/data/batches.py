@@ -75,6 +75,8 @@ class Part:
 class Batches:
     """The examples of one or more parts in minibatches; iterable again and again, each time the next epoch.
 
+    Its state is a place among the batches: what it is loaded into goes on with the batch that comes next.
+
     Args:
         parts: the examples; several are mixed (joint training), each batch then carries a task per example.
         batch_size: of all processes together.
@@ -102,6 +104,8 @@ class Batches:
         self.world = world
         self.augment = augment
         self.epoch = 0
+        self._position = 0  # batches given of the epoch begun last
+        self._first = 0  # where the next epoch begins, > 0 after loading a state
         self.examples = sum(len(part) for part in self.parts)
         if shuffle is not None:
             if batch_size < world:
@@ -124,19 +128,36 @@ class Batches:
             order = order[: self.examples]
         shares = [indices[self.rank :: self.world].contiguous() for indices in order.split(self.batch_size)]
         epoch, self.epoch = self.epoch, self.epoch + 1
-        return self._one_part(shares, epoch) if len(self.parts) == 1 else self._mixed(shares, epoch)
+        first, self._first = self._first, 0
+        self._position = first
+        batches = self._one_part if len(self.parts) == 1 else self._mixed
+        return self._followed(batches(shares[first:], epoch, first))
 
-    def _one_part(self, shares: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
+    def state_dict(self) -> dict[str, int]:
+        """The epoch begun last, and how many of its batches have been given."""
+        return {"epoch": max(self.epoch - 1, 0), "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        ended = state["position"] >= len(self)
+        self.epoch = state["epoch"] + ended
+        self._first = 0 if ended else state["position"]
+
+    def _followed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._position += 1
+            yield batch
+
+    def _one_part(self, shares: Sequence[Tensor], epoch: int, first: int) -> Iterator[Batch]:
         (part,) = self.parts
         shares = [share for share in shares if len(share)]
         if not shares:
             return
         order, sizes = torch.cat(list(shares)).to(part.rows.device), [len(share) for share in shares]
         rows, labels = (values.index_select(0, order).split(sizes) for values in (part.rows, part.y))
-        for step, (x, y) in enumerate(zip(part.images.batches(rows), labels, strict=True)):
+        for step, (x, y) in enumerate(zip(part.images.batches(rows), labels, strict=True), first):
             yield Batch(part.seen(self._augmented(x, epoch, step)), y, part.task)
 
-    def _mixed(self, shares: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
+    def _mixed(self, shares: Sequence[Tensor], epoch: int, first: int) -> Iterator[Batch]:
         """Batches over several parts, each batch ordered by part; parts of one data set are read together."""
         starts = torch.tensor([0] + [len(part) for part in self.parts]).cumsum(0)
         same_task = len({part.task for part in self.parts}) == 1
@@ -145,7 +166,7 @@ class Batches:
             (reader, [k for k, part in enumerate(self.parts) if part.images is images])
             for images, reader in self._readers(chosen)
         ]
-        for step, of in enumerate(chosen):
+        for step, of in enumerate(chosen, first):
             pieces: dict[int, Tensor] = {}
             for reader, members in readers:
                 if any(len(of[k]) for k in members):

@@ -70,13 +70,16 @@ class Task(L.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Shuffled, augmented minibatches of the training examples: a new order every epoch, by the sequence's seed."""
-        return self._batches(
+        batches = self._batches(
             self._training,
             self.sequence.batch_size,
             shuffle=(self.sequence.seed, self.index),
             augment=self.sequence.augment,
             drop_last=self.sequence.drop_last,
         )
+        if self.trainer is not None:  # a fit that goes on from a checkpoint does not begin with the first epoch
+            batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed
+        return batches
 
     def importance_dataloader(self) -> Batches:
         """The same examples in a fixed order, all of them in every process, for measuring importance."""

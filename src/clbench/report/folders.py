@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from clbench.errors import ConfigError
+from clbench.sweep.index import read_index
 
 
 class Found(NamedTuple):
@@ -31,7 +32,7 @@ class Found(NamedTuple):
 
 
 def find(folders: Iterable[Path]) -> list[Path]:
-    """The run folders at or below ``folders``, each once, numbered ones in order.
+    """The run folders at or below ``folders``, each once; those of a sweep in its order.
 
     Raises:
         ConfigError: one of ``folders`` is not there, or there is no run in it.
@@ -42,7 +43,7 @@ def find(folders: Iterable[Path]) -> list[Path]:
             raise ConfigError(
                 f"{folder} is not a folder: give the output_dir of runs or of sweeps, or a folder above them"
             )
-        here = list(_below(folder, (folder.parent / "multirun.yaml").exists()))
+        here = list(_below(folder, folder.name in read_index(folder.parent)["cells"]))
         if not here:
             raise ConfigError(
                 f"no runs in {folder}: a run is a folder with .hydra/ and metrics.json, as clbench.train writes it"
@@ -54,15 +55,17 @@ def find(folders: Iterable[Path]) -> list[Path]:
 
 
 def _below(folder: Path, of_sweep: bool) -> Iterator[Path]:
-    """Run folders; a numbered folder of a sweep is one even if it is empty, because its run failed early."""
+    """Run folders; the folder of a cell of a sweep is one even if it is empty, because its run failed early."""
     with os.scandir(folder) as entries:
         there = {entry.name: entry for entry in entries}
-    if ".hydra" in there or "metrics.json" in there or (of_sweep and folder.name.isdigit()):
+    if of_sweep or ".hydra" in there or "metrics.json" in there:
         yield folder
         return
     inside = [name for name, entry in there.items() if not name.startswith(".") and entry.is_dir()]
-    for name in sorted(inside, key=lambda name: (int(name) if name.isdigit() else -1, name)):
-        yield from _below(folder / name, "multirun.yaml" in there)
+    cells = list(read_index(folder)["cells"])
+    place = {name: number for number, name in enumerate(cells)}
+    for name in sorted(inside, key=lambda name: (place.get(name, -1), int(name) if name.isdigit() else -1, name)):
+        yield from _below(folder / name, name in place)
 
 
 def load(folder: Path) -> Found:

@@ -36,6 +36,10 @@ class AGEM(RehearsalStrategy):
             )
         super().__init__(memory, replay, "ring", seed)
 
+    def first_task(self, options: dict[str, Any]) -> dict[str, Any]:
+        """What is remembered; nothing is drawn, as there is no earlier task."""
+        return {name: options.get(name) for name in ("_target_", "memory")}
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:

@@ -12,6 +12,7 @@ from clbench.errors import ConfigError
 from clbench.importance import check_options, fisher
 from clbench.params import Params
 from clbench.quadratic import Quadratic
+from clbench.strategies.base import nothing
 from clbench.strategies.measured import Data, ImportanceStrategy, Outputs
 from clbench.strategies.options import fraction
 from clbench.strategies.selection import Patterns
@@ -65,6 +66,8 @@ class EWC(ImportanceStrategy):
         self.draws = draws
         self.loss = loss
 
+    first_task = nothing
+
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         return fisher(
             module,
@@ -94,6 +97,8 @@ class OnlineEWC(EWC):
     def __init__(self, lam: float = 1e3, gamma: float = 1.0, **options: Any) -> None:
         super().__init__(lam, **options)
         self.gamma = fraction("gamma", gamma, "the decay of Online EWC")
+
+    first_task = nothing
 
     @property
     def strength(self) -> float:

@@ -10,11 +10,13 @@ from clbench.data import Task, TaskSequence
 from clbench.errors import ConfigError
 from clbench.learner import Learner
 from clbench.params import snapshot
-from clbench.strategies.base import Strategy
+from clbench.strategies.base import Strategy, nothing
 
 
 class Joint(Strategy):
     """Goes on training on the mixed data of all tasks so far; an upper reference, not a continual strategy."""
+
+    first_task = nothing
 
     def training_data(self, sequence: TaskSequence, index: int) -> Task:
         return sequence.joint(index)
@@ -28,6 +30,8 @@ class JointScratch(Joint):
     Raises:
         ConfigError: ``bn=freeze_after_first``: the statistics would be frozen before anything was learned.
     """
+
+    first_task = nothing
 
     def __init__(self) -> None:
         self.first: dict[str, Any] | None = None

@@ -8,6 +8,7 @@ import torch
 from clbench import quadratic
 from clbench.params import Params, trainable
 from clbench.quadratic import Quadratic
+from clbench.strategies.base import nothing
 from clbench.strategies.options import one_of
 from clbench.strategies.quadratic import QuadraticStrategy
 from clbench.strategies.selection import Patterns
@@ -30,6 +31,8 @@ class L2(QuadraticStrategy):
     ) -> None:
         super().__init__(lam, include, exclude)
         self.anchors = one_of("strategy.anchors", anchors, ("latest", "all"))
+
+    first_task = nothing
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         return {name: torch.ones_like(p, requires_grad=False) for name, p in trainable(pl_module).items()}

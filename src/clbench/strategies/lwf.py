@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import lightning as L
 import torch
@@ -12,7 +13,8 @@ from clbench.data import Batch, TaskSequence
 from clbench.distillation import divergence, softened
 from clbench.learner import Learner, in_two_columns
 from clbench.nets import Net
-from clbench.params import size_in_bytes
+from clbench.params import size_in_bytes, snapshot
+from clbench.strategies.base import nothing
 from clbench.strategies.learner_strategy import Features, LearnerStrategy
 from clbench.strategies.options import positive, strength
 
@@ -38,6 +40,9 @@ class LwF(LearnerStrategy):
         self.lam = strength("lam", lam)
         self.temperature = positive("strategy.temperature", temperature, "a temperature", "Li and Hoiem have 2")
         self.old: nn.Module | None = None
+        self._loaded: dict[str, Tensor] = {}
+
+    first_task = nothing
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
         super().attach(learner, sequence)
@@ -49,6 +54,9 @@ class LwF(LearnerStrategy):
             return
         self.net = pl_module.net
         self.old = deepcopy(pl_module.net).eval().requires_grad_(False)
+        if self._loaded:  # the task is one that was stopped
+            self.old.load_state_dict(self._loaded)
+            self._loaded = {}
         scenario = task.sequence.scenario.name
         self.contexts = {"task": range(task.index), "class": [task.index - 1], "domain": [task.index]}[scenario]
         self.features = Features(pl_module.net)
@@ -62,6 +70,13 @@ class LwF(LearnerStrategy):
         now = [self.net.head(self.features.last, k) for k in self.contexts]
         parts = [distance(z, target, self.temperature) for z, target in zip(now, targets, strict=True)]
         return self.lam * torch.stack(parts).sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The old net, while a task is learned with it."""
+        return {} if self.old is None or self.features is None else {"old": snapshot(self.old.state_dict())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict.get("old", {})
 
     def cost(self) -> dict[str, int]:
         kept = size_in_bytes(dict(self.old.named_parameters())) if self.old is not None else 0

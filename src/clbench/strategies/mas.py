@@ -14,7 +14,7 @@ from clbench import quadratic
 from clbench.errors import ConfigError
 from clbench.importance import mas, mas_local
 from clbench.importance.rows import count
-from clbench.params import Params
+from clbench.params import Params, moved_to, snapshot, trainable
 from clbench.quadratic import Quadratic
 from clbench.strategies.measured import Data, ImportanceStrategy, Outputs
 from clbench.strategies.options import flag, fraction, one_of, whole
@@ -62,7 +62,7 @@ class MAS(ImportanceStrategy):
         self.fisher_batch = whole("fisher_batch", fisher_batch, "1 is per example, as in the paper: it")
         self.decay = fraction("strategy.decay", decay, "the decay of MAS")
         self.form = one_of("strategy.form", form, ("global", "local"))
-        self.online = flag("strategy.online", online)
+        self.online = self.per_process = flag("strategy.online", online)
         if form == "local" and fisher_batch > 1:
             raise ConfigError(
                 f"fisher_batch={fisher_batch} with strategy.form=local: the local form is per example, use 1"
@@ -90,10 +90,14 @@ class MAS(ImportanceStrategy):
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
         return quadratic.recentre(old, new, self.decay)
 
+    def first_task(self, options: dict[str, Any]) -> dict[str, Any]:
+        return options if self.online else {}
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self.online:
+        if self.online and trainer.ckpt_path is None:
             self._mean, self.examples = {}, 0
+        self._mean = moved_to(self._mean, trainable(pl_module))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -107,6 +111,14 @@ class MAS(ImportanceStrategy):
         for name, value in omega.items():
             self._mean.setdefault(name, torch.zeros_like(value)).lerp_(value, n / self.examples)
         self.seconds += perf_counter() - start
+
+    def state_dict(self) -> dict[str, Any]:
+        within = {"mean": snapshot(self._mean), "examples": self.examples} if self._mean else {}
+        return {**super().state_dict(), **within}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._mean, self.examples = state_dict.get("mean", {}), state_dict.get("examples", 0)
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         if not self.online:

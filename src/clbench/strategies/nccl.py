@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Any
 
 import lightning as L
 import torch
@@ -119,6 +120,7 @@ class NCCL(RehearsalStrategy):
         self.include = include
         self.exclude = exclude
         self.examples = 0
+        self._at_start: list[Tensor] = []
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
@@ -244,6 +246,11 @@ class NCCL(RehearsalStrategy):
                 "NCCL does not scale its losses, as 16-mixed precision needs: use trainer.precision=bf16-mixed"
             )
 
+    def first_task(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Not what is done with examples of earlier tasks, outer steps among it: there are none."""
+        later = ("lam", "replay", "outer_steps", "outer_lr", "temperature", "gamma", "reg", "outer_clip", "kl", "terms")
+        return {name: value for name, value in options.items() if name not in later}
+
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         super().on_train_start(trainer, pl_module)
         assert isinstance(self.memory, Ring)
@@ -257,7 +264,9 @@ class NCCL(RehearsalStrategy):
         self._features = [p for name, p in parts.items() if not name.endswith("psi")]
         own = {id(p) for p in parts.values()}
         self._theta = [p for p in trainable(pl_module).values() if id(p) not in own]
-        self._at_start = self._weights_now()
+        if trainer.ckpt_path is None:
+            self._at_start = self._weights_now()
+        self._at_start = [weight.to(pl_module.device) for weight in self._at_start]
         pl_module.update = self.update
         pl_module.automatic_optimization = False
 
@@ -285,6 +294,14 @@ class NCCL(RehearsalStrategy):
     def teardown(self, trainer: L.Trainer, pl_module: Learner, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
         pl_module.automatic_optimization = True
+
+    def state_dict(self) -> dict[str, Any]:
+        within = {"at_start": [weight.clone() for weight in self._at_start]} if self.anchor == "task" else {}
+        return {**super().state_dict(), **within}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._at_start = state_dict.get("at_start", [])
 
     def cost(self) -> dict[str, int]:
         return {**super().cost(), "examples": self.examples}

@@ -144,8 +144,9 @@ class QuadraticStrategy(Strategy):
         return {"importance": snapshot(q.importance), "anchor": snapshot(q.anchor), "constant": q.constant.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        remembered = "anchor" in state_dict
         self.penalty = (
-            Quadratic(state_dict["importance"], state_dict["anchor"], state_dict["constant"]) if state_dict else None
+            Quadratic(state_dict["importance"], state_dict["anchor"], state_dict["constant"]) if remembered else None
         )
 
     def cost(self) -> dict[str, int]:

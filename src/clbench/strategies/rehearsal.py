@@ -44,7 +44,7 @@ class RehearsalStrategy(LearnerStrategy):
         self._sequence: TaskSequence | None = None
         self._loaded: dict[str, Any] = {}
         self._index = 0
-        self._generator: Generator
+        self._generator = Generator()
 
     @property
     def sequence(self) -> TaskSequence:
@@ -76,7 +76,8 @@ class RehearsalStrategy(LearnerStrategy):
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         task = trainer.datamodule
         self.learner, self._index = pl_module, task.index
-        self._generator = generator(self.seed, "memory", task.index)
+        if trainer.ckpt_path is None:
+            self._generator = generator(self.seed, "memory", task.index)
         assert self.memory is not None
         self.memory.to(pl_module.device)
 
@@ -106,13 +107,16 @@ class RehearsalStrategy(LearnerStrategy):
         return {"examples": 0, "bytes": self.memory.bytes() if self.memory is not None else 0}
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.memory is None else self.memory.state_dict()
+        if self.memory is None:
+            return {}
+        return {**self.memory.state_dict(), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.memory is None:
             self._loaded = state_dict  # until it is known how many tasks there are
         elif state_dict:
             self.memory.load_state_dict(state_dict)
+            self._generator.set_state(state_dict["generator"])
 
 
 def together(new: Batch, old: Batch) -> Batch:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from clbench import quadratic
-from clbench.params import Params, trainable
+from clbench.params import Params, snapshot, trainable
 from clbench.quadratic import Quadratic
 from clbench.strategies.options import flag, positive
 from clbench.strategies.quadratic import QuadraticStrategy
@@ -53,7 +53,12 @@ class SI(QuadraticStrategy):
         self.damping = positive("strategy.damping", damping, "the damping of SI", "the paper has 0.1")
         self.clamp = flag("strategy.clamp", clamp)
         self._path = PathIntegral({})
+        self._loaded: dict[str, Params] = {}
         self._scaled = False
+
+    def first_task(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Its sums; ``lam``, ``damping`` and ``clamp`` come in when the task has ended."""
+        return {name: options.get(name) for name in ("_target_", "include", "exclude")}
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         path = self._path
@@ -73,6 +78,9 @@ class SI(QuadraticStrategy):
         super().on_train_start(trainer, pl_module)
         held = selected(pl_module, self.include, self.exclude)
         self._path = PathIntegral({name: p for name, p in trainable(pl_module).items() if name in held})
+        if self._loaded:  # the task is one that was stopped
+            self._path.load_state_dict(self._loaded)
+            self._loaded = {}
         plugin = trainer.precision_plugin
         self._scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
 
@@ -90,6 +98,14 @@ class SI(QuadraticStrategy):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._path = PathIntegral({})
+
+    def state_dict(self) -> dict[str, Any]:
+        path = self._path.state_dict()
+        return {**super().state_dict(), **({"path": path} if path["sums"] else {})}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._loaded = state_dict.get("path", {})
 
     def diagnosis(self, trainer: L.Trainer) -> str:
         text = super().diagnosis(trainer)
@@ -124,6 +140,14 @@ class PathIntegral:
         self._gradient = {name: torch.empty_like(p) for name, p in self.start.items()}
         self._before = {name: torch.empty_like(p) for name, p in self.start.items()}
         self._stepping: dict[str, nn.Parameter] = {}
+
+    def state_dict(self) -> dict[str, Params]:
+        return {"start": snapshot(self.start), "sums": snapshot(self.sums)}
+
+    def load_state_dict(self, state: dict[str, Params]) -> None:
+        for name, p in self.start.items():
+            p.copy_(state["start"][name])
+            self.sums[name].copy_(state["sums"][name])
 
     @torch.no_grad()
     def begin(self, params: dict[str, nn.Parameter], may_skip: bool = False) -> None:

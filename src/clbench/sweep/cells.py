@@ -1,0 +1,86 @@
+"""Cells of a sweep: each a configuration of its own, with a folder that is the same whenever the sweep is started."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from clbench.config import config_hash, drop_foreign_options
+
+Compose = Callable[[Sequence[str]], DictConfig]
+"""Overrides -> the configuration, Hydra's part included."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Args:
+        overrides: as they would be typed.
+        strategy: its name.
+        cfg: the configuration, without Hydra's part.
+        hash: of the configuration.
+    """
+
+    overrides: tuple[str, ...]
+    strategy: str
+    cfg: DictConfig
+    hash: str
+
+    @property
+    def name(self) -> str:
+        """Of its folder in that of the sweep: it follows from the configuration."""
+        return f"{self.strategy}-seed{self.cfg.seed}-{self.hash}"
+
+    def metrics(self, folder: Path) -> dict[str, Any] | None:
+        """What its metrics.json holds so far; None if there is none."""
+        try:
+            found: dict[str, Any] = json.loads((folder / self.name / "metrics.json").read_text())
+        except FileNotFoundError:
+            return None
+        return found
+
+
+def different(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Cell]:
+    """The cells whose configurations differ, each composed once, so that a wrong override is found before any run."""
+    cells: dict[str, Cell] = {}
+    for cell in overrides:
+        cfg = compose(cell)
+        strategy = cfg.hydra.runtime.choices.strategy
+        OmegaConf.set_readonly(cfg, False)
+        OmegaConf.set_struct(cfg, False)
+        cfg.pop("hydra")
+        drop_foreign_options(cfg)
+        key = config_hash(cfg)
+        cells.setdefault(key, Cell(tuple(cell), strategy, cfg, key))
+    return list(cells.values())
+
+
+def stable_folder(fixed: DictConfig, varied: Sequence[str]) -> Path:
+    """Where a sweep lies for which no folder was said: the same for the same command, also with more values of a key.
+
+    Args:
+        fixed: the configuration without what is varied.
+        varied: the keys that are.
+    """
+    fixed = fixed.copy()
+    OmegaConf.set_readonly(fixed, False)
+    OmegaConf.set_struct(fixed, False)
+    fixed.pop("hydra", None)
+    keys = sorted(varied)
+    digest = hashlib.sha256(f"{config_hash(fixed)} {keys}".encode()).hexdigest()[:8]
+    label = re.sub(r"[^\w-]", "", "_".join(key.rpartition(".")[2] for key in keys))[:50] or "runs"
+    return Path("outputs/sweeps") / f"{label}-{digest}"
+
+
+def others(folder: Path, cells: Sequence[Cell]) -> int:
+    """Runs in ``folder`` that are not of these cells."""
+    mine = {cell.name for cell in cells}
+    return sum(file.parent.name not in mine for file in folder.glob("*/metrics.json"))

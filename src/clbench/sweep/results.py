@@ -1,0 +1,102 @@
+"""What came out of a sweep: a table with a row per run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from clbench.cli import cause_of
+from clbench.config import OPTIONS, config_hash
+from clbench.metrics import intransigence
+from clbench.objective import objective
+from clbench.sweep.cells import Cell
+
+REFERENCES = ("joint_scratch", "joint", "independent")
+"""Strategies whose accuracy on a task just learned intransigence is measured against; the first that a sweep has is taken.
+
+Chaudhry et al. 2018 have the net that learned all tasks so far together.
+"""
+
+
+def show_results(
+    cells: Sequence[Cell],
+    metrics: Sequence[Mapping[str, Any] | None],
+    errors: Mapping[str, BaseException],
+    folder: Path,
+) -> None:
+    """A row per run: its overrides and its objective, or why it failed; "-" is an option that its strategy does not have.
+
+    Where a reference run of the same configuration is there, the intransigence beside it is shown too.
+
+    Args:
+        cells: the runs.
+        metrics: metrics.json of each that is complete, else None.
+        errors: why a run failed, by the name of its cell.
+        folder: of the sweep.
+    """
+    varied = _varied(cells)
+    reference, lost = intransigences(cells, metrics)
+    heading = [f"intransigence ({reference})"] if any(lost) else []
+    table = Table("run", *varied, "objective", *heading)
+    for cell, found, how_much in zip(cells, metrics, lost, strict=True):
+        chosen = dict(override.split("=", 1) for override in cell.overrides)
+        dropped = [key for key in varied if chosen[key] != "null" and cell.cfg.get(key, "") is None]
+        row = ["-" if key in dropped else chosen[key] for key in varied]
+        table.add_row(cell.name, *row, _said(cell, found, errors.get(cell.name)), *([how_much] if heading else []))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"results in {folder}", soft_wrap=True)
+    console.print(f"a page with all of them: clbench-report {folder}", soft_wrap=True)
+
+
+def _said(cell: Cell, metrics: Mapping[str, Any] | None, error: BaseException | None) -> str:
+    if error is not None:
+        return f"failed: {cause_of(error) or repr(error)}"
+    if metrics is None:
+        return "not done"
+    value = objective(metrics, cell.cfg.objective)
+    return "-" if value is None else f"{value:.4f}"
+
+
+def intransigences(cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any] | None]) -> tuple[str | None, list[str]]:
+    """The reference strategy, and the intransigence of each run beside its run that differs in the strategy only, else ""."""
+    matrices = [None if found is None else torch.tensor(found["accuracy_matrix"]) for found in metrics]
+    alike = [_without_strategy(cell.cfg) for cell in cells]
+    best: dict[tuple[str, str], Tensor] = {}
+    for cell, matrix, rest in zip(cells, matrices, alike, strict=True):
+        if matrix is not None and cell.strategy in REFERENCES:
+            best[cell.strategy, rest] = matrix
+    reference = next((name for name in REFERENCES if any(name == there for there, _ in best)), None)
+    said = []
+    for matrix, rest in zip(matrices, alike, strict=True):
+        r = best.get((reference or "", rest))
+        said.append("" if matrix is None or r is None else f"{intransigence(matrix, r):.4f}")
+    return reference, said
+
+
+def _without_strategy(cfg: DictConfig) -> str:
+    """A hash of all that a strategy does not decide."""
+    cfg = cfg.copy()
+    OmegaConf.set_readonly(cfg, False)
+    with open_dict(cfg):
+        cfg.strategy = {}
+        for name in OPTIONS:
+            cfg[name] = None
+    return config_hash(cfg)
+
+
+def _varied(cells: Sequence[Cell]) -> list[str]:
+    """The keys whose values differ between cells, in the order given."""
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for override in cell.overrides:
+            key, value = override.split("=", 1)
+            values.setdefault(key, set()).add(value)
+    return [key for key, seen in values.items() if len(seen) > 1]
