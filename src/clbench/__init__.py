@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clbench.doctor import Doctor
     from clbench.importance import fisher, mas, mas_local
     from clbench.metrics import AccuracyMatrix
     from clbench.report import read
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 WHERE = {
     **dict.fromkeys(("fisher", "mas", "mas_local"), "importance"),
     "AccuracyMatrix": "metrics",
+    "Doctor": "doctor",
     "read": "report",
     **dict.fromkeys(("AGEM", "DER", "ER", "EWC", "L2", "MAS", "NCCL", "SI", "DERpp", "LwF", "OnlineEWC"), "strategies"),
 }
@@ -29,6 +31,7 @@ __all__ = [
     "SI",
     "AccuracyMatrix",
     "DERpp",
+    "Doctor",
     "LwF",
     "OnlineEWC",
     "fisher",

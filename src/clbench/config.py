@@ -87,8 +87,8 @@ def drop_foreign_options(cfg: DictConfig) -> None:
             cfg[name] = None
 
 
-def config_hash(cfg: DictConfig) -> str:
-    """Eight hex digits over everything in ``cfg`` that decides the results."""
+def decisive(cfg: DictConfig) -> dict[str, Any]:
+    """Everything in ``cfg`` that decides the results, resolved."""
     cfg = cfg.copy()
     OmegaConf.set_readonly(cfg, False)
     with open_dict(cfg):
@@ -99,8 +99,13 @@ def config_hash(cfg: DictConfig) -> str:
             cfg.data.pop(name, None)
         resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
-    decisive = {key: _numbers_as_floats(value) for key, value in resolved.items() if key not in ELSEWHERE}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+    return {str(key): value for key, value in resolved.items() if key not in ELSEWHERE}
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Eight hex digits over everything in ``cfg`` that decides the results."""
+    numbers = _numbers_as_floats(decisive(cfg))
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def prefix_key(cfg: DictConfig, matters: dict[str, Any]) -> str:

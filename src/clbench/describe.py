@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from clbench.config import options_of
+from clbench.config import OPTIONS, decisive, options_of
 from clbench.data import TaskSequence
 from clbench.learner import Learner
 
@@ -30,6 +30,21 @@ def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learn
         "seed": cfg.seed,
         "eval_every": cfg.eval_every,
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
+    }
+
+
+def flat(cfg: DictConfig, choices: DictConfig, about: dict[str, Any]) -> dict[str, Any]:
+    """What was run, for filters and axes of a dashboard: what is asked for most at the top, all that decides in ``yaml``."""
+    config = decisive(cfg)
+    return {
+        **{group: choices[group] for group in ("strategy", "scenario", "net", "optimizer", "scheduler")},
+        "data": cfg.data.name,
+        "tasks": about["data"]["tasks"],
+        "parameters": about["net"]["parameters"],
+        "lr": config["optimizer"]["make"].get("lr"),
+        **{key: config[key] for key in (*OPTIONS, "seed", "epochs", "steps", "batch_size")},
+        "versions": about["versions"],
+        "yaml": config,
     }
 
 

@@ -37,6 +37,10 @@ class Display:
     def note(self, text: str) -> None:
         self._print(Text(text))
 
+    def warn(self, text: str) -> None:
+        """What the reader should do something about."""
+        self._print(Text("warning: ", style="bold yellow").append(text, style="none"))
+
     def after_task(self, index: int, tasks: int, row: list[float], seconds: float) -> None:
         """The accuracies so far, one line."""
         learned = row[: index + 1]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
 from clbench.errors import ConfigError
+from clbench.logs import Dashboard
+from clbench.params import Params
 
 MakeLogger = Callable[["Place"], Logger]
 
@@ -24,13 +27,15 @@ class Place:
         folder: of the run.
         shared: of the sweep, or of the run if it is alone: all runs of a sweep share one W&B directory.
         start: first task that is logged; > 0 when a run goes on.
-        about: the configuration, flat enough to filter by.
+        about: the configuration, flat enough to filter by: ``strategy``, ``data``, ``scenario``, ``lam``, ``seed``, ...
+        say: is given a line for the user.
     """
 
     folder: Path
     shared: Path
     start: int
     about: dict[str, Any]
+    say: Callable[[str], None]
 
 
 def csv(place: Place) -> Logger:
@@ -50,42 +55,95 @@ def tensorboard(place: Place) -> Logger:
         raise ConfigError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from error
 
 
+AXES = {
+    "train/*": "step",
+    **dict.fromkeys(("acc/*", "cl/*", "importance/*", "log10_importance/*", "seconds/*", "memory/*"), "task"),
+    "accuracy_matrix": "task",
+}
+"""What the x axis of a W&B chart is."""
+
+
 def wandb(place: Place, project: str = "clbench") -> Logger:
-    """Weights & Biases: online if there is a key, else offline; a run that goes on has the same id.
+    """Weights & Biases: online if logged in, else offline; a run that goes on has the same id.
 
     Args:
         place: where it is made; all runs of a sweep write into one ``wandb/`` directory and are one group.
         project: name of the W&B project.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
+    import numpy as np
     import wandb as package
     from lightning.pytorch.loggers import WandbLogger
 
-    class Finished(WandbLogger):
-        """Ends its run, so that the next job of the process does not log into it."""
+    class Board(WandbLogger, Dashboard):
+        """Has axes of its own, shows R and importance, and ends its run, so that the next job does not log into it."""
+
+        def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+            self.experiment.log({**metrics, "step": step})
+
+        def log_task(self, values: dict[str, float], r: Tensor, importance: Params, step: int) -> None:
+            from clbench.plots import accuracy_matrix
+
+            picture = package.Image(accuracy_matrix(r, name), caption=f"after task {values['task']}")
+            logs = {layer: f[f > 0].log10().cpu().numpy() for layer, f in importance.items()}
+            histograms = {
+                f"log10_importance/{layer}": package.Histogram(np_histogram=np.histogram(x, bins=64))
+                for layer, x in logs.items()
+                if len(x)
+            }
+            self.log_metrics({**values, "accuracy_matrix": picture, **histograms}, step)
+
+        def log_results(self, results: Mapping[str, Any]) -> None:
+            rows = [[i, j, a] for i, row in enumerate(results["accuracy_matrix"]) for j, a in enumerate(row)]
+            table = package.Table(columns=["after_task", "task", "accuracy"], data=rows)
+            said = [warning["kind"] for warning in results["warnings"]]
+            self.experiment.summary.update({**numbers(results), "warnings": said, "accuracy_table": table})
 
         def finalize(self, status: str) -> None:
             super().finalize(status)
             package.finish(exit_code=0 if status == "success" else 1)
 
-    mode = os.environ.get("WANDB_MODE") or ("online" if package.login(prompt=False) else "offline")
+    mode: Any = os.environ.get("WANDB_MODE") or package.setup().settings.mode
+    if mode == "online" and not package.login(prompt=False, verify=False):
+        mode = "offline"
     place.shared.mkdir(parents=True, exist_ok=True)
     identity = hashlib.sha256(f"{place.folder.resolve()}{place.about['config_hash']}".encode()).hexdigest()[:12]
-    strategy, data = place.about["strategy"]["name"], place.about["data"]["name"]
-    options = " ".join(f"{k}={v}" for k, v in place.about["strategy"].items() if k in ("lam", "fisher"))
-    logger = Finished(
+    name = readable(place.about)
+    run = package.init(
         project=project,
-        name=f"{strategy} {options} {data} seed={place.about['seed']}".replace("  ", " "),
-        id=identity,
-        resume="allow" if mode == "online" else None,
-        save_dir=place.shared,
-        group=place.shared.name if place.shared != place.folder else None,
-        tags=[strategy, data],
+        name=name,
+        id=os.environ.get("WANDB_RUN_ID", identity),  # what `wandb agent` has chosen
+        resume="allow",
+        dir=place.shared,
+        group=group_of(place),
+        tags=[place.about[key] for key in ("strategy", "data", "scenario")],
         config=place.about,
         mode=mode,
         settings=package.Settings(silent=True),
     )
-    logger.experiment.define_metric("task")
-    logger.experiment.define_metric("acc/*", step_metric="task")
-    logger.experiment.define_metric("cl/*", step_metric="task")
-    return logger
+    for metrics, axis in AXES.items():
+        run.define_metric(metrics, step_metric=axis)
+    where = f"in {place.shared / 'wandb'}: wandb leet shows it, wandb sync uploads it"
+    place.say(f"W&B: online, {run.url}" if mode == "online" else f"W&B: {mode}, {where}")
+    return Board(experiment=run)
+
+
+def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What is a number in ``results`` and in its parts, nested as in metrics.json."""
+    nested = {key: numbers(value) if isinstance(value, dict) else value for key, value in results.items()}
+    return {key: value for key, value in nested.items() if isinstance(value, float | dict)}
+
+
+def readable(about: Mapping[str, Any]) -> str:
+    """The name of a run: "ewc lam=1000 fisher=exact permuted_digits task seed=0"."""
+    options = [f"{key}={about[key]:g}" for key in ("lam", "gamma") if about[key] is not None]
+    options += [f"{key}={about[key]}" for key in ("fisher", "samples", "memory") if about[key] is not None]
+    return " ".join([about["strategy"], *options, about["data"], about["scenario"], f"seed={about['seed']}"])
+
+
+def group_of(place: Place) -> str | None:
+    """The sweep's folder, as seen from where the command was given; None for a run alone."""
+    if place.shared == place.folder:
+        return None
+    here = Path.cwd()
+    return str(place.shared.relative_to(here)) if place.shared.is_relative_to(here) else place.shared.name

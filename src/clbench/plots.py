@@ -54,7 +54,7 @@ def accuracy_within_tasks(r: Tensor, within: list[dict[str, Any]], title: str) -
 
 
 def accuracy_matrix(r: Tensor, title: str) -> Figure:
-    """Heatmap of R: a row per task trained, a column per task evaluated."""
+    """Heatmap of R: a row per task trained, a column per task evaluated; rows of nan stay empty."""
     tasks = len(r)
     side = max(3.2, min(0.62 * tasks + 1.6, 10))
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
@@ -63,7 +63,7 @@ def accuracy_matrix(r: Tensor, title: str) -> Figure:
     axes.set(xlabel="evaluated on task", ylabel="after training task", xticks=range(tasks), yticks=range(tasks))
     axes.set_title(title, fontsize=10)
     if tasks <= LABELLED:
-        for i in range(tasks):
+        for i in range(int((~r[:, 0].isnan()).sum())):
             for j in range(tasks):
                 colour = "black" if r[i, j] > 0.6 else "white"
                 weight = "bold" if i == j else "normal"

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from clbench.data import TaskSequence
+from clbench.doctor import Doctor
 from clbench.errors import ConfigError
 from clbench.evaluation import Evaluation
 from clbench.folder import RunFolder
@@ -45,6 +46,7 @@ def run(
     save_every: int | None = None,
     prefix: Prefix | None = None,
     first_tasks: int | None = None,
+    doctor: Doctor | None = None,
 ) -> dict[str, Any]:
     """Learn the tasks of ``sequence`` one after the other with ``strategy``.
 
@@ -66,6 +68,7 @@ def run(
         save_every: steps between two checkpoints inside a task; None = only after each task.
         prefix: what is shared with other runs of the first task; None = nothing.
         first_tasks: learn only so many tasks now; a later call goes on after them. None = all.
+        doctor: what examines the penalty; None = one that gives Python warnings.
 
     Returns:
         The results: accuracy matrix and readings of it, on test and validation data; seconds; importance per task.
@@ -83,6 +86,7 @@ def run(
     evaluation = Evaluation(len(sequence), eval_every)
     first = [validation] if validation is not None and validation.needed else []
     logs = Logs(strategy, evaluation, log_every)
+    doctor = Doctor() if doctor is None else doctor
     seconds = Seconds(strategy, evaluation)
     midtask = MidTask(folder, seconds, save_every, prefix)
     importance: list[dict[str, int]] = []
@@ -94,6 +98,7 @@ def run(
         strategy.load_state_dict(state["strategy"])
         evaluation.load_state_dict(state["evaluation"])
         logs.step = state["step"]
+        doctor.load_state_dict(state["doctor"])
         seconds.load(state["seconds"])
         midtask.shared = state["prefix"]
         importance = state["importance"]
@@ -101,14 +106,15 @@ def run(
 
     def results() -> dict[str, Any]:
         measured = {"seconds": seconds.spent(), "importance": list(importance), "prefix": midtask.shared}
-        return {**_readings(sequence, evaluation), **measured}
+        said = [warning._asdict() for warning in doctor.warnings]
+        return {**_readings(sequence, evaluation), **measured, "warnings": said}
 
     if start >= tasks:
         return results()
     with logs.to(make_loggers(start) if make_loggers is not None else []):
         for index in range(start, tasks):
             reseed(derive(seed, "task", index))
-            trainer = make_trainer(index, [*first, strategy, evaluation, logs, midtask])
+            trainer = make_trainer(index, [*first, strategy, evaluation, doctor, logs, midtask])
             if save_every is not None and strategy.per_process and trainer.world_size > 1:
                 raise ConfigError(
                     f"save_every={save_every}: {type(strategy).__name__} sums up in each of the {trainer.world_size} processes: "
@@ -121,6 +127,7 @@ def run(
                 except SystemExit as stop:  # what Lightning makes of Ctrl-C
                     raise KeyboardInterrupt from stop
             importance.append(strategy.cost())
+            logs.after_task(index, results())
             if trainer.is_global_zero:
                 folder.save(
                     index,
@@ -130,6 +137,7 @@ def run(
                         "strategy": strategy.state_dict(),
                         "evaluation": evaluation.state_dict(),
                         "step": logs.step,
+                        "doctor": doctor.state_dict(),
                         "seconds": seconds.spent(),
                         "importance": importance,
                         "prefix": midtask.shared,

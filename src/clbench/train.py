@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -28,8 +28,9 @@ from clbench.config import (
     drop_foreign_options,
     refuse_foreign_options,
 )
-from clbench.describe import describe, plan
+from clbench.describe import describe, flat, plan
 from clbench.display import Display
+from clbench.doctor import Doctor
 from clbench.folder import RunFolder, atomically
 from clbench.loggers import Place
 from clbench.objective import objective
@@ -104,7 +105,9 @@ def train(cfg: DictConfig) -> float | None:
         def make_loggers(start: int) -> list[Logger]:
             if not first_process:
                 return []
-            place = Place(folder.path, folder.path.parent if sweeping else folder.path, start, about)
+            shared = folder.path.parent if sweeping else folder.path
+            flattened = flat(cfg, choices, about) | {"config_hash": folder.config_hash}
+            place = Place(folder.path, shared, start, flattened, say_once if sweeping else display.note)
             return [instantiate(logger)(place) for logger in cfg.logger.values()]
 
         results = run(
@@ -122,6 +125,7 @@ def train(cfg: DictConfig) -> float | None:
             save_every=cfg.save_every,
             prefix=shared_prefix(cfg, strategy) if sweeping else None,
             first_tasks=cfg.first_tasks,
+            doctor=Doctor(say=display.warn),
         )
         if cfg.first_tasks is not None and cfg.first_tasks < len(sequence):
             if sweeping:
@@ -142,6 +146,12 @@ def train(cfg: DictConfig) -> float | None:
                 seconds = complete["seconds"]["total"]
                 tell(folder.path, f"{said}, {seconds:.1f} s")
         return value
+
+
+@cache
+def say_once(text: str) -> None:
+    """On stderr, the first time in this process: what is the same for all runs of a sweep."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def shared_prefix(cfg: DictConfig, strategy: Strategy) -> Prefix | None:

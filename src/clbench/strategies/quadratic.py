@@ -77,6 +77,19 @@ class QuadraticStrategy(Strategy):
             return torch.zeros(())
         return 0.5 * self.strength * quadratic.value(self.penalty, trainable(pl_module))
 
+    def gradient(self, params: Params) -> Params:
+        """The gradient of the penalty at ``params``, for those that it knows, in their dtypes."""
+        if self.penalty is None:
+            return {}
+        halves = quadratic.half_gradient(self.penalty, params)
+        return {name: g.to(params[name].dtype) * self.strength for name, g in halves.items()}
+
+    def stiffness(self, lr: float) -> float:
+        """How far a step of gradient descent goes along the steepest penalty, lr * lam * max importance."""
+        if self.penalty is None:
+            return 0.0
+        return lr * self.strength * max((f.max().item() for f in self.penalty.importance.values()), default=0.0)
+
     # --- Lightning ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -145,11 +158,9 @@ class QuadraticStrategy(Strategy):
         name = type(trainer.optimizers[0]).__name__.lower()
         if self.penalty is None:
             return f"{name} lr={lr:g} is too large; lower it"
-        largest = max((f.max().item() for f in self.penalty.importance.values()), default=0.0)
-        stiffness = lr * self.strength * largest
         return (
-            f"{name} lr={lr:g} with lam={self.lam:g} is too stiff (lr*lam*max importance = {stiffness:.3g}, SGD is stable "
-            "below 2); lower lam or lr, or use optimizer=adam"
+            f"{name} lr={lr:g} with lam={self.lam:g} is too stiff (lr*lam*max importance = {self.stiffness(lr):.3g}, SGD is "
+            "stable below 2); lower lam or lr, or use optimizer=adam"
         )
 
     def _moving(self, params: Iterator[nn.Parameter]) -> Params:

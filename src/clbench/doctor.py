@@ -1,0 +1,222 @@
+"""Doctor: a callback that says once, and clearly, when a quadratic penalty does nothing, or everything, and what to do."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from clbench.data import Task
+from clbench.errors import ConfigError
+from clbench.params import Params
+from clbench.strategies import QuadraticStrategy
+from clbench.strategies.norms import gradient_norms
+
+NOTHING, EVERYTHING = 1e-6, 100.0  # gradient of the penalty over that of the loss, medians over a task
+LOOKS = 10  # at the gradients, at least, in a task that has as many steps
+FEWEST = 5  # looks that a verdict needs
+ONE_LAYER = 0.999  # share of all importance
+NEGATIVE = 1e-3  # share of all |importance|; that of synaptic intelligence may be a little below 0, as in the paper
+
+
+class Warned(NamedTuple):
+    """A warning: its ``kind``, the ``task`` it came up with (None without a clbench sequence), and the ``text``."""
+
+    kind: str
+    task: int | None
+    text: str
+
+
+class Doctor(L.Callback):
+    """Examines the penalty of the ``QuadraticStrategy`` among the callbacks (EWC, MAS, SI, L2); its place among them is free.
+
+    ``Trainer(callbacks=[EWC(lam=1e3), Doctor()])``
+
+    Kinds: ``penalty_does_nothing`` and ``penalty_is_everything`` (median over a task of its gradient's norm, below 1e-6 or
+    above 100 times that of the loss); ``importance_not_finite``, ``importance_zero``, ``importance_negative`` and
+    ``importance_in_one_layer`` (when a task has been learned); ``step_too_large`` (``sgd_bound``, when a task begins);
+    ``class_incremental``. Each is said at most once. It changes nothing, keeps two numbers on the device at each look, and
+    reads them when a task ends.
+
+    Args:
+        every: steps between two looks at the gradients; fewer in a short task, so that there are about ten.
+        say: is given the text; a Python warning unless told otherwise.
+
+    Attributes:
+        warnings: what has been said so far.
+
+    Raises:
+        ConfigError: ``every`` below 1.
+    """
+
+    def __init__(self, every: int = 50, say: Callable[[str], Any] = warnings.warn) -> None:
+        if every < 1:
+            raise ConfigError(f"every={every}: at least 1 step between two looks at the gradients")
+        self.every = every
+        self.say = say
+        self.warnings: list[Warned] = []
+        self._strategy: QuadraticStrategy | None = None
+        self._task: int | None = None
+        self._looks: list[Tensor] = []
+        self._steps = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Before the state of a fit that goes on is loaded."""
+        self._looks, self._steps = [], 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        callbacks = trainer.callbacks
+        self._strategy = next((c for c in callbacks if isinstance(c, QuadraticStrategy)), None)
+        if self._strategy is None:
+            return
+        self._after = callbacks.index(self) > callbacks.index(self._strategy)
+        self._task = getattr(trainer.datamodule, "index", None)
+        self._looks = [look.to(pl_module.device) for look in self._looks]
+        steps = trainer.estimated_stepping_batches
+        self._interval = max(1, min(self.every, int(steps) // LOOKS)) if math.isfinite(steps) else self.every
+        self._warn(of_scenario(trainer.datamodule))
+        self._warn(of_step(self._strategy, trainer.optimizers))
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        if self._strategy is None or self._strategy.penalty is None or self._strategy.lam == 0:
+            return
+        self._steps += 1
+        if self._steps % self._interval == 0:
+            with torch.no_grad():
+                norms = gradient_norms(self._strategy, pl_module, optimizer, added=self._after)
+                self._looks.append(torch.stack([n.to(pl_module.device) for n in norms]))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After every callback's ``on_train_end``, so that the strategy has consolidated."""
+        if self._strategy is None or self._strategy.penalty is None:
+            return
+        if len(self._looks) >= FEWEST:
+            loss, penalty = torch.stack(self._looks).T.tolist()
+            self._warn(of_gradients(median(loss), median(penalty), self._strategy.lam, len(self._looks)))
+        self._looks, self._steps = [], 0
+        self._warn(of_importance(self._strategy.penalty.importance))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"warnings": [list(w) for w in self.warnings], "looks": list(self._looks), "steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.warnings = [Warned(*w) for w in state_dict["warnings"]]
+        self._looks, self._steps = list(state_dict["looks"]), state_dict["steps"]
+
+    def _warn(self, found: Iterator[tuple[str, str]]) -> None:
+        for kind, text in found:
+            if kind not in [w.kind for w in self.warnings]:
+                self.warnings.append(Warned(kind, self._task, text))
+                self.say(text)
+
+
+def of_gradients(loss: float, penalty: float, lam: float, steps: int) -> Iterator[tuple[str, str]]:
+    """What the norms of the gradients of a task say.
+
+    Where the two balance their ratio is 1; far above it, the weights swing about their anchors.
+    """
+    if not (math.isfinite(loss) and math.isfinite(penalty) and loss > 0):
+        return
+    ratio = penalty / loss
+    said = f"its gradient was {ratio:.2g} times that of the loss (median of {steps} steps of the task)"
+    if ratio < NOTHING:
+        yield (
+            "penalty_does_nothing",
+            f"the penalty does nothing: {said}, so this is fine-tuning; raise lam={lam:g} by powers of ten until the two "
+            "are comparable",
+        )
+    elif ratio > EVERYTHING:
+        yield (
+            "penalty_is_everything",
+            f"the penalty is everything: {said}, so the weights only swing about their anchors; lower lam={lam:g} by powers "
+            "of ten, or the learning rate",
+        )
+
+
+def of_importance(importance: Params) -> Iterator[tuple[str, str]]:
+    """What the importance after a task says."""
+    of_layers: dict[str, list[Tensor]] = {}
+    for name, f in importance.items():
+        f = f.detach().double()
+        numbers = torch.stack([f.abs().sum(), f.clamp(max=0).sum().neg()])
+        of_layers.setdefault(name.rpartition(".")[0], []).append(numbers.cpu())
+    if not of_layers:
+        return
+    sums = {layer: torch.stack(numbers).sum(0) for layer, numbers in of_layers.items()}
+    total, negative = torch.stack(list(sums.values())).sum(0).tolist()
+    if not math.isfinite(total):
+        where = ", ".join(layer or "the module" for layer, s in sums.items() if not s.isfinite().all())
+        yield (
+            "importance_not_finite",
+            f"importance is not finite in {where}: the penalty will make the weights so too; lower the learning rate, and look "
+            "whether the outputs of the net are finite on all examples",
+        )
+        return
+    if total == 0:
+        yield (
+            "importance_zero",
+            "the importance of every parameter is 0, so nothing is held and this is fine-tuning; the outputs do not depend on "
+            "the weights: look for dead units, detached outputs, or include/exclude patterns that leave no layer that learns",
+        )
+        return
+    if negative / total > NEGATIVE:
+        yield (
+            "importance_negative",
+            f"{negative / total:.0%} of the importance is negative: the penalty pushes those weights away from their anchors; "
+            "with si use strategy.clamp=true or a lower learning rate, an importance of your own must be >= 0",
+        )
+    layer, largest = max(((layer, s[0].item()) for layer, s in sums.items()), key=lambda pair: pair[1])
+    if len(sums) > 1 and largest / total > ONE_LAYER:
+        yield (
+            "importance_in_one_layer",
+            f"{layer} has {largest / total:.2%} of all importance, so the other {len(sums) - 1} layers are free to forget; look "
+            f"for dead units or detached features, or hold the others alone with exclude=['{layer}.*']",
+        )
+
+
+def of_step(strategy: QuadraticStrategy, optimizers: list[Optimizer]) -> Iterator[tuple[str, str]]:
+    """What the step size of SGD says about the penalty; Adam's does not depend on the size of a gradient."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups if isinstance(optimizer, SGD) else []:
+            stiffness, bound = strategy.stiffness(group["lr"]), sgd_bound(group)
+            if stiffness > bound:
+                largest = strategy.lam * bound / stiffness
+                yield (
+                    "step_too_large",
+                    f"sgd lr={group['lr']:g} with lam={strategy.lam:g} is too stiff: lr*lam*max importance = {stiffness:.3g}, "
+                    f"and its steps are stable below {bound:.3g}; use lam below {largest:.2g}, a lower lr, or optimizer=adam",
+                )
+
+
+def sgd_bound(group: dict[str, Any]) -> float:
+    """The lr * curvature below which torch.optim.SGD is stable on a quadratic of that curvature.
+
+    With momentum m (heavy ball) and dampening d, 2 (1 + m) / (1 - d); with Nesterov's, 2 (1 + m) / (1 + 2 m): where an
+    eigenvalue of the step, linear in (weight, velocity), reaches -1. Without momentum 2. Weight decay is left out.
+    """
+    m = group["momentum"]
+    if m == 0:
+        return 2.0
+    scale = 1 + 2 * m if group["nesterov"] else 1 - group["dampening"]
+    return 2 * (1 + m) / scale if scale > 0 else math.inf
+
+
+def of_scenario(data: Any) -> Iterator[tuple[str, str]]:
+    """What a pure regulariser can be expected to do, class-incremental."""
+    if not isinstance(data, Task) or data.sequence.scenario.name != "class" or len(data.sequence) < 2:
+        return
+    tasks, classes = len(data.sequence), sum(data.sequence.sizes)
+    yield (
+        "class_incremental",
+        "class-incremental with a penalty alone: no penalty on weights teaches a net to tell apart classes it never saw "
+        f"together; expect about what fine-tuning gets, only the newest classes right: an average accuracy of about "
+        f"{1 / tasks:.2f} (1 of {tasks} tasks; chance is {1 / classes:.2f}); use replay (strategy=er, der, derpp) or "
+        "scenario=task",
+    )
