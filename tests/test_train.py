@@ -71,6 +71,8 @@ def test_metrics_json_is_the_documented_contract(run):
     assert result["prefix"] is None
     assert 0 < seconds["train"] + seconds["importance"] + seconds["evaluation"] <= seconds["total"]
     parameters = result["net"]["parameters"]
+    totals = [task.pop("total") for task in result["importance"]]
+    assert 0 < totals[0] < totals[1] < totals[2]
     assert result["importance"] == [{"examples": 100, "bytes": 2 * 4 * parameters}] * 3
     assert result["strategy"] == {"name": "ewc", "lam": 1e3, "fisher": "exact", "samples": 100, "fisher_batch": 1}
     assert result["data"]["name"] == "permuted_digits"
