@@ -125,7 +125,7 @@ class Full:
 
     Attributes:
         seconds: of one run on one core.
-        seeds: of the trial runs that choose as published does, instead of fewer; those of the protocol if empty.
+        seeds: of all rows, and of the trial runs that choose as published does (those with overrides of their own are ours).
         grid: key -> values, in every row that has the key in its grid; then no grid is extended.
     """
 
@@ -203,13 +203,13 @@ def full(protocol: Protocol) -> Protocol:
     rows = []
     for row in protocol.rows:
         grid = {key: tuple(protocol.full.grid.get(key, values)) for key, values in row.grid.items()}
-        chosen = protocol.full.seeds or row.seeds
+        seeds = protocol.full.seeds or row.seeds
         select = tuple(
-            replace(s, seeds=s.seeds if s.overrides else chosen, extend={} if grid != row.grid else s.extend)
+            replace(s, seeds=s.seeds if s.overrides else seeds, extend={} if grid != row.grid else s.extend)
             for s in row.select
         )
         curve = row.curve if grid == row.grid else {}
-        rows.append(replace(row, grid=grid, select=select, curve=curve))
+        rows.append(replace(row, seeds=seeds, grid=grid, select=select, curve=curve))
     return replace(protocol, name=f"{protocol.name}-full", rows=tuple(rows), seconds=protocol.full.seconds)
 
 
