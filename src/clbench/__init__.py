@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clbench.importance import fisher, mas, mas_local
+    from clbench.load import load
     from clbench.metrics import AccuracyMatrix
     from clbench.report import read
     from clbench.strategies import AGEM, DER, ER, EWC, L2, MAS, NCCL, SI, DERpp, LwF, OnlineEWC
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 WHERE = {
     **dict.fromkeys(("fisher", "mas", "mas_local"), "importance"),
     "AccuracyMatrix": "metrics",
+    "load": "load",
     "read": "report",
     **dict.fromkeys(("AGEM", "DER", "ER", "EWC", "L2", "MAS", "NCCL", "SI", "DERpp", "LwF", "OnlineEWC"), "strategies"),
 }
@@ -32,6 +34,7 @@ __all__ = [
     "LwF",
     "OnlineEWC",
     "fisher",
+    "load",
     "mas",
     "mas_local",
     "read",

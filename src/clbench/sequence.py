@@ -79,13 +79,11 @@ def run(
     logs = Logs(strategy, evaluation, log_every)
     seconds = Seconds(strategy, evaluation)
     midtask = MidTask(folder, seconds, save_every, prefix)
-    importance: list[dict[str, int]] = []
+    importance: list[dict[str, float]] = []
     start = 0
     state = folder.load()
     if state is not None:
-        learner.load_state_dict(state["learner"])
-        learner.optimizer_state = state["optimizer"]
-        strategy.load_state_dict(state["strategy"])
+        restore(state, learner, strategy)
         evaluation.load_state_dict(state["evaluation"])
         logs.step = state["step"]
         seconds.load(state["seconds"])
@@ -133,6 +131,13 @@ def run(
                     after_task(index, results())
         logs.final(results())
     return results()
+
+
+def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None:
+    """Bring ``learner`` and ``strategy``, attached to their sequence, to a boundary checkpoint."""
+    learner.load_state_dict(state["learner"])
+    learner.optimizer_state = state["optimizer"]
+    strategy.load_state_dict(state["strategy"])
 
 
 def reseed(seed: int) -> None:
