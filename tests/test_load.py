@@ -11,7 +11,6 @@ import torch
 import clbench
 from clbench.errors import ConfigError
 from clbench.evaluation import CORRECT, EXAMPLES, tally
-from clbench.load import load
 
 SMALL = ("data.tasks=3", "data.examples_per_task=64", "net.hidden=[16]", "epochs=1", "logger=none")
 
@@ -34,7 +33,7 @@ def assert_same(a, b):
 def test_the_loaded_net_has_the_accuracies_of_its_row_and_the_strategy_its_memory(run, tmp_path, strategy):
     metrics = run(f"strategy={strategy}", *SMALL)
     for task in (0, 1):
-        loaded = load(tmp_path / "run", task=task)
+        loaded = clbench.load(tmp_path / "run", task=task)
         counts = tally(loaded.learner, loaded.sequence[task].test_dataloader())
         assert (counts[:, CORRECT] / counts[:, EXAMPLES]).tolist() == metrics["accuracy_matrix"][task]
         saved = torch.load(tmp_path / f"run/checkpoints/task_{task}.ckpt", weights_only=True)
@@ -60,21 +59,21 @@ def test_a_run_that_started_from_weights_in_a_file_is_loaded_without_the_file(ru
     (tmp_path / "first/checkpoints/task_0.ckpt").rename(weights)
     run("strategy=finetune", f"init_from={weights}", *SMALL, folder="second")
     weights.unlink()
-    assert load(tmp_path / "second", task=1).task == 1
+    assert clbench.load(tmp_path / "second", task=1).task == 1
 
 
 def test_what_cannot_be_loaded_is_said(run, tmp_path):
     with pytest.raises(ConfigError, match="nowhere is not a folder: give the output_dir of a run"):
-        load(tmp_path / "nowhere")
+        clbench.load(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"has no .hydra/config.yaml: give the output_dir of a run"):
-        load(tmp_path)
+        clbench.load(tmp_path)
     run("strategy=finetune", "checkpoints=none", *SMALL, folder="bare")
     with pytest.raises(ConfigError, match="has no checkpoints: the run needs checkpoints=all or last"):
-        load(tmp_path / "bare")
+        clbench.load(tmp_path / "bare")
     run("strategy=finetune", *SMALL)
     (tmp_path / "run/checkpoints/task_1.ckpt").unlink()
     with pytest.raises(ConfigError, match="task=1: .* has no checkpoint of it, only of 0, 2; "):
-        load(tmp_path / "run", task=1)
+        clbench.load(tmp_path / "run", task=1)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +94,4 @@ def test_a_changed_configuration_and_changed_code_are_told_apart(run, tmp_path, 
         state["learner"] = {name.replace("head", "classifier"): p for name, p in state["learner"].items()}
         torch.save(state, file)
     with pytest.raises(ConfigError, match=message):
-        load(tmp_path / "run")
+        clbench.load(tmp_path / "run")

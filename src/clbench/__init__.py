@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clbench.importance import fisher, mas, mas_local
-    from clbench.load import load
+    from clbench.loading import load
     from clbench.metrics import AccuracyMatrix
     from clbench.report import read
     from clbench.strategies import AGEM, DER, ER, EWC, L2, MAS, NCCL, SI, DERpp, LwF, OnlineEWC
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 WHERE = {
     **dict.fromkeys(("fisher", "mas", "mas_local"), "importance"),
     "AccuracyMatrix": "metrics",
-    "load": "load",
+    "load": "loading",  # a module of the same name would hide the function
     "read": "report",
     **dict.fromkeys(("AGEM", "DER", "ER", "EWC", "L2", "MAS", "NCCL", "SI", "DERpp", "LwF", "OnlineEWC"), "strategies"),
 }
