@@ -49,6 +49,15 @@ def test_the_same_run_twice_is_bit_identical_and_a_seed_is_not(run, tmp_path, ca
     assert found.made_with == found.elsewhere == {}
 
 
+def test_options_of_a_strategy_stand_once_in_the_difference_of_two_strategies(run, tmp_path):
+    run("strategy=finetune", *SMALL, folder="a")
+    run("strategy=l2", *SMALL, folder="b")
+    found = difference(tmp_path / "a", tmp_path / "b")
+    assert found.config["lam"] == (None, 0.1)
+    assert "strategy.lam" not in found.config  # ${lam}
+    assert found.config["strategy.anchors"] == ("", "latest")
+
+
 def test_versions_unfinished_runs_and_other_numbers_are_said(run, tmp_path, capsys):
     run("strategy=finetune", *SMALL, folder="a")
     run("strategy=finetune", *SMALL, folder="b")
@@ -70,7 +79,10 @@ def test_versions_unfinished_runs_and_other_numbers_are_said(run, tmp_path, caps
 
 
 def test_what_is_not_a_run_is_one_line_and_exit_code_2(tmp_path):
-    with pytest.raises(ConfigError, match="is not a run with results"):
+    with pytest.raises(ConfigError, match=r"has no .hydra/: give the output_dir of a run"):
+        difference(tmp_path, tmp_path)
+    (tmp_path / ".hydra").mkdir()
+    with pytest.raises(ConfigError, match="is not a run with results: no metrics.json"):
         difference(tmp_path, tmp_path)
     command = [sys.executable, "-m", "clbench.diff", "nowhere", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)

@@ -55,7 +55,9 @@ def difference(a: Path, b: Path) -> Difference:
     """
     one, two = _run(a), _run(b)
     first, second = (run.metrics or {} for run in (one, two))
-    config = _differing(one.config, two.config)
+    config = {
+        key: pair for key, pair in _differing(one.config, two.config).items() if not all(map(_elsewhere_said, pair))
+    }
     where = {key: values for key, values in config.items() if key.split(".")[0] in ELSEWHERE}
     made = [{**m.get("versions", {}), **m.get("machine", {})} for m in (first, second)]
     r, s = (np.array(m["accuracy_matrix"], dtype=float) for m in (first, second))
@@ -116,8 +118,9 @@ def said(found: Difference) -> str:
 
 
 def _run(folder: Path) -> Found:
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder: give the output_dir of a run, or a numbered folder of a sweep")
+    if not (folder / ".hydra").is_dir():
+        what = "has no .hydra/" if folder.is_dir() else "is not a folder"
+        raise ConfigError(f"{folder} {what}: give the output_dir of a run, or a numbered folder of a sweep")
     run = lies_in(folder)
     if run.problem is not None:
         raise ConfigError(f"{folder} is not a run with results: {run.problem}")
@@ -127,6 +130,11 @@ def _run(folder: Path) -> Found:
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Values]:
     keys = dict.fromkeys([*a, *b])
     return {key: (a.get(key, ""), b.get(key, "")) for key in keys if a.get(key, "") != b.get(key, "")}
+
+
+def _elsewhere_said(value: Any) -> bool:
+    """Whether a value of a configuration is none, or only refers to an option: ``strategy.lam: ${lam}``."""
+    return value == "" or (isinstance(value, str) and value.startswith("${"))
 
 
 def _learned(r: np.ndarray) -> int:
