@@ -83,7 +83,8 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         state = {"config_hash": self.config_hash, "task": task, **state}
         atomically(folder / f"task_{task}.ckpt", partial(torch.save, state))
-        for old in [*(list(checkpoints(self.path).values())[:-1] if self.checkpoints == "last" else []), *folder.glob("within_*.ckpt")]:
+        earlier = list(checkpoints(self.path).values())[:-1] if self.checkpoints == "last" else []
+        for old in [*earlier, *folder.glob("within_*.ckpt")]:
             old.unlink()
 
     def load(self) -> dict[str, Any] | None:
