@@ -20,7 +20,7 @@ from reproduction.execute import execute
 from reproduction.parse import load, names
 from reproduction.plan import Cell, decisive, number_of_cells, wanted
 from reproduction.progress import Progress, duration
-from reproduction.protocol import Protocol, Row, quick
+from reproduction.protocol import Protocol, Row, full, quick, usual
 from reproduction.store import Store
 from reproduction.verify import verify
 from reproduction.write import outcome, write, write_index
@@ -64,9 +64,10 @@ def main() -> None:
 def reproduce(args: argparse.Namespace) -> None:
     """Run what is not finished yet, then write the results."""
     protocol = load(args.name)
+    protocol = full(protocol) if args.full else usual(protocol)
     if args.quick:
         protocol = quick(protocol)
-    store = Store(args.runs / protocol.name)
+    store = Store(args.runs / protocol.name.replace("-full", ""))  # both forms share the runs that they share
     results = finish(protocol, store, args.workers)
     found = collect(protocol, results, store.hash)
     folder = store.folder / "results" if args.quick else args.results
@@ -119,11 +120,13 @@ def show_list(results: Path) -> None:
     """All reproductions, what they cost and what came out."""
     table = Table(Column("name", no_wrap=True), "what", "runs", "one core", "outcome")
     for name in names():
-        protocol = load(name)
-        runs = number_of_cells(protocol)
-        file = results / f"{name}.json"
-        said = outcome(json.loads(file.read_text())) if file.exists() else "not run yet"
-        table.add_row(name, protocol.title, str(runs), duration(runs * protocol.seconds), said)
+        loaded = load(name)
+        for protocol in (usual(loaded), *([full(loaded)] if loaded.full else [])):
+            runs = number_of_cells(protocol)
+            file = results / f"{protocol.name}.json"
+            said = outcome(json.loads(file.read_text())) if file.exists() else "not run yet"
+            shown = protocol.name.replace("-full", " --full")
+            table.add_row(shown, protocol.title, str(runs), duration(runs * protocol.seconds), said)
     Console().print(table)
 
 
@@ -140,6 +143,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("name", nargs="?", help="which reproduction, see --list")
     parser.add_argument("--list", action="store_true", help="all there are, their cost and outcome")
     parser.add_argument("--index", action="store_true", help="write docs/reproductions.md anew")
+    parser.add_argument(
+        "--full", action="store_true", help="as published, where the default form is smaller (see --list)"
+    )
     parser.add_argument("--quick", action="store_true", help="a cut-down form, for tests; results stay under --runs")
     parser.add_argument("--verify", action="store_true", help="run one row of the committed results again and compare")
     parser.add_argument("--seed", type=int, default=0, help="which seed --verify runs (default 0)")

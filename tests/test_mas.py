@@ -261,6 +261,17 @@ def test_data_names_a_part_of_the_task_that_was_learned(run, composed, tmp_path,
     close(state["strategy"]["importance"], expected)
 
 
+def test_of_all_tasks_seen_the_importance_is_measured_anew_and_summed(run, composed, tmp_path):
+    """The authors' second form: after task 1, at its weights, Omega of task 0 with its head plus Omega of task 1."""
+    result = run(*SHORT, "strategy.data=seen", "data.examples_per_task=100")
+    assert [task["examples"] for task in result["importance"]] == [100, 200]
+    sequence, learner, _ = build(composed(*SHORT, "data.examples_per_task=100"))
+    state = load(tmp_path / "run/checkpoints/task_1.ckpt")
+    learner.load_state_dict(state["learner"])
+    each = [mas(learner, sequence[i].importance_dataloader(), outputs=learner_outputs) for i in range(2)]
+    close(state["strategy"]["importance"], {name: each[0][name] + each[1][name] for name in each[0]})
+
+
 def test_a_user_loop_over_a_sequence_measures_on_the_test_images_of_each_task(composed):
     sequence, _, _ = build(composed(*SHORT, "scenario=domain"))
 

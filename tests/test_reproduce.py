@@ -22,9 +22,9 @@ from reproduction.here import hash_of  # noqa: E402
 from reproduction.parse import load, names, parsed  # noqa: E402
 from reproduction.plan import Cell, at_an_edge, decisive, number_of_cells, reading, search, wanted  # noqa: E402
 from reproduction.progress import duration, time_left  # noqa: E402
-from reproduction.protocol import Claim, Published, quick  # noqa: E402
+from reproduction.protocol import Claim, Published, full, quick, usual  # noqa: E402
 from reproduction.store import Store  # noqa: E402
-from reproduction.verdict import beats, compare, reached, summary  # noqa: E402
+from reproduction.verdict import beats, compare, reached, share, summary  # noqa: E402
 from reproduction.write import index, markdown  # noqa: E402
 
 from clbench.errors import ConfigError  # noqa: E402
@@ -83,6 +83,14 @@ def test_one_row_beats_another_by_standard_errors_of_the_difference():
     assert not beats(Claim("", "a", "m", beats="b"), other, ours)[0]
 
 
+def test_a_share_is_the_mean_over_seeds_of_the_ratio_of_two_rows():
+    claim = Claim("", "a", "m", share_of="b", at_most=0.5)
+    holds, said = share(claim, [1.0, 2.0], [4.0, 4.0])
+    assert holds
+    assert said == "0.3750, standard error 0.1250"
+    assert not share(claim, [3.0, 2.0], [4.0, 4.0])[0]
+
+
 # --- the protocol --------------------------------------------------------------------------------------------------------
 
 TINY = {
@@ -132,6 +140,38 @@ def test_the_quick_form_has_fewer_seeds_the_ends_of_the_grid_and_its_overrides()
     assert row.grid == {"lam": (1.0, 100.0)}
     assert {cell.seed for cell in wanted(row, {})} == {0}
     assert all("epochs=1" in cell.overrides for cell in wanted(row, {}))
+
+
+def two_forms():
+    row = {**GRID, "curve": {"accuracy": [0.1, 0.2, 0.3]}, "published": {"accuracy": {"value": 0.9, "n": 1}}}
+    forms = {"reduced": ["steps=9"], "full": {"seconds": 60, "seeds": [0, 1], "grid": {"lam": [1, 3, 9, 27]}}}
+    trials = [{"by": "average_accuracy", "seeds": [7], "extend": {"lam": 10}}, {**GRID["select"][0]}]
+    return parsed("tiny", {**TINY, **forms, "rows": [{**row, "select": trials}]})
+
+
+def test_the_usual_form_is_reduced_and_compared_with_no_published_number():
+    row = usual(two_forms()).rows[0]
+    assert all("steps=9" in cell.overrides for cell in wanted(row, {}))
+    assert row.published == row.curve == {}
+    assert usual(protocol_of()) == protocol_of()
+
+
+def test_the_full_form_has_its_own_seeds_and_grid_and_what_is_published():
+    protocol = full(two_forms())
+    row = protocol.rows[0]
+    assert (protocol.name, protocol.seconds) == ("tiny-full", 60)
+    assert row.grid == {"lam": (1, 3, 9, 27)}
+    assert [s.seeds for s in row.select] == [(0, 1), (7,)]  # the rule with overrides of its own is ours
+    assert not any(s.extend for s in row.select)
+    assert row.published["accuracy"].value == 0.9
+    assert not any("steps=9" in cell.overrides for cell in wanted(row, {}))
+    with pytest.raises(ConfigError, match="has one form only"):
+        full(protocol_of())
+
+
+def test_a_reduced_form_needs_a_full_one():
+    with pytest.raises(ConfigError, match="reduced goes together with full"):
+        parsed("tiny", {**TINY, "rows": [GRID], "reduced": ["steps=9"]})
 
 
 # --- the plan ------------------------------------------------------------------------------------------------------------
@@ -228,10 +268,12 @@ def test_the_time_left_is_that_of_the_runs_made_now():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_every_run_of_a_protocol_composes_and_no_two_of_a_row_are_the_same(name):
-    for protocol in (load(name), quick(load(name))):
+    loaded = load(name)
+    forms = [usual(loaded), quick(usual(loaded)), *([full(loaded)] if loaded.full else [])]
+    for protocol in forms:
         for row in protocol.rows:
-            cells = wanted(row, {})
-            assert len({hash_of(cell.overrides, cell.seed) for cell in cells}) == len(cells)
+            different = {cell.overrides for cell in wanted(row, {})}
+            assert len({hash_of(overrides, 0) for overrides in different}) == len(different)
 
 
 @pytest.mark.parametrize("name", names())

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from clbench.errors import ConfigError
 from clbench.metrics import intransigence
 
 

@@ -36,7 +36,7 @@ def collect(protocol: Protocol, results: Results, hash_of: Callable[[Cell], str]
         "title": protocol.title,
         "source": protocol.source,
         "text": protocol.text,
-        "command": f"python scripts/reproduce.py {protocol.name.replace('-quick', ' --quick')}",
+        "command": f"python scripts/reproduce.py {protocol.name.replace('-quick', ' --quick').replace('-full', ' --full')}",
         "date": datetime.now(UTC).date().isoformat(),
         "matches": verdicts.count(verdict.MATCH),
         "compared": sum(said is not None for said in verdicts),
@@ -132,10 +132,12 @@ def _claim(claim: Claim, protocol: Protocol, results: Results) -> dict[str, Any]
     def values(name: str) -> list[float]:
         return [reading(results[cell], key) for cell in judged(protocol.row(name), results)]
 
-    if claim.beats is None:
-        holds, said = verdict.reached(claim, values(claim.row))
-    else:
+    if claim.share_of is not None:
+        holds, said = verdict.share(claim, values(claim.row), values(claim.share_of))
+    elif claim.beats is not None:
         holds, said = verdict.beats(claim, summary(values(claim.row)), summary(values(claim.beats)))
+    else:
+        holds, said = verdict.reached(claim, values(claim.row))
     return {"text": claim.text, "row": claim.row, "measured": said, "holds": holds}
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 
 from clbench.errors import ConfigError
-from reproduction.protocol import Claim, Protocol, Published, Quick, Row, Selection
+from reproduction.protocol import Claim, Full, Protocol, Published, Quick, Row, Selection
 
 T = TypeVar("T")
 
@@ -40,6 +40,8 @@ def parsed(name: str, content: dict[str, Any]) -> Protocol:
     for key, make in (("rows", _row), ("claims", lambda c: _made(Claim, c, f"{name}: claim"))):
         content[key] = tuple(make(part) for part in content.get(key, ()))
     content["quick"] = _made(Quick, content.get("quick") or {}, f"{name}: quick")
+    if content.get("full") is not None:
+        content["full"] = _made(Full, content["full"], f"{name}: full")
     protocol = _made(Protocol, content, name)
     rows = tuple(_with_seeds(row, protocol.seeds) for row in protocol.rows)
     protocol = replace(protocol, rows=rows)
@@ -49,6 +51,8 @@ def parsed(name: str, content: dict[str, Any]) -> Protocol:
         _check(protocol, row)
     for claim in protocol.claims:
         _check_claim(protocol, claim)
+    if protocol.reduced and protocol.full is None:
+        raise ConfigError(f"{name}: reduced goes together with full, the form without it")
     return protocol
 
 
@@ -128,7 +132,11 @@ def _check_claim(protocol: Protocol, claim: Claim) -> None:
         raise ConfigError(
             f"{protocol.name}: claim on {claim.metric}, which is not one of {', '.join(protocol.metrics)}"
         )
-    if claim.beats is not None:
-        protocol.row(claim.beats)
+    if claim.other is not None:
+        protocol.row(claim.other)
+        if (claim.share_of is None) != (claim.at_most is None):
+            raise ConfigError(f"{protocol.name}: a claim says share_of together with at_most")
     elif claim.reaches is None or (claim.on_at_least is None and claim.on_at_most is None):
-        raise ConfigError(f"{protocol.name}: a claim says beats, or reaches with on_at_least or on_at_most")
+        raise ConfigError(
+            f"{protocol.name}: a claim says beats, share_of with at_most, or reaches with on_at_least or on_at_most"
+        )

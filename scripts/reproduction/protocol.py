@@ -83,6 +83,8 @@ class Claim:
         on_at_least, on_at_most: bounds on the number of such seeds.
         beats: another row; the difference of the means is at least ``standard_errors`` of its standard error.
         standard_errors: see ``beats``.
+        share_of: another row, with ``at_most``: the value divided by that row's of the same seed, averaged over seeds.
+        at_most: see ``share_of``.
     """
 
     text: str
@@ -93,6 +95,13 @@ class Claim:
     on_at_most: int | None = None
     beats: str | None = None
     standard_errors: float = 2.0
+    share_of: str | None = None
+    at_most: float | None = None
+
+    @property
+    def other(self) -> str | None:
+        """The row it compares with."""
+        return self.beats or self.share_of
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,21 @@ class Quick:
 
 
 @dataclass(frozen=True)
+class Full:
+    """The form as published (``--full``), where what runs by default is smaller.
+
+    Attributes:
+        seconds: of one run on one core.
+        seeds: of all rows, and of the trial runs that choose as published does (those with overrides of their own are ours).
+        grid: key -> values, in every row that has the key in its grid; then no grid is extended.
+    """
+
+    seconds: float
+    seeds: tuple[int, ...] = ()
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Protocol:
     """One reproduction.
 
@@ -121,6 +145,9 @@ class Protocol:
         metrics: name -> dotted key of metrics.json; a number in it is a position in a list.
         seeds: of rows that give none.
         rows, claims, quick: what is run and judged.
+        reduced: overrides of every run that make it affordable; published numbers are of the form without them, so they are
+            compared in that form only.
+        full: that form.
     """
 
     name: str
@@ -133,6 +160,8 @@ class Protocol:
     rows: tuple[Row, ...]
     quick: Quick
     claims: tuple[Claim, ...] = ()
+    reduced: tuple[str, ...] = ()
+    full: Full | None = None
 
     def row(self, name: str) -> Row:
         """The row of that name.
@@ -144,6 +173,44 @@ class Protocol:
             if row.name == name:
                 return row
         raise ConfigError(f"{self.name} has no row {name}: its rows are {', '.join(row.name for row in self.rows)}")
+
+
+def usual(protocol: Protocol) -> Protocol:
+    """The form that is run by default: with what reduces it, where anything does."""
+    if not protocol.reduced:
+        return protocol
+    rows = tuple(
+        replace(
+            row,
+            overrides=(*row.overrides, *protocol.reduced),
+            tuned=(*row.tuned, *protocol.reduced) if row.tuned else (),
+            published={},
+            curve={},
+        )
+        for row in protocol.rows
+    )
+    return replace(protocol, rows=rows)
+
+
+def full(protocol: Protocol) -> Protocol:
+    """The form as published.
+
+    Raises:
+        ConfigError: it is the one that runs anyway.
+    """
+    if protocol.full is None:
+        raise ConfigError(f"{protocol.name} --full: this reproduction has one form only, leave --full out")
+    rows = []
+    for row in protocol.rows:
+        grid = {key: tuple(protocol.full.grid.get(key, values)) for key, values in row.grid.items()}
+        seeds = protocol.full.seeds or row.seeds
+        select = tuple(
+            replace(s, seeds=s.seeds if s.overrides else seeds, extend={} if grid != row.grid else s.extend)
+            for s in row.select
+        )
+        curve = row.curve if grid == row.grid else {}
+        rows.append(replace(row, seeds=seeds, grid=grid, select=select, curve=curve))
+    return replace(protocol, name=f"{protocol.name}-full", rows=tuple(rows), seconds=protocol.full.seconds)
 
 
 def quick(protocol: Protocol) -> Protocol:
@@ -167,5 +234,5 @@ def quick(protocol: Protocol) -> Protocol:
             )
         )
     kept = {row.name for row in rows}
-    claims = tuple(c for c in protocol.claims if c.row in kept and (c.beats is None or c.beats in kept))
+    claims = tuple(c for c in protocol.claims if c.row in kept and (c.other is None or c.other in kept))
     return replace(protocol, name=f"{protocol.name}-quick", rows=tuple(rows), claims=claims)

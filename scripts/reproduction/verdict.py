@@ -67,6 +67,14 @@ def reached(claim: Claim, values: Sequence[float]) -> tuple[bool, str]:
     return enough and few, f"{count} of {len(values)} seeds"
 
 
+def share(claim: Claim, values: Sequence[float], others: Sequence[float]) -> tuple[bool, str]:
+    """Whether the mean over seeds of value / other is at most the claim's; and that mean in words."""
+    assert claim.at_most is not None
+    ours = summary([value / other for value, other in zip(values, others, strict=True)])
+    error = "" if ours.n < 2 else f", standard error {ours.se:.4f}"
+    return ours.mean <= claim.at_most, f"{ours.mean:.4f}{error}"
+
+
 def beats(claim: Claim, ours: Summary, other: Summary) -> tuple[bool, str]:
     """Whether ours - other >= k sqrt(se_ours^2 + se_other^2), k = ``claim.standard_errors``; and the numbers in words."""
     difference, se = ours.mean - other.mean, hypot(ours.se, other.se)

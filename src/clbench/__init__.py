@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clbench.doctor import Doctor
     from clbench.importance import fisher, mas, mas_local
+    from clbench.loading import load
     from clbench.metrics import AccuracyMatrix
     from clbench.report import read
     from clbench.strategies import AGEM, DER, ER, EWC, L2, MAS, NCCL, SI, DERpp, LwF, OnlineEWC
@@ -16,6 +17,7 @@ WHERE = {
     **dict.fromkeys(("fisher", "mas", "mas_local"), "importance"),
     "AccuracyMatrix": "metrics",
     "Doctor": "doctor",
+    "load": "loading",  # a module of the same name would hide the function
     "read": "report",
     **dict.fromkeys(("AGEM", "DER", "ER", "EWC", "L2", "MAS", "NCCL", "SI", "DERpp", "LwF", "OnlineEWC"), "strategies"),
 }
@@ -35,6 +37,7 @@ __all__ = [
     "LwF",
     "OnlineEWC",
     "fisher",
+    "load",
     "mas",
     "mas_local",
     "read",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -29,6 +30,7 @@ def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learn
         "net": {"name": choices.net, "parameters": sum(p.numel() for p in learner.parameters())},
         "seed": cfg.seed,
         "eval_every": cfg.eval_every,
+        "machine": {"device": device(cfg.trainer.accelerator), "system": platform.platform(terse=True)},
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
     }
 

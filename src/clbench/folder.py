@@ -83,7 +83,8 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         state = {"config_hash": self.config_hash, "task": task, **state}
         atomically(folder / f"task_{task}.ckpt", partial(torch.save, state))
-        for old in [*(self._saved()[:-1] if self.checkpoints == "last" else []), *folder.glob("within_*.ckpt")]:
+        earlier = list(checkpoints(self.path).values())[:-1] if self.checkpoints == "last" else []
+        for old in [*earlier, *folder.glob("within_*.ckpt")]:
             old.unlink()
 
     def load(self) -> dict[str, Any] | None:
@@ -92,7 +93,7 @@ class RunFolder:
         Raises:
             ConfigError: it is of another configuration.
         """
-        saved = self._saved()
+        saved = list(checkpoints(self.path).values())
         if not saved:
             return None
         state: dict[str, Any] = torch.load(saved[-1], map_location="cpu", weights_only=True)
@@ -123,9 +124,11 @@ class RunFolder:
                 "remove it"
             )
 
-    def _saved(self) -> list[Path]:
-        files = (self.path / "checkpoints").glob("task_*.ckpt")
-        return sorted(files, key=lambda file: int(file.stem.removeprefix("task_")))
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The boundary checkpoints of a run by task, in order."""
+    files = (folder / "checkpoints").glob("task_*.ckpt")
+    return dict(sorted((int(file.stem.removeprefix("task_")), file) for file in files))
 
 
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -89,13 +89,11 @@ def run(
     doctor = Doctor() if doctor is None else doctor
     seconds = Seconds(strategy, evaluation)
     midtask = MidTask(folder, seconds, save_every, prefix)
-    importance: list[dict[str, int]] = []
+    importance: list[dict[str, float]] = []
     start = 0
     state = folder.load()
     if state is not None:
-        learner.load_state_dict(state["learner"])
-        learner.optimizer_state = state["optimizer"]
-        strategy.load_state_dict(state["strategy"])
+        restore(state, learner, strategy)
         evaluation.load_state_dict(state["evaluation"])
         logs.step = state["step"]
         doctor.load_state_dict(state["doctor"])
@@ -147,6 +145,13 @@ def run(
                     after_task(index, results())
         logs.final(results())
     return results()
+
+
+def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None:
+    """Bring ``learner`` and ``strategy``, attached to their sequence, to a boundary checkpoint."""
+    learner.load_state_dict(state["learner"])
+    learner.optimizer_state = state["optimizer"]
+    strategy.load_state_dict(state["strategy"])
 
 
 def reseed(seed: int) -> None:

@@ -214,7 +214,7 @@ class TaskSequence:
         return all(len(parts["validation"]) for parts in self._parts)
 
     def held_out(self, which: str, after: int) -> list[Part]:
-        """The ``validation`` or ``test`` examples of every task, as they compete after task ``after``."""
+        """The ``validation``, ``test`` or ``train`` examples of every task, as they compete after task ``after``."""
         return [self._seen_from(parts[which], after) for parts in self._parts]
 
     def on_device(self, part: Part, device: torch.device) -> Part:

@@ -48,7 +48,7 @@ class Strategy(L.Callback):
         """What is trained on when task ``index`` comes."""
         return sequence[index]
 
-    def cost(self) -> dict[str, int]:
+    def cost(self) -> dict[str, float]:
         """What the last consolidation used and what is kept, for metrics.json."""
         return {"examples": 0, "bytes": 0}
 

@@ -67,5 +67,5 @@ class Independent(Strategy):
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         self._index = trainer.datamodule.index
 
-    def cost(self) -> dict[str, int]:
+    def cost(self) -> dict[str, float]:
         return {"examples": 0, "bytes": (self._index + 1) * self._bytes}

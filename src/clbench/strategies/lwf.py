@@ -78,7 +78,7 @@ class LwF(LearnerStrategy):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict.get("old", {})
 
-    def cost(self) -> dict[str, int]:
+    def cost(self) -> dict[str, float]:
         kept = size_in_bytes(dict(self.old.named_parameters())) if self.old is not None else 0
         return {"examples": 0, "bytes": kept}
 

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from clbench import quadratic
+from clbench.data import Batches, Task
 from clbench.errors import ConfigError
 from clbench.importance import mas, mas_local
 from clbench.importance.rows import count
 from clbench.params import Params, moved_to, snapshot, trainable
 from clbench.quadratic import Quadratic
-from clbench.strategies.measured import Data, ImportanceStrategy, Outputs
+from clbench.strategies.measured import EVALUATION_BATCH, Data, ImportanceStrategy, Outputs
 from clbench.strategies.options import flag, fraction, one_of, whole
 from clbench.strategies.selection import Patterns
 
@@ -33,7 +34,10 @@ class MAS(ImportanceStrategy):
         samples: number of examples; None = all.
         fisher_batch: 1 = per example (the paper); b = the gradient of the mean over b, as the authors' demo has it.
         decay: factor on the sum so far when a task is added, in [0, 1]; the paper has 1.
-        outputs, seed, include, exclude, data, chunk: see ``ImportanceStrategy``.
+        outputs, seed, include, exclude, chunk: see ``ImportanceStrategy``.
+        data: see ``ImportanceStrategy``; also ``seen``: the training examples of all tasks so far, of which Omega is measured
+            anew after each task, at the newest weights and with each task's outputs, and summed. It needs the old data; the
+            second form of the authors' code (MAS_sequence).
         form: ``global``, or ``local`` (Hebbian): each layer as a function of its own, see ``mas_local``.
         online: accumulate Omega while the task is learned, with no pass over data at its end: the mean over all batches
             trained on, each example counted as often as it came, at the weights right after the batch. Measured in
@@ -58,7 +62,8 @@ class MAS(ImportanceStrategy):
         form: str = "global",
         online: bool = False,
     ) -> None:
-        super().__init__(lam, samples, outputs, seed, include, exclude, data, chunk)
+        self.recomputed = isinstance(data, str) and data == "seen"
+        super().__init__(lam, samples, outputs, seed, include, exclude, "train" if self.recomputed else data, chunk)
         self.fisher_batch = whole("fisher_batch", fisher_batch, "1 is per example, as in the paper: it")
         self.decay = fraction("strategy.decay", decay, "the decay of MAS")
         self.form = one_of("strategy.form", form, ("global", "local"))
@@ -88,13 +93,18 @@ class MAS(ImportanceStrategy):
         )
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
-        return quadratic.recentre(old, new, self.decay)
+        return quadratic.recentre(old, new, 0.0 if self.recomputed else self.decay)
 
     def first_task(self, options: dict[str, Any]) -> dict[str, Any]:
         return options if self.online else {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if self.recomputed and (trainer.world_size > 1 or not isinstance(trainer.datamodule, Task)):
+            raise ConfigError(
+                "strategy.data=seen reads the tasks of a clbench sequence, in one process: use trainer.devices=1 and a task as "
+                "datamodule, or data=train"
+            )
         if self.online and trainer.ckpt_path is None:
             self._mean, self.examples = {}, 0
         self._mean = moved_to(self._mean, trainable(pl_module))
@@ -121,7 +131,20 @@ class MAS(ImportanceStrategy):
         self._mean, self.examples = state_dict.get("mean", {}), state_dict.get("examples", 0)
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
+        if self.recomputed:
+            return self._of_all_tasks(trainer, pl_module)
         if not self.online:
             return super().importance(trainer, pl_module)
         mean, self._mean = self._mean, {}
         return mean if trainer.world_size == 1 else self.mean_over_processes(trainer, mean)
+
+    def _of_all_tasks(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
+        """The sum over tasks of Omega at the weights as they are now."""
+        sequence, index = trainer.datamodule.sequence, trainer.datamodule.index
+        self.examples = 0
+        total: Params = {}
+        for part in sequence.held_out("train", index)[: index + 1]:
+            batches = Batches([sequence.on_device(part, trainer.strategy.root_device)], EVALUATION_BATCH)
+            omega = self.measure(pl_module, self._counted(batches), self.outputs_of(pl_module), self.samples)
+            total = {name: value + total[name] if total else value for name, value in omega.items()}
+        return total

@@ -303,7 +303,7 @@ class NCCL(RehearsalStrategy):
         super().load_state_dict(state_dict)
         self._at_start = state_dict.get("at_start", [])
 
-    def cost(self) -> dict[str, int]:
+    def cost(self) -> dict[str, float]:
         return {**super().cost(), "examples": self.examples}
 
     def diagnosis(self, trainer: L.Trainer) -> str:

@@ -149,9 +149,11 @@ class QuadraticStrategy(Strategy):
             Quadratic(state_dict["importance"], state_dict["anchor"], state_dict["constant"]) if remembered else None
         )
 
-    def cost(self) -> dict[str, int]:
+    def cost(self) -> dict[str, float]:
+        """With ``total``, the sum of the importance that is held."""
         kept = size_in_bytes(self.penalty.importance) + size_in_bytes(self.penalty.anchor) if self.penalty else 0
-        return {"examples": self.examples, "bytes": kept}
+        total = sum(f.sum().item() for f in self.penalty.importance.values()) if self.penalty else 0.0
+        return {"examples": self.examples, "bytes": kept, "total": total}
 
     def diagnosis(self, trainer: L.Trainer) -> str:
         lr = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)

@@ -103,7 +103,7 @@ class RehearsalStrategy(LearnerStrategy):
         told = self.sequence.scenario.name == "task" and self._index > 0  # else all have the outputs of the newest task
         return Batch(rows["x"], rows["y"], rows["task"] if told else self._index), rows
 
-    def cost(self) -> dict[str, int]:
+    def cost(self) -> dict[str, float]:
         return {"examples": 0, "bytes": self.memory.bytes() if self.memory is not None else 0}
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""Padded data sets."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from clbench.data.padding import Padded
+from clbench.data.source import read
+from clbench.errors import ConfigError
+
+
+class Squares:
+    """Images of a shape with pixels 1 to 9."""
+
+    def __init__(self, shape=(3, 3), train=True, download=False):
+        self.data = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3) * np.ones((4, 1, 1), np.uint8)
+        if len(shape) == 3:
+            self.data = np.stack([self.data] * 3, axis=-1)
+        self.targets = [0, 1, 0, 1]
+
+
+def test_images_have_a_black_frame_and_are_else_as_they_were():
+    source = read(partial(Padded, Squares, by=2))
+    assert source.train.shape == (1, 7, 7)
+    assert source.train.x[0, 0, 2:5, 2:5].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert source.train.x.sum() == 4 * 45
+    assert source.train.y.tolist() == [0, 1, 0, 1]
+
+
+def test_images_with_channels_are_padded_in_height_and_width():
+    assert read(partial(Padded, Squares, by=1, shape=(3, 3, 3))).train.shape == (3, 5, 5)
+
+
+def test_what_cannot_be_padded_is_refused():
+    class Folder:
+        def __init__(self, train=True):
+            self.targets = [0]
+
+    with pytest.raises(ConfigError, match="Folder has no array of images"):
+        Padded(Folder, by=2, train=True)
+    with pytest.raises(ConfigError, match="by=0: a frame is at least 1 pixel wide"):
+        Padded(Squares, by=0)

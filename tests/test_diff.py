@@ -1,0 +1,92 @@
+"""clbench-diff: configurations and results of two runs, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from clbench.diff import compare, difference, main
+from clbench.errors import ConfigError
+
+SMALL = ("data.tasks=2", "data.examples_per_task=64", "net.hidden=[16]", "epochs=1", "logger=none", "checkpoints=none")
+NAN = math.nan
+
+
+def test_matrices_are_compared_over_the_tasks_that_both_have_learned():
+    r = np.array([[0.9, 0.1, 0.1], [0.8, 0.7, 0.1], [NAN, NAN, NAN]])
+    s = np.array([[0.9, 0.1, 0.1], [0.8, 0.5, 0.2], [0.6, 0.6, 0.6]])
+    largest, first = compare(r, s)
+    assert largest == pytest.approx(0.2)
+    assert first == 1
+    assert compare(r, r) == (0.0, None)
+    assert compare(s[:2], s[:2]) == (0.0, None)
+    assert math.isnan(compare(r, s[:2, :2])[0])
+
+
+def test_the_same_run_twice_is_bit_identical_and_a_seed_is_not(run, tmp_path, capsys):
+    run("strategy=ewc", *SMALL, folder="a")
+    run("strategy=ewc", "threads=1", *SMALL, folder="b")
+    run("strategy=ewc", "seed=1", "lam=10", *SMALL, folder="c")
+    a, b, c = (str(tmp_path / name) for name in "abc")
+
+    assert main([a, b]) == 0
+    out = capsys.readouterr().out
+    assert "the configurations are the same" in out
+    assert "the results are bit-identical" in out
+    assert "where and how" not in out  # threads=1 is what the data preset has
+
+    assert main([a, c]) == 1
+    out = capsys.readouterr().out
+    assert "seed" in out and "lam" in out and "the results differ: R by at most 0." in out
+    found = difference(tmp_path / "a", tmp_path / "c")
+    assert found.config == {"lam": (1000.0, 10), "seed": (0, 1)}
+    assert found.first == 0
+    assert found.made_with == found.elsewhere == {}
+
+
+def test_options_of_a_strategy_stand_once_in_the_difference_of_two_strategies(run, tmp_path):
+    run("strategy=finetune", *SMALL, folder="a")
+    run("strategy=l2", *SMALL, folder="b")
+    found = difference(tmp_path / "a", tmp_path / "b")
+    assert found.config["lam"] == (None, 0.1)
+    assert "strategy.lam" not in found.config  # ${lam}
+    assert found.config["strategy.anchors"] == ("", "latest")
+
+
+def test_versions_unfinished_runs_and_other_numbers_are_said(run, tmp_path, capsys):
+    run("strategy=finetune", *SMALL, folder="a")
+    run("strategy=finetune", *SMALL, folder="b")
+    file = tmp_path / "b/metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["versions"]["torch"] = "1.0"
+    metrics["accuracy_matrix"][1] = [None, None]
+    file.write_text(json.dumps(metrics))
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    out = capsys.readouterr().out
+    assert "torch" in out and "1.0" in out
+    assert "the results differ: 2 and 1 tasks are learned; in the tasks that both have learned, R is the same" in out
+
+    metrics["accuracy_matrix"] = json.loads((tmp_path / "a/metrics.json").read_text())["accuracy_matrix"]
+    metrics["per_task"][0]["nll"] += 1
+    file.write_text(json.dumps(metrics))
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert "R is the same, other numbers of metrics.json are not" in capsys.readouterr().out
+
+
+def test_what_is_not_a_run_is_one_line_and_exit_code_2(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no .hydra/: give the output_dir of a run"):
+        difference(tmp_path, tmp_path)
+    (tmp_path / ".hydra").mkdir()
+    with pytest.raises(ConfigError, match="is not a run with results: no metrics.json"):
+        difference(tmp_path, tmp_path)
+    command = [sys.executable, "-m", "clbench.diff", "nowhere", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert (
+        done.stderr == "error: nowhere is not a folder: give the output_dir of a run, or a numbered folder of a sweep\n"
+    )
