@@ -26,7 +26,8 @@ pytestmark = pytest.mark.slow
 SMALL = ("data.tasks=2", "data.examples_per_task=70", "net.hidden=[12]", "net.dropout=0.3", "optimizer.reset=false")
 OFTEN = ("epochs=2", "batch_size=16", "save_every=2", "trainer=cpu", "logger=none", "threads=1")
 CLEAN = multiprocessing.get_context("forkserver")  # a process per run, each the copy of one that has only imported
-CLEAN.set_forkserver_preload(["clbench.train", "clbench.plots", "tests.test_kill"])
+LATE = ["clbench.plots", "matplotlib.backends.backend_agg", "sklearn.datasets"]  # what a run imports on its way
+CLEAN.set_forkserver_preload(["tests.test_kill", *LATE])
 
 
 def work(cfg, path, sweep, kill):
