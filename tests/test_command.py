@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,15 +142,31 @@ def test_a_sweep_runs_equal_cells_once_and_a_failed_run_hides_no_other(command, 
 
 
 @pytest.mark.slow
-def test_joblib_runs_a_sweep_in_parallel_with_the_results_of_a_serial_one(command, tmp_path):
-    for launch in ("serial", "joblib"):
-        done = command("-m", "seed=0,1", f"launch={launch}", *TINY, f"output_dir={launch}")
+def test_a_sweep_of_which_a_parallel_worker_is_killed_loses_no_run_and_ends_with_the_results_of_a_serial_one(
+    command, tmp_path
+):
+    sweep = ("-m", "seed=0,1,2", *TINY)
+    arguments = [sys.executable, "-m", "clbench.train", *sweep, "launch=joblib", "hydra.launcher.n_jobs=2"]
+    process = subprocess.Popen(
+        [*arguments, "output_dir=joblib"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("joblib/*/checkpoints/task_0.ckpt")) and process.poll() is None:
+        time.sleep(0.01)
+    children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    workers = [int(line.split()[0]) for line in children.stdout.splitlines() if "popen_loky" in line]
+    os.kill(workers[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "a worker was killed" in said and "the same command runs what is missing" in said, said
+
+    for launch in ("joblib", "serial"):
+        done = command(*sweep, f"launch={launch}", f"output_dir={launch}")
         assert done.returncode == 0, done.stderr
     a, b = (sorted((tmp_path / launch).glob("*/metrics.json")) for launch in ("serial", "joblib"))
-    assert [file.parent.name for file in a] == [file.parent.name for file in b] and len(a) == 2
+    assert [file.parent.name for file in a] == [file.parent.name for file in b] and len(a) == 3
     for one, other in zip(a, b, strict=True):
-        matrices = [json.loads(file.read_text())["accuracy_matrix"] for file in (one, other)]
-        assert matrices[0] == matrices[1]
+        first, second = (json.loads(file.read_text()) for file in (one, other))
+        assert all(first[key] == second[key] for key in first.keys() - {"seconds", "prefix"})
 
 
 def test_a_strategy_from_outside_is_one_file_and_one_yaml(command, tmp_path):

@@ -46,7 +46,7 @@ SHORTER = {
 READER_HAS = {
     "reports.md": (
         "python -m clbench.train -m strategy=ewc,mas seed=0,1 output_dir=outputs/sweep",
-        "python -m clbench.train output_dir=runs/a",
+        "python -m clbench.train output_dir=runs/a data.tasks=4",
         "python -m clbench.train strategy=mas output_dir=runs/b",
     ),
     "lam.md": ("extending.md",),
@@ -56,6 +56,7 @@ READER_HAS = {
 NOT_RUN = {
     r"pip install|uv venv|source \.venv": "sets up an environment; .ci/run does it, by the line of the README",
     r".* launch=slurm": "needs Slurm; tests/ compose it, and start jobs by launch=submitit_local where that is installed",
+    r"wandb leet": "draws on a terminal; tests/test_dashboard.py reads what was logged with its inspect",
     r"(OMP_NUM_THREADS=1 )?python scripts/": "measures for minutes or hours; that it has the options is looked up below",
 }
 """Commands (from their beginning) that are not run here -> why, and what runs them."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 
 import lightning as L
@@ -317,32 +314,3 @@ def test_a_wrong_option_is_named_in_one_line(run, options, message):
 def test_a_part_of_a_task_needs_a_task():
     with pytest.raises(ConfigError, match="data='test' needs a task of a clbench sequence"):
         trainer([MAS(data="test")]).fit(Plain(), loader(0))
-
-
-# --- several processes ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options", [("strategy.online=true",)]
-)  # the other ways go through the code that EWC's test runs
-def test_two_processes_give_what_one_gives(tmp_path, options):
-    short = (
-        "strategy=mas",
-        "net.hidden=[32]",
-        "batch_size=34",
-        "steps=20",
-        "data.tasks=2",
-        "optimizer=sgd",
-        "threads=1",
-    )
-    for name, choice in (("one", "cpu"), ("two", "ddp")):
-        command = [sys.executable, "-m", "clbench.train", *short, *options, f"trainer={choice}", f"output_dir={name}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
-        assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
-    assert one["importance"] == two["importance"]
-    f, g = (load(tmp_path / n / "checkpoints/task_0.ckpt")["strategy"]["importance"] for n in ("one", "two"))
-    for name in f:
-        assert (f[name] - g[name]).abs().sum() <= 1e-3 * f[name].abs().sum()

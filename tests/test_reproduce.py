@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from math import isnan, sqrt
 from pathlib import Path
 from time import monotonic, sleep
@@ -272,7 +273,9 @@ def test_every_run_of_a_protocol_composes_and_no_two_of_a_row_are_the_same(name)
     forms = [usual(loaded), quick(usual(loaded)), *([full(loaded)] if loaded.full else [])]
     for protocol in forms:
         for row in protocol.rows:
-            different = {cell.overrides for cell in wanted(row, {})}
+            near = {key: [values[0]] for key, values in row.grid.items()}
+            axes = [replace(row, grid={**near, key: row.grid[key]}) for key in row.grid] or [row]  # one key at a time
+            different = {cell.overrides for axis in axes for cell in wanted(axis, {})}
             assert len({hash_of(overrides, 0) for overrides in different}) == len(different)
 
 

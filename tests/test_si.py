@@ -319,16 +319,3 @@ def test_damping_is_a_finite_number_above_zero_and_clamp_is_true_or_false(dampin
 def test_a_penalty_that_diverges_with_negative_importance_names_its_remedies():
     with pytest.raises(Unstable, match=r"lower lam or lr, .*; or strategy.clamp=true, as importance is down to -"):
         learn(Plain(DECAYING), SI(lam=1e8), tasks=2, max_epochs=30)
-
-
-@pytest.mark.slow
-def test_two_processes_sum_what_one_sums(command, tmp_path):
-    options = ("strategy=si", "optimizer=sgd", "net.hidden=[32]", "epochs=1", "data.tasks=2", "batch_size=34")
-    short = (*options, "data.examples_per_task=1224")  # whole batches, that two processes halve
-    for name in ("cpu", "ddp"):
-        done = command(*short, f"trainer={name}", f"output_dir={name}")
-        assert done.returncode == 0, done.stderr
-    states = [torch.load(tmp_path / n / "checkpoints/task_1.ckpt", weights_only=True) for n in ("cpu", "ddp")]
-    one, two = (state["strategy"]["importance"] for state in states)
-    for n, f in one.items():
-        torch.testing.assert_close(two[n], f, rtol=1e-3, atol=1e-5 * f.abs().max().item())

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from clbench import metrics
 from clbench.build import build
@@ -227,13 +227,14 @@ def test_every_data_set_runs_a_batch(run, real_data, data, scenario):
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment_runs_a_batch(run, composed, real_data, experiment):
     cfg = composed(f"experiment={experiment}")
-    module = str(OmegaConf.select(cfg, "data.source._target_") or "clbench").split(".")[0]
+    source = cfg.data.source if isinstance(cfg.data.source, DictConfig) else cfg.data.source[0]
+    module = source._target_.split(".")[0]
     if find_spec(module) is None:
         pytest.skip(f"its data set is made by {module}, which lies outside the project")
     if "cifar" in cfg.data.name and not (real_data / "cifar-10-batches-py").is_dir():
         pytest.skip("CIFAR is not in CLBENCH_DATA_DIR")
     short = ("epochs=1", "+trainer.limit_train_batches=1", f"data_dir={real_data}", "data.tasks=2")
-    few = [f"{name}=4" for name in options_of(cfg) if name == "samples"]
+    few = [f"{name}=4" for name in options_of(cfg) if name == "samples"] + ["steps=1"] * (cfg.steps is not None)
     assert run(f"experiment={experiment}", *short, *few)["status"] == "complete"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -135,3 +137,9 @@ def _steps(trainer: L.Trainer) -> float:
     if trainer.max_steps > 0:
         return trainer.max_steps * trainer.accumulate_grad_batches
     return (trainer.max_epochs or 1) * trainer.num_training_batches
+
+
+@cache
+def say_once(text: str) -> None:
+    """On stderr, the first time in this process: what is the same for all runs of a sweep."""
+    print(text, file=sys.stderr, flush=True)

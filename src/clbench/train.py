@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,7 +29,7 @@ from clbench.config import (
     refuse_foreign_options,
 )
 from clbench.describe import describe, flat, plan
-from clbench.display import Display
+from clbench.display import Display, say_once
 from clbench.doctor import Doctor
 from clbench.folder import RunFolder, atomically
 from clbench.loggers import Place
@@ -146,12 +146,6 @@ def train(cfg: DictConfig) -> float | None:
                 seconds = complete["seconds"]["total"]
                 tell(folder.path, f"{said}, {seconds:.1f} s")
         return value
-
-
-@cache
-def say_once(text: str) -> None:
-    """On stderr, the first time in this process: what is the same for all runs of a sweep."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def shared_prefix(cfg: DictConfig, strategy: Strategy) -> Prefix | None:
