@@ -142,8 +142,8 @@ def test_a_sweep_runs_equal_cells_once_and_a_failed_run_hides_no_other(command, 
 
 
 @pytest.mark.slow
-def test_a_sweep_of_which_a_parallel_worker_is_killed_loses_no_run_and_ends_with_the_results_of_a_serial_one(
-    command, tmp_path
+def test_a_sweep_of_which_a_parallel_worker_is_killed_loses_no_run_and_goes_on_to_the_results_of_runs_alone(
+    command, run, tmp_path
 ):
     sweep = ("-m", "seed=0,1,2", *TINY)
     arguments = [sys.executable, "-m", "clbench.train", *sweep, "launch=joblib", "hydra.launcher.n_jobs=2"]
@@ -159,14 +159,15 @@ def test_a_sweep_of_which_a_parallel_worker_is_killed_loses_no_run_and_ends_with
     assert process.returncode == 1
     assert "a worker was killed" in said and "the same command runs what is missing" in said, said
 
-    for launch in ("joblib", "serial"):
-        done = command(*sweep, f"launch={launch}", f"output_dir={launch}")
-        assert done.returncode == 0, done.stderr
-    a, b = (sorted((tmp_path / launch).glob("*/metrics.json")) for launch in ("serial", "joblib"))
-    assert [file.parent.name for file in a] == [file.parent.name for file in b] and len(a) == 3
-    for one, other in zip(a, b, strict=True):
-        first, second = (json.loads(file.read_text()) for file in (one, other))
-        assert all(first[key] == second[key] for key in first.keys() - {"seconds", "prefix"})
+    done = command(*sweep, "launch=joblib", "output_dir=joblib")
+    assert done.returncode == 0, done.stderr
+    runs = sorted(tmp_path.glob("joblib/*/metrics.json"))
+    assert len(runs) == 3
+    for file in runs:
+        second = json.loads(file.read_text())
+        first = run(f"seed={second['seed']}", *TINY, folder=f"alone/{second['seed']}")
+        for key in first.keys() - {"seconds", "prefix"}:
+            assert first[key] == second[key], key
 
 
 def test_a_strategy_from_outside_is_one_file_and_one_yaml(command, tmp_path):

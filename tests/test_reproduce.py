@@ -273,8 +273,9 @@ def test_every_run_of_a_protocol_composes_and_no_two_of_a_row_are_the_same(name)
     forms = [usual(loaded), quick(usual(loaded)), *([full(loaded)] if loaded.full else [])]
     for protocol in forms:
         for row in protocol.rows:
-            near = {key: [values[0]] for key, values in row.grid.items()}
-            axes = [replace(row, grid={**near, key: row.grid[key]}) for key in row.grid] or [row]  # one key at a time
+            near = {key: values[:1] for key, values in row.grid.items()}
+            ends = {key: (*values[:1], *values[1:][-1:]) for key, values in row.grid.items()}
+            axes = [replace(row, grid={**near, key: ends[key]}) for key in row.grid] or [row]  # one key at a time
             different = {cell.overrides for axis in axes for cell in wanted(axis, {})}
             assert len({hash_of(overrides, 0) for overrides in different}) == len(different)
 
