@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from clbench.cli import quiet_lightning
 from clbench.config import conf_dir
 from clbench.train import train
+from tests.forked import type_command
 
 Run = Callable[..., dict[str, Any]]
 
@@ -71,17 +72,17 @@ def run(composed, tmp_path) -> Run:
 
 @pytest.fixture
 def command(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``command("strategy=ewc", ...)``: what a user types after ``python -m clbench.train``, in a folder of its own."""
+    """``command("strategy=ewc", ...)``: what a user types after ``python -m clbench.train``, in a folder of its own.
 
-    def go(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "clbench.train", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    ``imported=False``: a Python that has imported nothing, for what starts processes of its own.
+    """
+
+    def go(*arguments: str, environment: dict[str, str] | None = None, imported: bool = True):
+        whole = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        if imported:
+            return type_command(arguments, tmp_path, whole)
+        line = [sys.executable, "-m", "clbench.train", *arguments]
+        return subprocess.run(line, cwd=tmp_path, env=whole, capture_output=True, text=True, timeout=300)
 
     return go
 

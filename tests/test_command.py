@@ -159,7 +159,7 @@ def test_a_sweep_of_which_a_parallel_worker_is_killed_loses_no_run_and_goes_on_t
     assert process.returncode == 1
     assert "a worker was killed" in said and "the same command runs what is missing" in said, said
 
-    done = command(*sweep, "launch=joblib", "output_dir=joblib")
+    done = command(*sweep, "launch=joblib", "output_dir=joblib", imported=False)
     assert done.returncode == 0, done.stderr
     runs = sorted(tmp_path.glob("joblib/*/metrics.json"))
     assert len(runs) == 3

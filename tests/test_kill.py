@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -19,15 +18,13 @@ import yaml
 from PIL import Image
 
 from tests.conftest import in_this_process
+from tests.forked import FORK
 from tests.test_train import STRATEGIES, same_checkpoint
 
 pytestmark = pytest.mark.slow
 
 SMALL = ("data.tasks=2", "data.examples_per_task=70", "net.hidden=[12]", "net.dropout=0.3", "optimizer.reset=false")
 OFTEN = ("epochs=2", "batch_size=16", "save_every=2", "trainer=cpu", "logger=none", "threads=1")
-CLEAN = multiprocessing.get_context("forkserver")  # a process per run, each the copy of one that has only imported
-LATE = ["clbench.plots", "matplotlib.backends.backend_agg", "sklearn.datasets"]  # what a run imports on its way
-CLEAN.set_forkserver_preload(["tests.test_kill", *LATE])
 
 
 def work(cfg, path, sweep, kill):
@@ -57,7 +54,7 @@ def start(composed, tmp_path):
             configurations[overrides] = composed(*SMALL, *overrides, *OFTEN)
         sweep = None if sweep is None else tmp_path / sweep
         arguments = (configurations[overrides].copy(), (sweep or tmp_path) / folder, sweep, kill)
-        process = CLEAN.Process(target=work, args=arguments)
+        process = FORK.Process(target=work, args=arguments)
         process.start()
         return process
 

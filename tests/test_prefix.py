@@ -135,7 +135,7 @@ def test_a_run_that_goes_on_from_what_another_trained_ends_bit_identical(compose
 def test_a_sweep_of_two_jobs_at_once_shares_and_every_run_ends_as_without(command, tmp_path):
     cells = ("-m", "strategy=ewc,mas,si,nccl,lwf,er,joint_scratch", "lam=1,100", *TINY, *SIZES)
     for folder, options in (("shared", ["launch=joblib", "hydra.launcher.n_jobs=2"]), ("apart", ["share=false"])):
-        said = command(*cells, *options, f"output_dir={folder}")
+        said = command(*cells, *options, f"output_dir={folder}", imported=folder == "apart")
         assert said.returncode == 0, said.stderr
     runs = sorted(file.parent.name for file in (tmp_path / "shared").glob("*/metrics.json"))
     assert len(runs) == 12  # er and joint_scratch have no lam

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ import pytest
 import torch
 
 from tests.conftest import in_this_process
+from tests.forked import FORK
 
 pytestmark = pytest.mark.slow
 
@@ -30,8 +30,6 @@ SHORT = (
     "threads=1",
 )
 TWO = ("data.tasks=2", "net.hidden=[32]", "batch_size=34", "threads=1")
-CLEAN = multiprocessing.get_context("forkserver")
-CLEAN.set_forkserver_preload(["tests.conftest"])
 
 
 def start(folder, *arguments, cwd, stderr=subprocess.DEVNULL):
@@ -112,7 +110,7 @@ def rank(number, port, runs):
 
 def test_two_processes_that_the_command_starts_give_what_one_gives(run, command, tmp_path):
     run(*TWO, *EWC, folder="one")
-    done = command(*TWO, *EWC, "trainer=ddp", "output_dir=two")
+    done = command(*TWO, *EWC, "trainer=ddp", "output_dir=two", imported=False)
     assert done.returncode == 0, done.stderr
     assert_alike("ewc of all", tmp_path / "one", tmp_path / "two")
 
@@ -124,7 +122,7 @@ def test_two_processes_give_what_one_gives_under_every_way_to_measure(run, compo
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [CLEAN.Process(target=rank, args=(number, port, runs)) for number in range(2)]
+    ranks = [FORK.Process(target=rank, args=(number, port, runs)) for number in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +13,7 @@ from time import perf_counter
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from scipy import stats
 
 from clbench.errors import ConfigError
@@ -27,6 +26,7 @@ from clbench.report.statistics import choose, difference, half_width, over_seeds
 from clbench.report.sweeps import commands, never_run
 from clbench.report.tables import escaped, size
 from clbench.sweep import REFERENCES as REFERENCES_OF_A_SWEEP
+from tests.forked import type_command
 
 SMALL = ("epochs=1", "data.tasks=2", "net.hidden=[16]", "data.examples_per_task=200")
 
@@ -34,18 +34,14 @@ SMALL = ("epochs=1", "data.tasks=2", "net.hidden=[16]", "data.examples_per_task=
 @pytest.fixture(scope="session")
 def real_sweep(tmp_path_factory) -> Path:
     """A real sweep: fine-tuning, EWC with two Fishers and two lams, joint from scratch; five seeds."""
-    folder = tmp_path_factory.mktemp("report")
-    options = ("strategy=finetune,ewc,joint_scratch", "lam=1,1e3", "fisher=exact,empirical", "seed=0,1,2,3,4")
-    arguments = ["-m", *options, *SMALL, "output_dir=sweep", "logger=none"]
-    done = subprocess.run(
-        [sys.executable, "-m", "clbench.train", *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    everyone = tmp_path_factory.getbasetemp()
+    folder = (everyone.parent if "PYTEST_XDIST_WORKER" in os.environ else everyone) / "report"
+    with FileLock(f"{folder}.lock"):  # one worker runs it, the others wait for it
+        if not folder.exists():
+            folder.mkdir()
+            options = ("strategy=finetune,ewc,joint_scratch", "lam=1,1e3", "fisher=exact,empirical", "seed=0,1,2,3,4")
+            done = type_command(("-m", *options, *SMALL, "output_dir=sweep", "logger=none"), folder, os.environ)
+            assert done.returncode == 0, done.stderr
     return folder / "sweep"
 
 

@@ -1,0 +1,42 @@
+"""Processes that are the copy of one that has only imported: a command without the seconds that importing torch takes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from subprocess import CompletedProcess
+from tempfile import TemporaryDirectory
+
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(
+    ["tests.conftest", "clbench.plots", "clbench.sweep.work", "matplotlib.backends.backend_agg", "sklearn.datasets"]
+)
+
+
+def type_command(arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str]) -> CompletedProcess[str]:
+    """``python -m clbench.train ARGUMENTS``, typed in ``folder``."""
+    with TemporaryDirectory() as said:
+        out, err = Path(said) / "out", Path(said) / "err"
+        process = FORK.Process(target=_command, args=(arguments, folder, dict(environment), out, err))
+        process.start()
+        process.join(timeout=300)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"{arguments}: {err.read_text()}")
+        return CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
+
+
+def _command(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    for descriptor, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = ["clbench.train", *arguments]
+    sys.modules.pop("clbench.train", None)  # it is run, not imported
+    runpy.run_module("clbench.train", run_name="__main__", alter_sys=True)
