@@ -145,6 +145,17 @@ def test_a_run_of_the_first_tasks_goes_on_to_what_one_that_learned_all_has(run):
     assert parts["accuracy_matrix"] == whole["accuracy_matrix"] and parts["status"] == "complete"
 
 
+def test_a_sweep_of_the_first_tasks_is_done_when_they_are_learned_and_goes_on_without_that_option(command, tmp_path):
+    sweep = ("-m", "strategy=finetune", "seed=0,1", *SMALL, "data.tasks=3", "output_dir=sweep")
+    done = command(*sweep, "first_tasks=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 tasks learned") == 2
+    assert "2 are done and not run again" in command(*sweep, "first_tasks=2", "--dry-run").stderr
+    rest = command(*sweep)
+    assert "0 are done and not run again, 2 go on where they stopped" in rest.stderr
+    assert {metrics["status"] for metrics in metrics_of(tmp_path / "sweep").values()} == {"complete"}
+
+
 @pytest.mark.parametrize("tasks", [0, 3])
 def test_first_tasks_are_some_of_those_there_are(run, tasks):
     with pytest.raises(ConfigError, match=f"first_tasks={tasks}: there are 2 tasks; null learns all"):

@@ -1,4 +1,4 @@
-"""figure: theirs against ours for every row, and a panel for every grid of one key."""
+"""figure: theirs against ours for every row, metrics of different scales apart, and a panel for every grid of one key."""
 
 from __future__ import annotations
 
@@ -16,30 +16,38 @@ PANEL = 3.6  # inches, height of a grid's panel
 def figure(found: dict[str, Any]) -> Figure:
     """One picture of a reproduction."""
     curves = [row for row in found["rows"] if len(row["grid"]) == 1 and row["trials"] and _numeric(row)]
-    lines = sum(len(_shown(row)) + GAP for row in found["rows"])
-    heights = [1.3 + 0.25 * lines]
+    scales = _scales(found)
+    heights = [1.3 + 0.25 * sum(len(_shown(row, scale)) + GAP for row in found["rows"]) for scale in scales]
     columns = min(2, len(curves))
     if curves:
         heights.append(PANEL * -(-len(curves) // columns))
     whole = Figure(figsize=(9.5, sum(heights)), layout="constrained")
     whole.suptitle(found["title"], fontsize=11)
     parts = whole.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _rows(parts[0].add_subplot(), found)
+    for part, scale in zip(parts, scales, strict=False):
+        _rows(part.add_subplot(), found, scale)
     if curves:
-        panels = parts[1].subplots(-(-len(curves) // columns), columns, squeeze=False).flatten()
+        panels = parts[-1].subplots(-(-len(curves) // columns), columns, squeeze=False).flatten()
         for axes, row in zip(panels, curves, strict=False):
-            _curve(axes, row, found)
+            _curve(axes, row, found, scales[0])
         for axes in panels[len(curves) :]:
             axes.axis("off")
     return whole
 
 
-def _rows(axes: Axes, found: dict[str, Any]) -> None:
+def _scales(found: dict[str, Any]) -> list[list[str]]:
+    """The metrics that share an axis: those between -1 and 1, and every other for itself."""
+    numbers = [row["selections"][0]["metrics"] for row in found["rows"]]
+    shares = [m for m in found["metrics"] if all(abs(number[m]["mean"]) <= 1 for number in numbers)]
+    return [*([shares] if shares else []), *([m] for m in found["metrics"] if m not in shares)]
+
+
+def _rows(axes: Axes, found: dict[str, Any], scale: list[str]) -> None:
     """A line per row and metric: the seeds, our mean with its bar, and theirs."""
     metrics = list(found["metrics"])
     y, ticks, labels = 0.0, [], []
     for row in found["rows"]:
-        for metric in _shown(row):
+        for metric in _shown(row, scale):
             number = row["selections"][0]["metrics"][metric]
             theirs = number["published"]
             colour = COLOURS[metrics.index(metric) % len(COLOURS)]
@@ -64,13 +72,13 @@ def _rows(axes: Axes, found: dict[str, Any]) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def _curve(axes: Axes, row: dict[str, Any], found: dict[str, Any]) -> None:
-    """The metrics along a grid, its baseline as dashed lines, published values as diamonds."""
+def _curve(axes: Axes, row: dict[str, Any], found: dict[str, Any], scale: list[str]) -> None:
+    """The metrics of a scale along a grid, its baseline as dashed lines, published values as diamonds."""
     (key,) = row["grid"]
     points = [trial for trial in row["trials"][0]["points"] if trial["metrics"]]
     x = [trial["point"][key] for trial in points]
     baseline = next((other for other in found["rows"] if other["name"] == row["baseline"]), None)
-    for metric, colour in zip(found["metrics"], COLOURS, strict=False):
+    for metric, colour in zip(scale, COLOURS, strict=False):
         numbers = [trial["metrics"][metric] for trial in points]
         means, errors = [n["mean"] for n in numbers], [SPREAD * (n["se"] or 0) for n in numbers]
         axes.errorbar(x, means, yerr=errors, marker="o", markersize=4, capsize=2, color=colour, label=metric)
@@ -88,10 +96,11 @@ def _curve(axes: Axes, row: dict[str, Any], found: dict[str, Any]) -> None:
     axes.legend(fontsize=7)
 
 
-def _shown(row: dict[str, Any]) -> list[str]:
-    """The published metrics of a row, all of them if none is published."""
+def _shown(row: dict[str, Any], scale: list[str]) -> list[str]:
+    """The published metrics of a row that share a scale, all of them if none is published."""
     metrics = row["selections"][0]["metrics"]
-    return [metric for metric, number in metrics.items() if number["published"]] or list(metrics)
+    shown = [metric for metric, number in metrics.items() if number["published"]] or list(metrics)
+    return [metric for metric in shown if metric in scale]
 
 
 def _numeric(row: dict[str, Any]) -> bool:

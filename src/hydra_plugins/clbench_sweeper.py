@@ -53,9 +53,8 @@ class UniqueSweeper(BasicSweeper):
         if self.config.choose_lam_on is not None:
             work = work.only(self._chosen(work, self.config.choose_lam_on, errors))
         errors |= self._run(work.to_do, folder)
-        metrics = work.complete()
-        show_results(work.cells, metrics, errors, folder)
-        failed(metrics)
+        show_results(work.cells, work.complete(), errors, folder)
+        failed(work)
         return []
 
     def _chosen(self, work: Work, tasks: int, errors: dict[str, BaseException]) -> list[Cell]:
@@ -64,8 +63,10 @@ class UniqueSweeper(BasicSweeper):
 
         groups = contested(work.cells)
         several = [cell for by_lam in groups if len(by_lam) > 1 for cells in by_lam for cell in cells]
-        errors |= self._run([c for c in several if work.learned(c) < tasks], work.folder, f"first_tasks={tasks}")
-        found = {c.name: m for c in several if (m := c.metrics(work.folder)) is not None and work.learned(c) >= tasks}
+        errors |= self._run([c for c in several if c.learned(work.folder) < tasks], work.folder, f"first_tasks={tasks}")
+        found = {
+            c.name: m for c in several if (m := c.metrics(work.folder)) is not None and c.learned(work.folder) >= tasks
+        }
         tried = choose([by_lam for by_lam in groups if len(by_lam) > 1], found, tasks)
         show_choice(tried, tasks)
         losers = {cell.name for row in tried if not row.chosen for cell in row.cells}

@@ -47,6 +47,18 @@ class Cell:
             return None
         return found
 
+    def learned(self, folder: Path) -> int:
+        """How many tasks it has learned so far."""
+        found = self.metrics(folder)
+        return 0 if found is None else sum(row[0] is not None for row in found["accuracy_matrix"])
+
+    def done(self, folder: Path) -> bool:
+        """Whether it has learned what it was asked to: all tasks, or the first of them."""
+        found, first = self.metrics(folder), self.cfg.first_tasks
+        if found is None or found["status"] == "complete":
+            return found is not None
+        return first is not None and self.learned(folder) >= first
+
 
 def different(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Cell]:
     """The cells whose configurations differ, each composed once, so that a wrong override is found before any run."""

@@ -50,7 +50,9 @@ def show_results(
         chosen = dict(override.split("=", 1) for override in cell.overrides)
         dropped = [key for key in varied if chosen[key] != "null" and cell.cfg.get(key, "") is None]
         row = ["-" if key in dropped else chosen[key] for key in varied]
-        table.add_row(cell.name, *row, _said(cell, found, errors.get(cell.name)), *([how_much] if heading else []))
+        table.add_row(
+            cell.name, *row, _said(cell, found, errors.get(cell.name), folder), *([how_much] if heading else [])
+        )
     console = Console(highlight=False)
     console.print(table)
     shared = [found["seconds"]["shared"] for found in metrics if found is not None]
@@ -61,11 +63,12 @@ def show_results(
     console.print(f"a page with all of them: clbench-report {folder}", soft_wrap=True)
 
 
-def _said(cell: Cell, metrics: Mapping[str, Any] | None, error: BaseException | None) -> str:
+def _said(cell: Cell, metrics: Mapping[str, Any] | None, error: BaseException | None, folder: Path) -> str:
     if error is not None:
         return f"failed: {cause_of(error) or repr(error)}"
     if metrics is None:
-        return "not done"
+        learned = cell.learned(folder)
+        return f"{learned} tasks learned" if learned else "not done"
     value = objective(metrics, cell.cfg.objective)
     return "-" if value is None else f"{value:.4f}"
 

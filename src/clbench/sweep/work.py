@@ -44,18 +44,13 @@ class Work:
 
     @property
     def to_do(self) -> list[Cell]:
-        """What is not complete."""
-        return [cell for cell, found in zip(self.cells, self.complete(), strict=True) if found is None]
+        """What is not done."""
+        return [cell for cell in self.cells if not cell.done(self.folder)]
 
     def complete(self) -> list[dict[str, Any] | None]:
-        """metrics.json of each cell that is complete by now."""
+        """metrics.json of each cell that has learned all its tasks by now."""
         found = [cell.metrics(self.folder) for cell in self.cells]
         return [m if m is not None and m["status"] == "complete" else None for m in found]
-
-    def learned(self, cell: Cell) -> int:
-        """How many tasks it has learned."""
-        found = cell.metrics(self.folder)
-        return 0 if found is None else sum(row[0] is not None for row in found["accuracy_matrix"])
 
 
 def before(work: Work) -> None:
@@ -64,7 +59,7 @@ def before(work: Work) -> None:
     if (same := work.asked - len(work.cells)) > 0:
         lines[0] += f" ({same} of {work.asked} cells differ only in options their strategy does not have, and run once)"
     to_do = work.to_do
-    begun = sum(work.learned(cell) > 0 for cell in to_do)
+    begun = sum(cell.learned(work.folder) > 0 for cell in to_do)
     if begun or len(to_do) < len(work.cells):
         done = len(work.cells) - len(to_do)
         lines.append(
@@ -77,11 +72,11 @@ def before(work: Work) -> None:
         print(cost(to_do), file=sys.stderr)
 
 
-def failed(metrics: Sequence[dict[str, Any] | None]) -> None:
-    """Raise SweepFailed if runs are not complete."""
-    missing = sum(found is None for found in metrics)
+def failed(work: Work) -> None:
+    """Raise SweepFailed if runs are not done."""
+    missing = len(work.to_do)
     if missing:
         raise SweepFailed(
-            f"{missing} of {len(metrics)} runs failed, see the table; the others are done, and the same command runs what is "
-            "missing"
+            f"{missing} of {len(work.cells)} runs failed, see the table; the others are done, and the same command runs what "
+            "is missing"
         )
