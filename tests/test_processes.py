@@ -74,7 +74,7 @@ def test_ctrl_c_ends_with_one_line_and_keeps_finished_tasks(tmp_path):
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         code = process.wait(timeout=60)
-    message = "stopped; the same command with the same output_dir goes on after the last finished task\n"
+    message = "stopped; the same command with output_dir=here goes on after what is finished\n"
     assert (code, (tmp_path / "said").read_text()) == (1, message)
     assert finished_tasks(tmp_path / "here") >= 1
 

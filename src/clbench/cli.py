@@ -9,9 +9,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from clbench.config import conf_dir
 from clbench.errors import ConfigError, Unstable
 
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
@@ -28,12 +34,24 @@ def errors_in_one_line() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command with the same output_dir goes on after the last finished task")
+        sys.exit(stopped())
     except Exception as error:
         said = cause_of(error)
         if not said:
             raise
         sys.exit(f"error: {said}")
+
+
+def stopped() -> str:
+    """What Ctrl-C leaves, and how to go on."""
+    hydra = HydraConfig.instance().cfg
+    if "-m" in sys.argv or "--multirun" in sys.argv or (hydra is not None and hydra.hydra.mode == RunMode.MULTIRUN):
+        return "stopped; the same command goes on with what is missing"
+    folder = None if hydra is None else Path(hydra.hydra.runtime.output_dir)
+    if folder is None or not list(folder.glob("checkpoints/*.ckpt")):
+        return "stopped; nothing was finished yet"
+    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return f"stopped; the same command with output_dir={here} goes on after what is finished"
 
 
 def cause_of(error: BaseException) -> str | None:
@@ -50,9 +68,11 @@ def cause_of(error: BaseException) -> str | None:
     if match := re.search(r"Could not find '(\w+)/(\S+)'", text):
         group, choice = match.groups()
         there = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return f"{group}={choice} does not exist: use one of {', '.join(there)}"
+        return f"{group}={choice} does not exist: use one of {', '.join(there)}" + _near(choice, there)
     if match := re.search(r"Could not override '(\S+?)'", text):
-        return f"there is no option {match.group(1)}: --help lists what there is; +{match.group(1)}=... adds a new key"
+        name = match.group(1)
+        more = f"; +{name}=... adds a new key" if "." in name else ""
+        return f"there is no option {name}: --help lists what there is{more}" + _near(name, _options())
     if isinstance(error, OmegaConfBaseException) or type(error).__name__ in (
         "OverrideParseException",
         "ConfigCompositionException",
@@ -61,6 +81,17 @@ def cause_of(error: BaseException) -> str | None:
     if isinstance(cause, ImportError | AttributeError) or "Error locating target" in text:
         return " ".join(text.split())
     return None
+
+
+def _near(name: str, there: list[str]) -> str:
+    """A question, if one of those there are nearly has that name."""
+    close = get_close_matches(name.lower(), there, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _options() -> list[str]:
+    """Keys of the top level."""
+    return [str(key) for key in OmegaConf.load(conf_dir() / "train.yaml")]
 
 
 def quiet_lightning() -> None:

@@ -45,9 +45,8 @@ def foreign_options(cfg: DictConfig) -> dict[str, Any]:
 def refuse_foreign_options(cfg: DictConfig, strategy: str) -> None:
     """Raise ConfigError if an option is set that the strategy does not have."""
     for name, value in foreign_options(cfg).items():
-        raise ConfigError(
-            f"{name}={value}: strategy={strategy} has no {name}: leave it out or use {' or '.join(_strategies_with(name))}"
-        )
+        those = ", ".join(_strategies_with(name))
+        raise ConfigError(f"{name}={value}: strategy={strategy} has no {name}: leave it out or use one of {those}")
 
 
 def check_numbers(cfg: DictConfig) -> None:
@@ -130,4 +129,4 @@ def _numbers_as_floats(value: Any) -> Any:
 
 def _strategies_with(option: str) -> list[str]:
     files = sorted((conf_dir() / "strategy").glob("*.yaml"))
-    return [f"strategy={file.stem}" for file in files if f"${{{option}}}" in file.read_text()]
+    return [file.stem for file in files if f"${{{option}}}" in file.read_text()]

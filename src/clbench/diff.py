@@ -120,7 +120,7 @@ def said(found: Difference) -> str:
 def _run(folder: Path) -> Found:
     if not (folder / ".hydra").is_dir():
         what = "has no .hydra/" if folder.is_dir() else "is not a folder"
-        raise ConfigError(f"{folder} {what}: give the output_dir of a run, or a numbered folder of a sweep")
+        raise ConfigError(f"{folder} {what}: give the output_dir of a run, or the folder of a run in a sweep")
     run = lies_in(folder)
     if run.problem is not None:
         raise ConfigError(f"{folder} is not a run with results: {run.problem}")

@@ -52,7 +52,7 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> Loaded:
     """The net, the strategy and the data of a run after ``task``, rebuilt from what its folder holds.
 
     Args:
-        folder: ``output_dir`` of the run, or a numbered folder of a sweep.
+        folder: ``output_dir`` of the run, or its folder in a sweep.
         task: index of a task whose checkpoint is kept; None = the last that is finished.
 
     Raises:
@@ -69,7 +69,7 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> Loaded:
     file = folder / ".hydra/config.yaml"
     if not file.is_file():
         what = "has no .hydra/config.yaml" if folder.is_dir() else "is not a folder"
-        raise ConfigError(f"{folder} {what}: give the output_dir of a run, or a numbered folder of a sweep")
+        raise ConfigError(f"{folder} {what}: give the output_dir of a run, or the folder of a run in a sweep")
     saved = checkpoints(folder)
     if not saved:
         raise ConfigError(f"{folder} has no checkpoints: the run needs checkpoints=all or last, and one finished task")

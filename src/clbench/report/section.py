@@ -98,8 +98,10 @@ def lead(setting: Setting) -> str:
     beside = {WORDS[name]: known[name] for name in ("finetune", top) if name in known and name != first.strategy}
     said = [f"{words} {value:.3f}" for words, value in {**beside, "chance": setting.chance}.items()]
     best = f"Best of {contestants.variant.nunique()}: " if contestants.variant.nunique() > 1 else ""
+    behind = "finetune" in beside and accuracy <= known["finetune"]
+    nothing = f"Nothing beats fine-tuning ({known['finetune']:.3f}). " if behind else ""
     answer = (
-        f"{best}<b>{escape(first.cell)}</b> ends with average accuracy <b>{accuracy:.3f}</b>{interval} "
+        f"{nothing}{best}<b>{escape(first.cell)}</b> ends with average accuracy <b>{accuracy:.3f}</b>{interval} "
         f"over {counted(first.seeds, 'seed')}; {', '.join(said)}."
     )
     more = []
@@ -108,6 +110,10 @@ def lead(setting: Setting) -> str:
         more.append(f"That is {share:.0%} of the way from fine-tuning to {WORDS[top]}.")
     if first.lams > 1:
         more.append(_chosen(bool(first.chosen), setting.select).capitalize() + ".")
+        tried = setting.cells[setting.cells.variant == first.variant].lam
+        if first.lam in (tried.min(), tried.max()):
+            end = "smallest" if first.lam == tried.min() else "largest"
+            more.append(f"It is the {end} that was tried: the best may lie beyond.")
     return f"<p>{answer}</p>" + (f"<p>{' '.join(more)}</p>" if more else "")
 
 

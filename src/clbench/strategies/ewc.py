@@ -21,7 +21,8 @@ from clbench.strategies.selection import Patterns
 class EWC(ImportanceStrategy):
     """Elastic weight consolidation (Kirkpatrick et al. 2017): one Fisher-weighted penalty per task.
 
-    lam/2 * sum_t sum_i F_t,i (theta_i - theta*_t,i)^2, kept in two tensors per parameter (``quadratic.add``).
+    lam/2 * sum_t sum_i F_t,i (theta_i - theta*_t,i)^2, kept in two tensors per parameter (``quadratic.add``). One object goes
+    through all tasks: it remembers those before.
 
     Args:
         lam: strength, >= 0. The Laplace approximation has lam = N_old with a loss summed over the task, and N_old / N_new

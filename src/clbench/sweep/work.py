@@ -66,7 +66,8 @@ def before(work: Work) -> None:
             f"{done} are done and not run again, {begun} go on where they stopped, {len(to_do) - begun} are new"
         )
     if foreign := others(work.folder, work.cells):
-        lines.append(f"{foreign} runs of other configurations lie there too and are left alone")
+        what = "run of another configuration lies" if foreign == 1 else "runs of other configurations lie"
+        lines.append(f"{foreign} {what} there too, left alone")
     print("\n".join(lines), file=sys.stderr)
     if len(to_do) >= MANY or (to_do and to_do[0].cfg.dry_run):
         print(cost(to_do), file=sys.stderr)
