@@ -88,5 +88,6 @@ def test_what_is_not_a_run_is_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert (
-        done.stderr == "error: nowhere is not a folder: give the output_dir of a run, or the folder of a run in a sweep\n"
+        done.stderr
+        == "error: nowhere is not a folder: give the output_dir of a run, or the folder of a run in a sweep\n"
     )

@@ -16,12 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from clbench.config import conf_dir
 from clbench.errors import ConfigError, Unstable
 
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
 """Plugins of Hydra, and which extra of ours brings each."""
+
+PIPE = 160  # columns of a table that is not printed on a terminal
 
 
 @contextmanager
@@ -52,6 +55,12 @@ def stopped() -> str:
         return "stopped; nothing was finished yet"
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     return f"stopped; the same command with output_dir={here} goes on after what is finished"
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal; wide enough for all their words in a file or a pipe."""
+    here = Console(highlight=False)
+    return here if here.is_terminal else Console(highlight=False, width=PIPE)
 
 
 def cause_of(error: BaseException) -> str | None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from clbench.cli import cause_of
+from clbench.cli import cause_of, console
 from clbench.config import ELSEWHERE
 from clbench.errors import ConfigError
 from clbench.report.folders import Found
@@ -89,16 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print what differs; 0 if the results are identical, 1 if not, as diff does."""
     asked = _parser().parse_args(arguments)
     found = difference(Path(asked.a), Path(asked.b))
-    console = Console(highlight=False)
+    terminal = console()
     for title, values in (("config", found.config), ("where and how", found.elsewhere), ("made with", found.made_with)):
         if values:
             table = Table(title, Column(Text(asked.a)), Column(Text(asked.b)))
             for key, pair in values.items():
                 table.add_row(key, *(Text("null" if value is None else str(value)) for value in pair))
-            console.print(table)
+            terminal.print(table)
     if not found.config:
-        console.print("the configurations are the same")
-    console.print(said(found), soft_wrap=True)
+        terminal.print("the configurations are the same")
+    terminal.print(said(found), soft_wrap=True)
     return 0 if found.identical else 1
 
 

@@ -8,10 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from clbench.cli import errors_in_one_line
+from clbench.cli import console, errors_in_one_line
 from clbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,17 +83,17 @@ def parser() -> argparse.ArgumentParser:
 
 def _say(tables: Sequence[Table], runs: DataFrame, settings: Sequence[str], output: Path) -> None:
     """The tables, what is wrong, and where the rest is."""
-    console = Console(highlight=False)
+    terminal = console()
     for table in tables:
-        console.print(table)
+        terminal.print(table)
     if len(settings) > DRAWN:
-        console.print(f"figures are drawn for the {DRAWN} settings with the most runs, of {len(settings)}")
+        terminal.print(f"figures are drawn for the {DRAWN} settings with the most runs, of {len(settings)}")
     bad = runs[runs.status != "complete"]
     for row in bad.head(SAID).itertuples():
-        console.print(f"{row.status}: {row.folder}: {row.problem}", soft_wrap=True, markup=False)
+        terminal.print(f"{row.status}: {row.folder}: {row.problem}", soft_wrap=True, markup=False)
     if len(bad) > SAID:
-        console.print(f"and {len(bad) - SAID} more that do not count: see the report")
-    console.print(f"report in {output / 'report.html'}", soft_wrap=True, markup=False)
+        terminal.print(f"and {len(bad) - SAID} more that do not count: see the report")
+    terminal.print(f"report in {output / 'report.html'}", soft_wrap=True, markup=False)
 
 
 def _nothing_complete(runs: DataFrame) -> str:

@@ -29,7 +29,7 @@ def lam_curves(cells: DataFrame, colours: Colours) -> Drawn | None:
         return None
     columns = min(len(strategies), 3)
     lines = -(-len(strategies) // columns)
-    figure = Figure(figsize=(WIDTH if columns > 1 else 4.8, 2.6 * lines + 0.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH if curves.variant.nunique() > 1 else 4.8, 2.6 * lines + 0.6), layout="constrained")
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
     styles = _styles(curves)
     titles: dict[str, list[str]] = {}

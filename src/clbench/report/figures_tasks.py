@@ -39,6 +39,8 @@ def over_tasks(runs: DataFrame, rows: DataFrame, colours: Colours) -> Drawn | No
     guess = next(iter(runs.chance))
     if is_near(min(guess), runs.average_accuracy):
         axes.plot(range(1, len(guess) + 1), guess, color=MUTED, ls=":", lw=1.2, label="chance")
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), min(high, 1.01))  # an interval may reach beyond what an accuracy can be
     legend_below(figure)
     return Drawn(figure, "Average accuracy on the tasks so far, after each task", {})
 

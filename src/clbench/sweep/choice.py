@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf, open_dict
-from rich.console import Console
 from rich.table import Table
 
+from clbench.cli import console
 from clbench.config import config_hash
 from clbench.errors import ConfigError
 from clbench.sweep.cells import Cell
@@ -77,4 +77,4 @@ def show_choice(tried: Sequence[Tried], tasks: int) -> None:
         cell = row.cells[0]
         said = "failed" if row.accuracy < 0 else f"{row.accuracy:.4f}"
         table.add_row(cell.strategy, f"{cell.cfg.lam}", str(len(row.cells)), said, "chosen" if row.chosen else "")
-    Console(highlight=False).print(table)
+    console().print(table)

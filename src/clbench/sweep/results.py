@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from clbench.cli import cause_of
+from clbench.cli import cause_of, console
 from clbench.config import OPTIONS, config_hash
 from clbench.metrics import intransigence
 from clbench.objective import objective
@@ -53,14 +52,16 @@ def show_results(
         table.add_row(
             cell.name, *row, _said(cell, found, errors.get(cell.name), folder), *([how_much] if heading else [])
         )
-    console = Console(highlight=False)
-    console.print(table)
+    terminal = console()
+    terminal.print(table)
     shared = [found["seconds"]["shared"] for found in metrics if found is not None]
     if any(shared):
         forks = sum(seconds > 0 for seconds in shared)
-        console.print(f"{forks} runs went on from a first task that another had trained: {duration(sum(shared))} saved")
-    console.print(f"results in {folder}", soft_wrap=True)
-    console.print(f"a page with all of them: clbench-report {folder}", soft_wrap=True)
+        terminal.print(
+            f"{forks} runs went on from a first task that another had trained: {duration(sum(shared))} saved"
+        )
+    terminal.print(f"results in {folder}", soft_wrap=True)
+    terminal.print(f"a page with all of them: clbench-report {folder}", soft_wrap=True)
 
 
 def _said(cell: Cell, metrics: Mapping[str, Any] | None, error: BaseException | None, folder: Path) -> str:
