@@ -138,10 +138,11 @@ def test_lam_is_chosen_on_the_first_tasks_and_only_its_runs_are_finished(command
     assert f"{means[min(means, key=lambda lam: means[lam])]:.4f}" in done.stdout
 
 
-def test_a_run_of_the_first_tasks_goes_on_to_what_one_that_learned_all_has(run):
+def test_a_run_of_the_first_tasks_goes_on_to_what_one_that_learned_all_has(run, tmp_path):
     whole = run(*SMALL, "data.tasks=3", folder="whole")
     assert run(*SMALL, "data.tasks=3", "first_tasks=2", folder="parts")["status"] == "running"
     parts = run(*SMALL, "data.tasks=3", folder="parts")
+    assert "going on after task 2/3" in (tmp_path / "parts/train.log").read_text()
     assert parts["accuracy_matrix"] == whole["accuracy_matrix"] and parts["status"] == "complete"
 
 

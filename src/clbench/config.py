@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,13 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items() if key not in ELSEWHERE}
 
 
+def differing(cfg: DictConfig, there: DictConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys that decide the results and differ, with their values in ``there`` and in ``cfg``."""
+    theirs, ours = (dict(_leaves(decisive(each))) for each in (there, cfg))
+    keys = dict.fromkeys([*theirs, *ours])
+    return {key: (theirs.get(key), ours.get(key)) for key in keys if theirs.get(key) != ours.get(key)}
+
+
 def config_hash(cfg: DictConfig) -> str:
     """Eight hex digits over everything in ``cfg`` that decides the results."""
     numbers = _numbers_as_floats(decisive(cfg))
@@ -116,6 +124,14 @@ def prefix_key(cfg: DictConfig, matters: dict[str, Any]) -> str:
         for name in OPTIONS:
             cfg[name] = None
     return config_hash(cfg)
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, part in value.items():
+        if isinstance(part, dict):
+            yield from _leaves(part, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", part
 
 
 def _numbers_as_floats(value: Any) -> Any:

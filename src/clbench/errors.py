@@ -7,5 +7,9 @@ class ConfigError(ValueError):
     """What the user asked for cannot be run; raised before training starts, shown without a traceback."""
 
 
+class OtherRun(ConfigError):
+    """The folder holds the results of another configuration."""
+
+
 class Unstable(RuntimeError):
     """Training produced non-finite weights; shown without a traceback, finished tasks are kept."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, OtherRun
 
 KEEP = ("all", "last", "none")
 
@@ -31,7 +31,7 @@ class RunFolder:
         checkpoints: ``all`` tasks, the ``last`` finished one, or ``none`` (the run cannot be resumed).
 
     Raises:
-        ConfigError: unknown ``checkpoints``; the folder holds results of another configuration.
+        ConfigError: unknown ``checkpoints``; as OtherRun, the folder holds results of another configuration.
     """
 
     def __init__(self, path: Path, config_hash: str, checkpoints: str = "all") -> None:
@@ -42,7 +42,7 @@ class RunFolder:
         self.checkpoints = checkpoints
         found = self.metrics()
         if found is not None and found["config_hash"] != config_hash:
-            raise ConfigError(
+            raise OtherRun(
                 f"output_dir={path} holds the results of another run (strategy {found['strategy']['name']}, seed "
                 f"{found['seed']}, config {found['config_hash']}, this is {config_hash}): choose another folder or remove it"
             )

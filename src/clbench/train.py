@@ -25,12 +25,14 @@ from clbench.config import (
     check_numbers,
     conf_dir,
     config_hash,
+    differing,
     drop_foreign_options,
     refuse_foreign_options,
 )
 from clbench.describe import describe, flat, plan
 from clbench.display import Display, say_once
 from clbench.doctor import Doctor
+from clbench.errors import OtherRun
 from clbench.folder import RunFolder, atomically
 from clbench.loggers import Place
 from clbench.objective import objective
@@ -69,7 +71,7 @@ def train(cfg: DictConfig) -> float | None:
     check_device(cfg.trainer.accelerator, cfg.trainer.devices)
     quiet_lightning()
 
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), config_hash(cfg), cfg.checkpoints)
+    folder = own_folder(cfg)
     earlier = folder.metrics()
     with Display(folder.path / "train.log", quiet=sweeping or not first_process) as display:
         if earlier is not None and earlier["status"] == FINISHED:
@@ -82,6 +84,9 @@ def train(cfg: DictConfig) -> float | None:
         display.plan(plan(cfg, choices, sequence, learner))
         if cfg.dry_run:
             return None
+        if earlier is not None:
+            learned = sum(row[0] is not None for row in earlier["accuracy_matrix"])
+            display.note(f"going on after task {learned}/{len(sequence)}")
         if first_process:
             save_config(cfg, folder.path)
         about = describe(cfg, choices, sequence, learner) | {"config_hash": folder.config_hash}
@@ -146,6 +151,24 @@ def train(cfg: DictConfig) -> float | None:
                 seconds = complete["seconds"]["total"]
                 tell(folder.path, f"{said}, {seconds:.1f} s")
         return value
+
+
+def own_folder(cfg: DictConfig) -> RunFolder:
+    """Where the run lies; what differs is said if it is another's."""
+    path = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return RunFolder(path, config_hash(cfg), cfg.checkpoints)
+    except OtherRun as error:
+        file = path / ".hydra/config.yaml"
+        if not file.exists():
+            raise
+        pairs = differing(cfg, OmegaConf.load(file))  # type: ignore[arg-type]
+        said = [
+            f"{key}={there} there, {here} here"
+            for key, (there, here) in pairs.items()
+            if "." not in key or len(pairs) < 4
+        ]
+        raise OtherRun(f"{error}; {'; '.join(said[:4])}") from None
 
 
 def shared_prefix(cfg: DictConfig, strategy: Strategy) -> Prefix | None:
