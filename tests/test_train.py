@@ -137,7 +137,8 @@ def test_a_complete_run_is_not_trained_again(run, tmp_path):
 def test_the_folder_of_another_run_is_refused_and_left_as_it_was(run, tmp_path):
     run(*SHORT, "strategy=finetune")
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
-    with pytest.raises(ConfigError, match=r"another run \(strategy finetune, seed 0.*choose another folder or remove it; lam=None there, 1000.0 here"):
+    what = r"another run \(strategy finetune, seed 0.*choose another folder or remove it; lam=None there, 1000.0 here"
+    with pytest.raises(ConfigError, match=what):
         run(*SHORT, "strategy=ewc")
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
 

@@ -50,7 +50,9 @@ def matrices(runs: DataFrame, rows: DataFrame) -> Drawn:
     rows = rows.head(MATRICES)
     columns = min(len(rows), 4)
     lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(WIDTH if columns > 2 else 2.4 * columns + 0.8, 1.75 * lines + 0.5), layout="constrained")
+    broken = max(_wrapped(cell).count("\n") for cell in rows.cell)  # lines of a title, less one
+    size = (WIDTH if columns > 2 else 2.4 * columns + 0.8, (1.7 + 0.06 * broken) * lines + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     image = None
     for axes in grid.flat[len(rows) :]:
@@ -62,9 +64,8 @@ def matrices(runs: DataFrame, rows: DataFrame) -> Drawn:
         axes.spines[:].set_visible(False)
         axes.set_title(_wrapped(row.cell), fontsize=8.5)
         tasks = len(r)
-        axes.set(xticks=[t - 1 for t in _ticks(tasks)], yticks=[t - 1 for t in _ticks(tasks)])
-        axes.set_xticklabels(_ticks(tasks))
-        axes.set_yticklabels(_ticks(tasks))
+        ticks = [t - 1 for t in _ticks(tasks)]
+        axes.set(xticks=ticks, yticks=ticks)
         axes.tick_params(length=0, labelsize=8)
         if tasks <= LABELLED:
             for (i, j), a in np.ndenumerate(r):
@@ -82,6 +83,8 @@ def matrices(runs: DataFrame, rows: DataFrame) -> Drawn:
     assert image is not None
     bar = figure.colorbar(image, ax=grid, shrink=0.7, label="test accuracy", aspect=30)
     bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.yaxis.label.set_fontsize(9)
     return Drawn(figure, "Accuracy matrices, mean over seeds", {})
 
 
