@@ -51,6 +51,9 @@ ERRORS = [
     (["batch_size=0"], "batch_size=0: it is a whole number, at least 1"),
     (["bn=frozen"], "bn='frozen' is not one of train, freeze_after_first"),
     (["depth=3"], "there is no option depth: --help lists what there is"),
+    (["lamda=3"], "there is no option lamda: --help lists what there is; did you mean lam?"),
+    (["strategy=EWC"], "; did you mean ewc?"),
+    (["net._target_=torch.nn.Linearr"], "_target_=torch.nn.Linearr cannot be imported. Are you sure that 'Linearr' is imp"),
 ]  # fmt: skip
 
 

@@ -87,7 +87,10 @@ def cause_of(error: BaseException) -> str | None:
         "ConfigCompositionException",
     ):
         return " ".join((text or repr(cause)).split())
-    if isinstance(cause, ImportError | AttributeError) or "Error locating target" in text:
+    if match := re.search(r"Error locating target '(\S+)'", text):
+        *_, why = str(cause or "it cannot be found").splitlines()
+        return f"_target_={match.group(1)} cannot be imported. {why}"
+    if isinstance(cause, ImportError | AttributeError):
         return " ".join(text.split())
     return None
 
