@@ -155,8 +155,9 @@ def test_a_sweep_of_which_a_parallel_worker_is_killed_loses_no_run_and_goes_on_t
     )
     while not list(tmp_path.glob("joblib/*/checkpoints/task_0.ckpt")) and process.poll() is None:
         time.sleep(0.01)
-    children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    children = subprocess.run(["ps", "-wwo", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
     workers = [int(line.split()[0]) for line in children.stdout.splitlines() if "popen_loky" in line]
+    assert workers, children.stdout
     os.kill(workers[0], signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1

@@ -39,7 +39,7 @@ SHORTER = {
     r"data\.tasks=5": "data.tasks=2",
     r"data\.workers=2": "data.workers=0",  # tests/data start workers
     r"launch=joblib": "launch=serial",  # tests/test_command.py starts processes
-    r"output_dir=/shared/sweep": "output_dir=shared/sweep",
+    r"output_dir=/scratch/sweep": "output_dir=scratch/sweep",
 }
 """Arguments of training commands: what is written -> what is run."""
 
@@ -107,7 +107,6 @@ def shell(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr("clbench.report.__main__.DRAWN", 1)  # settings with figures: each takes a second or two
     before = set(sys.modules)
     yield lambda command: execute(command, monkeypatch)
     for name in set(sys.modules) - before:  # modules of the examples

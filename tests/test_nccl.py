@@ -22,7 +22,7 @@ from clbench.learner import Learner
 from clbench.nets import Net, features_of, mlp, resnet18_reduced
 from clbench.params import snapshot
 from clbench.scenario import Scenario
-from clbench.strategies.nccl import consolidated
+from clbench.strategies.nccl_steps import consolidated
 from tests.conftest import trainer
 
 

@@ -71,15 +71,15 @@ class Store:
         return commit()
 
 
-DECISIVE = ("--", ":/src", ":/conf", ":/scripts")
-
-
 def commit() -> str:
     """Short hash of the checkout, ``-dirty`` if what decides a number has changes; ``unknown`` outside of one."""
+    decisive = (":/src", ":/conf", ":/scripts")
     git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain", *DECISIVE], capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--", *decisive], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")

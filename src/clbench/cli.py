@@ -13,18 +13,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
 from clbench.config import conf_dir
 from clbench.errors import ConfigError, Unstable
 
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
 """Plugins of Hydra, and which extra of ours brings each."""
-
-PIPE = 160  # columns of a table that is not printed on a terminal
 
 
 @contextmanager
@@ -46,21 +42,15 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 def stopped() -> str:
-    """What Ctrl-C leaves, and how to go on."""
+    """What Ctrl-C leaves of a run, and how to go on; a sweep says so itself."""
     hydra = HydraConfig.instance().cfg
-    if "-m" in sys.argv or "--multirun" in sys.argv or (hydra is not None and hydra.hydra.mode == RunMode.MULTIRUN):
-        return "stopped; the same command goes on with what is missing"
-    folder = None if hydra is None else Path(hydra.hydra.runtime.output_dir)
-    if folder is None or not list(folder.glob("checkpoints/*.ckpt")):
+    if hydra is None:
+        return "stopped"
+    folder = Path(hydra.hydra.runtime.output_dir)
+    if not list(folder.glob("checkpoints/*.ckpt")):
         return "stopped; nothing was finished yet"
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     return f"stopped; the same command with output_dir={here} goes on after what is finished"
-
-
-def console() -> Console:
-    """Where tables are printed: as wide as the terminal; wide enough for all their words in a file or a pipe."""
-    here = Console(highlight=False)
-    return here if here.is_terminal else Console(highlight=False, width=PIPE)
 
 
 def cause_of(error: BaseException) -> str | None:

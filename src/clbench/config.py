@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,19 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items() if key not in ELSEWHERE}
 
 
-def differing(cfg: DictConfig, there: DictConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys that decide the results and differ, with their values in ``there`` and in ``cfg``."""
-    theirs, ours = (dict(_leaves(decisive(each))) for each in (there, cfg))
-    keys = dict.fromkeys([*theirs, *ours])
-    return {key: (theirs.get(key), ours.get(key)) for key in keys if theirs.get(key) != ours.get(key)}
+def leaves(value: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; lists as text, so that values can be compared and counted."""
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from leaves(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(inner) if isinstance(inner, dict | list) else inner
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, with both; "" where there is none."""
+    keys = dict.fromkeys([*a, *b])
+    return {key: (a.get(key, ""), b.get(key, "")) for key in keys if a.get(key, "") != b.get(key, "")}
 
 
 def config_hash(cfg: DictConfig) -> str:
@@ -124,14 +132,6 @@ def prefix_key(cfg: DictConfig, matters: dict[str, Any]) -> str:
         for name in OPTIONS:
             cfg[name] = None
     return config_hash(cfg)
-
-
-def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, part in value.items():
-        if isinstance(part, dict):
-            yield from _leaves(part, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", part
 
 
 def _numbers_as_floats(value: Any) -> Any:

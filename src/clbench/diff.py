@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ import numpy as np
 from rich.table import Column, Table
 from rich.text import Text
 
-from clbench.cli import cause_of, console
-from clbench.config import ELSEWHERE
+from clbench.cli import cause_of
+from clbench.config import ELSEWHERE, differing
+from clbench.display import console
 from clbench.errors import ConfigError
 from clbench.report.folders import Found
 from clbench.report.folders import load as lies_in
@@ -55,7 +56,7 @@ def difference(a: Path, b: Path) -> Difference:
     one, two = _run(a), _run(b)
     first, second = (run.metrics or {} for run in (one, two))
     config = {
-        key: pair for key, pair in _differing(one.config, two.config).items() if not all(map(_elsewhere_said, pair))
+        key: pair for key, pair in differing(one.config, two.config).items() if not all(map(_elsewhere_said, pair))
     }
     where = {key: values for key, values in config.items() if key.split(".")[0] in ELSEWHERE}
     made = [{**m.get("versions", {}), **m.get("machine", {})} for m in (first, second)]
@@ -64,7 +65,7 @@ def difference(a: Path, b: Path) -> Difference:
     return Difference(
         config={key: values for key, values in config.items() if key not in where},
         elsewhere={key: values for key, values in where.items() if key != "output_dir"},
-        made_with=_differing(*made),
+        made_with=differing(*made),
         identical=all(first.get(key) == second.get(key) for key in RESULTS),
         finished=(_learned(r), _learned(s)),
         largest=largest,
@@ -124,11 +125,6 @@ def _run(folder: Path) -> Found:
     if run.problem is not None:
         raise ConfigError(f"{folder} is not a run with results: {run.problem}")
     return run
-
-
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Values]:
-    keys = dict.fromkeys([*a, *b])
-    return {key: (a.get(key, ""), b.get(key, "")) for key in keys if a.get(key, "") != b.get(key, "")}
 
 
 def _elsewhere_said(value: Any) -> bool:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 REFRESH = 0.2  # seconds between two looks at the progress line
+PIPE = 160  # columns of a table that is not printed on a terminal
 
 
 class Display:
@@ -137,6 +138,12 @@ def _steps(trainer: L.Trainer) -> float:
     if trainer.max_steps > 0:
         return trainer.max_steps * trainer.accumulate_grad_batches
     return (trainer.max_epochs or 1) * trainer.num_training_batches
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal; wide enough for all their words in a file or a pipe."""
+    here = Console(highlight=False)
+    return here if here.is_terminal else Console(highlight=False, width=PIPE)
 
 
 @cache

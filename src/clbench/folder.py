@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,11 @@ import torch
 from clbench.errors import ConfigError, OtherRun
 
 KEEP = ("all", "last", "none")
+
+
+def learned(metrics: Mapping[str, Any]) -> int:
+    """How many tasks the run has learned whose metrics.json this is."""
+    return sum(row[0] is not None for row in metrics["accuracy_matrix"])
 
 
 class RunFolder:

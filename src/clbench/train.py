@@ -25,15 +25,17 @@ from clbench.config import (
     check_numbers,
     conf_dir,
     config_hash,
+    decisive,
     differing,
     drop_foreign_options,
+    leaves,
     refuse_foreign_options,
 )
 from clbench.describe import describe, flat, plan
 from clbench.display import Display, say_once
 from clbench.doctor import Doctor
 from clbench.errors import OtherRun
-from clbench.folder import RunFolder, atomically
+from clbench.folder import RunFolder, atomically, learned
 from clbench.loggers import Place
 from clbench.objective import objective
 from clbench.prefix import Prefix
@@ -44,6 +46,7 @@ from clbench.sweep import progress
 from clbench.validation import Validation
 
 FINISHED = "complete"
+SAID = 4  # differences from another run, in a message
 
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
@@ -85,8 +88,7 @@ def train(cfg: DictConfig) -> float | None:
         if cfg.dry_run:
             return None
         if earlier is not None:
-            learned = sum(row[0] is not None for row in earlier["accuracy_matrix"])
-            display.note(f"going on after task {learned}/{len(sequence)}")
+            display.note(f"going on after task {learned(earlier)}/{len(sequence)}")
         if first_process:
             save_config(cfg, folder.path)
         about = describe(cfg, choices, sequence, learner) | {"config_hash": folder.config_hash}
@@ -159,16 +161,13 @@ def own_folder(cfg: DictConfig) -> RunFolder:
     try:
         return RunFolder(path, config_hash(cfg), cfg.checkpoints)
     except OtherRun as error:
-        file = path / ".hydra/config.yaml"
-        if not file.exists():
-            raise
-        pairs = differing(cfg, OmegaConf.load(file))  # type: ignore[arg-type]
+        there = OmegaConf.load(path / ".hydra/config.yaml")
+        assert isinstance(there, DictConfig)
+        pairs = differing(*(dict(leaves(decisive(each))) for each in (there, cfg)))
         said = [
-            f"{key}={there} there, {here} here"
-            for key, (there, here) in pairs.items()
-            if "." not in key or len(pairs) < 4
+            f"{key}={pairs[key][0]} there, {pairs[key][1]} here" for key in sorted(pairs, key=lambda k: k.count("."))
         ]
-        raise OtherRun(f"{error}; {'; '.join(said[:4])}") from None
+        raise OtherRun(f"{error}; {'; '.join(said[:SAID])}") from None
 
 
 def shared_prefix(cfg: DictConfig, strategy: Strategy) -> Prefix | None:

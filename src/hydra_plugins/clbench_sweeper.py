@@ -84,6 +84,8 @@ class UniqueSweeper(BasicSweeper):
         jobs = [[*cell.overrides, *more, place, f"hydra.sweep.subdir={cell.name}"] for cell in cells]
         try:
             returns = self.launcher.launch(jobs, initial_job_idx=0)
+        except KeyboardInterrupt:
+            sys.exit("stopped; the same command goes on with what is missing")
         except Exception as error:
             if type(error).__name__ != "TerminatedWorkerError":  # of joblib, which then knows nothing of any run
                 raise

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from clbench.cli import console, errors_in_one_line
+from clbench.cli import errors_in_one_line
+from clbench.display import console
 from clbench.errors import ConfigError
 
 if TYPE_CHECKING:

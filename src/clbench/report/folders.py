@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from clbench.config import leaves
 from clbench.errors import ConfigError
 from clbench.sweep.index import read_index
 
@@ -116,16 +117,7 @@ def _block(text: str) -> tuple[tuple[str, Any], ...]:
         return ()
     if isinstance(value, list):
         return tuple(("-", item) for item in value)
-    return tuple(_flat(value)) if isinstance(value, dict) else ()
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys; lists as text, so that values can be compared and counted."""
-    for key, inner in value.items():
-        if isinstance(inner, dict) and inner:
-            yield from _flat(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.dumps(inner) if isinstance(inner, dict | list) else inner
+    return tuple(leaves(value)) if isinstance(value, dict) else ()
 
 
 def _text(file: Path) -> str:

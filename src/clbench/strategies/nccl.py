@@ -9,26 +9,23 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor, nn
+from torch import Tensor
 
-from clbench.calibration import CalibratedNeurons, calibrate, calibrated, calibration, held_weights, layers
-from clbench.data import Batch, TaskSequence
-from clbench.distillation import divergence, padded, softened
+from clbench.calibration import CalibratedNeurons, calibrate, calibrated, calibration, layers
+from clbench.data import TaskSequence
+from clbench.distillation import padded, softened
 from clbench.errors import ConfigError
 from clbench.importance import undisturbed
 from clbench.learner import Learner, in_two_columns
 from clbench.memory import Ring
 from clbench.nets.resnet import BasicBlock
 from clbench.params import trainable
+from clbench.strategies.nccl_steps import TwoLevels
 from clbench.strategies.options import one_of, positive, strength, whole
-from clbench.strategies.rehearsal import RehearsalStrategy
 from clbench.strategies.selection import Patterns, selected
 
-Parts = dict[str, Tensor]
-"""Values of a step, by the name they are logged under."""
 
-
-class NCCL(RehearsalStrategy):
+class NCCL(TwoLevels):
     """Neuron calibration (Yin, Yang and Li 2021): two levels, the weights theta and what calibrates them.
 
     Every layer computes with theta~ = tile(psi) * theta and rescales its features (``clbench.calibration``). A batch (x, y)
@@ -122,94 +119,6 @@ class NCCL(RehearsalStrategy):
         self.examples = 0
         self._at_start: list[Tensor] = []
 
-    # --- a step ------------------------------------------------------------------------------------------------------
-
-    def update(self, batch: Batch) -> Parts:
-        """Learn from one batch: inner steps on theta, then outer steps on the calibration."""
-        if self.rehearsal:
-            self.remember(batch)
-        anchor = self._at_start
-        for step in range(self.inner_steps):
-            last = step == self.inner_steps - 1
-            if (self.anchor == "batch" and step == 0) or (self.anchor == "last_inner" and last):
-                anchor = self._weights_now()
-            parts = self._inner_step(self._again(batch) if step else batch, last)
-        if self.terms and (self._weights or self._features):
-            for _ in range(self.outer_steps):
-                parts |= self._outer_step(len(batch.y), anchor)
-        self._step_schedulers("step")
-        return parts
-
-    def _again(self, batch: Batch) -> Batch:
-        """As many examples of the ring of the same task, which has those of the batch too."""
-        recalled = self.recall(len(batch.y), self._same) if self.rehearsal else None
-        return batch if recalled is None else Batch(recalled[0].x, recalled[0].y, batch.task)
-
-    def _inner_step(self, batch: Batch, counts: bool) -> Parts:
-        """A step on theta; ``counts``: as a step of the Trainer."""
-        learner = self.learner
-        with held_weights(self._tiled):
-            loss = learner.loss(learner.net(batch.x, batch.task), batch.y)
-            parts = {"task_loss": loss.detach()}
-            recalled = self.recall(self.drawn, self._earlier) if self.gamma else None
-            if recalled is not None:
-                old, rows = recalled
-                outputs = learner.net(old.x, old.task)
-                replayed, distilled = learner.loss(outputs, old.y), self.reg * self._divergence(outputs, rows["soft"])
-                loss = loss + self.gamma * (replayed + distilled)
-                parts |= {"replay": replayed.detach(), "distillation": distilled.detach()}
-        gradients = torch.autograd.grad(loss, self._theta, allow_unused=True)
-        for p, gradient in zip(self._theta, gradients, strict=True):
-            p.grad = gradient
-        if self.inner_clip is not None:
-            nn.utils.clip_grad_value_(self._theta, self.inner_clip)
-        (learner.optimizers() if counts else learner.trainer.optimizers[0]).step()
-        return {"loss": loss.detach(), **parts}
-
-    def _outer_step(self, number: int, anchor: list[Tensor]) -> Parts:
-        """A step on the calibration, on ``number`` old examples."""
-        recalled = self.recall(number, self._earlier)
-        if recalled is None:
-            return {}
-        old, rows = recalled
-        reg = self.reg if "b" in self.terms else 0.0
-        with held_weights(self._weights) as weights:
-            divergence = self._divergence(self.learner.net(old.x, old.task), rows["soft"])
-        gradients = torch.autograd.grad(divergence, [*weights, *self._features], allow_unused=True)
-        by: list[tuple[Tensor, Tensor]] = []
-        value = divergence.new_zeros(())
-        with torch.no_grad():
-            for k, (layer, g) in enumerate(zip(self._weights, gradients, strict=False)):
-                if g is not None:
-                    if self._consolidates:
-                        part, g = consolidated(g, weights[k], anchor[k], self.lam, reg)
-                        value += part
-                    else:
-                        g = g * reg
-                    by.append((layer.calibration.psi, layer.psi_gradient(g)))  # type: ignore[arg-type]
-            for p, g in zip(self._features, gradients[len(weights) :], strict=True):
-                if g is not None and reg:
-                    by.append((p, reg * g))
-            for p, g in by:
-                if self.outer_clip is not None:
-                    g.clamp_(-self.outer_clip, self.outer_clip)
-                p.sub_(g, alpha=self.outer_lr)
-        return {"consolidation": value, "outer_distillation": reg * divergence.detach()}
-
-    def _weights_now(self) -> list[Tensor]:
-        """theta~, where term a needs it."""
-        with torch.no_grad():
-            return [layer.weight for layer in self._weights] if self._consolidates else []
-
-    def _divergence(self, outputs: Tensor, soft: Tensor) -> Tensor:
-        return divergence(in_two_columns(outputs), soft, self.temperature, self.kl)
-
-    def _step_schedulers(self, interval: str) -> None:
-        """Lightning leaves them to manual optimisation."""
-        for config in self.learner.trainer.lr_scheduler_configs:
-            if config.interval == interval:
-                config.scheduler.step()
-
     # --- Lightning ---------------------------------------------------------------------------------------------------
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
@@ -219,7 +128,9 @@ class NCCL(RehearsalStrategy):
 
     def _calibrate(self, learner: Learner) -> None:
         if (self.wcm or self.fcm) and not calibration(learner.net):
-            calibrate(learner.net, self._chosen(learner), weights=self.wcm, features=self.fcm)
+            calibrate(
+                learner.net, chosen_layers(learner, self.include, self.exclude), weights=self.wcm, features=self.fcm
+            )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -260,7 +171,7 @@ class NCCL(RehearsalStrategy):
         parts = calibration(net)
         self._weights = [layer for layer in calibrated(net).values() if layer.calibration.psi is not None]
         self._tiled = [layer for layer in self._weights if not isinstance(layer, CalibratedNeurons)]
-        self._consolidates = "a" in self.terms and self.lam > 0 and self._earlier.any().item() and self.rehearsal
+        self._consolidates = "a" in self.terms and self.lam > 0 and self.rehearsal and bool(self._earlier.any())
         self._features = [p for name, p in parts.items() if not name.endswith("psi")]
         own = {id(p) for p in parts.values()}
         self._theta = [p for p in trainable(pl_module).values() if id(p) not in own]
@@ -310,26 +221,21 @@ class NCCL(RehearsalStrategy):
         levels = f"lower optimizer.make.lr, strategy.outer_lr={self.outer_lr:g} or lam={self.lam:g}"
         return f"{levels}, or clip with strategy.inner_clip"
 
-    def _chosen(self, learner: Learner) -> list[str]:
-        """Names of the layers of the net that are calibrated."""
-        held = selected(learner, self.include, self.exclude)
-        names = [name for name in layers(learner.net) if f"net.{name}.weight" in held]
-        blocks = {name for name, part in learner.net.named_modules() if isinstance(part, BasicBlock)}
-        if self.include is None and blocks:
-            names = [name for name in names if name.rpartition(".")[0] in blocks]
-        if not names:
-            raise ConfigError(
-                f"strategy.include={self.include} with exclude={self.exclude} names no weight of a Linear or convolutional "
-                "layer: give patterns such as 'Linear.weight'"
-            )
-        return names
 
+def chosen_layers(learner: Learner, include: Patterns, exclude: Patterns) -> list[str]:
+    """Names of the layers of the net that are calibrated.
 
-def consolidated(g: Tensor, weight: Tensor, anchor: Tensor, lam: float, reg: float) -> tuple[Tensor, Tensor]:
-    """Term a, lam/2 * sum g^2 (weight - anchor)^2, and the gradient of it and of reg * KL, where g = dKL/dweight.
-
-    With s = g * (weight - anchor), term a is lam/2 * sum s^2 and its gradient, g^2 held constant, lam * g * s.
+    Raises:
+        ConfigError: there are none.
     """
-    s = (weight - anchor).mul_(g)
-    value = 0.5 * lam * torch.linalg.vecdot(s.flatten(), s.flatten())
-    return value, s.mul_(lam).add_(reg).mul_(g)
+    held = selected(learner, include, exclude)
+    names = [name for name in layers(learner.net) if f"net.{name}.weight" in held]
+    blocks = {name for name, part in learner.net.named_modules() if isinstance(part, BasicBlock)}
+    if include is None and blocks:
+        names = [name for name in names if name.rpartition(".")[0] in blocks]
+    if not names:
+        raise ConfigError(
+            f"strategy.include={include} with exclude={exclude} names no weight of a Linear or convolutional "
+            "layer: give patterns such as 'Linear.weight'"
+        )
+    return names

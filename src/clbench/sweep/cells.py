@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from clbench.config import config_hash, drop_foreign_options
+from clbench.folder import learned
 
 Compose = Callable[[Sequence[str]], DictConfig]
 """Overrides -> the configuration, Hydra's part included."""
@@ -50,14 +51,14 @@ class Cell:
     def learned(self, folder: Path) -> int:
         """How many tasks it has learned so far."""
         found = self.metrics(folder)
-        return 0 if found is None else sum(row[0] is not None for row in found["accuracy_matrix"])
+        return 0 if found is None else learned(found)
 
     def done(self, folder: Path) -> bool:
         """Whether it has learned what it was asked to: all tasks, or the first of them."""
         found, first = self.metrics(folder), self.cfg.first_tasks
-        if found is None or found["status"] == "complete":
-            return found is not None
-        return first is not None and self.learned(folder) >= first
+        if found is None:
+            return False
+        return found["status"] == "complete" or (first is not None and learned(found) >= first)
 
 
 def different(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Cell]:

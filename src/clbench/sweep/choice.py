@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf, open_dict
 from rich.table import Table
 
-from clbench.cli import console
 from clbench.config import config_hash
+from clbench.display import console
 from clbench.errors import ConfigError
 from clbench.sweep.cells import Cell
 

@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.table import Table
 from torch import Tensor
 
-from clbench.cli import cause_of, console
+from clbench.cli import cause_of
 from clbench.config import OPTIONS, config_hash
+from clbench.display import console
 from clbench.metrics import intransigence
 from clbench.objective import objective
 from clbench.sweep.cells import Cell
