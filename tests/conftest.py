@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,6 +69,17 @@ def run(composed, tmp_path) -> Run:
         return json.loads((path / "metrics.json").read_text())
 
     return go
+
+
+def stopped_after(task: int, whole: Path, again: Path) -> Path:
+    """A copy of a complete run, as if its process had been stopped before it finished a task after ``task``."""
+    shutil.copytree(whole, again)
+    for file in again.glob("checkpoints/task_*.ckpt"):
+        if int(file.stem.removeprefix("task_")) > task:
+            file.unlink()
+    metrics = json.loads((again / "metrics.json").read_text())
+    (again / "metrics.json").write_text(json.dumps({**metrics, "status": "running"}))
+    return again
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,9 @@ ERRORS = [
     (["bn=frozen"], "bn='frozen' is not one of train, freeze_after_first"),
     (["depth=3"], "there is no option depth: --help lists what there is"),
     (["lamda=3"], "there is no option lamda: --help lists what there is; did you mean lam?"),
+    (["lam=1,10"], "lam=1,10 has several values: add -m to run each of them, or write lam=[1,10] for a list"),
+    (["lam=1,"], "'lam=1,' is no option=value: write lam=10, and -m lam=1,10 for several values, without spaces"),
+    (["lam"], "'lam' is no option=value: write lam=10, and -m lam=1,10 for several values, without spaces"),
     (["strategy=EWC"], "; did you mean ewc?"),
     (["net._target_=torch.nn.Linearr"], "_target_=torch.nn.Linearr cannot be imported. Are you sure that 'Linearr' is imp"),
 ]  # fmt: skip
@@ -100,6 +104,13 @@ def test_the_command_ends_with_one_line_and_exit_code_1(command):
     assert done.stderr.startswith("error: strategy=ewcc does not exist: use one of agem, ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("typed", [("--lam", "10"), ("--lam=10",)])
+def test_an_option_with_dashes_is_told_how_options_are_written(command, typed):
+    done = command(*typed)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"error: {typed[0]}: options are written without dashes: lam=(10|\.\.\.)\n", done.stderr)
 
 
 def test_help_lists_the_groups_and_says_how(command):

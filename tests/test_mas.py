@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 
 import lightning as L
@@ -19,7 +18,7 @@ from clbench.importance import mas_local
 from clbench.importance.rows import count, take
 from clbench.learner import learner_outputs
 from clbench.strategies import OnlineEWC, Strategy
-from tests.conftest import trainer
+from tests.conftest import stopped_after, trainer
 from tests.test_train import load, same_checkpoint
 
 SHORT = ("epochs=1", "data.tasks=2", "net.hidden=[16]", "strategy=mas")
@@ -160,12 +159,8 @@ def test_measuring_online_changes_nothing_of_the_training(form):
 @pytest.mark.parametrize("options", [("strategy.form=local",), ("strategy.online=true",)])
 def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tmp_path, options):
     options = (*SHORT, "data.tasks=3", "net.dropout=0.3", "optimizer.reset=false", *options)
-    whole, again = run(*options, folder="whole"), tmp_path / "again"
-    run(*options, folder="again")
-    for task in (1, 2):
-        (again / f"checkpoints/task_{task}.ckpt").unlink()
-    half = json.loads((again / "metrics.json").read_text())
-    (again / "metrics.json").write_text(json.dumps({**half, "status": "running"}))
+    whole = run(*options, folder="whole")
+    again = stopped_after(0, tmp_path / "whole", tmp_path / "again")
     resumed = run(*options, folder="again")
     assert resumed["accuracy_matrix"] == whole["accuracy_matrix"]
     assert resumed["importance"] == whole["importance"]

@@ -23,7 +23,7 @@ from clbench.nets import Net, features_of, mlp, resnet18_reduced
 from clbench.params import snapshot
 from clbench.scenario import Scenario
 from clbench.strategies.nccl_steps import consolidated
-from tests.conftest import trainer
+from tests.conftest import stopped_after, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -569,12 +569,7 @@ def test_the_parts_of_the_loss_are_logged(run, tmp_path):
 @pytest.mark.usefixtures("single")
 def test_a_stopped_run_goes_on_bit_identical(run, tmp_path):
     whole = run(*SHORT, "net.dropout=0.3", "scenario=domain", folder="whole")
-    run(*SHORT, "net.dropout=0.3", "scenario=domain", folder="again")
-    again = tmp_path / "again"
-    for task in (1, 2):
-        (again / f"checkpoints/task_{task}.ckpt").unlink()
-    text = (again / "metrics.json").read_text()
-    (again / "metrics.json").write_text(text.replace('"status": "complete"', '"status": "running"'))
+    stopped_after(0, tmp_path / "whole", tmp_path / "again")
     resumed = run(*SHORT, "net.dropout=0.3", "scenario=domain", folder="again")
     assert resumed["accuracy_matrix"] == whole["accuracy_matrix"] and resumed["per_task"] == whole["per_task"]
     a, b = (torch.load(tmp_path / name / "checkpoints/task_2.ckpt", weights_only=False) for name in ("whole", "again"))

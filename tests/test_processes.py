@@ -46,16 +46,18 @@ def finished_tasks(folder):
     return len(list(folder.glob("checkpoints/task_*.ckpt")))
 
 
-def test_a_killed_command_typed_again_ends_bit_identical(run, tmp_path):
+def test_a_command_killed_twice_and_typed_again_ends_bit_identical(run, tmp_path):
     a = run("strategy=ewc", *SHORT, folder="whole")
     again = tmp_path / "again"
-    process = start(again, "strategy=ewc", cwd=tmp_path)
-    while finished_tasks(again) < 1 and process.poll() is None:
-        time.sleep(0.005)
-    time.sleep(random.Random(0).random() * 0.2)
-    process.kill()
-    process.wait()
-    assert 1 <= finished_tasks(again) < 4
+    rng = random.Random(0)
+    for wanted in (1, 2):
+        process = start(again, "strategy=ewc", cwd=tmp_path)
+        while finished_tasks(again) < wanted and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.1)
+        process.kill()
+        process.wait()
+        assert wanted <= finished_tasks(again) < 4
     assert start(again, "strategy=ewc", cwd=tmp_path).wait(timeout=300) == 0
     b = json.loads((again / "metrics.json").read_text())
     for key in ("accuracy_matrix", "initial_accuracy", "per_task", "validation", "importance", "config_hash", "status"):
@@ -96,8 +98,6 @@ OTHERS = {
     # whole batches, that two processes halve
     "si": ("strategy=si", "optimizer=sgd", "epochs=1", "data.examples_per_task=1224"),
 }
-CLOSE = {"ewc of all": 0.2, "ewc of some": 0.2, "mas online": 1e-3, "si": 1e-3}
-"""How much importance may differ, relative to its sum: Adam and a batch's order in the last bits, and what they grow to."""
 
 
 def rank(number, port, runs):
@@ -136,9 +136,13 @@ def assert_alike(name, one, two):
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
     for a, b in zip(*(m["importance"] for m in metrics), strict=True):
         assert (a["examples"], a["bytes"]) == (b["examples"], b["bytes"])
+        assert a["total"] == pytest.approx(b["total"], rel=0.05)
     r, s = (torch.tensor(m["accuracy_matrix"]) for m in metrics)
     assert (r - s).abs().max() < 0.03
     states = [torch.load(folder / "checkpoints/task_1.ckpt", weights_only=True) for folder in (one, two)]
     f, g = (state["strategy"]["importance"] for state in states)
     for key in f:
-        assert (f[key] - g[key]).abs().sum() < CLOSE[name] * f[key].abs().sum() + 1e-9, key
+        if "optimizer=sgd" in OTHERS.get(name, ()):
+            torch.testing.assert_close(f[key], g[key], rtol=1e-3, atol=1e-5 * float(f[key].max()))
+        else:  # Adam makes large steps of a gradient that is zero but for the last bits
+            assert (f[key] - g[key]).abs().sum() < 0.2 * f[key].abs().sum() + 1e-9, key

@@ -17,12 +17,14 @@ from filelock import FileLock
 from scipy import stats
 
 from clbench.errors import ConfigError
+from clbench.interval import half_width
 from clbench.report import read
 from clbench.report.__main__ import main
 from clbench.report.names import REFERENCES, said
 from clbench.report.page import troubles
 from clbench.report.read import chance
-from clbench.report.statistics import choose, difference, half_width, over_seeds, paired, pareto, shown
+from clbench.report.section import Setting, lead
+from clbench.report.statistics import choose, difference, over_seeds, paired, pareto, shown
 from clbench.report.sweeps import commands, never_run
 from clbench.report.tables import escaped, size
 from clbench.sweep import REFERENCES as REFERENCES_OF_A_SWEEP
@@ -231,8 +233,8 @@ def test_one_seed_has_no_interval():
 
 def table(*rows: tuple[str, float, int, float, float]) -> pd.DataFrame:
     columns = ["variant", "lam", "seeds", "validation_average_accuracy", "average_accuracy"]
-    made = pd.DataFrame(rows, columns=columns).assign(setting="s", strategy="ewc")
-    return made.assign(cell=made.variant + made.lam.astype(str))
+    made = pd.DataFrame(rows, columns=columns).assign(setting="s", average_accuracy_ci=0.01)
+    return made.assign(strategy=made.variant, cell=made.variant + made.lam.astype(str))
 
 
 def test_lam_is_chosen_on_validation_data_and_the_oracle_on_test_data():
@@ -248,6 +250,35 @@ def test_test_data_never_choose_lam_behind_ones_back():
     chosen = choose(cells, "validation")
     assert not chosen.chosen.any() and len(shown(chosen)) == 2
     assert len(shown(choose(cells, "test"))) == 1
+
+
+def answer(*rows: tuple[str, float, int, float, float]) -> str:
+    cells = choose(table(*rows), "validation")
+    runs = pd.DataFrame({"chance": [[0.5, 0.25]]})
+    return re.sub("<[^>]*>", "", lead(Setting("s", cells, shown(cells), runs, cells[:0], "validation")))
+
+
+def test_the_answer_says_who_is_best_and_how_far_that_is_from_joint_training():
+    said = answer(
+        ("finetune", 0, 3, 0.4, 0.4), ("joint", 0, 3, 0.9, 0.9), ("ewc", 1, 3, 0.6, 0.6), ("mas", 1, 3, 0.8, 0.8)
+    )
+    assert "Best of 2: mas1 ends with average accuracy 0.800 ± 0.010 over 3 seeds" in said
+    assert "chance 0.250" in said and "80% of the way from fine-tuning to joint training" in said
+
+
+def test_the_answer_says_when_nothing_beats_fine_tuning():
+    tuned = ("finetune", 0, 3, 0.7, 0.7)
+    assert "Nothing beats fine-tuning (0.700). Best of 2: mas" in answer(
+        tuned, ("ewc", 1, 3, 0.5, 0.5), ("mas", 1, 3, 0.6, 0.6)
+    )
+    assert "Nothing beats" not in answer(tuned, ("ewc", 1, 3, 0.8, 0.8))
+
+
+@pytest.mark.parametrize(("best", "end"), [(0, "smallest"), (1, None), (2, "largest")])
+def test_the_answer_says_when_lam_is_the_last_of_those_tried(best, end):
+    said = answer(*(("ewc", 10**i, 3, 0.5 + 0.2 * (i == best), 0.6) for i in range(3)))
+    assert ("that was tried: the best may lie beyond" in said) is bool(end)
+    assert not end or f"It is the {end} that was tried" in said
 
 
 def test_the_pareto_front_is_what_no_other_beats():

@@ -268,16 +268,35 @@ def test_the_time_left_is_that_of_the_runs_made_now():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names())
-def test_every_run_of_a_protocol_composes_and_no_two_of_a_row_are_the_same(name):
+def test_the_ends_of_every_key_of_a_protocol_compose_and_no_two_runs_of_a_row_are_the_same(name):
     loaded = load(name)
-    forms = [usual(loaded), quick(usual(loaded)), *([full(loaded)] if loaded.full else [])]
-    for protocol in forms:
+    hashes = {}
+    for protocol in [usual(loaded), quick(usual(loaded)), *([full(loaded)] if loaded.full else [])]:
         for row in protocol.rows:
-            near = {key: values[:1] for key, values in row.grid.items()}
-            ends = {key: (*values[:1], *values[1:][-1:]) for key, values in row.grid.items()}
-            axes = [replace(row, grid={**near, key: ends[key]}) for key in row.grid] or [row]  # one key at a time
-            different = {cell.overrides for axis in axes for cell in wanted(axis, {})}
-            assert len({hash_of(overrides, 0) for overrides in different}) == len(different)
+            first = {key: values[:1] for key, values in row.grid.items()}
+            ends = {key: tuple(dict.fromkeys((values[0], values[-1]))) for key, values in row.grid.items()}
+            axes = [replace(row, grid={**first, key: ends[key]}) for key in row.grid] or [row]
+            runs = {cell.overrides for axis in axes for cell in wanted(axis, {})}
+            hashes |= {overrides: hash_of(overrides, 0) for overrides in runs - hashes.keys()}
+            assert len({hashes[overrides] for overrides in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_values_of_a_key_of_a_protocol_are_of_one_kind_and_differ(name):  # so that all compose if the ends do
+    loaded = load(name)
+    for protocol in [loaded, *([full(loaded)] if loaded.full else [])]:
+        for row in protocol.rows:
+            for key, values in row.grid.items():
+                numbers = {float(value) for value in values if is_number(value)}
+                assert len(numbers) == len(values) or (not numbers and len(set(values)) == len(values)), (row.name, key)
+
+
+def is_number(value):
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize("name", names())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from importlib.util import find_spec
+from statistics import fmean, stdev
 
 import pytest
 import torch
 
 from clbench.errors import ConfigError
+from clbench.interval import half_width
 from clbench.metrics import intransigence
 
 
@@ -29,7 +31,8 @@ def test_a_sweep_with_a_reference_shows_intransigence_beside_each_run_of_the_sam
     names = json.loads((tmp_path / "sweep/sweep.json").read_text())["cells"]
     files = [tmp_path / "sweep" / name / "metrics.json" for name in names]
     r = [torch.tensor(json.loads(file.read_text())["accuracy_matrix"]) for file in files]
-    rows = [line for line in said.stdout.splitlines() if line.startswith("│")]
+    rows = [line for line in said.stdout.splitlines() if line.startswith("│") and "-seed" in line]
+    assert len(rows) == 6
     for i, row in enumerate(rows):
         assert f"{intransigence(r[i], r[2 + i % 2]):.4f}" in row  # runs 2 and 3 are joint, seed 0 and 1
 
@@ -59,6 +62,9 @@ def test_the_same_sweep_again_runs_only_what_is_missing_in_the_same_folder(comma
     nothing = command("-m", "strategy=finetune,ewc", "seed=0,1,2", *SMALL)
     assert "6 are done and not run again, 0 go on where they stopped, 0 are new" in nothing.stderr
     assert nothing.stdout.count("│ finetune-seed") == 3
+    values = [m["validation"]["average_accuracy"] for m in after.values() if m["strategy"]["name"] == "finetune"]
+    half = half_width(stdev(values), 3)
+    assert f"│ finetune │ 3     │ {fmean(values):.4f}          │ ± {half:.4f}      │" in nothing.stdout
 
 
 def test_a_changed_configuration_is_never_mixed_with_what_lies_there(command, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from importlib.util import find_spec
 
 import pytest
@@ -15,6 +14,7 @@ from clbench.build import build
 from clbench.config import conf_dir, config_hash, options_of
 from clbench.errors import ConfigError
 from clbench.folder import RunFolder
+from tests.conftest import stopped_after
 
 SHORT = ("epochs=1", "data.tasks=3", "net.hidden=[32]")
 GROUPS = ("strategy", "scenario", "net", "optimizer", "scheduler", "trainer", "logger", "data")
@@ -113,20 +113,16 @@ def test_lam_0_is_fine_tuning_bit_for_bit(run):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("stopped_after", [0, 1])
-def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tmp_path, strategy, stopped_after):
+def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tmp_path, strategy):
     options = (*SHORT, f"strategy={strategy}", "net.dropout=0.3", "optimizer.reset=false", "net.batch_norm=true")
     whole = run(*options, folder="whole")
-    again = tmp_path / "again"
-    run(*options, folder="again")
-    for task in range(stopped_after + 1, 3):  # as if the process had been stopped before it finished these
-        (again / f"checkpoints/task_{task}.ckpt").unlink()
-    half = json.loads((again / "metrics.json").read_text())
-    (again / "metrics.json").write_text(json.dumps({**half, "status": "running"}))
-    resumed = run(*options, folder="again")
-    assert resumed["accuracy_matrix"] == whole["accuracy_matrix"]
-    assert resumed["per_task"] == whole["per_task"]
-    assert same_checkpoint(load(again / "checkpoints/task_2.ckpt"), load(tmp_path / "whole/checkpoints/task_2.ckpt"))
+    for task in (0, 1):
+        again = stopped_after(task, tmp_path / "whole", tmp_path / f"again_{task}")
+        resumed = run(*options, folder=again.name)
+        assert resumed["accuracy_matrix"] == whole["accuracy_matrix"]
+        assert resumed["per_task"] == whole["per_task"]
+        last = "checkpoints/task_2.ckpt"
+        assert same_checkpoint(load(again / last), load(tmp_path / "whole" / last))
 
 
 def test_a_complete_run_is_not_trained_again(run, tmp_path):

@@ -11,8 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from clbench.folder import atomically
-from clbench.train import FINISHED
+from clbench.folder import FINISHED, atomically
 from reproduction.here import hash_of
 from reproduction.plan import Cell
 

@@ -7,12 +7,13 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,6 +40,18 @@ def errors_in_one_line() -> Iterator[None]:
         if not said:
             raise
         sys.exit(f"error: {said}")
+
+
+def refuse_dashes(arguments: Sequence[str]) -> None:
+    """Say how an option is written to who typed it as most programs have it.
+
+    Raises:
+        ConfigError: an argument is ``--lam`` or ``--lam=10``.
+    """
+    for argument in arguments:
+        name, _, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in _options():
+            raise ConfigError(f"{argument}: options are written without dashes: {name}={value or '...'}")
 
 
 def stopped() -> str:
@@ -72,10 +85,14 @@ def cause_of(error: BaseException) -> str | None:
         name = match.group(1)
         more = f"; +{name}=... adds a new key" if "." in name else ""
         return f"there is no option {name}: --help lists what there is{more}" + _near(name, _options())
-    if isinstance(error, OmegaConfBaseException) or type(error).__name__ in (
-        "OverrideParseException",
-        "ConfigCompositionException",
-    ):
+    if match := re.search(r"Ambiguous value for argument '(\S+)=(\S+)'", text):
+        key, values = match.groups()
+        return f"{key}={values} has several values: add -m to run each of them, or write {key}=[{values}] for a list"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} is no option=value: write lam=10, and -m lam=1,10 for several values, without spaces"
+        )
+    if isinstance(error, OmegaConfBaseException | ConfigCompositionException):
         return " ".join((text or repr(cause)).split())
     if match := re.search(r"Error locating target '(\S+)'", text):
         *_, why = str(cause or "it cannot be found").splitlines()

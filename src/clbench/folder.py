@@ -17,6 +17,8 @@ import torch
 from clbench.errors import ConfigError, OtherRun
 
 KEEP = ("all", "last", "none")
+FINISHED = "complete"
+"""The status of a run that learned all its tasks."""
 
 
 def learned(metrics: Mapping[str, Any]) -> int:

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from clbench.build import build, check_device, shared_key
-from clbench.cli import errors_in_one_line, quiet_lightning
+from clbench.cli import errors_in_one_line, quiet_lightning, refuse_dashes
 from clbench.config import (
     budget,
     check_numbers,
@@ -35,7 +35,7 @@ from clbench.describe import describe, flat, plan
 from clbench.display import Display, say_once
 from clbench.doctor import Doctor
 from clbench.errors import OtherRun
-from clbench.folder import RunFolder, atomically, learned
+from clbench.folder import FINISHED, RunFolder, atomically, learned
 from clbench.loggers import Place
 from clbench.objective import objective
 from clbench.prefix import Prefix
@@ -45,7 +45,6 @@ from clbench.strategies import Strategy
 from clbench.sweep import progress
 from clbench.validation import Validation
 
-FINISHED = "complete"
 SAID = 4  # differences from another run, in a message
 
 
@@ -196,6 +195,7 @@ def cli() -> None:
     """The command ``clbench-train``; ``--dry-run`` is short for ``dry_run=true``, as Hydra has no options of ours."""
     sys.argv = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv]
     with errors_in_one_line():
+        refuse_dashes(sys.argv[1:])
         main()
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from clbench.importance import mas, mas_local, memory
+from clbench.importance import mas, mas_local
 from clbench.nets import cnn
 from clbench.nets.heads import SlicedHead
 from clbench.nets.resnet import BasicBlock
@@ -273,13 +273,15 @@ def test_it_depends_on_neither_the_batch_size_nor_the_order(seed: int, size: int
     close(mas_local(net, batched(x[torch.randperm(N)], x, size)), whole)
 
 
-def test_a_small_memory_changes_the_pieces_but_not_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_too_large_for_the_memory_is_measured_in_pieces() -> None:
     torch.manual_seed(0)
     net, x = convolutional()
+    passes: list[None] = []
+    net.register_forward_hook(lambda *_: passes.append(None))
     expected = mas_local(net, [x])
-    monkeypatch.setattr(memory, "CPU_FORWARD", 1)
-    monkeypatch.setattr(memory, "CPU_INNER", 1)
-    close(mas_local(net, [x]), expected)
+    small = len(passes)
+    close(mas_local(net, [x.repeat(2_000, 1, 1, 1)]), expected)
+    assert len(passes) > 2 * small
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas import DataFrame
 
-from clbench.report.statistics import half_width
+from clbench.interval import half_width
 from clbench.report.style import MUTED, WIDTH, Colours, Drawn, is_near, legend_below
 
 LINES = 8  # above, only the best row of each strategy is drawn over tasks

@@ -95,8 +95,8 @@ def lead(setting: Setting) -> str:
     interval = "" if math.isnan(half) else f" ± {half:.3f}"
     known = rows.drop_duplicates("strategy").set_index("strategy").average_accuracy
     top = next((name for name in ("joint_scratch", "joint") if name in known), "")
-    beside = {WORDS[name]: known[name] for name in ("finetune", top) if name in known and name != first.strategy}
-    said = [f"{words} {value:.3f}" for words, value in {**beside, "chance": setting.chance}.items()]
+    beside = {name: known[name] for name in ("finetune", top) if name in known and name != first.strategy}
+    said = [f"{WORDS.get(name, name)} {value:.3f}" for name, value in {**beside, "chance": setting.chance}.items()]
     best = f"Best of {contestants.variant.nunique()}: " if contestants.variant.nunique() > 1 else ""
     behind = "finetune" in beside and accuracy <= known["finetune"]
     nothing = f"Nothing beats fine-tuning ({known['finetune']:.3f}). " if behind else ""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 from pandas import DataFrame, Series
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtr
 
+from clbench.interval import half_width
 from clbench.report.names import REFERENCES
 
 CELL = ["setting", "cell"]
@@ -36,13 +36,6 @@ METRICS = (
 )
 LOWER_IS_BETTER = ("forgetting", "stability_gap", "intransigence", "nll", "ece")
 HIGHER_IS_BETTER = (*METRICS[:2], *METRICS[3:7], "validation_average_accuracy")
-
-
-def half_width(std: NDArray | Series, n: NDArray | Series) -> NDArray:
-    """Half of the 95 % Student interval of a mean: t(0.975, n-1) * std / sqrt(n), std with n-1; nan for n < 2."""
-    std, n = np.asarray(std, float), np.asarray(n, float)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(n > 1, stdtrit(np.maximum(n - 1, 1), 0.975) * std / np.sqrt(n), np.nan)
 
 
 def over_seeds(runs: DataFrame) -> DataFrame:

@@ -1,7 +1,8 @@
-"""What came out of a sweep: a table with a row per run."""
+"""What came out of a sweep: a table with a row per run, and one of means over seeds."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def show_results(
 ) -> None:
     """A row per run: its overrides and its objective, or why it failed; "-" is an option that its strategy does not have.
 
+    Then, where there are several seeds, a row per setting of the other keys: the mean of those that are done.
+
     Where a reference run of the same configuration is there, the intransigence beside it is shown too.
 
     Args:
@@ -47,14 +50,12 @@ def show_results(
     heading = [f"intransigence ({reference})"] if any(lost) else []
     table = Table("run", *varied, "objective", *heading)
     for cell, found, how_much in zip(cells, metrics, lost, strict=True):
-        chosen = dict(override.split("=", 1) for override in cell.overrides)
-        dropped = [key for key in varied if chosen[key] != "null" and cell.cfg.get(key, "") is None]
-        row = ["-" if key in dropped else chosen[key] for key in varied]
-        table.add_row(
-            cell.name, *row, _said(cell, found, errors.get(cell.name), folder), *([how_much] if heading else [])
-        )
+        said = _said(cell, found, errors.get(cell.name), folder)
+        table.add_row(cell.name, *_settings(cell, varied), said, *([how_much] if heading else []))
     terminal = console()
     terminal.print(table)
+    if "seed" in varied:
+        terminal.print(_means(cells, metrics, [key for key in varied if key != "seed"]))
     shared = [found["seconds"]["shared"] for found in metrics if found is not None]
     if any(shared):
         forks = sum(seconds > 0 for seconds in shared)
@@ -63,6 +64,28 @@ def show_results(
         )
     terminal.print(f"results in {folder}", soft_wrap=True)
     terminal.print(f"a page with all of them: clbench-report {folder}", soft_wrap=True)
+
+
+def _settings(cell: Cell, keys: Sequence[str]) -> list[str]:
+    """The values of ``keys`` as they were typed, "-" where the strategy does not have that option."""
+    chosen = dict(override.split("=", 1) for override in cell.overrides)
+    return ["-" if chosen[key] != "null" and cell.cfg.get(key, "") is None else chosen[key] for key in keys]
+
+
+def _means(cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any] | None], keys: Sequence[str]) -> Table:
+    from clbench.interval import half_width
+
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for cell, found in zip(cells, metrics, strict=True):
+        there = groups.setdefault(tuple(_settings(cell, keys)), [])
+        if found is not None and (value := objective(found, cell.cfg.objective)) is not None:
+            there.append(value)
+    table = Table(*keys, "seeds", "objective, mean", "95 % interval")
+    for setting, values in groups.items():
+        mean = f"{statistics.fmean(values):.4f}" if values else "-"
+        half = f"± {float(half_width(statistics.stdev(values), len(values))):.4f}" if len(values) > 1 else "-"
+        table.add_row(*setting, str(len(values)), mean, half)
+    return table
 
 
 def _said(cell: Cell, metrics: Mapping[str, Any] | None, error: BaseException | None, folder: Path) -> str:
