@@ -75,11 +75,12 @@ class UniqueSweeper(BasicSweeper):
     def _run(self, cells: Sequence[Cell], folder: Path, *more: str) -> dict[str, BaseException]:
         """Launch the runs, with ``more`` overrides; what went wrong in each, by name."""
         from clbench.sweep import progress
+        from clbench.sweep.cells import labels
 
         assert self.launcher is not None
         if not cells:
             return {}
-        progress.begin(folder, len(cells))
+        progress.begin(folder, labels(cells))
         place = f"hydra.sweep.dir={folder}"
         jobs = [[*cell.overrides, *more, place, f"hydra.sweep.subdir={cell.name}"] for cell in cells]
         try:

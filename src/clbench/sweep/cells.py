@@ -40,6 +40,11 @@ class Cell:
         """Of its folder in that of the sweep: it follows from the configuration."""
         return f"{self.strategy}-seed{self.cfg.seed}-{self.hash}"
 
+    def settings(self, keys: Sequence[str]) -> list[str]:
+        """The values of ``keys`` as they were typed, "-" where the strategy does not have that option."""
+        typed = dict(override.split("=", 1) for override in self.overrides)
+        return ["-" if typed[key] != "null" and self.cfg.get(key, "") is None else typed[key] for key in keys]
+
     def metrics(self, folder: Path) -> dict[str, Any] | None:
         """What its metrics.json holds so far; None if there is none."""
         try:
@@ -74,6 +79,26 @@ def different(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Cell
         key = config_hash(cfg)
         cells.setdefault(key, Cell(tuple(cell), strategy, cfg, key))
     return list(cells.values())
+
+
+def varied(cells: Sequence[Cell]) -> list[str]:
+    """The keys whose values differ between cells, in the order given."""
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for override in cell.overrides:
+            key, value = override.split("=", 1)
+            values.setdefault(key, set()).add(value)
+    return [key for key, seen in values.items() if len(seen) > 1]
+
+
+def labels(cells: Sequence[Cell]) -> dict[str, str]:
+    """How to speak of each cell, by its name: strategy, what is varied, seed."""
+    keys = [key for key in varied(cells) if key not in ("strategy", "seed")]
+    said = {}
+    for cell in cells:
+        pairs = [f"{key}={value}" for key, value in zip(keys, cell.settings(keys), strict=True) if value != "-"]
+        said[cell.name] = " ".join([cell.strategy, *pairs, f"seed={cell.cfg.seed}"])
+    return said
 
 
 def stable_folder(fixed: DictConfig, varied: Sequence[str]) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from time import time
@@ -10,9 +12,9 @@ from time import time
 FILE = "sweep.log"
 
 
-def begin(folder: Path, runs: int) -> None:
-    """``runs`` runs are about to start."""
-    _append(folder, f"begin {time():.1f} {runs}")
+def begin(folder: Path, runs: Mapping[str, str]) -> None:
+    """``runs`` are about to start: what to call each, by the name of its folder."""
+    _append(folder, f"begin {time():.1f} {json.dumps(dict(runs))}")
 
 
 def end(folder: Path, name: str, said: str) -> str:
@@ -22,11 +24,12 @@ def end(folder: Path, name: str, said: str) -> str:
     start = max((k for k, line in enumerate(lines) if line.startswith("begin ")), default=None)
     if start is None:
         return f"{name}: {said}"
-    _, began, runs = lines[start].split()
-    done, all_runs = len(lines) - start - 1, int(runs)
-    left = (time() - float(began)) / done * (all_runs - done)
-    rest = f", about {duration(left)} left" if done < all_runs else ""
-    return f"{name}: {said} ({done} of {all_runs} done{rest})"
+    _, began, text = lines[start].split(maxsplit=2)
+    runs = json.loads(text)
+    done = len(lines) - start - 1
+    left = (time() - float(began)) / done * (len(runs) - done)
+    rest = f", about {duration(left)} left" if done < len(runs) else ""
+    return f"{runs.get(name, name)}: {said} ({done} of {len(runs)} done{rest})"
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from clbench.config import OPTIONS, config_hash
 from clbench.display import console
 from clbench.metrics import intransigence
 from clbench.objective import objective
-from clbench.sweep.cells import Cell
+from clbench.sweep.cells import Cell, varied
 from clbench.sweep.progress import duration
 
 REFERENCES = ("joint_scratch", "joint", "independent")
@@ -45,17 +45,17 @@ def show_results(
         errors: why a run failed, by the name of its cell.
         folder: of the sweep.
     """
-    varied = _varied(cells)
+    keys = varied(cells)
     reference, lost = intransigences(cells, metrics)
     heading = [f"intransigence ({reference})"] if any(lost) else []
-    table = Table("run", *varied, "objective", *heading)
+    table = Table("run", *keys, "objective", *heading)
     for cell, found, how_much in zip(cells, metrics, lost, strict=True):
         said = _said(cell, found, errors.get(cell.name), folder)
-        table.add_row(cell.name, *_settings(cell, varied), said, *([how_much] if heading else []))
+        table.add_row(cell.name, *cell.settings(keys), said, *([how_much] if heading else []))
     terminal = console()
     terminal.print(table)
-    if "seed" in varied:
-        terminal.print(_means(cells, metrics, [key for key in varied if key != "seed"]))
+    if "seed" in keys:
+        terminal.print(_means(cells, metrics, [key for key in keys if key != "seed"]))
     shared = [found["seconds"]["shared"] for found in metrics if found is not None]
     if any(shared):
         forks = sum(seconds > 0 for seconds in shared)
@@ -66,18 +66,12 @@ def show_results(
     terminal.print(f"a page with all of them: clbench-report {folder}", soft_wrap=True)
 
 
-def _settings(cell: Cell, keys: Sequence[str]) -> list[str]:
-    """The values of ``keys`` as they were typed, "-" where the strategy does not have that option."""
-    chosen = dict(override.split("=", 1) for override in cell.overrides)
-    return ["-" if chosen[key] != "null" and cell.cfg.get(key, "") is None else chosen[key] for key in keys]
-
-
 def _means(cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any] | None], keys: Sequence[str]) -> Table:
     from clbench.interval import half_width
 
     groups: dict[tuple[str, ...], list[float]] = {}
     for cell, found in zip(cells, metrics, strict=True):
-        there = groups.setdefault(tuple(_settings(cell, keys)), [])
+        there = groups.setdefault(tuple(cell.settings(keys)), [])
         if found is not None and (value := objective(found, cell.cfg.objective)) is not None:
             there.append(value)
     table = Table(*keys, "seeds", "objective, mean", "95 % interval")
@@ -123,13 +117,3 @@ def _without_strategy(cfg: DictConfig) -> str:
         for name in OPTIONS:
             cfg[name] = None
     return config_hash(cfg)
-
-
-def _varied(cells: Sequence[Cell]) -> list[str]:
-    """The keys whose values differ between cells, in the order given."""
-    values: dict[str, set[str]] = {}
-    for cell in cells:
-        for override in cell.overrides:
-            key, value = override.split("=", 1)
-            values.setdefault(key, set()).add(value)
-    return [key for key, seen in values.items() if len(seen) > 1]
