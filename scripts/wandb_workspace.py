@@ -18,6 +18,7 @@ try:
 except ModuleNotFoundError:
     sys.exit('wandb_workspace.py needs the package wandb-workspaces: pip install "clbench[wandb-workspaces]"')
 
+GROUPED = ("data", "scenario", "net", "strategy", "lam", "gamma", "fisher", "samples", "memory")
 RESULTS = ("average_accuracy", "forgetting", "learning_accuracy", "validation.average_accuracy")
 
 
@@ -35,7 +36,7 @@ def workspace(entity: str, project: str, tasks: int) -> Any:
             ws.Section(name="What does it cost?", panels=cost()),
         ],
         runset_settings=ws.RunsetSettings(
-            groupby=[ws.Config(name) for name in ("strategy", "lam", "fisher", "samples")],
+            groupby=[ws.Config(name) for name in GROUPED],
             pinned_columns=[f"summary:{name}" for name in RESULTS],
         ),
         auto_generate_panels=True,  # below, whatever else a project logs, such as the histograms of importance

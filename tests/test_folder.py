@@ -2,6 +2,7 @@ import json
 import math
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -130,11 +131,22 @@ def test_what_a_killed_process_left_half_written_is_removed_and_what_a_live_one_
     folder.save(0, {})
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    parts = {pid: tmp_path / f"checkpoints/.task_1.ckpt.{pid}.part" for pid in (dead.pid, os.getppid())}
-    for part in parts.values():
+    here, elsewhere = socket.gethostname().replace(".", "-"), "another-machine"
+    writers = [(here, dead.pid), (here, os.getppid()), (elsewhere, dead.pid)]
+    parts = [tmp_path / f"checkpoints/.task_1.ckpt.{host}.{pid}.part" for host, pid in writers]
+    for part in parts:
         part.write_text("half a li")
     RunFolder(tmp_path, "abc")
-    assert not parts[dead.pid].exists() and parts[os.getppid()].exists()
+    assert [part.exists() for part in parts] == [False, True, True]
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    folder = RunFolder(tmp_path, "abc")
+    in_use = pytest.raises(ConfigError, match="is in use by another process: wait until it has ended")
+    with folder.held(), in_use, folder.held():
+        pass
+    with folder.held():
+        pass
 
 
 def test_the_checkpoint_after_a_task_takes_the_place_of_those_inside_it(tmp_path):

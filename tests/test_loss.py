@@ -10,7 +10,7 @@ from clbench.build import build
 from clbench.errors import ConfigError
 from clbench.evaluation import tally
 from clbench.importance import fisher
-from clbench.learner import Learner, in_two_columns, learner_outputs
+from clbench.learner import Learner, learner_outputs
 from tests.conftest import trainer
 
 BITS = ("data=bit_ops", "data.tasks=2", "loss=binary_cross_entropy", "net.hidden=[8]", "epochs=5")
@@ -32,7 +32,7 @@ def test_accuracy_nll_and_calibration_are_those_of_the_bernoulli(composed):
     z, y = learner.eval()(batch.x, batch.task)[:, 0].detach(), batch.y
     assert counts[0] == ((z > 0).long() == y).sum()
     torch.testing.assert_close(counts[2], F.binary_cross_entropy_with_logits(z, y.float(), reduction="sum").double())
-    torch.testing.assert_close(in_two_columns(z[:, None]).softmax(1)[:, 1], z.sigmoid())
+    torch.testing.assert_close(learner.logits(z[:, None]).softmax(1)[:, 1], z.sigmoid())
 
 
 def test_ewc_measures_the_bernoulli_fisher(composed):

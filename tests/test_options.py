@@ -35,6 +35,17 @@ def last_step(folder):
     return max(row["step"] for row in logged(folder))
 
 
+def test_a_task_shorter_than_the_steps_between_evaluations_has_none_inside(run, tmp_path):
+    result = run(*SHORT, "steps=[2,10]", "eval_every=5", "strategy=finetune")
+    assert [(w["task"], w["step"]) for w in result["within_tasks"]] == [(1, 5), (1, 10)]
+    assert (tmp_path / "run/accuracy_within_tasks.png").exists()
+
+
+def test_evaluations_inside_tasks_begin_after_the_first_step_of_the_optimiser(run):
+    options = (*SHORT, "steps=4", "+trainer.accumulate_grad_batches=2", "eval_every=2", "strategy=finetune")
+    assert {(w["task"], w["step"]) for w in run(*options)["within_tasks"]} == {(0, 2), (0, 4), (1, 2), (1, 4)}
+
+
 def test_epochs_and_steps_are_one_number_or_one_per_task(run, tmp_path):
     for name, option, steps in (
         ("a", "epochs=2", 4 * STEPS),

@@ -83,6 +83,22 @@ def test_options_that_matter_in_the_first_task_are_not(key):
         assert key(f"strategy={strategy}") != key(f"strategy={strategy}", *options), options
 
 
+def test_an_option_that_something_outside_the_strategy_refers_to_matters(key):
+    for setting in ("data.examples_per_task=${samples}", "+optimizer.make.weight_decay=${lam}"):
+        assert key("lam=1", "samples=30", setting) != key("lam=2", "samples=40", setting)
+
+
+def test_what_the_doctor_said_of_one_strategy_is_not_said_of_another_that_went_on_from_it(composed, tmp_path):
+    options = ("data=split_digits", "scenario=class", "steps=2", "data.tasks=2", "net.hidden=[16]", "trainer=cpu")
+    said = {}
+    for name in ("ewc", "finetune"):
+        in_this_process(composed(f"strategy={name}", *options), tmp_path / name, tmp_path)
+        metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+        said[name] = [warning["kind"] for warning in metrics["warnings"]]
+        assert bool(metrics["prefix"]) and (name == "ewc" or metrics["seconds"]["shared"] > 0)
+    assert said == {"ewc": ["class_incremental"], "finetune": []}
+
+
 def test_of_a_strategy_from_outside_everything_matters_unless_it_says_otherwise(key):
     own = "strategy._target_=tests.test_prefix.Own"
     assert key("strategy=ewc", own) != key("strategy=ewc", own, "lam=7")

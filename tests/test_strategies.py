@@ -7,6 +7,7 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from clbench import EWC, L2, MAS, SI, OnlineEWC, fisher, mas
 from clbench.errors import ConfigError, Unstable
 from clbench.strategies import Strategy
+from clbench.strategies.measured import _rows_of_process
 from tests.conftest import trainer
 
 STRATEGIES = {
@@ -309,6 +311,80 @@ def test_a_module_that_cannot_be_measured_is_refused_before_it_is_trained():
     assert_same(dict(module.state_dict()), dict(before))
     with pytest.raises(ConfigError, match="samples=33 is more than the 32 training examples"):
         trainer([EWC(lam=1.0, samples=33)]).fit(module, loader(0))
+
+
+def test_weights_that_are_unfrozen_inside_a_task_are_held_too():
+    class Late(BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.body)
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.body, optimizer, lr=0.1, initial_denom_lr=1.0)
+
+    class Free(Plain):
+        def configure_optimizers(self):
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.1)
+
+    moved = {}
+    for lam in (0.0, 5.0):
+        module, strategy = Free(), L2(lam=lam)
+        trainer([strategy]).fit(module, loader(0))
+        before = module.body.weight.detach().clone()
+        trainer([strategy, Late()], max_epochs=4).fit(module, loader(1))
+        moved[lam] = (module.body.weight - before).norm().item()
+    assert 0 < moved[5.0] < 0.5 * moved[0.0]
+
+
+def test_a_frozen_weight_is_not_pulled_back():
+    module, strategy = Plain(), L2(lam=5.0)
+    trainer([strategy]).fit(module, loader(0))
+    with torch.no_grad():
+        module.body.weight.add_(0.2)
+    module.body.requires_grad_(False)
+    before = module.body.weight.clone()
+    trainer([strategy]).fit(module, loader(1))
+    assert torch.equal(module.body.weight, before)
+
+
+def test_a_head_that_has_grown_under_its_old_name_is_refused():
+    module, strategy = Plain(), EWC(lam=1.0)
+    trainer([strategy]).fit(module, loader(0))
+    module.heads[0] = nn.Linear(8, 5)
+    with pytest.raises(
+        ConfigError, match=r"heads.0.weight has shape \(5, 8\), but \(3, 8\) when its importance was measured"
+    ):
+        trainer([strategy]).fit(module, loader(1))
+
+
+def test_several_loaders_are_refused_before_anything_is_trained():
+    class Several(Plain):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["a"], batch_idx)
+
+    module, before = Several(), Several().state_dict()
+    with pytest.raises(
+        ConfigError, match="a dict of loaders: say which examples importance is measured on, data=LOADER"
+    ):
+        trainer([EWC(lam=1.0)]).fit(module, {"a": loader(0), "b": loader(1)})
+    assert_same(dict(module.state_dict()), dict(before))
+
+
+def test_a_data_set_of_whole_batches_is_read_as_it_is():
+    x, y = data(0).tensors
+    batches = list(zip(x.split(8), y.split(8), strict=True))
+    module, strategy = Plain(), EWC(lam=1.0)
+    trainer([strategy]).fit(module, DataLoader(batches, batch_size=None))
+    assert strategy.examples == 32
+    assert_close_params(strategy.penalty.importance, fisher(module, [(x, y)]))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_rows_of_all_processes_are_all_rows_and_values_of_a_whole_batch_stay(world):
+    batches = [{"x": torch.arange(first, first + 4), "scale": torch.tensor(2.0), "name": "a"} for first in (0, 4)]
+    parts = [list(_rows_of_process(batches, rank, world)) for rank in range(world)]
+    assert sorted(x for part in parts for batch in part for x in batch["x"].tolist()) == list(range(8))
+    assert all(batch["scale"] == 2 and batch["name"] == "a" for part in parts for batch in part)
 
 
 def test_two_optimizers_each_get_the_penalty_of_their_own_parameters():

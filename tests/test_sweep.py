@@ -10,9 +10,12 @@ from statistics import fmean, stdev
 import pytest
 import torch
 
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, Unstable
 from clbench.interval import half_width
 from clbench.metrics import intransigence
+from clbench.report import read
+from clbench.report.__main__ import main
+from clbench.sweep import progress
 
 
 def test_intransigence_is_what_the_reference_learned_and_the_run_did_not():
@@ -161,6 +164,87 @@ def test_a_sweep_of_the_first_tasks_is_done_when_they_are_learned_and_goes_on_wi
     rest = command(*sweep)
     assert "0 are done and not run again, 2 go on where they stopped" in rest.stderr
     assert {metrics["status"] for metrics in metrics_of(tmp_path / "sweep").values()} == {"complete"}
+
+
+CHOICE = ("-m", "strategy=l2", *SMALL, "output_dir=sweep")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["choose_lam_on=0"], "choose_lam_on=0: it is a whole number of tasks, at least 1"),
+        (
+            ["choose_lam_on=1", "data.validation=0"],
+            "choose_lam_on=1 needs validation data: data.validation is 0, set it above",
+        ),
+        (["choose_lam_on=3"], "(first_tasks=3: there are 2 tasks; null learns all of them); the same command goes on"),
+    ],
+)
+def test_lam_is_not_chosen_where_there_is_nothing_to_choose_by(command, tmp_path, options, message):
+    done = command(*CHOICE, "lam=1,2", *options)
+    assert done.returncode == 1 and message in done.stderr
+    assert not metrics_of(tmp_path / "sweep")
+
+
+def test_a_lam_that_gives_non_finite_weights_is_not_chosen_and_says_why(command, tmp_path):
+    done = command(*CHOICE, "lam=1e9,1", "optimizer=sgd", "choose_lam_on=2")
+    assert done.returncode == 0, done.stderr
+    assert "failed: training on task 1 gave non-finite weights" in " ".join(done.stdout.split())
+    (metrics,) = [m for m in metrics_of(tmp_path / "sweep").values() if m["status"] == "complete"]
+    assert metrics["strategy"]["lam"] == 1
+
+
+@pytest.mark.parametrize("more", [("seed=0,1",), ("lam=10,100,1000",)], ids=["seeds", "lams"])
+def test_a_preset_with_other_values_lies_in_the_same_folder(command, more):
+    where = [
+        re.search(r"runs in (\S+)", command("-m", "sweep=lam_curve", "seed=0", *SMALL, *values, "--dry-run").stderr)[1]
+        for values in (("lam=1,10",), ("lam=1,10", *more))
+    ]
+    assert where[0] == where[1]
+
+
+@pytest.mark.parametrize("said", ["hydra.sweep.dir=mine", "++output_dir=mine", "output_dir='mine (1)'"])
+def test_a_sweep_lies_where_it_was_said(command, tmp_path, said):
+    done = command("-m", "strategy=finetune", "seed=0,1", "steps=2", *SMALL, said)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("mine*/finetune-*/metrics.json"))) == 2
+
+
+def test_runs_that_cannot_start_are_not_counted_in_what_a_sweep_takes(command):
+    done = command("-m", "strategy=finetune,ewc", "samples=100000,20", *SMALL, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "; 1 runs are not counted, they do not start" in done.stderr
+
+
+def test_two_sweeps_in_one_folder_count_their_own_runs(tmp_path):
+    progress.begin(tmp_path, {"a": "ewc seed=0", "b": "ewc seed=1"})
+    assert progress.end(tmp_path, "a", "0.5").startswith("ewc seed=0: 0.5 (1 of 2 done, about ")
+    progress.begin(tmp_path, {"c": "mas seed=0"})
+    assert progress.end(tmp_path, "b", "0.6") == "ewc seed=1: 0.6 (2 of 2 done)"
+    assert progress.end(tmp_path, "c", "0.7") == "mas seed=0: 0.7 (1 of 1 done)"
+    assert progress.end(tmp_path, "of another launcher", "0.7") == "of another launcher: 0.7"
+
+
+def test_why_a_run_failed_stays_in_its_folder_until_it_is_started_again(run, tmp_path):
+    options = (*SMALL, "strategy=l2", "optimizer=sgd", "lam=1e9")
+    with pytest.raises(Unstable):
+        run(*options)
+    first, *rest = (tmp_path / "run/failed.txt").read_text().splitlines()
+    assert first.startswith("training on task 1 gave non-finite weights") and "Traceback" in "\n".join(rest)
+    (row,) = read(tmp_path / "run").itertuples()
+    assert row.status == "failed" and row.problem == first
+    run(*options, "first_tasks=1")
+    assert not (tmp_path / "run/failed.txt").exists()
+
+
+def test_what_the_doctor_said_stands_once_at_the_end_of_a_sweep_and_in_its_report(command, tmp_path):
+    done = command(
+        "-m", "strategy=l2", "lam=1e-12,1e-13", "epochs=5", "data.tasks=2", "net.hidden=[16]", "output_dir=sweep"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("warning, 2 of 2 runs, such as l2 lam=1e-12 seed=0: ") == 1
+    page = (main([str(tmp_path / "sweep"), "--output", str(tmp_path / "out")]) / "report.html").read_text()
+    assert "<h2" in page and "penalty_does_nothing" in page
 
 
 @pytest.mark.parametrize("tasks", [0, 3])

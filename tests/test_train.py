@@ -13,8 +13,10 @@ from clbench import metrics
 from clbench.build import build
 from clbench.config import conf_dir, config_hash, options_of
 from clbench.errors import ConfigError
+from clbench.evaluation import EXAMPLES, NLL, tally
 from clbench.folder import RunFolder
-from tests.conftest import stopped_after
+from clbench.validation import Validation
+from tests.conftest import stopped_after, trainer
 
 SHORT = ("epochs=1", "data.tasks=3", "net.hidden=[32]")
 GROUPS = ("strategy", "scenario", "net", "optimizer", "scheduler", "trainer", "logger", "data")
@@ -123,6 +125,26 @@ def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tm
         assert resumed["per_task"] == whole["per_task"]
         last = "checkpoints/task_2.ckpt"
         assert same_checkpoint(load(again / last), load(tmp_path / "whole" / last))
+
+
+@pytest.mark.parametrize("strategy", ["finetune", "er", "lwf", "nccl"])
+def test_a_class_alone_is_right_and_one_not_yet_seen_is_wrong(run, strategy):
+    cut = ("data=split_digits", "scenario=class", "data.tasks=null", "data.cut.classes_per_task=[1,1,8]")
+    r = run(*cut, "net.hidden=[16]", "epochs=1", f"strategy={strategy}")["accuracy_matrix"]
+    assert r[0] == [1, 0, 0] and r[1][2] == 0
+
+
+def test_joint_training_stops_by_the_validation_data_of_all_tasks_it_learns(composed):
+    cfg = composed("strategy=joint", *SHORT)
+    sequence, learner, strategy = build(cfg)
+    seen = []
+    for index in (0, 1):
+        task, validation = strategy.training_data(sequence, index), Validation(patience=3)
+        t = trainer([validation])
+        t.fit(learner, datamodule=task)
+        counts = tally(learner, task.val_dataloader()[: index + 1]).sum(0)
+        seen.append(validation.best == pytest.approx((counts[NLL] / counts[EXAMPLES]).item()))
+    assert all(seen)
 
 
 def test_a_complete_run_is_not_trained_again(run, tmp_path):

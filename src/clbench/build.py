@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clbench.config import prefix_key
+from clbench.config import budget, prefix_key
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.learner import Learner
@@ -43,8 +43,7 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     if (path := cfg.get("init_from")) is not None:
         init_from(body, path)
     net = Net(body, scenario.build_head(features, outputs_of(sequence, cfg.loss)))
-    if cfg.steps is None:
-        check_last_batch(net, sequence)
+    check_small_batches(net, strategy, sequence, cfg)
     optimizer = instantiate(cfg.optimizer.make)
     scheduler = instantiate(cfg.scheduler.make)
     learner = Learner(
@@ -86,15 +85,24 @@ def outputs_of(sequence: TaskSequence, loss: str) -> list[int]:
     return [1] * len(sequence)
 
 
-def check_last_batch(net: nn.Module, sequence: TaskSequence) -> None:
-    """Raise ConfigError if an epoch would end with a batch of one example in a net with BatchNorm, which needs two."""
+def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequence, cfg: DictConfig) -> None:
+    """Raise ConfigError if a net with BatchNorm would be trained on a batch of one example: it needs two."""
+    kinds = {type(part) for part in net.modules() if isinstance(part, _BatchNorm)}
     size = sequence.batch_size
-    alone = [task.index for task in sequence if task.examples % size == 1 and not sequence.drop_last]
-    if alone and any(isinstance(part, _BatchNorm) for part in net.modules()):
+    if size == 1 and nn.BatchNorm1d in kinds:
         raise ConfigError(
-            f"batch_size={size} leaves a last batch of one example in task {alone[0]}, on which BatchNorm cannot be trained: "
-            "use data.drop_last=true or another batch_size"
+            "batch_size=1: BatchNorm cannot be trained on one example, use at least 2 or a net without it"
         )
+    if not kinds or size == 1 or sequence.drop_last:
+        return
+    for index in range(len(sequence)):
+        examples = strategy.training_data(sequence, index).examples
+        steps = budget(cfg, index, len(sequence))["max_steps"]
+        if examples % size == 1 and (steps < 0 or steps > examples // size):
+            raise ConfigError(
+                f"batch_size={size} leaves a last batch of one example in task {index}, on which BatchNorm cannot be trained: "
+                "use data.drop_last=true or another batch_size"
+            )
 
 
 def check_device(accelerator: str, devices: Any) -> None:

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -94,6 +94,8 @@ def cause_of(error: BaseException) -> str | None:
         )
     if isinstance(error, OmegaConfBaseException | ConfigCompositionException):
         return " ".join((text or repr(cause)).split())
+    if type(error) is HydraException:  # interval(1, 10) in a grid, say
+        return " ".join(text.split())
     if match := re.search(r"Error locating target '(\S+)'", text):
         *_, why = str(cause or "it cannot be found").splitlines()
         return f"_target_={match.group(1)} cannot be imported. {why}"

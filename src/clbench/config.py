@@ -23,6 +23,10 @@ ELSEWHERE = (
 """Keys that say where and how a run is done, not what comes out: not part of the config hash."""
 
 
+OR_NULL = ("threads", "save_every", "eval_every", "patience", "first_tasks", "choose_lam_on")
+"""Whole numbers that may be null."""
+
+
 def conf_dir() -> Path:
     """Where the yaml files lie: inside the installed package, or beside src/ in a checkout."""
     package = Path(__file__).resolve().parent
@@ -46,18 +50,25 @@ def foreign_options(cfg: DictConfig) -> dict[str, Any]:
 def refuse_foreign_options(cfg: DictConfig, strategy: str) -> None:
     """Raise ConfigError if an option is set that the strategy does not have."""
     for name, value in foreign_options(cfg).items():
+        if name in cfg.strategy:
+            raise ConfigError(f"strategy.{name}={cfg.strategy[name]}: write {name}={cfg.strategy[name]}")
         those = ", ".join(_strategies_with(name))
         raise ConfigError(f"{name}={value}: strategy={strategy} has no {name}: leave it out or use one of {those}")
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Raise ConfigError if a number of the top level is out of its range."""
-    for name, least in (("seed", 0), ("batch_size", 1), ("threads", 1), ("save_every", 1)):
+    """Raise ConfigError if a value of the top level is not of its kind, or out of its range."""
+    least = {"seed": 0, "batch_size": 1, "threads": 1, "save_every": 1}
+    for name in (*least, "log_every", *OR_NULL):
         value = cfg[name]
-        if not (value is None and name in ("threads", "save_every")) and not (
-            isinstance(value, int) and value >= least
-        ):
-            raise ConfigError(f"{name}={value}: it is a whole number, at least {least}")
+        if value is None and name in OR_NULL:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least.get(name, value):
+            rule = f", at least {least[name]}" if name in least else ""
+            raise ConfigError(f"{name}={value}: it is a whole number{rule}{', or null' if name in OR_NULL else ''}")
+    for name in ("share", "dry_run", "compile"):
+        if not isinstance(cfg[name], bool):
+            raise ConfigError(f"{name}={cfg[name]}: it is true or false")
 
 
 def budget(cfg: DictConfig, index: int, tasks: int) -> dict[str, int]:
@@ -119,19 +130,17 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any
 
 def config_hash(cfg: DictConfig) -> str:
     """Eight hex digits over everything in ``cfg`` that decides the results."""
-    numbers = _numbers_as_floats(decisive(cfg))
+    return _hash(decisive(cfg))
+
+
+def _hash(values: dict[str, Any]) -> str:
+    numbers = _numbers_as_floats(values)
     return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def prefix_key(cfg: DictConfig, matters: dict[str, Any]) -> str:
     """The same, but of the strategy only over ``matters``, see ``Strategy.matters_first``."""
-    cfg = cfg.copy()
-    OmegaConf.set_readonly(cfg, False)
-    with open_dict(cfg):
-        cfg.strategy = matters
-        for name in OPTIONS:
-            cfg[name] = None
-    return config_hash(cfg)
+    return _hash(decisive(cfg) | {"strategy": matters} | dict.fromkeys(OPTIONS))
 
 
 def _numbers_as_floats(value: Any) -> Any:

@@ -124,6 +124,8 @@ def _run(folder: Path) -> Found:
     run = lies_in(folder)
     if run.problem is not None:
         raise ConfigError(f"{folder} is not a run with results: {run.problem}")
+    if "accuracy_matrix" not in (run.metrics or {}):
+        raise ConfigError(f"{folder} is not a run with results: its metrics.json is not one of clbench")
     return run
 
 

@@ -75,6 +75,7 @@ class Doctor(L.Callback):
         callbacks = trainer.callbacks
         self._strategy = next((c for c in callbacks if isinstance(c, QuadraticStrategy)), None)
         if self._strategy is None:
+            self.warnings = []  # of a run with a penalty, from which this one went on
             return
         self._after = callbacks.index(self) > callbacks.index(self._strategy)
         self._task = getattr(trainer.datamodule, "index", None)

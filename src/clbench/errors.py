@@ -11,5 +11,9 @@ class OtherRun(ConfigError):
     """The folder holds the results of another configuration."""
 
 
+class SweepFailed(ConfigError):
+    """Some runs of a sweep are not done; the others are."""
+
+
 class Unstable(RuntimeError):
     """Training produced non-finite weights; shown without a traceback, finished tasks are kept."""

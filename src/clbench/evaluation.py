@@ -13,7 +13,7 @@ from torch import Tensor
 from clbench.data import Batch, Task
 from clbench.errors import ConfigError
 from clbench.importance.undisturbed import undisturbed
-from clbench.learner import Learner, in_two_columns, learner_outputs
+from clbench.learner import Learner, learner_outputs
 from clbench.metrics import Within, accuracy_matrix, calibration_gaps, nll, readings
 
 CORRECT, EXAMPLES, NLL, GAPS = 0, 1, 2, 3
@@ -30,7 +30,7 @@ def tally(module: Learner, loaders: Iterable[Iterable[Batch]]) -> Tensor:
             row = torch.zeros(3 + 15, dtype=torch.double)
             for batch in loader:
                 logits, y = learner_outputs(module, batch)
-                logits = in_two_columns(logits.float())
+                logits = module.logits(logits.float())
                 counts = torch.stack([(logits.argmax(1) == y).sum().double(), nll(logits, y).double().sum()]).cpu()
                 row[CORRECT] += counts[0]
                 row[EXAMPLES] += len(y)
@@ -77,7 +77,12 @@ class Evaluation(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Learner, *_: Any) -> None:
         step, task = trainer.global_step, trainer.datamodule
-        if self.every is None or step % self.every or (self.within and self.within[-1][:2] == (task.index, step)):
+        if (
+            self.every is None
+            or step == 0
+            or step % self.every
+            or (self.within and self.within[-1][:2] == (task.index, step))
+        ):
             return
         counts = self._tally(trainer, pl_module, task.test_dataloader())
         self.within.append(Within(task.index, step, (counts[:, CORRECT] / counts[:, EXAMPLES]).tolist()))

@@ -7,16 +7,22 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from clbench.errors import ConfigError, OtherRun
 
 KEEP = ("all", "last", "none")
+HOST = socket.gethostname().replace(".", "-")  # other machines may write into the same folders
+FAILED = "failed.txt"
+"""Why a run failed: a line, and where it happened."""
 FINISHED = "complete"
 """The status of a run that learned all its tasks."""
 
@@ -56,6 +62,25 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         for folder in (path, path / "checkpoints", path / ".hydra"):
             remove_parts(folder)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else trains this run meanwhile; the system takes the hold from a process that ends, however it ends.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"output_dir={self.path} is in use by another process: wait until it has ended, or choose another folder"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def metrics(self) -> dict[str, Any] | None:
         """What metrics.json holds so far."""
@@ -140,7 +165,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """``write`` to a temporary file beside ``path``, flush it to disk, rename it to ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.part")
     try:
         write(temporary)
         with temporary.open("rb") as file:
@@ -151,8 +176,8 @@ def atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what ``atomically`` had begun to write in ``folder`` when its process was killed."""
-    for part in folder.glob(".*.part"):
+    """Remove what ``atomically`` had begun to write in ``folder`` when its process, on this machine, was killed."""
+    for part in folder.glob(f".*.{HOST}.*.part"):
         if not _alive(int(part.suffixes[-2][1:])):
             part.unlink(missing_ok=True)
 

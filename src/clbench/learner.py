@@ -92,6 +92,10 @@ class Learner(L.LightningModule):
             return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], y.to(outputs.dtype))
         return nn.functional.cross_entropy(outputs, y)
 
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Outputs (N, C) over which a softmax gives the probabilities: the one logit z (N, 1) of label 1 becomes (0, z)."""
+        return nn.functional.pad(outputs, (1, 0)) if self.loss_name == "binary_cross_entropy" else outputs
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """``loss``, what is minimised, and the parts it is made of."""
         if self.update is not None:
@@ -127,11 +131,6 @@ class Learner(L.LightningModule):
     def on_train_end(self) -> None:
         if not self.reset_optimizer:
             self.optimizer_state = deepcopy(self.trainer.optimizers[0].state_dict())
-
-
-def in_two_columns(outputs: Tensor) -> Tensor:
-    """Outputs (N, C) over which a softmax gives the probabilities: one logit z (N, 1) becomes (0, z)."""
-    return nn.functional.pad(outputs, (1, 0)) if outputs.shape[1] == 1 else outputs
 
 
 def learner_outputs(learner: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ def wandb(place: Place, project: str = "clbench") -> Logger:
             from clbench.plots import accuracy_matrix
 
             picture = package.Image(accuracy_matrix(r, name), caption=f"after task {values['task']}")
-            logs = {layer: f[f > 0].log10().cpu().numpy() for layer, f in importance.items()}
+            logs = {layer: f[f.isfinite() & (f > 0)].log10().cpu().numpy() for layer, f in importance.items()}
             histograms = {
                 f"log10_importance/{layer}": package.Histogram(np_histogram=np.histogram(x, bins=64))
                 for layer, x in logs.items()
@@ -123,8 +123,9 @@ def wandb(place: Place, project: str = "clbench") -> Logger:
     )
     for metrics, axis in AXES.items():
         run.define_metric(metrics, step_metric=axis)
-    where = f"in {place.shared / 'wandb'}: wandb leet shows it, wandb sync uploads it"
-    place.say(f"W&B: online, {run.url}" if mode == "online" else f"W&B: {mode}, {where}")
+    where = {"online": run.url, "disabled": "nothing is logged"}
+    here = f"in {place.shared / 'wandb'}: wandb leet shows it, wandb sync uploads it"
+    place.say(f"W&B: {mode}, {where.get(mode, here)}")
     return Board(experiment=run)
 
 

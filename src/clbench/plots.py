@@ -38,7 +38,7 @@ def accuracy_within_tasks(r: Tensor, within: list[dict[str, Any]], title: str) -
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.add_subplot()
     colours = matplotlib.colormaps["viridis"](torch.linspace(0, 0.9, tasks).numpy())
-    lengths = [max(w["step"] for w in within if w["task"] == i) for i in range(tasks)]
+    lengths = [max((w["step"] for w in within if w["task"] == i), default=0) for i in range(tasks)]
     starts = [sum(lengths[:i]) for i in range(tasks)]
     for j in range(tasks):
         mine = [w for w in within if w["task"] >= j]
@@ -46,7 +46,9 @@ def accuracy_within_tasks(r: Tensor, within: list[dict[str, Any]], title: str) -
         axes.plot(x, [w["accuracy"][j] for w in mine], color=colours[j], linewidth=1.2, label=f"task {j}")
     for start in starts[1:]:
         axes.axvline(start, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="training steps (dotted: a new task begins)", ylabel="test accuracy")
+    axes.set(
+        xlabel="training steps up to the last evaluation in each task (dotted: a new task)", ylabel="test accuracy"
+    )
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -147,6 +147,12 @@ def run(
     return results()
 
 
+def nothing_yet(sequence: TaskSequence) -> dict[str, Any]:
+    """The numbers of a run that has learned nothing, under the same keys as later."""
+    spent = dict.fromkeys(("train", "importance", "evaluation", "shared", "total"), 0.0)
+    return {**_readings(sequence, Evaluation(len(sequence))), "seconds": spent}
+
+
 def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None:
     """Bring ``learner`` and ``strategy``, attached to their sequence, to a boundary checkpoint."""
     learner.load_state_dict(state["learner"])

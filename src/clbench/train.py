@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from traceback import format_exception
 from typing import Any
 
 import hydra
@@ -19,7 +22,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from clbench.build import build, check_device, shared_key
-from clbench.cli import errors_in_one_line, quiet_lightning, refuse_dashes
+from clbench.cli import cause_of, errors_in_one_line, quiet_lightning, refuse_dashes
 from clbench.config import (
     budget,
     check_numbers,
@@ -34,13 +37,13 @@ from clbench.config import (
 from clbench.describe import describe, flat, plan
 from clbench.display import Display, say_once
 from clbench.doctor import Doctor
-from clbench.errors import OtherRun
-from clbench.folder import FINISHED, RunFolder, atomically, learned
+from clbench.errors import ConfigError, OtherRun
+from clbench.folder import FAILED, FINISHED, RunFolder, atomically, learned
 from clbench.loggers import Place
 from clbench.objective import objective
 from clbench.prefix import Prefix
 from clbench.seconds import total
-from clbench.sequence import run
+from clbench.sequence import nothing_yet, run
 from clbench.strategies import Strategy
 from clbench.sweep import progress
 from clbench.validation import Validation
@@ -64,6 +67,13 @@ def train(cfg: DictConfig) -> float | None:
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
     check_numbers(cfg)
+    grid = "UniqueSweeper" in HydraConfig.get().sweeper["_target_"]
+    if cfg.choose_lam_on is not None and not (sweeping and grid):
+        raise ConfigError(
+            f"choose_lam_on={cfg.choose_lam_on} is for a grid: add -m and several values of lam, or leave it out"
+        )
+    if cfg.dry_run and not grid:
+        raise ConfigError("dry_run=true is for a run and for a grid: what a search runs is not known before")
     if sweeping:
         drop_foreign_options(cfg)
     else:
@@ -75,13 +85,17 @@ def train(cfg: DictConfig) -> float | None:
 
     folder = own_folder(cfg)
     earlier = folder.metrics()
-    with Display(folder.path / "train.log", quiet=sweeping or not first_process) as display:
+    with (
+        own(folder, sweeping) if first_process else nullcontext(),
+        Display(folder.path / "train.log", quiet=sweeping or not first_process) as display,
+    ):
         if earlier is not None and earlier["status"] == FINISHED:
             display.note(f"this run is complete, nothing to do: {folder.path}")
             return objective(earlier, cfg.objective)
 
         sequence, learner, strategy = build(cfg)
         budget(cfg, 0, len(sequence))
+        objective(nothing_yet(sequence), cfg.objective)
         validation = Validation(cfg.patience, cfg.consolidate)
         display.plan(plan(cfg, choices, sequence, learner))
         if cfg.dry_run:
@@ -144,14 +158,32 @@ def train(cfg: DictConfig) -> float | None:
             from clbench.plots import save_plots
 
             title = f"{choices.strategy} on {cfg.data.name}, seed {cfg.seed}"
-            save_plots(torch.tensor(complete["accuracy_matrix"]), complete["within_tasks"], title, folder.path)
-            folder.write_metrics(complete)
+            try:
+                save_plots(torch.tensor(complete["accuracy_matrix"]), complete["within_tasks"], title, folder.path)
+            finally:  # no picture is worth a run
+                folder.write_metrics(complete)
             display.summary(complete, folder.path)
             if sweeping:
                 said = "-" if value is None else f"{value:.4f}"
                 seconds = complete["seconds"]["total"]
                 tell(folder.path, f"{said}, {seconds:.1f} s")
         return value
+
+
+@contextmanager
+def own(folder: RunFolder, sweeping: bool) -> Iterator[None]:
+    """The run is this process's alone; why it fails, if it does, lies in its folder until it is started again."""
+    with folder.held():
+        reason = folder.path / FAILED
+        reason.unlink(missing_ok=True)
+        try:
+            yield
+        except Exception as error:
+            said = cause_of(error) or repr(error)
+            reason.write_text(f"{said}\n\n{''.join(format_exception(error))}")
+            if sweeping:
+                tell(folder.path, f"failed: {said}")
+            raise
 
 
 def own_folder(cfg: DictConfig) -> RunFolder:

@@ -15,7 +15,7 @@ from clbench.params import snapshot
 
 
 class Validation(L.Callback):
-    """After each epoch, the mean nll on the validation data of the task that is being learned.
+    """After each epoch, the mean nll on the validation data of the task that is being learned; of all that are, if mixed.
 
     Comes before the strategy in the list of callbacks, so that the weights it chooses are the ones consolidated.
 
@@ -44,7 +44,7 @@ class Validation(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         task: Task = trainer.datamodule
         if not task.sequence.has_validation:
-            raise ConfigError("patience and consolidate=best need validation data: data.validation is 0, set it above")
+            raise ConfigError("patience and consolidate=best need validation data of every task: raise data.validation")
         if trainer.ckpt_path is None:
             self._begin()
 
@@ -55,7 +55,8 @@ class Validation(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
         task: Task = trainer.datamodule
-        counts = tally(pl_module, [task.val_dataloader()[task.index]])[0]
+        loaders = task.val_dataloader()
+        counts = tally(pl_module, loaders[: task.index + 1] if task.mixed else [loaders[task.index]]).sum(0)
         if trainer.world_size > 1:
             counts = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum").cpu()
         loss = (counts[NLL] / counts[EXAMPLES]).item()

@@ -5,6 +5,7 @@ It lies in ``hydra_plugins`` because Hydra takes sweepers from nowhere else.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobStatus
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
 if TYPE_CHECKING:
@@ -28,47 +30,62 @@ class UniqueSweeper(BasicSweeper):
     configuration, so the same command again runs only what is missing, and goes on inside runs that were stopped.
     """
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Settle where the sweep lies before the launcher is made, which may keep its own files there."""
+        self.hydra_context, self.config = hydra_context, config
+        folder = self._folder(self._asked(config.hydra.overrides.task))
+        with read_write(config):
+            config.hydra.sweep.dir = str(folder)
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run every cell that is not done, print a table of all, and raise if any failed.
 
         Raises:
-            SweepFailed: some runs failed; the others are done.
+            SweepFailed: some runs are not done; the others are.
         """
+        from clbench.sweep.choice import check_choice
         from clbench.sweep.index import add_to_index
         from clbench.sweep.results import show_results
         from clbench.sweep.work import Work, before, failed
 
         assert self.config is not None
-        asked = self._parsed([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
-        folder = self._folder(asked)
-        (grid,) = self.split_arguments(asked, None)
+        folder = Path(self.config.hydra.sweep.dir)
+        (grid,) = self.split_arguments(self._asked(arguments), None)
         work = Work.of(grid, self._composed, folder)
+        if self.config.choose_lam_on is not None:
+            check_choice(work.cells, self.config.choose_lam_on)
         before(work)
         if self.config.dry_run:
             return []
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        add_to_index(folder, arguments, work.cells)
-        errors: dict[str, BaseException] = {}
+        add_to_index(folder, self._typed(arguments), work.cells)
         if self.config.choose_lam_on is not None:
-            work = work.only(self._chosen(work, self.config.choose_lam_on, errors))
-        errors |= self._run(work.to_do, folder)
+            work = work.only(self._chosen(work, self.config.choose_lam_on))
+        errors = self._run(work.to_do, folder)
         show_results(work.cells, work.complete(), errors, folder)
         failed(work)
         return []
 
-    def _chosen(self, work: Work, tasks: int, errors: dict[str, BaseException]) -> list[Cell]:
-        """The cells whose lam is the best on the first tasks, which are learned for that."""
+    def _chosen(self, work: Work, tasks: int) -> list[Cell]:
+        """The cells whose lam is the best on the first tasks, which are learned for that.
+
+        Raises:
+            SweepFailed: they are not learned; one whose weights became non-finite is, and loses.
+        """
         from clbench.sweep.choice import choose, contested, show_choice
 
-        groups = contested(work.cells)
-        several = [cell for by_lam in groups if len(by_lam) > 1 for cells in by_lam for cell in cells]
-        errors |= self._run([c for c in several if c.learned(work.folder) < tasks], work.folder, f"first_tasks={tasks}")
+        groups = [by_lam for by_lam in contested(work.cells) if len(by_lam) > 1]
+        several = [cell for by_lam in groups for cells in by_lam for cell in cells]
+        to_do = [cell for cell in several if cell.learned(work.folder) < tasks]
+        errors = self._run(to_do, work.folder, f"first_tasks={tasks}")
         found = {
             c.name: m for c in several if (m := c.metrics(work.folder)) is not None and c.learned(work.folder) >= tasks
         }
-        tried = choose([by_lam for by_lam in groups if len(by_lam) > 1], found, tasks)
-        show_choice(tried, tasks)
+        tried = choose(groups, found, errors, tasks)
+        if tried:
+            show_choice(tried, tasks)
         losers = {cell.name for row in tried if not row.chosen for cell in row.cells}
         return [cell for cell in work.cells if cell.name not in losers]
 
@@ -81,16 +98,17 @@ class UniqueSweeper(BasicSweeper):
         if not cells:
             return {}
         progress.begin(folder, labels(cells))
-        place = f"hydra.sweep.dir={folder}"
+        place = f"hydra.sweep.dir={quoted(str(folder))}"
         jobs = [[*cell.overrides, *more, place, f"hydra.sweep.subdir={cell.name}"] for cell in cells]
         try:
             returns = self.launcher.launch(jobs, initial_job_idx=0)
         except KeyboardInterrupt:
             sys.exit("stopped; the same command goes on with what is missing")
-        except Exception as error:
-            if type(error).__name__ != "TerminatedWorkerError":  # of joblib, which then knows nothing of any run
-                raise
-            print("a worker was killed (for want of memory?), and with it the runs that had begun", file=sys.stderr)
+        except Exception as error:  # of the launcher, which then knows nothing of any run: a job was killed, say
+            if type(error).__name__ == "TerminatedWorkerError":  # of joblib
+                print("a worker was killed (for want of memory?), and with it the runs that had begun", file=sys.stderr)
+            else:
+                print(f"the launcher has stopped: {error!r}", file=sys.stderr)
             return {}
         return {
             cell.name: done._return_value
@@ -100,20 +118,45 @@ class UniqueSweeper(BasicSweeper):
 
     def _folder(self, asked: Sequence[Override]) -> Path:
         """Where the sweep lies; if that was not said, a folder that follows from the command."""
+        from clbench.config import conf_dir
         from clbench.sweep.cells import stable_folder
 
         assert self.config is not None
-        if not any(o.get_key_element() in ("output_dir", "hydra.sweep.dir") for o in asked):
-            varied = [o.get_key_element() for o in asked if o.is_sweep_override()]
-            fixed = [override.input_line or "" for override in asked if not override.is_sweep_override()]
-            with read_write(self.config):
-                self.config.hydra.sweep.dir = str(stable_folder(self._composed(fixed), varied))
-        return Path(self.config.hydra.sweep.dir)
+        said = OmegaConf.to_container(self.config, resolve=False)
+        assert isinstance(said, dict)
+        usual = OmegaConf.to_container(OmegaConf.load(conf_dir() / "train.yaml"), resolve=False)
+        assert isinstance(usual, dict)
+        if said["output_dir"] != usual["output_dir"] or said["hydra"]["sweep"]["dir"] != usual["hydra"]["sweep"]["dir"]:
+            return Path(self.config.hydra.sweep.dir)
+        varied = [o.is_sweep_override() or o.get_key_element() in self.params for o in asked]
+        keys = [o.get_key_element() for o, many in zip(asked, varied, strict=True) if many]
+        fixed = [o.input_line or "" for o, many in zip(asked, varied, strict=True) if not many]
+        return stable_folder(self._composed(fixed), keys)
 
-    def _parsed(self, arguments: Sequence[str]) -> list[Override]:
+    def _asked(self, arguments: Sequence[str]) -> list[Override]:
+        """The overrides of a preset and those that were typed; of one key the last."""
         assert self.hydra_context is not None
-        return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(arguments))
+        lines = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        last: dict[str, Override] = {}
+        for override in parser.parse_overrides(lines):
+            last[override.get_key_element().lstrip("+~")] = override
+        return list(last.values())
+
+    def _typed(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments of the command, those for Hydra too."""
+        assert self.config is not None
+        hydra = self.config.hydra
+        folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+        of_hydra = [override for override in hydra.overrides.hydra if override != "hydra.mode=MULTIRUN"]
+        return [*(part for folder in folders for part in ("--config-dir", folder)), *of_hydra, *arguments]
 
     def _composed(self, overrides: Sequence[str]) -> DictConfig:
         assert self.hydra_context is not None and self.config is not None
         return self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+
+
+def quoted(value: str) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    escaped = value.replace("'", "\\'")
+    return value if re.fullmatch(r"[\w./-]+", value) else f"'{escaped}'"

@@ -4,6 +4,7 @@ import torch
 from clbench.data.batches import Batches, Part, Pixels
 from clbench.data.images import Images
 from clbench.data.views import Permutation
+from clbench.errors import ConfigError
 
 SHAPE = (1, 2, 3)
 
@@ -105,7 +106,7 @@ def test_training_ranks_take_the_same_number_of_steps_and_share_the_examples(exa
 
 
 def test_training_ranks_take_the_same_number_of_steps_where_the_last_batch_has_one_example():
-    ranks = [Batches([part(10)], 3, (0,), rank, world=2) for rank in range(2)]
+    ranks = [Batches([part(9)], 4, (0,), rank, world=2) for rank in range(2)]
     assert len(labels(ranks[0])) == len(labels(ranks[1]))
 
 
@@ -175,3 +176,8 @@ def test_pixels_are_scaled_and_normalised_per_channel():
     assert scaled.flatten().tolist() == [0, 0.5, 1, 0.25]
     assert Pixels(16, (0.5, 0.25), (0.5, 0.25))(x).flatten().tolist() == [-1, 0, 3, 0]
     assert x.flatten().tolist() == [0, 8, 16, 4]
+
+
+def test_a_batch_is_shared_equally_by_all_processes():
+    with pytest.raises(ConfigError, match="batch_size=5 is not a multiple of the 2 processes that share a batch"):
+        Batches([part(20)], 5, (0, 1), world=2)

@@ -54,6 +54,29 @@ same_images = [partial(Pictures, form) for form in FORMS] + [
 ]
 
 
+class OneToThree(ArrayPictures):
+    """Labels 1, 2, 3 in the arrays, 0, 1, 2 as the data set gives them."""
+
+    def __init__(self, transform=None, train=True, download=False):
+        super().__init__(train=train)
+        self.targets = [label + 1 for label in self.targets]
+        self.transform, self.target_transform = transform, lambda label: label - 1
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, row):
+        image = Image.fromarray(self.data[row])
+        return image if self.transform is None else self.transform(image), self.target_transform(self.targets[row])
+
+
+@pytest.mark.parametrize("transform", [None, to_tensor])
+@pytest.mark.parametrize("limit", [None, 0], ids=["in memory", "streamed"])
+def test_labels_are_those_that_a_data_set_gives(transform, limit):
+    source = read(partial(OneToThree, transform), memory_limit=limit, workers=0)
+    assert source.train.y.tolist() == [0, 1, 2] * 4
+
+
 @pytest.mark.parametrize("limit", [None, 0], ids=["in memory", "streamed"])
 @pytest.mark.parametrize("factory", same_images)
 def test_images_of_every_form_are_read_to_the_same_bytes(factory, limit):

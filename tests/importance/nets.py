@@ -37,6 +37,23 @@ class Twice(nn.Module):
         return self.head(self.b(x) + F.linear(x, self.b.weight))
 
 
+class TwoNames(nn.Module):
+    """A layer and a part of the net have a second name each, and a layer has no closed form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, CLASSES))
+        self.features, self.head = self.net[:2], self.net[2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def _repeated() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(4, CLASSES))
+
+
 class Heads(nn.Module):
     """Two heads of which one is used, a frozen layer, a dead call, a bare parameter."""
 
@@ -154,6 +171,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "sequence": (_sequence, lambda: torch.randint(0, 6, (N, 4))),
     "tied": (Tied, _floats(4)),
     "twice": (Twice, _floats(4)),
+    "two names": (TwoNames, _floats(4)),
+    "repeated": (_repeated, _floats(4)),
     "heads": (Heads, _floats(4)),
     "attention": (Attention, _floats(N, 4)),
     "time first": (TimeFirst, _floats(N, 4)),

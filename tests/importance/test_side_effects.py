@@ -43,7 +43,7 @@ def state(net: nn.Module) -> tuple[Any, ...]:
     return (
         [m.training for m in net.modules()],
         [(n, b.clone(), id(b)) for n, b in net.named_buffers()],
-        [(n, p.detach().clone(), p.requires_grad, id(p)) for n, p in net.named_parameters()],
+        [(n, p.detach().clone(), p.requires_grad, id(p)) for n, p in net.named_parameters(remove_duplicate=False)],
         [(n, None if p.grad is None else p.grad.clone(), id(p.grad)) for n, p in net.named_parameters()],
         [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in net.modules()],
         torch.get_rng_state(),
@@ -74,7 +74,7 @@ def prepared(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("name", ["normed", "conv2d", "heads", "twice"])
+@pytest.mark.parametrize("name", ["normed", "conv2d", "heads", "twice", "two names", "repeated"])
 def test_nothing_is_changed(name: str, measure: str) -> None:
     net, x, y = prepared(name)
     before = state(net)

@@ -108,9 +108,9 @@ class Batches:
         self._first = 0  # where the next epoch begins, > 0 after loading a state
         self.examples = sum(len(part) for part in self.parts)
         if shuffle is not None:
-            if batch_size < world:
+            if batch_size % world:
                 raise ConfigError(
-                    f"batch_size={batch_size} is less than the {world} processes that share a batch: raise it"
+                    f"batch_size={batch_size} is not a multiple of the {world} processes that share a batch"
                 )
             if drop_last or self.examples % batch_size < world:
                 self.examples -= self.examples % batch_size

@@ -46,9 +46,10 @@ def examples_of(dataset: Any, name: str, resize: int | Sequence[int] | None = No
         raise ConfigError(f"data.resize={resize} is not a height and a width in pixels, each at least 1")
     targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
     data = getattr(dataset, "data", None)
-    if isinstance(data, np.ndarray | Tensor) and targets is not None and getattr(dataset, "transform", None) is None:
+    of_images, of_labels = (getattr(dataset, kind, None) for kind in ("transform", "target_transform"))
+    if isinstance(data, np.ndarray | Tensor) and targets is not None and of_images is None and of_labels is None:
         return Arrays(data, targets, name, size)
-    return Items(dataset, targets, name, size)
+    return Items(dataset, targets if of_labels is None else None, name, size)
 
 
 class Arrays:

@@ -19,12 +19,20 @@ Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 
 
 class Measured(nn.Module):
-    """``outputs`` as a module, so that a functional call can exchange the parameters under it, tied ones together."""
+    """``outputs`` as a module, so that a functional call can exchange the parameters under it.
+
+    A parameter may lie in several places (tied weights), and a layer may have several names; each place is exchanged once.
+    """
 
     def __init__(self, module: nn.Module, outputs: Outputs) -> None:
         super().__init__()
         self.module = module
         self.outputs = outputs
+        names = {id(p): name for name, p in module.named_parameters()}
+        self.places: dict[str, list[str]] = {name: [] for name in names.values()}
+        for prefix, part in module.named_modules(prefix="module"):  # each once, however many names it has
+            for local, p in part.named_parameters(recurse=False, remove_duplicate=False):
+                self.places[names[id(p)]].append(f"{prefix}.{local}")
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Outputs (N, C) and targets."""
@@ -32,8 +40,8 @@ class Measured(nn.Module):
 
     def with_params(self, params: Params, batch: Any) -> tuple[Tensor, Tensor | None]:
         """The same with ``params`` in place of the module's own."""
-        replaced = {f"module.{name}": p for name, p in params.items()}
-        result: tuple[Tensor, Tensor | None] = functional_call(self, replaced, (batch,))
+        replaced = {place: p for name, p in params.items() for place in self.places[name]}
+        result: tuple[Tensor, Tensor | None] = functional_call(self, replaced, (batch,), tie_weights=False)
         return result
 
 

@@ -47,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     pairs = paired(complete, rows)
     colours = colours_of(cells.strategy)
     output = Path(asked.output)
-    (output / "figures").mkdir(parents=True, exist_ok=True)
+    try:
+        (output / "figures").mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"--output {output}: it is a file, or lies below one; give a folder") from None
 
     order = list(complete.setting.value_counts().index)
     sections = []
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     note = f"{', '.join(map(str, folders[:3]))}{' and more' * (len(folders) > 3)}, {datetime.now():%d %B %Y %H:%M}"
     (output / "report.html").write_text(page(asked.title, runs, sections, order, note))
     tables.write_csv(cells, output / "summary.csv")
-    tables.write_tex(rows, f"lam chosen on {asked.select} data", output / "summary.tex")
+    tables.write_tex(rows, asked.select, output / "summary.tex")
     _say(tables.for_terminal(rows), runs, order, output)
     return output
 

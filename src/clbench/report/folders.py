@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from clbench.config import leaves
 from clbench.errors import ConfigError
+from clbench.folder import FAILED
 from clbench.sweep.index import read_index
 
 
@@ -21,7 +22,8 @@ class Found(NamedTuple):
     """One run as it lies on disk.
 
     ``config`` is flat (``{"data.tasks": 5}``), ``choices`` the option of each group, both empty where the run did not get
-    as far as to write them; ``metrics`` is None where there are none, then ``problem`` says why.
+    as far as to write them; ``metrics`` is None where there are none, then ``problem`` says why; ``failure`` is how it ended
+    where it failed.
     """
 
     folder: Path
@@ -30,6 +32,7 @@ class Found(NamedTuple):
     overrides: list[str]
     metrics: dict[str, Any] | None
     problem: str | None
+    failure: str | None
 
 
 def find(folders: Iterable[Path]) -> list[Path]:
@@ -77,12 +80,13 @@ def load(folder: Path) -> Found:
     overrides = parse(_text(hydra / "overrides.yaml"))
     file = folder / "metrics.json"
     problem, metrics = None, None
+    failure = _text(folder / FAILED).partition("\n")[0] or None
     try:
         metrics = json.loads(file.read_bytes())
         if not isinstance(metrics, dict):
             problem, metrics = "metrics.json is not one of clbench", None
     except FileNotFoundError:
-        problem = "no metrics.json: it ended before its first task did"
+        problem = failure or "no metrics.json: it ended before its first task did"
     except (OSError, ValueError) as error:
         problem = f"metrics.json cannot be read: {error}"
     if problem is None and not config:
@@ -94,6 +98,7 @@ def load(folder: Path) -> Found:
         [str(item) for item in overrides.values()],
         metrics,
         problem,
+        failure,
     )
 
 

@@ -41,6 +41,7 @@ def page(title: str, runs: DataFrame, sections: Sequence[str], names: Sequence[s
             f'<nav aria-label="settings"><ol>{links}</ol></nav>' if len(names) > 1 else "",
             *sections,
             troubles(runs, absent),
+            cautions(runs),
             '<h2 id="made">How it was made</h2>',
             _made(runs),
             _meanings(),
@@ -61,6 +62,30 @@ def troubles(runs: DataFrame, absent: Sequence[tuple[str, str]]) -> str:
     more = len(bad) + len(absent) - len(listed)
     note = "None of these counts in any number above." + (f" {more:,} more are not listed." if more else "")
     return '<h2 id="failures">Failures and missing cells</h2>' + card(table(heads, rows, "sort wide"), note=note)
+
+
+def cautions(runs: DataFrame) -> str:
+    """What the doctor said of complete runs, each kind once; empty if it said nothing."""
+    complete = runs[runs.status == "complete"]
+    of: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for row in complete.itertuples():
+        for kind, text in row.warnings:
+            of[kind].append((row.cell, text))
+    if not of:
+        return ""
+    heads = [
+        Head("kind", is_text=True),
+        Head("runs"),
+        Head("such as", is_text=True),
+        Head("what it says", is_text=True),
+    ]
+    rows = [
+        ("", [Cell(escape(kind)), Cell(str(len(said))), Cell(escape(said[0][0])), Cell(escape(said[0][1]))])
+        for kind, said in of.items()
+    ]
+    return '<h2 id="warnings">Warnings</h2>' + card(
+        table(heads, rows, "wide"), note="What the doctor said of runs that count."
+    )
 
 
 def _chips(runs: DataFrame, missing: int) -> str:

@@ -44,7 +44,7 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     keys of metrics.json under their names, ``validation_average_accuracy``, ``nll`` and ``ece`` (means over tasks),
     ``seconds_train`` and so on, ``bytes`` (most that importance kept after a task), ``intransigence`` beside the reference
     run of the same setting and seed, ``chance`` (accuracy of guessing on the tasks so far, after each task),
-    ``accuracy_matrix`` (an array), ``versions``, ``overrides``, ``config`` (flat).
+    ``accuracy_matrix`` (an array), ``warnings`` of the doctor (kind, text), ``versions``, ``overrides``, ``config`` (flat).
 
     >>> read("runs/sweep").groupby("cell").average_accuracy.mean()  # doctest: +SKIP
 
@@ -85,12 +85,15 @@ def _row(run: Found) -> dict[str, Any]:
         "chance": None,
         "versions": None,
         "config_hash": None,
+        "warnings": [],
         "overrides": run.overrides,
         "config": config,
     }
     if run.metrics is not None:
         try:
             row |= _measured(run.metrics)
+            if run.failure is not None and row["status"] != "complete":
+                row |= {"status": "failed", "problem": run.failure}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             row["problem"] = f"metrics.json is not one of this clbench: {type(error).__name__} {error}"
     return row
@@ -117,6 +120,7 @@ def _measured(metrics: dict[str, Any]) -> dict[str, Any]:
         "chance": chance(sizes, metrics["data"]["scenario"]),
         "versions": dict(metrics["versions"]),
         "config_hash": metrics["config_hash"],
+        "warnings": [(warning["kind"], warning["text"]) for warning in metrics["warnings"]],
     }
 
 

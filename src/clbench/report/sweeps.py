@@ -27,13 +27,12 @@ def commands(runs: DataFrame) -> list[tuple[str, int]]:
 
 def never_run(runs: DataFrame) -> list[tuple[str, str]]:
     """Cells that a sweep asked for and that have no folder: (folder of the sweep, overrides)."""
-    there = {str(Path(folder)) for folder in runs.folder}
     absent = []
     for folder in _sweeps(runs):
         cells: dict[str, list[str]] = read_index(Path(folder))["cells"]
         same = set.intersection(*map(set, cells.values())) if len(cells) > 1 else set()
         for name, overrides in cells.items():
-            if str(Path(folder) / name) not in there:
+            if not (Path(folder) / name).is_dir():
                 absent.append((folder, " ".join(o for o in overrides if o not in same)))
     return absent
 

@@ -127,14 +127,14 @@ def write_csv(cells: DataFrame, path: Path) -> None:
     cells[columns].to_csv(path, index=False)
 
 
-def write_tex(rows: DataFrame, note: str, path: Path) -> None:
+def write_tex(rows: DataFrame, select: str, path: Path) -> None:
     """The rows shown, a booktabs table per setting, for ``input`` in a document that loads booktabs."""
-    parts = [f"% {note}; mean and half of the 95 % Student interval over seeds; needs \\usepackage{{booktabs}}"]
+    parts = ["% mean and half of the 95 % Student interval over seeds; needs \\usepackage{booktabs}"]
     for setting, of in rows.groupby("setting", sort=False):
         names = [name for name in filled(of) if name in PRINTED]
         bold = best(of)
         lines = [
-            f"% {setting}",
+            f"% {setting}" + (f"; lam chosen on {select} data" if of[of.lams > 1].chosen.any() else ""),
             f"\\begin{{tabular}}{{lr{'r' * len(names)}}}",
             "\\toprule",
             " & ".join(["strategy", "seeds", *(COLUMNS[name].heading for name in names)]) + r" \\",

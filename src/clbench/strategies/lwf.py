@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clbench.data import Batch, TaskSequence
 from clbench.distillation import divergence, softened
-from clbench.learner import Learner, in_two_columns
+from clbench.learner import Learner
 from clbench.nets import Net
 from clbench.params import size_in_bytes, snapshot
 from clbench.strategies.base import nothing
@@ -52,7 +52,7 @@ class LwF(LearnerStrategy):
         task = trainer.datamodule
         if task.index == 0 or self.lam == 0:
             return
-        self.net = pl_module.net
+        self.net, self.logits = pl_module.net, pl_module.logits
         self.old = deepcopy(pl_module.net).eval().requires_grad_(False)
         if self._loaded:  # the task is one that was stopped
             self.old.load_state_dict(self._loaded)
@@ -68,7 +68,8 @@ class LwF(LearnerStrategy):
             features = self.old.body(batch.x)
             targets = [self.old.head(features, k) for k in self.contexts]
         now = [self.net.head(self.features.last, k) for k in self.contexts]
-        parts = [distance(z, target, self.temperature) for z, target in zip(now, targets, strict=True)]
+        logits = self.logits
+        parts = [distance(logits(z), logits(target), self.temperature) for z, target in zip(now, targets, strict=True)]
         return self.lam * torch.stack(parts).sum()
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,5 +86,4 @@ class LwF(LearnerStrategy):
 
 def distance(z: Tensor, target: Tensor, temperature: float) -> Tensor:
     """Mean over examples of KL( softmax(target / T) || softmax(z / T) ), both (N, C)."""
-    soft = softened(in_two_columns(target), temperature)
-    return divergence(in_two_columns(z), soft, temperature, "batchmean")
+    return divergence(z, softened(target, temperature), temperature, "batchmean")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from clbench.data import Batches, Task, TaskSequence
@@ -101,7 +100,9 @@ class ImportanceStrategy(QuadraticStrategy):
         batches = batches_of(self.data, trainer)
         if isinstance(batches, Batches):
             there = batches.examples
-        elif isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
+        elif isinstance(batches, DataLoader) and not (
+            isinstance(batches.dataset, IterableDataset) or _unbatched(batches)
+        ):
             there = len(cast(Sized, batches.dataset))
         else:  # may be had only once
             return
@@ -177,15 +178,28 @@ def training_examples(trainer: L.Trainer) -> Iterable[Any]:
 
     A DataLoader over a map-style data set is read in order, without dropping a last batch and without a sampler;
     any other iterable is read as it comes.
+
+    Raises:
+        ConfigError: several loaders.
     """
     if isinstance(trainer.datamodule, Task):
         return trainer.datamodule.importance_dataloader()
     loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    if isinstance(loader, Mapping | list | tuple):
+        raise ConfigError(
+            f"a {type(loader).__name__} of loaders: say which examples importance is measured on, data=LOADER or a function "
+            "of the Trainer"
+        )
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or _unbatched(loader):
         return loader
     return DataLoader(
         loader.dataset, batch_size=loader.batch_size or 1, num_workers=loader.num_workers, collate_fn=loader.collate_fn
     )
+
+
+def _unbatched(loader: DataLoader[Any]) -> bool:
+    """Whether it gives the items of its data set as they are."""
+    return loader.batch_size is None and loader.batch_sampler is None
 
 
 def _rows_of_process(batches: Iterable[Any], rank: int, world: int) -> Iterator[Any]:
@@ -195,4 +209,4 @@ def _rows_of_process(batches: Iterable[Any], rank: int, world: int) -> Iterator[
         first = (rank - seen) % world
         seen += (number := count(batch))
         if first < number:
-            yield tree_map(lambda leaf, first=first: leaf[first::world] if isinstance(leaf, Tensor) else leaf, batch)
+            yield take(batch, slice(first, None, world))

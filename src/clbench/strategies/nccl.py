@@ -16,7 +16,7 @@ from clbench.data import TaskSequence
 from clbench.distillation import padded, softened
 from clbench.errors import ConfigError
 from clbench.importance import undisturbed
-from clbench.learner import Learner, in_two_columns
+from clbench.learner import Learner
 from clbench.memory import Ring
 from clbench.nets.resnet import BasicBlock
 from clbench.params import trainable
@@ -196,7 +196,7 @@ class NCCL(TwoLevels):
             x = x[slots.to(x.device)]
             with undisturbed(pl_module), torch.no_grad():
                 outputs = torch.cat([pl_module.net(part, self._index) for part in x.split(1000)])
-            soft = softened(in_two_columns(outputs), self.temperature)
+            soft = softened(pl_module.logits(outputs), self.temperature)
             if "soft" not in self.memory.rows:
                 self.memory.rows["soft"] = soft.new_zeros(self.memory.slots, self._width)
             self.memory.write({"soft": padded(soft, self._width)}, slots.tolist())

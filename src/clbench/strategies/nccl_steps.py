@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from clbench.calibration import Calibrated, held_weights
 from clbench.data import Batch
 from clbench.distillation import divergence
-from clbench.learner import in_two_columns
 from clbench.strategies.rehearsal import RehearsalStrategy
 
 Parts = dict[str, Tensor]
@@ -127,7 +126,7 @@ class TwoLevels(RehearsalStrategy):
             return [layer.weight for layer in self._weights] if self._consolidates else []
 
     def _divergence(self, outputs: Tensor, soft: Tensor) -> Tensor:
-        return divergence(in_two_columns(outputs), soft, self.temperature, self.kl)
+        return divergence(self.learner.logits(outputs), soft, self.temperature, self.kl)
 
     def _step_schedulers(self, interval: str) -> None:
         """Lightning leaves them to manual optimisation."""

@@ -101,11 +101,17 @@ class QuadraticStrategy(Strategy):
                 "is added: use fused=False or precision=bf16-mixed"
             )
         selected(pl_module, self.include, self.exclude)  # a pattern that matches nothing is an error before training
-        params = trainable(pl_module)
+        params = dict(pl_module.named_parameters())  # also what is frozen now and not later in the task
         self._names = {id(p): name for name, p in params.items()}
         self._still = {}
         if self.penalty is not None:
             q = self.penalty
+            for name, f in q.importance.items():
+                if name in params and params[name].shape != f.shape:
+                    raise ConfigError(
+                        f"{name} has shape {tuple(params[name].shape)}, but {tuple(f.shape)} when its importance was measured: "
+                        "give a new head a name of its own, or leave it out by exclude="
+                    )
             self.penalty = Quadratic(moved_to(q.importance, params), moved_to(q.anchor, params), q.constant)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -175,7 +181,7 @@ class QuadraticStrategy(Strategy):
         moving: Params = {}
         for p in params:
             name = self._names.get(id(p))
-            if name is None or name not in self.penalty.importance:
+            if name is None or name not in self.penalty.importance or not p.requires_grad:
                 continue
             if p.grad is None:
                 if self._still.get(name) == p._version:

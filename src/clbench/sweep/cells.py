@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clbench.config import config_hash, drop_foreign_options
 from clbench.folder import learned
@@ -39,6 +39,15 @@ class Cell:
     def name(self) -> str:
         """Of its folder in that of the sweep: it follows from the configuration."""
         return f"{self.strategy}-seed{self.cfg.seed}-{self.hash}"
+
+    @property
+    def kind(self) -> str:
+        """A hash of all but lam and seed."""
+        cfg = self.cfg.copy()
+        OmegaConf.set_readonly(cfg, False)
+        with open_dict(cfg):
+            cfg.seed, cfg.lam = 0, None
+        return config_hash(cfg)
 
     def settings(self, keys: Sequence[str]) -> list[str]:
         """The values of ``keys`` as they were typed, "-" where the strategy does not have that option."""

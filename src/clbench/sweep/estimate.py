@@ -11,12 +11,14 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 
 from clbench.build import build, shared_key
 from clbench.cli import quiet_lightning
 from clbench.config import budget
+from clbench.errors import ConfigError, Unstable
 from clbench.folder import RunFolder
 from clbench.sequence import run
 from clbench.sweep.cells import Cell
@@ -46,32 +48,36 @@ class _Enough(Exception):
 
 
 def cost(cells: Sequence[Cell]) -> str:
-    """What runs will take, one process at a time: from one trial per strategy."""
-    tried: dict[str, Estimate] = {}
-    each = []
+    """What runs will take, one process at a time: from one trial of those that differ in lam and seed only."""
+    tried: dict[str, Estimate | None] = {}
+    each, unknown = [], 0
     for cell in cells:
-        if cell.strategy not in tried:
-            tried[cell.strategy] = trial(cell)
-        key = shared_key(cell.cfg, instantiate(cell.cfg.strategy))
-        each.append(tried[cell.strategy]._replace(key=key))
+        if (kind := cell.kind) not in tried:
+            try:
+                tried[kind] = trial(cell)
+            except (ConfigError, Unstable, InstantiationException):  # it fails, and the sweep will say why
+                tried[kind] = None
+        if (estimate := tried[kind]) is None:
+            unknown += 1
+            continue
+        each.append(estimate._replace(key=shared_key(cell.cfg, instantiate(cell.cfg.strategy))))
     keys = Counter(e.key for e in each if e.key is not None)
     first = {e.key: e.first for e in each}
     saved = sum(first[key] * (times - 1) for key, times in keys.items())
     seconds, size = sum(e.seconds for e in each) - saved, sum(e.bytes for e in each)
     said = f"about {duration(seconds)} of one process at a time, {size / 1e6:,.0f} MB of checkpoints"
-    shared = sum(times > 1 for times in keys.values())
-    if not shared:
-        return said
-    return (
-        f"{said}; {shared} shared prefixes save {sum(keys.values()) - len(keys)} first tasks, about {duration(saved)}"
-    )
+    if any(times > 1 for times in keys.values()):
+        shared = sum(times > 1 for times in keys.values())
+        less = sum(keys.values()) - len(keys)
+        said += f"; {shared} shared prefixes save {less} first tasks, about {duration(saved)}"
+    return said + (f"; {unknown} runs are not counted, they do not start" if unknown else "")
 
 
 def trial(cell: Cell) -> Estimate:
     """One run, from ``STEPS`` steps of its first task.
 
     Raises:
-        ConfigError: the configuration cannot be run.
+        ConfigError, Unstable: the configuration cannot be run.
     """
     quiet_lightning()
     cfg, began = cell.cfg, perf_counter()
@@ -80,7 +86,8 @@ def trial(cell: Cell) -> Estimate:
     built = perf_counter() - began
     tasks = len(sequence)
     limits = [budget(cfg, index, tasks) for index in range(tasks)]
-    batches = [-(-task.examples // sequence.batch_size) for task in sequence]
+    learned = [strategy.training_data(sequence, index) for index in range(tasks)]
+    batches = [-(-task.examples // sequence.batch_size) for task in learned]
     steps = sum(
         limit["max_steps"] if limit["max_steps"] > 0 else limit["max_epochs"] * n
         for limit, n in zip(limits, batches, strict=True)

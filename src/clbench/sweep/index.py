@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from clbench.folder import atomically
 from clbench.sweep.cells import Cell
 
@@ -17,16 +19,18 @@ FILE = "sweep.json"
 def read_index(folder: Path) -> dict[str, Any]:
     """``commands``: what was typed, each once; ``cells``: overrides of each run by its name."""
     try:
-        found: dict[str, Any] = json.loads((folder / FILE).read_text())
-    except FileNotFoundError:
+        found = json.loads((folder / FILE).read_text())
+        found["commands"], found["cells"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it is another program's
         return {"commands": [], "cells": {}}
-    return found
+    return dict(found)
 
 
 def add_to_index(folder: Path, command: Sequence[str], cells: Sequence[Cell]) -> None:
     """The sweep ``command`` asks for ``cells``."""
-    index = read_index(folder)
-    if list(command) not in index["commands"]:
-        index["commands"].append(list(command))
-    index["cells"] |= {cell.name: list(cell.overrides) for cell in cells}
-    atomically(folder / FILE, partial(Path.write_text, data=json.dumps(index, indent=1) + "\n"))
+    with FileLock(folder / f".{FILE}.lock"):  # other sweeps may begin in this folder
+        index = read_index(folder)
+        if list(command) not in index["commands"]:
+            index["commands"].append(list(command))
+        index["cells"] |= {cell.name: list(cell.overrides) for cell in cells}
+        atomically(folder / FILE, partial(Path.write_text, data=json.dumps(index, indent=1) + "\n"))

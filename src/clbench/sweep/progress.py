@@ -20,16 +20,14 @@ def begin(folder: Path, runs: Mapping[str, str]) -> None:
 def end(folder: Path, name: str, said: str) -> str:
     """The run ``name`` has ended, with the result ``said``; gives the line to show."""
     _append(folder, f"end {time():.1f} {name} {said}")
-    lines = (folder / FILE).read_text().splitlines()
-    start = max((k for k, line in enumerate(lines) if line.startswith("begin ")), default=None)
-    if start is None:
-        return f"{name}: {said}"
-    _, began, text = lines[start].split(maxsplit=2)
-    runs = json.loads(text)
-    done = len(lines) - start - 1
-    left = (time() - float(began)) / done * (len(runs) - done)
-    rest = f", about {duration(left)} left" if done < len(runs) else ""
-    return f"{runs.get(name, name)}: {said} ({done} of {len(runs)} done{rest})"
+    lines = [line.split(maxsplit=3) for line in (folder / FILE).read_text().splitlines()]
+    for k, (what, began, *rest) in reversed(list(enumerate(lines))):  # several sweeps may go on in one folder
+        if what == "begin" and name in (runs := json.loads(" ".join(rest))):
+            ended = {line[2] for line in lines[k:] if line[0] == "end"} & runs.keys()
+            left = (time() - float(began)) / len(ended) * (len(runs) - len(ended))
+            more = f", about {duration(left)} left" if len(ended) < len(runs) else ""
+            return f"{runs[name]}: {said} ({len(ended)} of {len(runs)} done{more})"
+    return f"{name}: {said}"
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from clbench.config import OPTIONS, config_hash
 from clbench.display import console
 from clbench.metrics import intransigence
 from clbench.objective import objective
-from clbench.sweep.cells import Cell, varied
+from clbench.sweep.cells import Cell, labels, varied
 from clbench.sweep.progress import duration
 
 REFERENCES = ("joint_scratch", "joint", "independent")
@@ -56,12 +56,12 @@ def show_results(
     terminal.print(table)
     if "seed" in keys:
         terminal.print(_means(cells, metrics, [key for key in keys if key != "seed"]))
-    shared = [found["seconds"]["shared"] for found in metrics if found is not None]
-    if any(shared):
-        forks = sum(seconds > 0 for seconds in shared)
-        terminal.print(
-            f"{forks} runs went on from a first task that another had trained: {duration(sum(shared))} saved"
-        )
+    for line in _warnings(cells, metrics):
+        terminal.print(line, soft_wrap=True)
+    shared = [found["seconds"]["shared"] for found in metrics if found is not None and found["seconds"]["shared"] > 0]
+    if shared:
+        who = "1 run" if len(shared) == 1 else f"{len(shared)} runs"
+        terminal.print(f"{who} went on from a first task that another had trained: {duration(sum(shared))} saved")
     terminal.print(f"results in {folder}", soft_wrap=True)
     terminal.print(f"a page with all of them: clbench-report {folder}", soft_wrap=True)
 
@@ -80,6 +80,17 @@ def _means(cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any] | None], k
         half = f"± {float(half_width(statistics.stdev(values), len(values))):.4f}" if len(values) > 1 else "-"
         table.add_row(*setting, str(len(values)), mean, half)
     return table
+
+
+def _warnings(cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """What the doctor said, each kind once."""
+    names = labels(cells)
+    of: dict[str, list[tuple[str, str]]] = {}
+    for cell, found in zip(cells, metrics, strict=True):
+        for warning in [] if found is None else found["warnings"]:
+            of.setdefault(warning["kind"], []).append((names[cell.name], warning["text"]))
+    runs = [f"{len(said)} of {len(cells)} runs, such as {said[0][0]}" for said in of.values()]
+    return [f"warning, {who}: {said[0][1]}" for who, said in zip(runs, of.values(), strict=True)]
 
 
 def _said(cell: Cell, metrics: Mapping[str, Any] | None, error: BaseException | None, folder: Path) -> str:

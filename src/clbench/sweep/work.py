@@ -8,15 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clbench.errors import ConfigError
+from clbench.errors import SweepFailed
 from clbench.sweep.cells import Cell, Compose, different, others
 from clbench.sweep.estimate import cost
 
 MANY = 8  # runs, from which on it is worth a few seconds to say how long they take
-
-
-class SweepFailed(ConfigError):
-    """Some runs of a sweep failed; the others are done."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +70,10 @@ def before(work: Work) -> None:
 
 
 def failed(work: Work) -> None:
-    """Raise SweepFailed if runs are not done."""
+    """Raise SweepFailed if runs are not done, because they failed or because they never began."""
     missing = len(work.to_do)
     if missing:
         raise SweepFailed(
-            f"{missing} of {len(work.cells)} runs failed, see the table; the others are done, and the same command runs what "
-            "is missing"
+            f"{missing} of {len(work.cells)} runs are not done, see the table; the others are, and the same command runs what is "
+            "missing"
         )
