@@ -357,6 +357,13 @@ def test_a_head_that_has_grown_under_its_old_name_is_refused():
         trainer([strategy]).fit(module, loader(1))
 
 
+def test_sparse_gradients_are_refused_before_anything_is_trained():
+    module = Plain()
+    module.words = nn.Embedding(5, 3, sparse=True)
+    with pytest.raises(ConfigError, match="words has sparse gradients, to which a penalty cannot be added"):
+        trainer([SI(lam=1.0)]).fit(module, loader(0))
+
+
 def test_several_loaders_are_refused_before_anything_is_trained():
     class Several(Plain):
         def training_step(self, batch, batch_idx):

@@ -95,6 +95,8 @@ class ImportanceStrategy(QuadraticStrategy):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure on two examples, so that a module this strategy cannot read is refused before it is trained."""
         super().on_train_start(trainer, pl_module)
+        if self.samples is not None and self.samples < trainer.world_size:
+            raise ConfigError(f"samples={self.samples} is less than the {trainer.world_size} processes that share them")
         if callable(self.data) or (isinstance(pl_module, Learner) and self.penalty is not None):
             return
         batches = batches_of(self.data, trainer)

@@ -100,6 +100,11 @@ class QuadraticStrategy(Strategy):
                 f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients stay scaled when the penalty "
                 "is added: use fused=False or precision=bf16-mixed"
             )
+        for name, part in pl_module.named_modules():
+            if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+                raise ConfigError(
+                    f"{name} has sparse gradients, to which a penalty cannot be added: make it with sparse=False"
+                )
         selected(pl_module, self.include, self.exclude)  # a pattern that matches nothing is an error before training
         params = dict(pl_module.named_parameters())  # also what is frozen now and not later in the task
         self._names = {id(p): name for name, p in params.items()}
