@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
-from pathlib import Path
+from contextlib import nullcontext
 from time import perf_counter
-from traceback import format_exception
 from typing import Any
 
 import hydra
@@ -19,36 +15,22 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from clbench.build import build, check_device, shared_key
-from clbench.cli import cause_of, errors_in_one_line, quiet_lightning, refuse_dashes
-from clbench.config import (
-    budget,
-    check_numbers,
-    conf_dir,
-    config_hash,
-    decisive,
-    differing,
-    drop_foreign_options,
-    leaves,
-    refuse_foreign_options,
-)
+from clbench.build import build, check_device
+from clbench.cli import errors_in_one_line, quiet_lightning, refuse_dashes
+from clbench.config import budget, check_numbers, conf_dir, drop_foreign_options, refuse_foreign_options
 from clbench.describe import describe, flat, plan
 from clbench.display import Display, say_once
 from clbench.doctor import Doctor
-from clbench.errors import ConfigError, OtherRun
-from clbench.folder import FAILED, FINISHED, RunFolder, atomically, learned
+from clbench.errors import ConfigError
+from clbench.folder import FINISHED, learned
 from clbench.loggers import Place
 from clbench.objective import objective
-from clbench.prefix import Prefix
+from clbench.own import own, own_folder, save_config, shared_prefix, tell
 from clbench.seconds import total
 from clbench.sequence import nothing_yet, run
-from clbench.strategies import Strategy
-from clbench.sweep import progress
 from clbench.validation import Validation
-
-SAID = 4  # differences from another run, in a message
 
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
@@ -168,59 +150,6 @@ def train(cfg: DictConfig) -> float | None:
                 seconds = complete["seconds"]["total"]
                 tell(folder.path, f"{said}, {seconds:.1f} s")
         return value
-
-
-@contextmanager
-def own(folder: RunFolder, sweeping: bool) -> Iterator[None]:
-    """The run is this process's alone; why it fails, if it does, lies in its folder until it is started again."""
-    with folder.held():
-        reason = folder.path / FAILED
-        reason.unlink(missing_ok=True)
-        try:
-            yield
-        except Exception as error:
-            said = cause_of(error) or repr(error)
-            reason.write_text(f"{said}\n\n{''.join(format_exception(error))}")
-            if sweeping:
-                tell(folder.path, f"failed: {said}")
-            raise
-
-
-def own_folder(cfg: DictConfig) -> RunFolder:
-    """Where the run lies; what differs is said if it is another's."""
-    path = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        return RunFolder(path, config_hash(cfg), cfg.checkpoints)
-    except OtherRun as error:
-        there = OmegaConf.load(path / ".hydra/config.yaml")
-        assert isinstance(there, DictConfig)
-        pairs = differing(*(dict(leaves(decisive(each))) for each in (there, cfg)))
-        said = [
-            f"{key}={pairs[key][0]} there, {pairs[key][1]} here" for key in sorted(pairs, key=lambda k: k.count("."))
-        ]
-        raise OtherRun(f"{error}; {'; '.join(said[:SAID])}") from None
-
-
-def shared_prefix(cfg: DictConfig, strategy: Strategy) -> Prefix | None:
-    """What the run has in common with others of its sweep; None if it shares nothing."""
-    key = shared_key(cfg, strategy)
-    return None if key is None else Prefix(Path(HydraConfig.get().sweep.dir).absolute() / "prefixes", key)
-
-
-def tell(folder: Path, said: str) -> None:
-    """A line for a run of a sweep that has ended."""
-    print(progress.end(folder.parent, folder.name, said), file=sys.stderr, flush=True)
-
-
-def save_config(cfg: DictConfig, path: Path) -> None:
-    """``.hydra/`` as Hydra writes it, but only now that the folder is known to be this run's."""
-    (path / ".hydra").mkdir(exist_ok=True)
-    hydra_cfg = HydraConfig.instance().cfg
-    assert hydra_cfg is not None
-    contents = {"config": cfg, "hydra": hydra_cfg, "overrides": hydra_cfg.hydra.overrides.task}
-    for name, content in contents.items():
-        text = OmegaConf.to_yaml(content)
-        atomically(path / ".hydra" / f"{name}.yaml", partial(Path.write_text, data=text))
 
 
 def cli() -> None:
