@@ -56,6 +56,7 @@ ERRORS = [
     (["save_every=0"], "save_every=0: it is a whole number, at least 1, or null"),
     (["share=maybe"], "share=maybe: it is true or false"),
     (["strategy.lam=5"], "strategy.lam=5: write lam=5"),
+    (["strategy=nccl", "gamma=0"], "gamma=0: strategy=nccl has one of its own, write strategy.gamma=0"),
     (["choose_lam_on=2"], "choose_lam_on=2 is for a grid: add -m and several values of lam, or leave it out"),
     (["net=mlp_bn", "batch_size=1"], "batch_size=1: BatchNorm cannot be trained on one example"),
     (["net=mlp_bn", "steps=20", "data.examples_per_task=65"], "batch_size=32 leaves a last batch of one example in task 0"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clbench.folder import atomically
 from reproduction.figure import figure
+from reproduction.parse import names
 from reproduction.plan import overrides_of
 from reproduction.progress import duration
 
@@ -48,7 +49,11 @@ def markdown(found: dict[str, Any]) -> str:
         "```bash",
         f"{found['command']}   # all",
     ]
-    lines += [row["command"] for row in found["rows"]]
+    lines += [
+        " ".join([row["command"], *overrides_of(point)])
+        for row in found["rows"]
+        for point in _different(selection["point"] for selection in row["selections"])
+    ]
     versions = "; ".join(", ".join(f"{k} {v}" for k, v in each.items()) for each in found["versions"])
     machines = "; ".join(f"{m['cpu']}, {m['cores']} cores, {m['system']}" for m in found["machines"])
     lines += [
@@ -86,10 +91,16 @@ def index(all_found: list[dict[str, Any]]) -> str:
         link = f"[{found['title']}](../results/{found['name']}.md)"
         commits = ", ".join(found["commits"])
         lines.append(f"| {link} | {outcome(found)} | {found['runs']} | {found['seconds']:.0f} | {commits} |")
+    if missing := [f"`{name}`" for name in names() if name not in [found["name"] for found in all_found]]:
+        lines += ["", f"Protocols that are there and have not been run: {', '.join(missing)}."]
     for found in all_found:
         name = found["name"]
         lines += ["", f"## {found['title']}", "", f"{found['text'].strip()}", "", f"![{name}](../results/{name}.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _different(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({str(point): point for point in points}.values())
 
 
 def selection_label(selection: dict[str, Any]) -> str:

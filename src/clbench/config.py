@@ -51,7 +51,10 @@ def refuse_foreign_options(cfg: DictConfig, strategy: str) -> None:
     """Raise ConfigError if an option is set that the strategy does not have."""
     for name, value in foreign_options(cfg).items():
         if name in cfg.strategy:
-            raise ConfigError(f"strategy.{name}={cfg.strategy[name]}: write {name}={cfg.strategy[name]}")
+            own = cfg.strategy[name]
+            if strategy in _strategies_with(name):
+                raise ConfigError(f"strategy.{name}={own}: write {name}={own}")
+            raise ConfigError(f"{name}={value}: strategy={strategy} has one of its own, write strategy.{name}={value}")
         those = ", ".join(_strategies_with(name))
         raise ConfigError(f"{name}={value}: strategy={strategy} has no {name}: leave it out or use one of {those}")
 

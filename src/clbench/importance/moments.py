@@ -66,7 +66,7 @@ class Moments:
         """Standard error of the mean of n examples drawn without replacement from ``total``.
 
         sqrt( s^2 / n * (1 - n / total) ) with s^2 the sample variance (n - 1 in the denominator); the second factor is
-        the finite-population correction (Cochran 1977, Sampling Techniques, eq. 2.19): all examples, no error. When
+        the finite-population correction (Cochran 1977, Sampling Techniques, eq. 2.19). When
         ``n == total`` the data is itself taken as a sample from the task, and the correction is left out.
 
         Raises:

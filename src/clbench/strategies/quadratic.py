@@ -33,7 +33,7 @@ class QuadraticStrategy(Strategy):
     A subclass says what the importance of a task is (``importance``) and how it joins what is remembered (``merge``).
 
     Args:
-        lam: strength, >= 0; importance is a mean over examples, so it does not depend on their number.
+        lam: strength, >= 0; a measured importance is a mean over examples, so it does not depend on their number.
         include, exclude: patterns on the names of parameters, see ``selected``; what is not selected has no importance
             and no anchor, and learns freely.
 

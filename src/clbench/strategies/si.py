@@ -26,9 +26,9 @@ class SI(QuadraticStrategy):
     gradient is that of the task loss alone, before penalty, weight decay and clipping; the movement is what was made
     of it. The paper has no 1/2 in the penalty, so its c is our lam / 2.
 
-    Importance costs no pass over data, but four tensors per parameter while a task is learned. Under DDP gradients are
-    averaged before they are read here, so every process has the same sums. All steps of a task count, with
-    ``consolidate=best`` also those after the epoch whose weights are kept.
+    Importance costs no pass over data, but four tensors per parameter while a task is learned, beside the two of the
+    penalty. Under DDP gradients are averaged before they are read here, so every process has the same sums. All steps of a
+    task count, with ``consolidate=best`` also those after the epoch whose weights are kept.
 
     Args:
         lam: strength, >= 0.
