@@ -111,7 +111,7 @@ def lead(setting: Setting) -> str:
     if first.lams > 1:
         more.append(_chosen(bool(first.chosen), setting.select).capitalize() + ".")
         tried = setting.cells[setting.cells.variant == first.variant].lam
-        if first.lam in (tried.min(), tried.max()):
+        if first.chosen and first.lam in (tried.min(), tried.max()):
             end = "smallest" if first.lam == tried.min() else "largest"
             more.append(f"It is the {end} that was tried: the best may lie beyond.")
     return f"<p>{answer}</p>" + (f"<p>{' '.join(more)}</p>" if more else "")
