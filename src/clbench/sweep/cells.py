@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clbench.config import config_hash, drop_foreign_options
-from clbench.folder import learned
+from clbench.folder import FINISHED, learned
 
 Compose = Callable[[Sequence[str]], DictConfig]
 """Overrides -> the configuration, Hydra's part included."""
@@ -72,7 +72,7 @@ class Cell:
         found, first = self.metrics(folder), self.cfg.first_tasks
         if found is None:
             return False
-        return found["status"] == "complete" or (first is not None and learned(found) >= first)
+        return found["status"] == FINISHED or (first is not None and learned(found) >= first)
 
 
 def different(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Cell]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.errors import SweepFailed
+from clbench.folder import FINISHED
 from clbench.sweep.cells import Cell, Compose, different, others
 from clbench.sweep.estimate import cost
 
@@ -46,7 +47,7 @@ class Work:
     def complete(self) -> list[dict[str, Any] | None]:
         """metrics.json of each cell that has learned all its tasks by now."""
         found = [cell.metrics(self.folder) for cell in self.cells]
-        return [m if m is not None and m["status"] == "complete" else None for m in found]
+        return [m if m is not None and m["status"] == FINISHED else None for m in found]
 
 
 def before(work: Work) -> None:
