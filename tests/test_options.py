@@ -67,6 +67,22 @@ def test_epochs_and_steps_are_one_number_or_one_per_task(run, tmp_path):
         (["consolidate=best", "data.validation=0"], "need validation data"),
         (["eval_every=0"], "eval_every=0: at least 1 step"),
         (["log_every=0"], "log_every=0: at least 1 step"),
+        (
+            ["optimizer.make.lr=-1"],
+            "Adam cannot be made .Invalid learning rate: -1.: change the options optimizer.make",
+        ),
+        (["+optimizer.make.momentum=1"], "Adam cannot be made .*momentum.*: change the options"),
+        (
+            ["scheduler=step", "scheduler.make.step_size=x"],
+            "StepLR cannot be made.*: change the options scheduler.make",
+        ),
+        (["trainer.precision=bf16-true"], "precision=bf16-true has weights that are not float32: use 32-true"),
+        (["trainer.precision=64"], "precision=64 has weights that are not float32: use 32-true"),
+        (
+            ["scheduler=cosine", "scheduler.interval=epoch"],
+            "T_max is told the number of steps: use scheduler.interval=step",
+        ),
+        (["scheduler=step", "scheduler.interval=batch"], "scheduler.interval='batch' is not one of epoch, step"),
     ],
 )
 def test_a_wrong_option_is_named(run, options, message):
@@ -97,6 +113,14 @@ def test_best_keeps_the_weights_of_the_epoch_with_the_lowest_validation_loss(run
     lowest, _ = min(epochs, key=lambda pair: pair[1])
     assert lowest is not epochs[-1][0], "the last epoch is the best: the test shows nothing"
     assert same_checkpoint(weights_and_loss("best")[0], lowest)
+
+
+@pytest.mark.parametrize("length", ["epochs=[1,2]", "steps=7", "steps=[3,50]", "epochs=3"])
+def test_the_cosine_schedule_ends_with_each_task_however_long_it_is(run, tmp_path, length):
+    run(*SHORT, length, "strategy=joint", "optimizer=sgd", "optimizer.reset=false", "scheduler=cosine")
+    for task in range(2):
+        (group,) = load(tmp_path / f"run/checkpoints/task_{task}.ckpt")["optimizer"]["param_groups"]
+        assert group["lr"] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "step"])

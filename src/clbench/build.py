@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -44,11 +45,18 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
         init_from(body, path)
     net = Net(body, scenario.build_head(features, outputs_of(sequence, cfg.loss)))
     check_small_batches(net, strategy, sequence, cfg)
-    optimizer = instantiate(cfg.optimizer.make)
-    scheduler = instantiate(cfg.scheduler.make)
     learner = Learner(
-        net, optimizer, cfg.optimizer.reset, cfg.bn, scheduler, cfg.scheduler.interval, cfg.compile, cfg.loss
+        net,
+        instantiate(cfg.optimizer.make),
+        cfg.optimizer.reset,
+        cfg.bn,
+        instantiate(cfg.scheduler.make),
+        cfg.scheduler.interval,
+        cfg.compile,
+        cfg.loss,
+        cfg.scheduler.get("length"),
     )
+    check_optimizer(cfg, net)
     return sequence, learner, strategy
 
 
@@ -103,6 +111,38 @@ def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequen
                 f"batch_size={size} leaves a last batch of one example in task {index}, on which BatchNorm cannot be trained: "
                 "use data.drop_last=true or another batch_size"
             )
+
+
+def check_optimizer(cfg: DictConfig, net: nn.Module) -> None:
+    """Raise ConfigError if the optimiser, or its schedule, cannot be made with the options it is given."""
+    try:
+        optimizer = instantiate(cfg.optimizer.make)(net.parameters())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"optimizer={cfg.optimizer.make._target_} cannot be made ({error}): change the options optimizer.make.*"
+        ) from error
+    if cfg.scheduler.make is None:
+        return
+    length = cfg.scheduler.get("length")
+    try:
+        schedule = instantiate(cfg.scheduler.make)(optimizer, **({} if length is None else {length: 10}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing was trained
+            schedule.step()
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ConfigError(
+            f"scheduler={cfg.scheduler.make._target_} cannot be made, or not followed without more ({error}): change the options "
+            "scheduler.make.*, or use another scheduler"
+        ) from error
+
+
+def check_precision(precision: Any) -> None:
+    """Raise ConfigError if the weights would be of another type than the data: importances are measured in theirs."""
+    if (str(precision).endswith("-true") and precision != "32-true") or str(precision) == "64":
+        raise ConfigError(
+            f"trainer.precision={precision} has weights that are not float32: use 32-true, bf16-mixed or 16-mixed (weights stay "
+            "float32, a step is computed in fewer bits)"
+        )
 
 
 def check_device(accelerator: str, devices: Any) -> None:

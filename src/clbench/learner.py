@@ -41,11 +41,12 @@ class Learner(L.LightningModule):
             second task on, its statistics stay those of the first (its scale and shift still learn).
         scheduler: makes a learning-rate scheduler of the optimiser, anew for every task; None = a constant rate.
         scheduler_interval: it steps every ``epoch`` or every ``step``.
+        scheduler_length: its argument that is to be the number of steps of the task, for example ``T_max``.
         compile: compile the loss that is trained; importance and evaluation stay eager.
         loss: ``cross_entropy``, or ``binary_cross_entropy`` for a net with one output, the logit of label 1.
 
     Raises:
-        ConfigError: unknown ``bn`` or ``loss``.
+        ConfigError: unknown ``bn`` or ``loss``; a ``scheduler_length``, which counts steps, of a scheduler that counts epochs.
     """
 
     def __init__(
@@ -54,16 +55,24 @@ class Learner(L.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         reset_optimizer: bool = True,
         bn: str = "train",
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
         scheduler_interval: str = "epoch",
         compile: bool = False,
         loss: str = "cross_entropy",
+        scheduler_length: str | None = None,
     ) -> None:
         super().__init__()
         if bn not in ("train", "freeze_after_first"):
             raise ConfigError(f"bn={bn!r} is not one of train, freeze_after_first")
         if loss not in LOSSES:
             raise ConfigError(f"loss={loss!r} is not one of {', '.join(LOSSES)}")
+        if scheduler_interval not in ("epoch", "step"):
+            raise ConfigError(f"scheduler.interval={scheduler_interval!r} is not one of epoch, step")
+        if scheduler_length is not None and scheduler_interval != "step":
+            raise ConfigError(
+                f"scheduler.length={scheduler_length} is told the number of steps: use scheduler.interval=step, or "
+                f"scheduler.length=null and scheduler.make.{scheduler_length} in epochs"
+            )
         self.net = net
         self.bn = bn
         self.reset_optimizer = reset_optimizer
@@ -71,6 +80,7 @@ class Learner(L.LightningModule):
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._scheduler_interval = scheduler_interval
+        self._scheduler_length = scheduler_length
         self.loss_name = loss
         self.terms: dict[str, Term] = {}
         self.extend: Callable[[Batch], Batch] | None = None
@@ -118,7 +128,9 @@ class Learner(L.LightningModule):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": carried})
         if self._make_scheduler is None:
             return optimizer
-        scheduler = {"scheduler": self._make_scheduler(optimizer), "interval": self._scheduler_interval}
+        length = self._scheduler_length
+        told = {} if length is None else {length: steps_of(self.trainer)}
+        scheduler = {"scheduler": self._make_scheduler(optimizer, **told), "interval": self._scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_start(self) -> None:
@@ -131,6 +143,18 @@ class Learner(L.LightningModule):
     def on_train_end(self) -> None:
         if not self.reset_optimizer:
             self.optimizer_state = deepcopy(self.trainer.optimizers[0].state_dict())
+
+
+def steps_of(trainer: L.Trainer) -> int:
+    """Optimiser steps of a fit of a task.
+
+    ``Trainer.estimated_stepping_batches`` would make the loader before a checkpoint brings it to its place.
+    """
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return -(-batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
 
 
 def learner_outputs(learner: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from clbench.build import build, check_device
+from clbench.build import build, check_device, check_precision
 from clbench.cli import errors_in_one_line, quiet_lightning, refuse_dashes
 from clbench.config import budget, check_numbers, conf_dir, drop_foreign_options, refuse_foreign_options
 from clbench.describe import describe, flat, plan
@@ -63,6 +63,7 @@ def train(cfg: DictConfig) -> float | None:
     if threads := cfg.threads or (1 if sweeping else None):
         torch.set_num_threads(threads)
     check_device(cfg.trainer.accelerator, cfg.trainer.devices)
+    check_precision(cfg.trainer.get("precision"))
     quiet_lightning()
 
     folder = own_folder(cfg)
