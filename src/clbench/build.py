@@ -27,6 +27,11 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     Raises:
         ConfigError: a value that cannot be; a net whose input does not fit the data; ``init_from`` does not fit the net.
     """
+    if "_target_" not in cfg.strategy:
+        raise ConfigError(
+            f"strategy has {', '.join(map(str, cfg.strategy)) or 'nothing'}, no _target_: begin its yaml with the line "
+            "'# @package _global_', with which its keys (lam, strategy) stand at the top level"
+        )
     strategy = instantiate(cfg.strategy)
     scenario = instantiate(cfg.scenario)
     make_sequence = instantiate(cfg.data, _partial_=True, _convert_="all")
