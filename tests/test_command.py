@@ -217,7 +217,9 @@ def test_a_strategy_from_outside_is_one_file_and_one_yaml(command, tmp_path):
     assert json.loads((tmp_path / "searched/metrics.json").read_text())["accuracy_matrix"] == result["accuracy_matrix"]
     (tmp_path / "more/strategy/nested.yaml").write_text("lam: 0.5\nstrategy:\n  _target_: mine.Twice\n  lam: ${lam}\n")
     done = command("--config-dir", "more", "strategy=nested", *TINY, environment=environment)
-    assert done.stderr.startswith("error: strategy has lam, strategy, no _target_: begin its yaml with the line '# @package")
+    assert done.stderr.startswith(
+        "error: strategy has lam, strategy, no _target_: begin its yaml with the line '# @package"
+    )
 
 
 def test_clbench_train_is_the_same_command(tmp_path):
