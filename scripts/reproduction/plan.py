@@ -76,11 +76,11 @@ def final(row: Row, point: Point) -> list[Cell]:
 
 
 def at_an_edge(row: Row, trials: Sequence[tuple[Point, Any]], best: Point) -> list[str]:
-    """The keys whose best value is the smallest or largest that was tried, of those with at least three numbers."""
+    """The keys whose best value is the smallest or largest that was tried, of those with several numbers."""
     edges = []
     for key in row.grid:
         values = sorted({point[key] for point, _ in trials if isinstance(point[key], int | float)})
-        if len(values) > 2 and best[key] in (values[0], values[-1]):
+        if len(values) > 1 and best[key] in (values[0], values[-1]):
             edges.append(key)
     return edges
 
