@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from reproduction.collect import collect
@@ -68,13 +69,28 @@ def reproduce(args: argparse.Namespace) -> None:
     if args.quick:
         protocol = quick(protocol)
     store = Store(args.runs / protocol.name.replace("-full", ""))  # both forms share the runs that they share
+    folder = store.folder / "results" if args.quick else args.results
+    for option, needed in (("--runs", store.folder), ("--results", folder)):
+        check_writable(option, needed)
     results = finish(protocol, store, args.workers)
     found = collect(protocol, results, store.hash)
-    folder = store.folder / "results" if args.quick else args.results
     write(found, folder)
+    store.clear_shared()
     if folder == RESULTS:
         write_index(RESULTS, PAGE)
     print(f"{outcome(found)}; {folder / protocol.name}.md")
+
+
+def check_writable(option: str, folder: Path) -> None:
+    """Make the folder; raise ConfigError if nothing can be written there, before anything is run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{option}: nothing can be written to {folder} ({error.strerror}): name another folder"
+        ) from error
 
 
 def finish(protocol: Protocol, store: Store, workers: int) -> Mapping[Cell, Any]:
@@ -131,6 +147,7 @@ def show_list(results: Path) -> None:
 
 
 def _committed(name: str, results: Path) -> dict[str, Any]:
+    load(name)  # says what there is, if there is no such protocol
     file = results / f"{name}.json"
     if not file.exists():
         raise ConfigError(f"there is no {file.name} in {results}: run the reproduction first")
@@ -153,7 +170,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs/reproduce", help="where runs are kept")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where results are written")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.workers < 1:
+        parser.error(f"--workers {args.workers}: at least 1")
+    return args
 
 
 if __name__ == "__main__":

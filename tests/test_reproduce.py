@@ -210,8 +210,16 @@ def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_repo
     (cell,) = results_of({"10": 0})
     found[cell] = {"diverged": "weights became non-finite"}
     assert search(row, row.select[0], found)[1] == {"lam": 1.0}
-    assert decisive(row, {}) == []
-    assert decisive(row, found) == [Cell(("strategy=ewc", "lam=1"), 0), Cell(("strategy=ewc", "lam=1"), 1)]
+    assert decisive(row, found) == []  # another point can stand in
+    found |= {
+        Cell(("strategy=ewc", "lam=1"), 1): {"diverged": "weights became non-finite"},
+        **results_of({"1000": 0.1}),
+    }
+    assert search(row, row.select[0], found)[1] == {"lam": 100.0}, "a final run diverged: the next best is taken"
+    for cell in found:
+        found[cell] = {"diverged": "weights became non-finite"}
+    with pytest.raises(ConfigError, match="row: runs diverged at every point of its grid, 3 of them"):
+        search(row, row.select[0], found)
 
 
 def test_a_row_like_another_is_run_at_the_point_chosen_for_that_row():
@@ -220,6 +228,7 @@ def test_a_row_like_another_is_run_at_the_point_chosen_for_that_row():
     assert wanted(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))  # the trials of that row
     found = results_of({"1": 0.5, "10": 0.9, "100": 0.7})
     assert wanted(row, found)[3:] == [Cell(("strategy=mas", "lam=10"), 0), Cell(("strategy=mas", "lam=10"), 1)]
+    assert decisive(row, found) == wanted(row, found)[3:]  # no other point can stand in
 
 
 def test_a_row_like_another_has_no_grid_and_the_other_has_one():

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from reproduction import verdict
-from reproduction.plan import Cell, Results, at_an_edge, final, reading, search, wanted
+from reproduction.plan import Cell, Results, at_an_edge, final, lost, reading, search, wanted
 from reproduction.protocol import Claim, Protocol, Row, Selection
 from reproduction.verdict import summary
 
@@ -68,7 +68,7 @@ def _row(protocol: Protocol, row: Row, results: Results, hash_of: Callable[[Cell
         "name": row.name,
         "command": " ".join(["python -m clbench.train", *row.overrides]),
         "findings": row.findings.strip(),
-        "seconds": fmean(results[cell]["seconds"]["total"] for cell in judged(row, results)),
+        "seconds": median(results[cell]["seconds"]["total"] for cell in judged(row, results)),
         "grid": {key: list(values) for key, values in row.grid.items()},
         "baseline": row.baseline,
         "published_curve": {metric: list(values) for metric, values in row.curve.items()},
@@ -98,7 +98,7 @@ def _trials(protocol: Protocol, row: Row, rule: Selection, results: Results) -> 
     """Every point that a rule looked at."""
     points = []
     for point, cells in search(row, rule, results)[0]:
-        runs = [results[cell] for cell in cells]
+        runs = [results[cell] for cell in {*cells, *lost(row, point, results)}]
         ended = [run for run in runs if "diverged" not in run]
         numbers = {m: _summarised([reading(run, key) for run in ended]) for m, key in protocol.metrics.items() if ended}
         score = fmean(reading(run, rule.by) for run in runs) if len(ended) == len(runs) else None

@@ -29,7 +29,7 @@ class Failure(NamedTuple):
 
 
 def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> list[Failure]:
-    """Run all ``jobs``; ``done`` is called after each that ended well.
+    """Run all ``jobs``; ``done`` is called after each that ended well. If the first to end fails, the others are not begun.
 
     Interrupted (Ctrl-C), it ends its workers and raises on: finished runs stay, the others have written nothing half.
     """
@@ -37,6 +37,7 @@ def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> 
     failures: list[Failure] = []
     busy: dict[Connection, tuple[Worker, Job]] = {}
     idle: list[Worker] = []
+    ended_well = False
 
     def feed() -> None:
         while waiting and len(busy) < workers:
@@ -64,6 +65,9 @@ def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> 
                     failures += [] if reason is None else [Failure(cell, *reason)]
                     if reason is None:
                         done(cell)
+                        ended_well = True
+                if not ended_well and any(not failure.diverged for failure in failures):
+                    waiting.clear()  # the first one failed, of no fault of its own: a data set is missing, say
             feed()
     finally:
         for worker in [*idle, *(worker for worker, _ in busy.values())]:

@@ -47,6 +47,7 @@ def train_here(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
     with open_dict(whole):
         whole.hydra.runtime.output_dir = str(folder)
         whole.hydra.mode = "MULTIRUN"  # quiet
+        whole.hydra.sweep.dir = str(folder.parent)  # where runs find what they have in common
     HydraConfig.instance().set_config(whole)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):

@@ -44,10 +44,10 @@ def wanted(row: Row, results: Results) -> list[Cell]:
 
 
 def decisive(row: Row, results: Results) -> list[Cell]:
-    """The final runs of a row that are known to be needed: one of these may not diverge, a trial may."""
+    """The final runs of a row that no other point of a grid can stand in for: one of these may not diverge."""
     if not row.select:
         return final(row, {})
-    chosen = [search(row, selection, results)[1] for selection in row.select]
+    chosen = [search(row, selection, results)[1] for selection in row.select if row.like]
     return [cell for best in chosen if best is not None for cell in final(row, best)]
 
 
@@ -55,15 +55,25 @@ def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple
     """The points of the grid with their trial runs, and the best point once all of these are finished.
 
     Where the best value is the smallest or largest of a key that ``selection.extend`` names, the grid goes on by that
-    factor and the search with it.
+    factor and the search with it. A point with a run that diverged, a final one too, is not chosen.
+
+    Raises:
+        ConfigError: no point is left.
     """
+
+    def score(trial: tuple[Point, list[Cell]]) -> float:
+        point, cells = trial
+        return fmean(reading(results[cell], selection.by) for cell in [*cells, *lost(row, point, results)])
+
     grid = {key: list(values) for key, values in row.grid.items()}
     while True:
         points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
         trials: list[tuple[Point, list[Cell]]] = [(point, _cells(row, point, selection)) for point in points]
         if any(cell not in results for _, cells in trials for cell in cells):
             return trials, None
-        best = max(trials, key=lambda trial: fmean(reading(results[cell], selection.by) for cell in trial[1]))[0]
+        best = max(trials, key=score)[0]
+        if score((best, _cells(row, best, selection))) == -math.inf:
+            raise ConfigError(f"{row.name}: runs diverged at every point of its grid, {len(points)} of them")
         wider = _widened(grid, row, best, selection.extend)
         if wider == grid:
             return trials, best
@@ -73,6 +83,11 @@ def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple
 def final(row: Row, point: Point) -> list[Cell]:
     """The runs at the chosen point that are judged."""
     return [Cell((*row.overrides, *overrides_of(point)), seed) for seed in row.seeds]
+
+
+def lost(row: Row, point: Point, results: Results) -> list[Cell]:
+    """The final runs at a point that diverged, of a row that chooses for itself."""
+    return [] if row.like else [cell for cell in final(row, point) if "diverged" in results.get(cell, {})]
 
 
 def at_an_edge(row: Row, trials: Sequence[tuple[Point, Any]], best: Point) -> list[str]:

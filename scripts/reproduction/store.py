@@ -54,6 +54,10 @@ class Store:
         if path.exists() and not (path / "checkpoints").exists():
             shutil.rmtree(path)
 
+    def clear_shared(self) -> None:
+        """Remove what runs had in common: it is needed no more."""
+        shutil.rmtree(self.folder / "prefixes", ignore_errors=True)
+
     def finished(self, cell: Cell) -> None:
         """Write where a run comes from; with this file it counts as finished."""
         text = json.dumps({"commit": self.commit, "machine": machine()}, indent=2) + "\n"

@@ -84,7 +84,7 @@ def index(all_found: list[dict[str, Any]]) -> str:
         "Written by `python scripts/reproduce.py --index`. A number matches if |ours - theirs| is at most",
         "2 sqrt(se_ours^2 + se_theirs^2); beside a single published run, if that lies within our mean +- 2 sd.",
         "",
-        "| reproduction | outcome | runs | seconds, one core | commit |",
+        "| reproduction | outcome | runs | seconds of all runs, other programs beside them | commit |",
         "|---|---|---|---|---|",
     ]
     for found in all_found:
@@ -112,7 +112,7 @@ def selection_label(selection: dict[str, Any]) -> str:
 
 
 def _table(found: dict[str, Any]) -> Iterator[str]:
-    yield "| row | metric | ours, mean ± se (n) | 95 % | theirs | difference | tolerance | verdict | seconds a run |"
+    yield "| row | metric | ours, mean ± se (n) | 95 % | theirs | difference | tolerance | verdict | seconds a run (median) |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for row in found["rows"]:
         for selection in row["selections"]:
@@ -140,7 +140,7 @@ def _trials(found: dict[str, Any]) -> Iterator[str]:
         for trials in row["trials"]:
             metrics = list(found["metrics"])
             extra = f", runs with {' '.join(trials['overrides'])}" if trials["overrides"] else ""
-            yield from (f"## Grid of {row['name']}{extra}", "")
+            yield from (f"## Grid of {row['name']}, {len(trials['points'])} points{extra}", "")
             yield f"| {', '.join(row['grid'])} | {' | '.join(metrics)} | {trials['by']} |"
             yield "|---" * (len(metrics) + 2) + "|"
             for trial in trials["points"]:

@@ -19,6 +19,7 @@ from clbench.nets import Net, features_of, init_from
 from clbench.seeding import derive
 from clbench.sequence import reseed
 from clbench.strategies import Strategy
+from clbench.strategies.rehearsal import RehearsalStrategy
 
 
 def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
@@ -105,6 +106,15 @@ def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequen
     if size == 1 and nn.BatchNorm1d in kinds:
         raise ConfigError(
             "batch_size=1: BatchNorm cannot be trained on one example, use at least 2 or a net without it"
+        )
+    if (
+        isinstance(strategy, RehearsalStrategy)
+        and nn.BatchNorm1d in kinds
+        and strategy.fewest(size, len(sequence)) == 1
+    ):
+        raise ConfigError(
+            f"BatchNorm cannot be trained on one example, but {type(strategy).__name__} would pass old examples through the net "
+            "one at a time: use at least 2 for memory and strategy.replay, or a net without BatchNorm"
         )
     if not kinds or size == 1 or sequence.drop_last:
         return

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from clbench.params import Params
 
@@ -70,6 +71,7 @@ class Calibrated(nn.Module):
 
     calibration: Calibration
     held: Tensor | None = None
+    _called: RemovableHandle
 
     @property
     def theta(self) -> Tensor:
@@ -109,8 +111,16 @@ class CalibratedNeurons(Calibrated):
 
 
 def layers(net: nn.Module) -> dict[str, nn.Module]:
-    """The layers of ``net`` that can be calibrated, by name."""
-    return {name: layer for name, layer in net.named_modules() if isinstance(layer, LAYERS)}
+    """The layers of ``net`` that can be calibrated, by name.
+
+    Not the output layer of nn.MultiheadAttention: it is never called, only its weight is read.
+    """
+    never_called = nn.modules.linear.NonDynamicallyQuantizableLinear
+    return {
+        name: layer
+        for name, layer in net.named_modules()
+        if isinstance(layer, LAYERS) and not isinstance(layer, never_called)
+    }
 
 
 def calibrated(net: nn.Module) -> dict[str, Calibrated]:
@@ -158,11 +168,14 @@ def calibrate(
         layer = there[name]
         layer.register_module("calibration", Calibration(layer._parameters["weight"], weights, features))  # type: ignore[arg-type]
         layer.__class__ = _calibrated_class(type(layer))  # type: ignore[arg-type]
+        layer._called = layer.register_forward_hook(_called)  # type: ignore[assignment]
 
 
 def remove(net: nn.Module) -> None:
     """Take all calibration off: ``net`` is what it was, with the values that theta has now."""
     for layer in calibrated(net).values():
+        layer._called.remove()
+        del layer._called
         del layer._modules["calibration"]
         layer.__class__ = type(layer).__bases__[1]
 
@@ -177,6 +190,10 @@ def held_weights(layers: Sequence[Calibrated]) -> Iterator[list[Tensor]]:
     finally:
         for layer in layers:
             layer.held = None
+
+
+def _called(layer: nn.Module, inputs: Any, output: Any) -> None:
+    """Nothing; but nn.TransformerEncoderLayer, which in eval mode only reads a layer's weight, calls one that has a hook."""
 
 
 @cache

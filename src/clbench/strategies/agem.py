@@ -57,16 +57,22 @@ class AGEM(RehearsalStrategy):
             loss = pl_module.loss(pl_module.net(old.x, old.task), old.y)
             reference = torch.autograd.grad(loss, params, allow_unused=True)
         pairs = [(p, r) for p, r in zip(params, reference, strict=True) if r is not None]
-        for p, _ in pairs:
-            if p.grad is None:  # an old head: the projection may move it
-                p.grad = torch.zeros_like(p)
-        project([p.grad for p, _ in pairs], [r for _, r in pairs])
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p, _ in pairs]
+        if project(gradient, [r for _, r in pairs]):
+            for (p, _), g in zip(pairs, gradient, strict=True):
+                p.grad = g  # of an old head too, which else stays without one and is not moved, by weight decay neither
 
 
-def project(gradient: list[Tensor], reference: list[Tensor]) -> None:
-    """Take from ``gradient``, in place, its part against ``reference``; both a list of tensors, of the same shapes."""
+def project(gradient: list[Tensor], reference: list[Tensor]) -> bool:
+    """Take from ``gradient``, in place, its part against ``reference``; both a list of tensors, of the same shapes.
+
+    Returns:
+        Whether there was one.
+    """
     dot = torch.stack([(g * r).sum() for g, r in zip(gradient, reference, strict=True)]).sum()
+    if dot >= 0:
+        return False
     square = torch.stack([r.square().sum() for r in reference]).sum()
-    against = torch.where(dot < 0, dot / square, 0.0)  # dot < 0 only where square > 0
     for g, r in zip(gradient, reference, strict=True):
-        g.sub_(against * r)
+        g.sub_(dot / square * r)
+    return True

@@ -21,7 +21,7 @@ from clbench.memory import Ring
 from clbench.nets.resnet import BasicBlock
 from clbench.params import trainable
 from clbench.strategies.nccl_steps import TwoLevels
-from clbench.strategies.options import one_of, positive, strength, whole
+from clbench.strategies.options import flag, one_of, positive, strength, whole
 from clbench.strategies.selection import Patterns, selected
 
 
@@ -111,9 +111,9 @@ class NCCL(TwoLevels):
         if isinstance(terms, str) or not isinstance(terms, Sequence) or not set(terms) <= {"a", "b"}:
             raise ConfigError(f"strategy.terms={terms}: it is a list of a (consolidation) and b (distillation)")
         self.terms = frozenset(terms)
-        self.wcm = wcm
-        self.fcm = fcm
-        self.rehearsal = rehearsal
+        self.wcm = flag("strategy.wcm", wcm)
+        self.fcm = flag("strategy.fcm", fcm)
+        self.rehearsal = flag("strategy.rehearsal", rehearsal)
         self.include = include
         self.exclude = exclude
         self.examples = 0
@@ -161,6 +161,9 @@ class NCCL(TwoLevels):
         """Not what is done with examples of earlier tasks, outer steps among it: there are none."""
         later = ("lam", "replay", "outer_steps", "outer_lr", "temperature", "gamma", "reg", "outer_clip", "kl", "terms")
         return {name: value for name, value in options.items() if name not in later}
+
+    def fewest(self, batch_size: int, tasks: int) -> int | None:
+        return min(self.drawn, batch_size, self.each) if self.rehearsal else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         super().on_train_start(trainer, pl_module)

@@ -81,6 +81,11 @@ class RehearsalStrategy(LearnerStrategy):
         assert self.memory is not None
         self.memory.to(pl_module.device)
 
+    def fewest(self, batch_size: int, tasks: int) -> int | None:
+        """Examples in the smallest pass through the net that has old ones only; None if there is no such pass."""
+        kept = self.each * (tasks if self.buffer == "reservoir" else 1)
+        return min(self.replay or batch_size, kept)
+
     def remember(self, batch: Batch, **more: Tensor) -> None:
         """Offer the examples of the task that is being learned to the memory, with ``more`` tensors (N, ...) of each."""
         rows: Rows = {"x": batch.x, "y": batch.y, "task": torch.full_like(batch.y, self._index), **more}
