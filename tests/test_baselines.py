@@ -131,14 +131,37 @@ def test_the_distance_to_kept_outputs_is_over_what_was_kept_only():
     assert torch.equal(z.grad, torch.tensor([[1.0, 2.0, 0.0], [-3.0, 0.0, -4.0]]))
 
 
-def test_derpp_is_der_with_the_labels_of_another_draw():
-    tasks, parts = sequence(), []
-    learn(tasks, learner(tasks), DERpp(alpha=0.3, beta=0.7, memory=8), watch=lambda t, m, o, b: parts.append(dict(o)))
-    assert list(parts[0]) == ["loss", "task_loss", "dark", "replay"]
-    assert parts[0]["replay"] == parts[0]["dark"] == 0
-    for p in parts[2:]:
-        assert p["replay"] > 0
-        assert p["dark"] > 0
+@SCENARIOS
+def test_derpp_is_der_with_the_labels_of_another_draw(scenario):
+    """Each term from its own draw: alpha times the distance of outputs, beta times the loss on labels."""
+    tasks, parts, draws, nets = sequence(scenario), [], [], []
+    strategy = DERpp(alpha=0.3, beta=0.7, memory=8)
+    recall, module = strategy.recall, learner(tasks)
+    net = deepcopy(module.net)
+
+    def record(number, among=None):
+        draws.append(recall(number, among))
+        nets.append(deepcopy(module.net.state_dict()))
+        return draws[-1]
+
+    strategy.recall = record
+    learn(tasks, module, strategy, watch=lambda t, m, o, b: parts.append((t.datamodule.index, dict(o))))
+    assert list(parts[0][1]) == ["loss", "task_loss", "dark", "replay"]
+    assert parts[0][1]["replay"] == parts[0][1]["dark"] == 0
+    pairs = list(zip(draws[::2], draws[1::2], nets[::2], strict=True))
+    assert any(not torch.equal(dark[0].x, replay[0].x) for dark, replay, _ in pairs[1:])
+    for (index, p), (dark, replay, weights) in list(zip(parts, pairs, strict=True))[1:]:
+        net.load_state_dict(weights)
+        batch, rows = dark
+        z = net(batch.x, 2 if scenario == "class" else batch.task)  # all columns, those of classes to come too
+        each = [
+            (row[~kept.isnan()] - kept[~kept.isnan()]).square().sum()
+            for row, kept in zip(z, rows["outputs"], strict=True)
+        ]
+        torch.testing.assert_close(p["dark"], 0.3 * torch.stack(each).mean())
+        batch, _ = replay
+        expected = 0.7 * cross_entropy(net(batch.x, batch.task if scenario == "task" else index), batch.y)
+        torch.testing.assert_close(p["replay"], expected)
         torch.testing.assert_close(p["loss"], p["task_loss"] + p["replay"] + p["dark"])
 
 
@@ -162,6 +185,27 @@ def test_a_projected_gradient_is_never_against_the_reference_and_is_untouched_wh
             square = sum(b.square().sum() for b in r)
             for a, b, reference in zip(g, before, r, strict=True):
                 torch.testing.assert_close(a, b - dot / square * reference)
+
+
+def test_where_agem_does_not_project_heads_of_earlier_tasks_are_not_moved():
+    tasks = sequence("task")
+    decaying = partial(torch.optim.SGD, weight_decay=0.1)
+    module, strategy, moved, projected = learner(tasks, 0.1, decaying), AGEM(memory=8), [], []
+
+    class Around(L.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.before = [head.weight.clone() for head in pl_module.net.head.heads]
+            projected.append(pl_module.net.head.heads[0].weight.grad is not None)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            now = pl_module.net.head.heads[0].weight
+            moved.append(not torch.equal(now, self.before[0]))
+
+    strategy.attach(module, tasks)
+    for task in tasks:
+        trainer([strategy, Around()], max_epochs=3).fit(module, datamodule=task)
+    assert moved == projected
+    assert 0 < sum(moved[12:]) < len(moved[12:])
 
 
 @SCENARIOS
@@ -225,6 +269,31 @@ def test_the_distillation_and_its_gradient_are_zero_when_a_task_begins(scenario)
     assert not module.net.body._forward_hooks
 
 
+def test_the_old_outputs_are_those_in_evaluation_mode_of_the_classes_seen_before():
+    """Class-incremental: the columns of the newest task are no old ones. Dropout and BatchNorm of the old net are quiet."""
+    tasks, strategy, seen = sequence("class"), LwF(lam=2.0), []
+    torch.manual_seed(0)
+    body = mlp(tasks.shape, (12,), batch_norm=True, dropout=0.5)
+    module = Learner(Net(body, tasks.scenario.build_head(12, tasks.sizes)), partial(torch.optim.SGD, lr=0.1))
+    before = []
+
+    class Start(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            before.append(deepcopy(pl_module.net).eval())
+
+    def check(t, pl_module, outputs, batch):
+        if t.datamodule.index == 2:
+            old = before[-1](batch.x, 1).detach()
+            assert old.isfinite().sum(1).tolist() == [4] * len(batch.y)
+            z = pl_module.net.head(strategy.features.last, 1)
+            torch.testing.assert_close(pl_module.terms["distillation"](batch, z), 2.0 * distance(z, old, 2.0))
+            seen.append(batch)
+
+    for task in tasks:
+        trainer([Start(), strategy, Watch(check)]).fit(module, datamodule=task)
+    assert seen
+
+
 def test_the_distillation_is_over_every_old_head_at_temperature_t():
     generator = torch.Generator().manual_seed(0)
     z, target = (torch.randn(5, 3, generator=generator, dtype=torch.double) for _ in range(2))
@@ -263,6 +332,21 @@ def test_joint_scratch_learns_all_tasks_so_far_from_the_first_weights(run):
     assert examples == [64, 128, 192]
     for start in starts:
         assert all(torch.equal(start[name], first[name]) for name in first)
+
+
+def test_joint_scratch_begins_with_fresh_moments_too():
+    tasks, moments = sequence(), []
+    module, strategy = learner(tasks, 0.01, torch.optim.Adam), JointScratch()
+    module.reset_optimizer = False
+
+    class Start(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            moments.append(len(trainer.optimizers[0].state))
+
+    strategy.attach(module, tasks)
+    for index in range(2):
+        trainer([strategy, Start()]).fit(module, datamodule=strategy.training_data(tasks, index))
+    assert moments == [0, 0]
 
 
 def test_independent_forgets_nothing_and_its_nets_share_nothing(run, tmp_path):

@@ -285,6 +285,26 @@ def test_a_layer_with_a_forward_of_its_own_keeps_it():
     torch.testing.assert_close(net(x), 2 * (3 * (before / 2 - net[0].bias) + net[0].bias))
 
 
+def test_a_transformer_computes_the_same_in_eval_mode_with_and_without_gradients():
+    """Without hooks its fast path reads the weights of its layers and leaves the features uncalibrated."""
+    torch.manual_seed(0)
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = torch.randn(3, 5, 8)
+    plain = net(x)
+    calibrate(net)
+    assert list(calibrated(net)) == ["linear1", "linear2"]  # the output layer of its attention is never called
+    torch.testing.assert_close(net(x), plain)
+    with torch.no_grad():
+        for p in calibration(net).values():
+            p.add_(0.3 * torch.rand_like(p))
+    with_gradients = net(x)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), with_gradients.detach())
+        assert not torch.allclose(with_gradients, plain, atol=1e-2)
+    remove(net)
+    assert not any(layer._forward_hooks for layer in net.modules())
+
+
 def test_layers_that_are_not_there_or_calibrated_twice_are_refused():
     net = small_mlp()
     with pytest.raises(ValueError, match="'head' is not a Linear or convolutional layer; those are 1, 3, 5"):

@@ -59,6 +59,8 @@ ERRORS = [
     (["strategy=nccl", "gamma=0"], "gamma=0: strategy=nccl has one of its own, write strategy.gamma=0"),
     (["choose_lam_on=2"], "choose_lam_on=2 is for a grid: add -m and several values of lam, or leave it out"),
     (["net=mlp_bn", "batch_size=1"], "batch_size=1: BatchNorm cannot be trained on one example"),
+    (["net=mlp_bn", "strategy=agem", "strategy.replay=1"], "AGEM would pass old examples through the net one at a time"),
+    (["net=mlp_bn", "strategy=nccl", "memory=1"], "NCCL would pass old examples through the net one at a time"),
     (["net=mlp_bn", "steps=20", "data.examples_per_task=65"], "batch_size=32 leaves a last batch of one example in task 0"),
     (
         ["net=mlp_bn", "strategy=joint", "data.tasks=2", "data.validation=0", "data.examples_per_task=[40,57]"],

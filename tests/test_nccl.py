@@ -181,6 +181,17 @@ def test_every_update_is_that_of_the_reference(options):
     strategy = Recorded(**options)
     learn(strategy, tasks=2)
     assert len(strategy.updates) == 8
+    inner, gamma = strategy.inner_steps, strategy.gamma
+    for (
+        index,
+        *_,
+        draws,
+        _,
+        _,
+    ) in strategy.updates:  # old examples of 7 kept: 9 are asked for, then as many as in a batch
+        old = [7] if index and gamma else []
+        outer = [5] * strategy.outer_steps * index
+        assert [len(batch.y) for batch, _ in draws] == [*old, *([5, *old] * (inner - 1)), *outer]
     moved = 0.0
     for index, start, before, batch, draws, after, _ in strategy.updates:
         expected = reference(strategy, index, start, before, batch, draws, lr=0.1)
@@ -477,6 +488,9 @@ def test_several_processes_are_refused():
         ({"kl": "sum"}, "strategy.kl='sum' is not one of mean, batchmean"),
         ({"terms": ["c"]}, "strategy.terms=.*it is a list of a"),
         ({"terms": "ab"}, "strategy.terms=ab"),
+        ({"wcm": "no"}, "strategy.wcm='no' is not true or false"),
+        ({"fcm": None}, "strategy.fcm=None is not true or false"),
+        ({"rehearsal": "off"}, "strategy.rehearsal='off' is not true or false"),
     ],
     ids=str,
 )
