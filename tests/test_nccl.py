@@ -8,6 +8,7 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.nn.functional import cross_entropy, relu
 from torch.utils.data import DataLoader, TensorDataset
@@ -450,6 +451,35 @@ def test_a_learner_that_is_calibrated_already_is_left_so():
 def test_what_manual_optimisation_cannot_do_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         learn(NCCL(**SMALL), **options)
+
+
+def test_what_compiles_or_scales_the_loss_is_refused():
+    sequence = sequence_of()
+    with pytest.raises(ConfigError, match="compile=true compiles the loss of a step"):
+        learn(NCCL(**SMALL), sequence, learner_of(sequence, compile=True))
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(ConfigError, match="16-mixed precision needs: use trainer.precision=bf16-mixed"):
+        learn(NCCL(**SMALL), sequence, precision=None, plugins=[scaled])
+
+
+def test_the_outer_step_is_in_train_mode_and_its_old_examples_move_the_statistics_of_batchnorm():
+    """As in the code; so FCM before BatchNorm is inert."""
+
+    class Statistics(NCCL):
+        moved = 0
+
+        def _outer_step(self, *arguments):
+            norm = next(part for part in self.learner.net.modules() if isinstance(part, nn.BatchNorm1d))
+            assert norm.training
+            before = norm.running_mean.clone()
+            result = super()._outer_step(*arguments)
+            self.moved += not torch.equal(norm.running_mean, before)
+            return result
+
+    sequence = sequence_of(tasks=2)
+    strategy = Statistics(**SMALL)
+    learn(strategy, sequence, learner_of(sequence, body=mlp(sequence.shape, hidden=(6,), batch_norm=True)))
+    assert strategy.moved == 4  # every step of the second task
 
 
 def test_a_module_of_another_kind_is_refused():

@@ -7,7 +7,8 @@ A calibrated layer computes
     features   h~ = (1 + scale) * (layer(x; theta~) + shift)   FCM; tiled over batch and positions, shift on Conv only
 
 psi = 1, scale = 0 and shift = 0 at first, so nothing changes when it is put on. theta stays the parameter ``weight`` of the
-layer, under its name; ``layer.weight`` read as an attribute is theta~.
+layer, under its name; ``layer.weight`` read as an attribute is theta~, and writing into that (``nn.init``,
+``reset_parameters``) changes nothing: theta is ``layer.theta``.
 
 The residual form h + scale * h is that of the paper (eq. 4: Omega_lambda(h) (+) h) with lambda = 0 at first. The code that
 circulates multiplies by f = 1 at first, which is the same function and the same trajectory under SGD.
