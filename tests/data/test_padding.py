@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from torchvision.datasets import MNIST
 
 from clbench.data.padding import Padded
 from clbench.data.source import read
@@ -43,3 +44,9 @@ def test_what_cannot_be_padded_is_refused():
         Padded(Folder, by=2, train=True)
     with pytest.raises(ConfigError, match="by=0: a frame is at least 1 pixel wide"):
         Padded(Squares, by=0)
+
+
+def test_the_data_set_that_is_missing_is_named_not_the_padding(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="data set MNIST is not in .*file/mnist"):
+        read(partial(Padded, dataset=MNIST, by=2, root=str(tmp_path / "file/mnist")))

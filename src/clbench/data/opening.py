@@ -16,8 +16,10 @@ OFFLINE = "data=permuted_digits and data=split_digits run offline"
 
 
 def name_of(factory: Callable[..., Any]) -> str:
-    """The name of the class, or function, behind ``factory``."""
+    """The name of the class, or function, behind ``factory``; of a wrapper (``Padded``) that of the data set it wraps."""
     inner = factory.func if isinstance(factory, partial) else factory
+    if isinstance(factory, partial) and "dataset" in factory.keywords:
+        return name_of(factory.keywords["dataset"])
     return getattr(inner, "__name__", str(inner))
 
 
