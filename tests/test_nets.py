@@ -1,6 +1,8 @@
 import json
+from copy import deepcopy
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -22,6 +24,7 @@ from clbench.nets import (
     torchvision_model,
 )
 from clbench.scenario import Scenario
+from tests.conftest import trainer
 
 TASKS = torch.tensor([0, 2, 1, 1, 0])
 
@@ -411,3 +414,33 @@ def test_weights_that_do_not_fit_are_one_line_with_file_keys_and_remedy(tmp_path
     assert "\n" not in str(caught.value)
     assert f"init_from={tmp_path / file}" in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in body.state_dict().items())
+
+
+def test_convolutions_lie_channels_last_and_what_is_remembered_of_them_too(run, composed, tmp_path):
+    """Faster; nothing but the order in memory changes, and importances that a resumed run reads follow."""
+    options = ("net=cnn", "net.channels=[4,8]", "data=split_digits", "data.tasks=2", "steps=3", "strategy=ewc")
+    run(*options)
+    _, learner, strategy = build(composed(*options))
+    state = torch.load(tmp_path / "run/checkpoints/task_0.ckpt", weights_only=True)
+    strategy.load_state_dict({n: _contiguous(t) for n, t in state["strategy"].items()})
+    looked = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            for name, p in pl_module.named_parameters():
+                if p.ndim == 4:
+                    for tensor in (p, p.grad, strategy.penalty.anchor[name], strategy.penalty.importance[name]):
+                        assert tensor.is_contiguous(memory_format=torch.channels_last)
+                    looked.append(name)
+
+    trainer([strategy, Look()], max_steps=2).fit(learner, datamodule=build(composed(*options))[0][1])
+    assert len(looked) == 2 * 2
+    x = torch.rand(5, 1, 8, 8)
+    plain = deepcopy(learner.net)
+    for part in plain.modules():
+        part.to(memory_format=torch.contiguous_format)
+    torch.testing.assert_close(plain(x, 0), learner.net(x, 0))
+
+
+def _contiguous(value):
+    return {name: t.contiguous() for name, t in value.items()} if isinstance(value, dict) else value

@@ -27,8 +27,17 @@ def zeros_like(params: Mapping[str, Tensor]) -> Params:
 
 
 def moved_to(params: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
-    """``params`` on the device of the tensor of the same name in ``like`` (dtypes stay); other names stay where they are."""
-    return {name: p.to(like[name].device) if name in like else p for name, p in params.items()}
+    """``params`` as those of ``like`` lie, on which device and with which strides (dtypes stay); other names stay as they are.
+
+    Arithmetic on tensors that lie differently is slow.
+    """
+
+    def moved(p: Tensor, other: Tensor) -> Tensor:
+        if p.device == other.device and p.stride() == other.stride():
+            return p
+        return torch.empty_like(other, dtype=p.dtype, requires_grad=False).copy_(p)
+
+    return {name: moved(p, like[name]) if name in like else p for name, p in params.items()}
 
 
 def size_in_bytes(params: Mapping[str, Tensor]) -> int:
