@@ -366,7 +366,7 @@ def test_a_reproduction_is_stopped_goes_on_and_one_of_its_runs_is_verified(tmp_p
     assert said.endswith("stopped; the same command goes on after the last finished run\n")
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("*/origin.json")}
     assert 1 <= len(finished) < 4
-    assert not (folder / "results").exists()
+    assert not list((folder / "results").iterdir())
 
     process = reproduce(*command)
     _, said = process.communicate(timeout=240)
@@ -376,6 +376,9 @@ def test_a_reproduction_is_stopped_goes_on_and_one_of_its_runs_is_verified(tmp_p
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     found = json.loads((folder / "results/seed_bit_ops-quick.json").read_text())
     assert [row["name"] for row in found["rows"]] == ["EWC, lam 1e6", "EWC, lam 10"]
+    prefixes = {json.loads(file.read_text())["prefix"] for file in folder.glob("*/metrics.json")}
+    assert len(prefixes) == 2 and None not in prefixes, "a first task for each of two seeds, trained once"
+    assert not (folder / "prefixes").exists()
     for row in found["rows"]:
         assert [cell["seed"] for cell in row["cells"]] == [0, 1]
         for cell in row["cells"]:
@@ -420,6 +423,17 @@ def test_a_run_that_fails_is_said_and_hides_no_other(tmp_path):
     failures = execute([(cell, tmp_path / str(i)) for i, cell in enumerate([wrong, good])], 1, done.append)
     assert done == [good]
     assert "lam=-1: the strength of the penalty is a finite number >= 0" in failures[0].reason
+
+
+@pytest.mark.slow
+def test_where_the_first_runs_fail_for_one_reason_the_others_are_not_begun(tmp_path):
+    cells = [
+        Cell(("data=split_mnist", f"data_dir={tmp_path}/no", "data.source.root=/proc/no"), seed) for seed in range(9)
+    ]
+    failures = execute([(cell, tmp_path / str(cell.seed)) for cell in cells], 1, pytest.fail)
+    assert len(failures) == 3
+    assert len({failure.reason for failure in failures}) == 1
+    assert "data set MNIST is not in /proc/no" in failures[0].reason
 
 
 @pytest.mark.slow

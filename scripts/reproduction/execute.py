@@ -18,6 +18,7 @@ from reproduction.plan import Cell
 
 Job = tuple[Cell, Path]
 CONTEXT = get_context("spawn")
+FEW = 3
 
 
 class Failure(NamedTuple):
@@ -29,7 +30,9 @@ class Failure(NamedTuple):
 
 
 def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> list[Failure]:
-    """Run all ``jobs``; ``done`` is called after each that ended well. If the first to end fails, the others are not begun.
+    """Run all ``jobs``; ``done`` is called after each that ended well.
+
+    If the first to end all fail for one reason, a data set that is missing, say, the others are not begun.
 
     Interrupted (Ctrl-C), it ends its workers and raises on: finished runs stay, the others have written nothing half.
     """
@@ -66,13 +69,18 @@ def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> 
                     if reason is None:
                         done(cell)
                         ended_well = True
-                if not ended_well and any(not failure.diverged for failure in failures):
-                    waiting.clear()  # the first one failed, of no fault of its own: a data set is missing, say
+                if not ended_well and hopeless(failures):
+                    waiting.clear()
             feed()
     finally:
         for worker in [*idle, *(worker for worker, _ in busy.values())]:
             worker.end()
     return failures
+
+
+def hopeless(failures: Sequence[Failure]) -> bool:
+    """Whether a few runs failed for the same reason, as the others would."""
+    return len(failures) >= FEW and len({f.reason for f in failures}) == 1 and not failures[0].diverged
 
 
 class Worker:
