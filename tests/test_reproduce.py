@@ -376,9 +376,6 @@ def test_a_reproduction_is_stopped_goes_on_and_one_of_its_runs_is_verified(tmp_p
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     found = json.loads((folder / "results/seed_bit_ops-quick.json").read_text())
     assert [row["name"] for row in found["rows"]] == ["EWC, lam 1e6", "EWC, lam 10"]
-    prefixes = {json.loads(file.read_text())["prefix"] for file in folder.glob("*/metrics.json")}
-    assert len(prefixes) == 2 and None not in prefixes, "a first task for each of two seeds, trained once"
-    assert not (folder / "prefixes").exists()
     for row in found["rows"]:
         assert [cell["seed"] for cell in row["cells"]] == [0, 1]
         for cell in row["cells"]:
@@ -423,6 +420,21 @@ def test_a_run_that_fails_is_said_and_hides_no_other(tmp_path):
     failures = execute([(cell, tmp_path / str(i)) for i, cell in enumerate([wrong, good])], 1, done.append)
     assert done == [good]
     assert "lam=-1: the strength of the penalty is a finite number >= 0" in failures[0].reason
+
+
+@pytest.mark.slow
+def test_runs_of_a_reproduction_train_the_first_task_that_they_have_in_common_once(tmp_path):
+    store = Store(tmp_path / "store")
+    cells = [Cell(("data.tasks=2", "steps=8", f"lam={lam}"), seed) for seed in (0, 1) for lam in (1, 100)]
+    assert not execute([(cell, store.path(cell)) for cell in cells], 2, store.finished)
+    runs = [store.metrics(cell) for cell in cells]
+    assert len({run["prefix"] for run in runs} - {None}) == 2  # one for each seed
+    assert sum(run["seconds"]["shared"] > 0 for run in runs) == 2
+    execute([(cells[1], tmp_path / "alone/run")], 1, lambda cell: None)
+    alone = json.loads((tmp_path / "alone/run/metrics.json").read_text())
+    assert alone["accuracy_matrix"] == runs[1]["accuracy_matrix"]
+    store.clear_shared()
+    assert sorted(file.name for file in store.folder.iterdir()) == sorted(store.hash(cell) for cell in cells)
 
 
 @pytest.mark.slow
