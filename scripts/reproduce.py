@@ -147,9 +147,9 @@ def show_list(results: Path) -> None:
 
 
 def _committed(name: str, results: Path) -> dict[str, Any]:
-    load(name)  # says what there is, if there is no such protocol
     file = results / f"{name}.json"
     if not file.exists():
+        load(name)  # says what there is, if there is no such protocol
         raise ConfigError(f"there is no {file.name} in {results}: run the reproduction first")
     found: dict[str, Any] = json.loads(file.read_text())
     return found
