@@ -18,7 +18,7 @@ from typing import Any
 
 from reproduction.collect import collect
 from reproduction.execute import execute
-from reproduction.parse import load, names
+from reproduction.parse import called, load, names
 from reproduction.plan import Cell, decisive, number_of_cells, wanted
 from reproduction.progress import Progress, duration
 from reproduction.protocol import Protocol, Row, full, quick, usual
@@ -52,7 +52,8 @@ def main() -> None:
         elif args.verify:
             sys.exit(verify(_committed(args.name, args.results), args.seed, args.row))
         else:
-            reproduce(args)
+            for name in called(args.name):
+                reproduce(name, args)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on after the last finished run")
     except Exception as error:
@@ -62,9 +63,9 @@ def main() -> None:
         sys.exit(f"error: {said}")
 
 
-def reproduce(args: argparse.Namespace) -> None:
+def reproduce(name: str, args: argparse.Namespace) -> None:
     """Run what is not finished yet, then write the results."""
-    protocol = load(args.name)
+    protocol = load(name)
     protocol = full(protocol) if args.full else usual(protocol)
     if args.quick:
         protocol = quick(protocol)
@@ -157,7 +158,7 @@ def _committed(name: str, results: Path) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="which reproduction, see --list")
+    parser.add_argument("name", nargs="?", help="which reproduction, see --list; or what several begin with: nccl")
     parser.add_argument("--list", action="store_true", help="all there are, their cost and outcome")
     parser.add_argument("--index", action="store_true", help="write docs/reproductions.md anew")
     parser.add_argument(

@@ -20,7 +20,7 @@ sys.path.append(str(ROOT / "scripts"))
 from reproduction.execute import execute  # noqa: E402
 from reproduction.figure import figure  # noqa: E402
 from reproduction.here import hash_of  # noqa: E402
-from reproduction.parse import load, names, parsed  # noqa: E402
+from reproduction.parse import called, load, names, parsed  # noqa: E402
 from reproduction.plan import Cell, at_an_edge, decisive, number_of_cells, reading, search, wanted  # noqa: E402
 from reproduction.progress import duration, time_left  # noqa: E402
 from reproduction.protocol import Claim, Published, full, quick, usual  # noqa: E402
@@ -458,6 +458,12 @@ def test_the_list_names_every_reproduction_and_an_unknown_one_is_one_line():
     assert process.returncode == 1
     assert said.startswith("error: there is no reproduction seed_nothing: use one of ")
     assert said.count("\n") == 1
+
+
+def test_a_name_that_several_begin_with_is_all_of_them():
+    assert called("nccl") == ["nccl_permuted_mnist", "nccl_tiny_imagenet"]
+    assert called("permuted_mnist") == ["permuted_mnist"]
+    assert called("see") == ["see"]
 
 
 def test_the_picture_of_a_committed_result_can_be_drawn():

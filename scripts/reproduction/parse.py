@@ -22,6 +22,11 @@ def names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
+def called(name: str) -> list[str]:
+    """The reproduction of that name, or all whose names begin with it: ``nccl``."""
+    return [name] if name in names() else [n for n in names() if n.startswith(f"{name}_")] or [name]
+
+
 def load(name: str) -> Protocol:
     """The protocol ``name``.
 
