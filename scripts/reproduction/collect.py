@@ -98,7 +98,7 @@ def _trials(protocol: Protocol, row: Row, rule: Selection, results: Results) -> 
     """Every point that a rule looked at."""
     points = []
     for point, cells in search(row, rule, results)[0]:
-        runs = [results[cell] for cell in {*cells, *lost(row, point, results)}]
+        runs = [results[cell] for cell in dict.fromkeys([*cells, *lost(row, point, results)])]
         ended = [run for run in runs if "diverged" not in run]
         numbers = {m: _summarised([reading(run, key) for run in ended]) for m, key in protocol.metrics.items() if ended}
         score = fmean(reading(run, rule.by) for run in runs) if len(ended) == len(runs) else None
