@@ -73,10 +73,11 @@ def reproduce(name: str, args: argparse.Namespace) -> None:
     folder = store.folder / "results" if args.quick else args.results
     for option, needed in (("--runs", store.folder), ("--results", folder)):
         check_writable(option, needed)
-    results = finish(protocol, store, args.workers)
-    found = collect(protocol, results, store.hash)
-    write(found, folder)
-    store.clear_shared()
+    with store.held():
+        results = finish(protocol, store, args.workers)
+        found = collect(protocol, results, store.hash)
+        write(found, folder)
+        store.clear_shared()
     if folder == RESULTS:
         write_index(RESULTS, PAGE)
     print(f"{outcome(found)}; {folder / protocol.name}.md")

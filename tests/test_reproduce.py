@@ -438,6 +438,18 @@ def test_runs_of_a_reproduction_train_the_first_task_that_they_have_in_common_on
 
 
 @pytest.mark.slow
+def test_a_reproduction_that_another_process_runs_is_left_alone(tmp_path):
+    store = Store(tmp_path / "seed_bit_ops-quick")
+    store.folder.mkdir()
+    with store.held():
+        process = reproduce("seed_bit_ops", "--quick", "--runs", tmp_path)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "seed_bit_ops-quick is in use by another process: wait until it has ended, or name another folder" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_where_the_first_runs_fail_for_one_reason_the_others_are_not_begun(tmp_path):
     cells = [
         Cell(("data=split_mnist", f"data_dir={tmp_path}/no", "data.source.root=/proc/no"), seed) for seed in range(9)

@@ -7,10 +7,15 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from clbench.errors import ConfigError
 from clbench.folder import FINISHED, atomically
 from reproduction.here import hash_of
 from reproduction.plan import Cell
@@ -26,6 +31,25 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._hashes: dict[Cell, str] = {}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process runs this reproduction here meanwhile: it would take a run that goes on for one that was stopped.
+
+        Raises:
+            ConfigError: another one does.
+        """
+        lock = FileLock(self.folder / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"{self.folder} is in use by another process: wait until it has ended, or name another folder by --runs"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def hash(self, cell: Cell) -> str:
         """Config hash of a run."""
