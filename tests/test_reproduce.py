@@ -426,11 +426,11 @@ def test_a_run_that_fails_is_said_and_hides_no_other(tmp_path):
 def test_runs_of_a_reproduction_train_the_first_task_that_they_have_in_common_once(tmp_path):
     store = Store(tmp_path / "store")
     cells = [Cell(("data.tasks=2", "steps=8", f"lam={lam}"), seed) for seed in (0, 1) for lam in (1, 100)]
-    assert not execute([(cell, store.path(cell)) for cell in cells], 2, store.finished)
+    jobs = [*((cell, store.path(cell)) for cell in cells), (cells[1], tmp_path / "alone/run")]
+    assert not execute(jobs, 1, store.finished)
     runs = [store.metrics(cell) for cell in cells]
     assert len({run["prefix"] for run in runs} - {None}) == 2  # one for each seed
     assert sum(run["seconds"]["shared"] > 0 for run in runs) == 2
-    execute([(cells[1], tmp_path / "alone/run")], 1, lambda cell: None)
     alone = json.loads((tmp_path / "alone/run/metrics.json").read_text())
     assert alone["accuracy_matrix"] == runs[1]["accuracy_matrix"]
     store.clear_shared()
