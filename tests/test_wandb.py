@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from clbench.logs import QUANTILES, quantiles
+from clbench.strategies.norms import gradient_norms
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("data.tasks=3", "net.hidden=[16]", "epochs=1", "log_every=10", "strategy=ewc", "lam=1e3")
@@ -189,16 +190,23 @@ def test_tensorboard_has_them_too(run, tmp_path):
     }
 
 
-def test_nothing_is_measured_between_two_entries(run, monkeypatch):
-    import clbench.logs
-
+def test_nothing_is_measured_between_two_entries(run):
+    """Python itself counts the calls; nothing is put in the place of anything."""
     counted = []
-    measure = clbench.logs.gradient_norms
-    monkeypatch.setattr(clbench.logs, "gradient_norms", lambda *a, **k: counted.append(1) or measure(*a, **k))
-    run(*SHORT, "logger=csv")
-    assert len(counted) == 3 * STEPS // 10
-    run(*SHORT, "logger=none", folder="none")
-    assert len(counted) == 3 * STEPS // 10
+
+    def count(frame, event, argument):
+        measures = event == "call" and frame.f_code is gradient_norms.__code__
+        if measures and frame.f_back.f_globals["__name__"] == "clbench.logs":  # the doctor measures too
+            counted.append(1)
+
+    sys.setprofile(count)
+    try:
+        run(*SHORT, "logger=csv")
+        assert len(counted) == 3 * STEPS // 10
+        run(*SHORT, "logger=none", folder="none")
+        assert len(counted) == 3 * STEPS // 10
+    finally:
+        sys.setprofile(None)
 
 
 def test_quantiles_are_values_that_are_there():

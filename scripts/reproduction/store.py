@@ -13,10 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from clbench.errors import ConfigError
-from clbench.folder import FINISHED, atomically
+from clbench.folder import FINISHED, alone, atomically
 from reproduction.here import hash_of
 from reproduction.plan import Cell
 
@@ -39,17 +36,8 @@ class Store:
         Raises:
             ConfigError: another one does.
         """
-        lock = FileLock(self.folder / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ConfigError(
-                f"{self.folder} is in use by another process: wait until it has ended, or name another folder by --runs"
-            ) from None
-        try:
+        with alone(self.folder, str(self.folder), "name another folder by --runs"):
             yield
-        finally:
-            lock.release()
 
     def hash(self, cell: Cell) -> str:
         """Config hash of a run."""

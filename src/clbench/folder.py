@@ -32,6 +32,24 @@ def learned(metrics: Mapping[str, Any]) -> int:
     return sum(row[0] is not None for row in metrics["accuracy_matrix"])
 
 
+@contextmanager
+def alone(folder: Path, name: str, remedy: str) -> Iterator[None]:
+    """Hold ``folder`` for this process; the system takes the hold from one that ends, however it ends.
+
+    Raises:
+        ConfigError: another process holds what a user knows as ``name``.
+    """
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"{name} is in use by another process: wait until it has ended, or {remedy}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class RunFolder:
     """``metrics.json``, ``accuracy_matrix.csv`` and ``checkpoints/`` of one run.
 
@@ -65,22 +83,13 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else trains this run meanwhile; the system takes the hold from a process that ends, however it ends.
+        """Nobody else trains this run meanwhile.
 
         Raises:
             ConfigError: another process holds it.
         """
-        lock = FileLock(self.path / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ConfigError(
-                f"output_dir={self.path} is in use by another process: wait until it has ended, or choose another folder"
-            ) from None
-        try:
+        with alone(self.path, f"output_dir={self.path}", "choose another folder"):
             yield
-        finally:
-            lock.release()
 
     def metrics(self) -> dict[str, Any] | None:
         """What metrics.json holds so far."""

@@ -17,7 +17,8 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from clbench.build import build, check_device, check_precision
+from clbench.build import build
+from clbench.checks import check_device, check_precision
 from clbench.cli import errors_in_one_line, quiet_lightning, refuse_dashes
 from clbench.config import budget, check_numbers, conf_dir, drop_foreign_options, refuse_foreign_options
 from clbench.describe import describe, flat, plan

@@ -48,6 +48,10 @@ class Strategy(L.Callback):
         """What is trained on when task ``index`` comes."""
         return sequence[index]
 
+    def fewest(self, batch_size: int, tasks: int) -> int | None:
+        """Examples in the smallest pass through the net that has examples of a memory only; None if there is no such pass."""
+        return None
+
     def cost(self) -> dict[str, float]:
         """What the last consolidation used and what is kept, for metrics.json."""
         return {"examples": 0, "bytes": 0}

@@ -82,7 +82,6 @@ class RehearsalStrategy(LearnerStrategy):
         self.memory.to(pl_module.device)
 
     def fewest(self, batch_size: int, tasks: int) -> int | None:
-        """Examples in the smallest pass through the net that has old ones only; None if there is no such pass."""
         kept = self.each * (tasks if self.buffer == "reservoir" else 1)
         return min(self.replay or batch_size, kept)
 
