@@ -208,6 +208,14 @@ def test_where_agem_does_not_project_heads_of_earlier_tasks_are_not_moved():
     assert 0 < sum(moved[12:]) < len(moved[12:])
 
 
+def test_agem_takes_both_gradients_in_the_precision_of_the_run():
+    tasks = sequence("domain", 2)
+    module, types = learner(tasks), []
+    module.net.body[-2].register_forward_hook(lambda part, args, out: types.append((part.training, out.dtype)))
+    learn(tasks, module, AGEM(memory=8), precision="bf16-mixed")
+    assert {kind for training, kind in types if training} == {torch.bfloat16}
+
+
 @SCENARIOS
 def test_agem_never_steps_against_the_gradient_of_its_memory(scenario):
     tasks, seen = sequence(scenario), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ sys.path.append(str(ROOT / "scripts"))
 
 from reproduction.execute import execute  # noqa: E402
 from reproduction.figure import figure  # noqa: E402
-from reproduction.here import hash_of  # noqa: E402
+from reproduction.here import hash_of, train_here  # noqa: E402
 from reproduction.parse import called, load, names, parsed  # noqa: E402
 from reproduction.plan import Cell, at_an_edge, decisive, number_of_cells, reading, search, wanted  # noqa: E402
 from reproduction.progress import duration, time_left  # noqa: E402
@@ -28,6 +29,7 @@ from reproduction.store import Store  # noqa: E402
 from reproduction.verdict import beats, compare, reached, share, summary  # noqa: E402
 from reproduction.write import index, markdown  # noqa: E402
 
+from clbench.data import TaskSequence  # noqa: E402
 from clbench.errors import ConfigError  # noqa: E402
 
 COMMITTED = sorted((ROOT / "results").glob("*.json"))
@@ -123,7 +125,7 @@ def protocol_of(**row):
         ({"publish": {}}, "row row has an unknown key publish"),
         ({"grid": {}}, "grid and select go together"),
         ({"baseline": "other"}, "tiny has no row other: its rows are row"),
-        ({"curve": {"accuracy": [1.0]}}, "has a value for each of one grid key"),
+        ({"curve": {"accuracy": [1.0]}}, "has pairs, of a value of the one grid key"),
     ],
 )
 def test_a_protocol_that_has_no_meaning_is_refused(row, message):
@@ -144,7 +146,7 @@ def test_the_quick_form_has_fewer_seeds_the_ends_of_the_grid_and_its_overrides()
 
 
 def two_forms():
-    row = {**GRID, "curve": {"accuracy": [0.1, 0.2, 0.3]}, "published": {"accuracy": {"value": 0.9, "n": 1}}}
+    row = {**GRID, "curve": {"accuracy": [[1, 0.1], [3, 0.2]]}, "published": {"accuracy": {"value": 0.9, "n": 1}}}
     forms = {"reduced": ["steps=9"], "full": {"seconds": 60, "seeds": [0, 1], "grid": {"lam": [1, 3, 9, 27]}}}
     trials = [{"by": "average_accuracy", "seeds": [7], "extend": {"lam": 10}}, {**GRID["select"][0]}]
     return parsed("tiny", {**TINY, **forms, "rows": [{**row, "select": trials}]})
@@ -165,6 +167,7 @@ def test_the_full_form_has_its_own_seeds_and_grid_and_what_is_published():
     assert [s.seeds for s in row.select] == [(0, 1), (7,)]  # the rule with overrides of its own is ours
     assert not any(s.extend for s in row.select)
     assert row.published["accuracy"].value == 0.9
+    assert row.curve == {"accuracy": ((1, 0.1), (3, 0.2))}
     assert not any("steps=9" in cell.overrides for cell in wanted(row, {}))
     with pytest.raises(ConfigError, match="has one form only"):
         full(protocol_of())
@@ -483,6 +486,15 @@ def test_the_picture_of_a_committed_result_can_be_drawn():
         assert figure(json.loads(file.read_text())).axes
 
 
+def test_published_points_are_drawn_where_the_grid_of_a_row_reaches():
+    found = json.loads((ROOT / "results/vandeven2025_split_cifar10.json").read_text())
+    row = found["rows"][1]
+    row["published_curve"] = {"average accuracy": [[1e-9, 0.1], [1, 0.7], [10, 0.8], [1e30, 0.9]]}
+    panel = next(axes for axes in figure(found).axes if axes.get_title() == row["name"])
+    theirs = [line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "D"]
+    assert theirs == [[[1, 0.7]], [[10, 0.8]]]
+
+
 @pytest.mark.slow
 def test_a_trial_that_diverges_loses_and_is_not_tried_again(tmp_path):
     overrides = ("data=bit_ops", "data.tasks=2", "optimizer=sgd", "steps=40", "epochs=1", "strategy=l2")
@@ -493,3 +505,16 @@ def test_a_trial_that_diverges_loses_and_is_not_tried_again(tmp_path):
     store = Store(tmp_path / "store")
     store.diverged(cells[1][0], failures[0].reason)
     assert "non-finite" in store.metrics(cells[1][0])["diverged"]
+
+
+@pytest.mark.slow
+def test_a_worker_does_not_keep_the_data_of_the_runs_before(tmp_path):
+    alive = []
+    gc.disable()
+    try:
+        for seed in range(3):
+            train_here(("data=bit_ops", "steps=2", f"seed={seed}"), tmp_path / str(seed))
+            alive.append(sum(type(thing) is TaskSequence for thing in gc.get_objects()))
+    finally:
+        gc.enable()
+    assert alive == [alive[0]] * 3

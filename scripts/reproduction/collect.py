@@ -71,7 +71,7 @@ def _row(protocol: Protocol, row: Row, results: Results, hash_of: Callable[[Cell
         "seconds": median(results[cell]["seconds"]["total"] for cell in judged(row, results)),
         "grid": {key: list(values) for key, values in row.grid.items()},
         "baseline": row.baseline,
-        "published_curve": {metric: list(values) for metric, values in row.curve.items()},
+        "published_curve": {metric: [list(point) for point in points] for metric, points in row.curve.items()},
         "selections": [_selection(protocol, row, rule, results, hash_of) for rule in row.select or (None,)],
         "like": row.like,
         "trials": [] if row.like else [_trials(protocol, row, rule, results) for rule in row.select],

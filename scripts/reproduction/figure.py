@@ -85,8 +85,9 @@ def _curve(axes: Axes, row: dict[str, Any], found: dict[str, Any], scale: list[s
         if baseline is not None:
             level = baseline["selections"][0]["metrics"][metric]["mean"]
             axes.axhline(level, color=colour, linestyle="--", linewidth=1)
-        if metric in row["published_curve"]:
-            axes.plot(row["grid"][key], row["published_curve"][metric], "D", color=colour, mfc="none")
+        for theirs, value in row["published_curve"].get(metric, []):
+            if min(x) <= theirs <= max(x):
+                axes.plot(theirs, value, "D", color=colour, mfc="none")
     if min(x) > 0 and max(x) / min(x) > 20:
         axes.set_xscale("log")
     axes.axvline(row["selections"][0]["point"][key], color="grey", linewidth=0.8, linestyle=":")

@@ -124,9 +124,9 @@ def _check(protocol: Protocol, row: Row) -> None:
     for key in (key for s in row.select for key in s.extend):
         if key not in row.grid:
             raise ConfigError(f"{where}: extend {key} is not a key of its grid")
-    for metric, values in row.curve.items():
-        if len(row.grid) != 1 or len(values) != len(next(iter(row.grid.values()))):
-            raise ConfigError(f"{where}: the curve of {metric} has a value for each of one grid key")
+    for metric, points in row.curve.items():
+        if len(row.grid) != 1 or not all(isinstance(point, tuple) and len(point) == 2 for point in points):
+            raise ConfigError(f"{where}: the curve of {metric} has pairs, of a value of the one grid key and a number")
     if row.baseline is not None:
         protocol.row(row.baseline)
 

@@ -52,7 +52,7 @@ class Row:
         grid: key -> values; their product are the points.
         select: rules that choose a point; the first is the one that is compared, the others are reported beside it.
         published: metric -> number.
-        curve: metric -> published values along a grid of one key, read from a figure: drawn, not judged.
+        curve: metric -> published points (value of the one grid key, metric), read from a figure: drawn, not judged.
         like: another row, whose chosen point this row is run at; it has no grid of its own.
         tuned: overrides of the trial runs; those of the row itself if empty.
         baseline: another row, drawn as a line beside this row's grid.
@@ -65,7 +65,7 @@ class Row:
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     select: tuple[Selection, ...] = ()
     published: Mapping[str, Published] = field(default_factory=dict)
-    curve: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    curve: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     like: str | None = None
     tuned: tuple[str, ...] = ()
     baseline: str | None = None
@@ -208,8 +208,7 @@ def full(protocol: Protocol) -> Protocol:
             replace(s, seeds=s.seeds if s.overrides else seeds, extend={} if grid != row.grid else s.extend)
             for s in row.select
         )
-        curve = row.curve if grid == row.grid else {}
-        rows.append(replace(row, seeds=seeds, grid=grid, select=select, curve=curve))
+        rows.append(replace(row, seeds=seeds, grid=grid, select=select))
     return replace(protocol, name=f"{protocol.name}-full", rows=tuple(rows), seconds=protocol.full.seconds)
 
 

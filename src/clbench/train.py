@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from contextlib import nullcontext
@@ -66,6 +67,8 @@ def train(cfg: DictConfig) -> float | None:
     check_device(cfg.trainer.accelerator, cfg.trainer.devices)
     check_precision(cfg.trainer.get("precision"))
     quiet_lightning()
+    if sweeping:
+        gc.collect()  # of the run before, in this process: its Trainer and its data refer to each other
 
     folder = own_folder(cfg)
     earlier = folder.metrics()

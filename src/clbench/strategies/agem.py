@@ -54,7 +54,8 @@ class AGEM(RehearsalStrategy):
         old, _ = recalled
         params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         with torch.enable_grad():
-            loss = pl_module.loss(pl_module.net(old.x, old.task), old.y)
+            with trainer.precision_plugin.forward_context():  # the hook lies outside that of the step
+                loss = pl_module.loss(pl_module.net(old.x, old.task), old.y)
             reference = torch.autograd.grad(loss, params, allow_unused=True)
         pairs = [(p, r) for p, r in zip(params, reference, strict=True) if r is not None]
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p, _ in pairs]
