@@ -514,6 +514,7 @@ def test_a_worker_does_not_keep_the_data_of_the_runs_before(tmp_path):
     try:
         for seed in range(3):
             train_here(("data=bit_ops", "steps=2", f"seed={seed}"), tmp_path / str(seed))
+            gc.unfreeze()
             alive.append(sum(type(thing) is TaskSequence for thing in gc.get_objects()))
     finally:
         gc.enable()

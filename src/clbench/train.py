@@ -68,7 +68,8 @@ def train(cfg: DictConfig) -> float | None:
     check_precision(cfg.trainer.get("precision"))
     quiet_lightning()
     if sweeping:
-        gc.collect()  # of the run before, in this process: its Trainer and its data refer to each other
+        gc.collect()  # the run before in this process: its Trainer and its data refer to each other
+        gc.freeze()  # what is left stays, torch among it: looked through once, not before every run
 
     folder = own_folder(cfg)
     earlier = folder.metrics()
