@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -44,8 +45,24 @@ def main(cfg: DictConfig) -> float | None:
         return train(cfg)
 
 
+@contextmanager
+def let_go() -> Iterator[None]:
+    """At its end a run's Trainer and data, which refer to each other, are given back; a sweep has many in one process."""
+    gc.freeze()  # what was there before, torch among it, is not looked through
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
+
+
 def train(cfg: DictConfig) -> float | None:
     """From configuration to files; see ``main``."""
+    with let_go():  # as a decorator it could not be sent to the workers of a sweep
+        return _train(cfg)
+
+
+def _train(cfg: DictConfig) -> float | None:
     began = perf_counter()
     choices = HydraConfig.get().runtime.choices
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -67,9 +84,6 @@ def train(cfg: DictConfig) -> float | None:
     check_device(cfg.trainer.accelerator, cfg.trainer.devices)
     check_precision(cfg.trainer.get("precision"))
     quiet_lightning()
-    if sweeping:
-        gc.collect()  # the run before in this process: its Trainer and its data refer to each other
-        gc.freeze()  # what is left stays, torch among it: looked through once, not before every run
 
     folder = own_folder(cfg)
     earlier = folder.metrics()
