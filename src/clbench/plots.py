@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -29,7 +29,9 @@ def save_plots(r: Tensor, within: list[dict[str, Any]], title: str, folder: Path
     if within:
         figures["accuracy_within_tasks"] = accuracy_within_tasks(r, within, title)
     for name, figure in figures.items():
-        atomically(folder / f"{name}.png", partial(figure.savefig, format="png", dpi=150))
+        figure.set_dpi(150)
+        canvas = FigureCanvasAgg(figure)  # draws once, savefig twice
+        atomically(folder / f"{name}.png", canvas.print_png)
 
 
 def accuracy_within_tasks(r: Tensor, within: list[dict[str, Any]], title: str) -> Figure:
