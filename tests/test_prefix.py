@@ -149,15 +149,15 @@ def test_a_run_that_goes_on_from_what_another_trained_ends_bit_identical(compose
 
 @pytest.mark.slow
 def test_a_sweep_of_two_jobs_at_once_shares_and_every_run_ends_as_without(command, tmp_path):
-    cells = ("-m", "strategy=ewc,si,nccl,lwf,er,joint_scratch", "lam=1,100", *TINY, *SIZES)
+    cells = ("-m", "strategy=ewc,mas,si,nccl,lwf,er,joint_scratch", "lam=1,100", *TINY, *SIZES)
     for folder, options in (("together", ["launch=joblib", "hydra.launcher.n_jobs=2"]), ("apart", ["share=false"])):
         said = command(*cells, *options, f"output_dir={folder}", imported=folder == "apart")
         assert said.returncode == 0, said.stderr
     runs = sorted(file.parent.name for file in (tmp_path / "together").glob("*/metrics.json"))
-    assert len(runs) == 10  # er and joint_scratch have no lam
+    assert len(runs) == 12  # er and joint_scratch have no lam
     pairs = [assert_same(tmp_path / "together" / name, tmp_path / "apart" / name) for name in runs]
     keys = [shared["prefix"] for shared, _ in pairs]
     assert len(set(keys)) == 4 == len(list((tmp_path / "together/prefixes").glob("*.ckpt")))  # si, nccl, er, the others
     forked = [shared["seconds"]["shared"] > 0 for shared, _ in pairs]
-    assert sum(forked) == 10 - 4
+    assert sum(forked) == 12 - 4
     assert all(apart["prefix"] is None and apart["seconds"]["shared"] == 0 for _, apart in pairs)
