@@ -88,6 +88,21 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(command, tmp_path):
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["strategy=finetune,mas", "fisher=exact,empirical"], "fisher=exact: strategy=finetune has no fisher: leave it out"),
+        (["strategy=nccl", "gamma=0.5", "seed=0,1"], "gamma=0.5: strategy=nccl has one of its own, write strategy.gamma=0.5"),
+        (["strategy.lam=1,2"], "strategy.lam=1: write lam=1"),
+    ],
+)
+def test_an_option_that_no_strategy_of_a_sweep_has_is_refused(command, tmp_path, options, message):
+    done = command("-m", *options, *SMALL)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert not list(tmp_path.rglob("metrics.json"))
+
+
 @pytest.mark.parametrize("preset", ["lam_curve", "fisher_lam", "samples", "strategies"])
 def test_every_preset_is_a_grid_over_seeds_of_keys_there_are(composed, preset):
     params = composed(f"sweep={preset}").hydra.sweeper.params

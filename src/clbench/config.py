@@ -49,14 +49,18 @@ def foreign_options(cfg: DictConfig) -> dict[str, Any]:
 
 def refuse_foreign_options(cfg: DictConfig, strategy: str) -> None:
     """Raise ConfigError if an option is set that the strategy does not have."""
-    for name, value in foreign_options(cfg).items():
-        if name in cfg.strategy:
-            own = cfg.strategy[name]
-            if strategy in _strategies_with(name):
-                raise ConfigError(f"strategy.{name}={own}: write {name}={own}")
-            raise ConfigError(f"{name}={value}: strategy={strategy} has one of its own, write strategy.{name}={value}")
-        those = ", ".join(_strategies_with(name))
-        raise ConfigError(f"{name}={value}: strategy={strategy} has no {name}: leave it out or use one of {those}")
+    for name in foreign_options(cfg):
+        raise ConfigError(why_foreign(cfg, strategy, name))
+
+
+def why_foreign(cfg: DictConfig, strategy: str, name: str) -> str:
+    """What is wrong with the option ``name``, set although the strategy does not have it, and what to write instead."""
+    value, those = cfg[name], _strategies_with(name)
+    if name not in cfg.strategy:
+        return f"{name}={value}: strategy={strategy} has no {name}: leave it out or use one of {', '.join(those)}"
+    if strategy in those:
+        return f"strategy.{name}={cfg.strategy[name]}: write {name}={cfg.strategy[name]}"
+    return f"{name}={value}: strategy={strategy} has one of its own, write strategy.{name}={value}"
 
 
 def check_numbers(cfg: DictConfig) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from clbench.config import config_hash, drop_foreign_options
+from clbench.config import config_hash, drop_foreign_options, foreign_options, options_of, why_foreign
+from clbench.errors import ConfigError
 from clbench.folder import FINISHED, learned
 
 Compose = Callable[[Sequence[str]], DictConfig]
@@ -76,17 +77,29 @@ class Cell:
 
 
 def different(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Cell]:
-    """The cells whose configurations differ, each composed once, so that a wrong override is found before any run."""
+    """The cells whose configurations differ, each composed once, so that a wrong override is found before any run.
+
+    Raises:
+        ConfigError: an option that was typed is one of no strategy there is; what only some have not is dropped for those.
+    """
     cells: dict[str, Cell] = {}
+    had: set[str] = set()
+    wrong: dict[str, str] = {}
     for cell in overrides:
         cfg = compose(cell)
         strategy = cfg.hydra.runtime.choices.strategy
         OmegaConf.set_readonly(cfg, False)
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra")
+        typed = {override.partition("=")[0].removeprefix("strategy.") for override in cell}
+        had.update(options_of(cfg))
+        for name in foreign_options(cfg).keys() & typed - wrong.keys():
+            wrong[name] = why_foreign(cfg, strategy, name)
         drop_foreign_options(cfg)
         key = config_hash(cfg)
         cells.setdefault(key, Cell(tuple(cell), strategy, cfg, key))
+    for name in sorted(wrong.keys() - had):
+        raise ConfigError(wrong[name])
     return list(cells.values())
 
 
