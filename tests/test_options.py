@@ -205,3 +205,15 @@ def test_a_compiled_loss_learns_what_the_eager_one_does(run, tmp_path):
     a, b = (load(tmp_path / name / "checkpoints/task_1.ckpt")["learner"] for name in ("compiled", "eager"))
     assert a.keys() == b.keys()
     assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
+def test_callbacks_of_the_users_own_take_part(run, tmp_path, monkeypatch):
+    (tmp_path / "counting_callback.py").write_text(
+        "import lightning as L\nbegun = []\n\n\nclass Counting(L.Callback):\n"
+        "    def on_train_start(self, trainer, pl_module):\n        begun.append(trainer.datamodule.index)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run(*SHORT, "epochs=1", "+trainer.callbacks=[{_target_:counting_callback.Counting}]")
+    from counting_callback import begun
+
+    assert begun == [0, 1]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -31,10 +36,12 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
             f"strategy has {', '.join(map(str, cfg.strategy)) or 'nothing'}, no _target_: begin its yaml with the line "
             "'# @package _global_', with which its keys (lam, strategy) stand at the top level"
         )
-    strategy = instantiate(cfg.strategy)
+    with options_that_fit(cfg, "strategy"):
+        strategy = instantiate(cfg.strategy)
     scenario = instantiate(cfg.scenario)
-    make_sequence = instantiate(cfg.data, _partial_=True, _convert_="all")
-    sequence: TaskSequence = make_sequence(scenario=scenario, batch_size=cfg.batch_size)
+    with options_that_fit(cfg, "data"):
+        make_sequence = instantiate(cfg.data, _partial_=True, _convert_="all")
+        sequence: TaskSequence = make_sequence(scenario=scenario, batch_size=cfg.batch_size)
     reseed(derive(cfg.seed, "init"))
     make_body = instantiate(cfg.net, _convert_="all")
     try:
@@ -62,6 +69,38 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     )
     check_optimizer(cfg, net)
     return sequence, learner, strategy
+
+
+@contextmanager
+def options_that_fit(cfg: DictConfig, group: str, *refusals: type[Exception]) -> Iterator[None]:
+    """Raise ConfigError if what is made of ``cfg[group]`` does not take its options: a TypeError, or one of ``refusals``."""
+    kinds = (TypeError, *refusals)
+    try:
+        yield
+    except (*kinds, InstantiationException) as error:
+        why = error.__cause__ if isinstance(error, InstantiationException) else error
+        if not isinstance(why, kinds):
+            raise
+        said = str(why).strip().splitlines()[0]
+        raise ConfigError(f"{group}={cfg[group]._target_} cannot be made ({said}): change the options {group}.*") from error
+
+
+def trainer_of(cfg: DictConfig, callbacks: list[Callback], length: dict[str, Any]) -> Trainer:
+    """The Trainer of a task. Callbacks of the user's (``+trainer.callbacks=[...]``), new ones for each, come before ours.
+
+    Args:
+        cfg: of the run.
+        callbacks: ours.
+        length: how long it trains, as ``budget`` gives it, and whatever else is not the user's to say.
+
+    Raises:
+        ConfigError: an option that Lightning's Trainer does not have, or a value that it cannot have.
+    """
+    with options_that_fit(cfg, "trainer", ValueError, MisconfigurationException):
+        make = instantiate(cfg.trainer, _partial_=True)
+        own = make.keywords.get("callbacks") or []
+        trainer: Trainer = make(callbacks=[*([own] if isinstance(own, Callback) else own), *callbacks], **length)
+    return trainer
 
 
 def shared_key(cfg: DictConfig, strategy: Strategy) -> str | None:

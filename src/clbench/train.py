@@ -19,7 +19,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from clbench.build import build
+from clbench.build import build, trainer_of
 from clbench.checks import check_device, check_precision
 from clbench.cli import errors_in_one_line, quiet_lightning, refuse_dashes
 from clbench.config import budget, check_numbers, conf_dir, drop_foreign_options, refuse_foreign_options
@@ -116,8 +116,7 @@ def _train(cfg: DictConfig) -> float | None:
             return {"status": status, **about, **results}
 
         def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
-            make = instantiate(cfg.trainer, _partial_=True)
-            return make(callbacks=[*callbacks, display.progress()], **budget(cfg, index, len(sequence)))
+            return trainer_of(cfg, [*callbacks, display.progress()], budget(cfg, index, len(sequence)))
 
         def after_task(index: int, results: dict[str, Any]) -> None:
             so_far = metrics(results, "running")

@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 
-from clbench.build import build, shared_key
+from clbench.build import build, shared_key, trainer_of
 from clbench.cli import quiet_lightning
 from clbench.config import budget
 from clbench.errors import ConfigError, Unstable
@@ -97,8 +97,8 @@ def trial(cell: Cell) -> Estimate:
     found: dict[str, Any] = {}
 
     def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
-        make = instantiate(cfg.trainer, _partial_=True)
-        return make(callbacks=callbacks, max_epochs=-1, max_steps=few, enable_progress_bar=False)
+        length = {"max_epochs": -1, "max_steps": few}
+        return trainer_of(cfg, callbacks, length | {"enable_progress_bar": False})
 
     def after_first(index: int, results: dict[str, Any]) -> None:
         found.update(results)
