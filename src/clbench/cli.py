@@ -17,7 +17,7 @@ from hydra.errors import ConfigCompositionException, HydraException, OverridePar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from clbench.config import conf_dir
+from clbench.config import SAID_AS, conf_dir
 from clbench.errors import ConfigError, Unstable
 
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
@@ -83,6 +83,8 @@ def cause_of(error: BaseException) -> str | None:
         return f"{group}={choice} does not exist: use one of {', '.join(there)}" + _near(choice, there)
     if match := re.search(r"Could not override '(\S+?)'", text):
         name = match.group(1)
+        if name in SAID_AS:
+            return f"there is no option {name}: write {SAID_AS[name]}=..."
         more = f"; +{name}=... adds a new key" if "." in name else ""
         return f"there is no option {name}: --help lists what there is{more}" + _near(name, _options())
     if match := re.search(r"Ambiguous value for argument '(\S+)=(\S+)'", text):

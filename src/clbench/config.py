@@ -26,6 +26,18 @@ ELSEWHERE = (
 OR_NULL = ("threads", "save_every", "eval_every", "patience", "first_tasks", "choose_lam_on")
 """Whole numbers that may be null."""
 
+FLAGS = ("share", "dry_run", "compile", "optimizer.reset", "data.drop_last", "net.batch_norm", "net.flatten")
+"""True or false; to Hydra ``no`` is a word, which would be taken for true."""
+
+
+SAID_AS = {
+    "trainer.max_epochs": "epochs",
+    "trainer.max_steps": "steps",
+    "data.batch_size": "batch_size",
+    "data.scenario": "scenario",
+}
+"""Arguments of Lightning's Trainer and of our sequence that stand elsewhere in the configuration, under these names."""
+
 
 def conf_dir() -> Path:
     """Where the yaml files lie: inside the installed package, or beside src/ in a checkout."""
@@ -64,7 +76,10 @@ def why_foreign(cfg: DictConfig, strategy: str, name: str) -> str:
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Raise ConfigError if a value of the top level is not of its kind, or out of its range."""
+    """Raise ConfigError if a number, true or false is not of its kind, or out of its range, or said where it is not read."""
+    for key, name in SAID_AS.items():
+        if (value := OmegaConf.select(cfg, key)) is not None:
+            raise ConfigError(f"{key}={value}: write {name}={value}")
     least = {"seed": 0, "batch_size": 1, "threads": 1, "save_every": 1}
     for name in (*least, "log_every", *OR_NULL):
         value = cfg[name]
@@ -73,9 +88,9 @@ def check_numbers(cfg: DictConfig) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least.get(name, value):
             rule = f", at least {least[name]}" if name in least else ""
             raise ConfigError(f"{name}={value}: it is a whole number{rule}{', or null' if name in OR_NULL else ''}")
-    for name in ("share", "dry_run", "compile"):
-        if not isinstance(cfg[name], bool):
-            raise ConfigError(f"{name}={cfg[name]}: it is true or false")
+    for name in FLAGS:
+        if not isinstance(value := OmegaConf.select(cfg, name, default=False), bool):
+            raise ConfigError(f"{name}={value}: it is true or false")
 
 
 def budget(cfg: DictConfig, index: int, tasks: int) -> dict[str, int]:

@@ -20,6 +20,23 @@ class MNIST(torchvision.datasets.MNIST):
     mirrors = ("http://127.0.0.1:9/",)
 
 
+class Signs:
+    """Labels -1 and 1, or a class that has test examples only."""
+
+    def __init__(self, train=True, labels=(-1, 1), unseen=1):
+        self.data = np.zeros((4, 2, 2), np.uint8)
+        self.targets = [*labels, labels[0], labels[1] if train else unseen]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({}, r"has the labels \[-1\] in its training part"), ({"labels": (0, 1), "unseen": 7}, r"\[7\] in its test part")],
+)
+def test_labels_that_are_not_those_of_a_class_with_training_examples_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        read(partial(Signs, **options))
+
+
 class Pictures:
     """Random images of a shape, labels 0, 1, 2, 0, ..."""
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from clbench.errors import ConfigError
+
 Transform = Callable[[Tensor], Tensor]
 
 
@@ -63,8 +65,18 @@ class Augmentation:
 
     @classmethod
     def of(cls, transforms: Transform | Sequence[Transform]) -> Augmentation:
-        """One transform or several."""
-        return cls(tuple(transforms) if isinstance(transforms, Sequence) else (transforms,))
+        """One transform or several.
+
+        Raises:
+            ConfigError: one of them cannot be called.
+        """
+        several = tuple(transforms) if isinstance(transforms, list | tuple) else (transforms,)
+        for transform in several:
+            if not callable(transform):
+                raise ConfigError(
+                    f"data.augment={transform} is not a transform: give its class, data.augment._target_=..., or a list of them"
+                )
+        return cls(several)
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
         """Images x (N, C, H, W), uint8, changed by what ``seed`` draws."""

@@ -9,6 +9,7 @@ from typing import Any
 from clbench.data.images import Images, Streamed, in_memory_or_streamed
 from clbench.data.items import examples_of
 from clbench.data.opening import name_of, opened
+from clbench.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,19 @@ def read(
         memory_limit, workers: see ``in_memory_or_streamed``.
 
     Raises:
-        ConfigError: missing and not downloadable, unreadable, or not images of one shape with a label each.
+        ConfigError: missing and not downloadable, unreadable, or not images of one shape with a label 0, 1, ... each.
     """
     name = name_of(factory)
     train, test = (
         in_memory_or_streamed(examples_of(opened(factory, part), name, resize), memory_limit, workers)
         for part in (True, False)
     )
-    return Source(name, train, test, int(train.y.max()) + 1)
+    classes = int(train.y.max()) + 1
+    for part, y in (("training", train.y), ("test", test.y)):
+        wrong = y[(y < 0) | (y >= classes)].unique().tolist()
+        if wrong:
+            raise ConfigError(
+                f"data set {name} has the labels {wrong[:5]} in its {part} part: labels are 0, 1, ..., and a class has training "
+                "examples; map them in the data set"
+            )
+    return Source(name, train, test, classes)
