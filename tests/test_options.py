@@ -8,9 +8,11 @@ import json
 import pytest
 import torch
 
+from clbench import loggers
 from clbench.build import build
 from clbench.errors import ConfigError
 from clbench.evaluation import EXAMPLES, NLL, tally
+from clbench.loggers import Place
 from tests.test_train import load, same_checkpoint
 
 SHORT = ("data.tasks=2", "net.hidden=[16]")
@@ -181,6 +183,17 @@ def test_logging_changes_nothing(run, tmp_path):
     assert a["accuracy_matrix"] == b["accuracy_matrix"]
     assert a["config_hash"] == b["config_hash"]
     assert not (tmp_path / "b/logs").exists()
+
+
+def test_the_csv_log_of_a_process_that_was_killed_is_not_lost_to_the_one_that_goes_on_in_the_same_task(tmp_path):
+    place = Place(tmp_path, tmp_path, 0, {}, print)
+    for step in range(3):
+        logger = loggers.csv(place)
+        logger.log_metrics({"loss": float(step)}, step)
+        logger.finalize("success")
+    files = sorted(tmp_path.glob("logs/*/metrics.csv"))
+    assert [file.parent.name for file in files] == ["from_task_0", "from_task_0_2", "from_task_0_3"]
+    assert [next(csv.DictReader(file.open()))["loss"] for file in files] == ["0.0", "1.0", "2.0"]
 
 
 def test_a_resumed_run_logs_on_where_it_was_and_loses_nothing(run, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,15 @@ class Place:
 
 
 def csv(place: Place) -> Logger:
-    """``logs/from_task_<t>/metrics.csv`` in the run folder; a run that goes on begins a file of its own."""
+    """``logs/from_task_<t>/metrics.csv`` in the run folder; a run that goes on begins a file of its own.
+
+    In the same task that is ``from_task_<t>_2`` and so on: a CSVLogger removes the file of the one before it.
+    """
     from lightning.pytorch.loggers import CSVLogger
 
-    return CSVLogger(place.folder, name="logs", version=f"from_task_{place.start}")
+    first = f"from_task_{place.start}"
+    names = (first if k == 1 else f"{first}_{k}" for k in count(1))
+    return CSVLogger(place.folder, name="logs", version=next(n for n in names if not (place.folder / "logs" / n).exists()))
 
 
 def tensorboard(place: Place) -> Logger:
