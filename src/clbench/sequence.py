@@ -21,7 +21,7 @@ from clbench.learner import Learner
 from clbench.logs import Logs
 from clbench.midtask import MidTask
 from clbench.prefix import Prefix
-from clbench.seconds import Seconds
+from clbench.seconds import Seconds, total
 from clbench.seeding import derive
 from clbench.strategies import Strategy
 from clbench.validation import Validation
@@ -47,6 +47,7 @@ def run(
     prefix: Prefix | None = None,
     first_tasks: int | None = None,
     doctor: Doctor | None = None,
+    outside: float = 0.0,
 ) -> dict[str, Any]:
     """Learn the tasks of ``sequence`` one after the other with ``strategy``.
 
@@ -69,6 +70,7 @@ def run(
         prefix: what is shared with other runs of the first task; None = nothing.
         first_tasks: learn only so many tasks now; a later call goes on after them. None = all.
         doctor: what examines the penalty; None = one that gives Python warnings.
+        outside: seconds that the run has taken outside this loop (data read, net built); they count in ``seconds.total``.
 
     Returns:
         The results: accuracy matrix and readings of it, on test and validation data; seconds; importance per task.
@@ -103,7 +105,9 @@ def run(
         start = state["task"] + 1
 
     def results() -> dict[str, Any]:
-        measured = {"seconds": seconds.spent(), "importance": list(importance), "prefix": midtask.shared}
+        spent = seconds.spent()
+        spent["total"] = outside + total(spent)
+        measured = {"seconds": spent, "importance": list(importance), "prefix": midtask.shared}
         said = [warning._asdict() for warning in doctor.warnings]
         return {**_readings(sequence, evaluation), **measured, "warnings": said}
 

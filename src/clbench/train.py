@@ -112,7 +112,6 @@ def _train(cfg: DictConfig) -> float | None:
             outside += earlier["seconds"]["total"] - total(earlier["seconds"])
 
         def metrics(results: dict[str, Any], status: str) -> dict[str, Any]:
-            results["seconds"]["total"] = outside + total(results["seconds"])
             return {"status": status, **about, **results}
 
         def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
@@ -147,6 +146,7 @@ def _train(cfg: DictConfig) -> float | None:
             prefix=shared_prefix(cfg, strategy) if sweeping else None,
             first_tasks=cfg.first_tasks,
             doctor=Doctor(say=display.warn),
+            outside=outside,
         )
         if cfg.first_tasks is not None and cfg.first_tasks < len(sequence):
             if sweeping:
