@@ -91,8 +91,14 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(command, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["strategy=finetune,mas", "fisher=exact,empirical"], "fisher=exact: strategy=finetune has no fisher: leave it out"),
-        (["strategy=nccl", "gamma=0.5", "seed=0,1"], "gamma=0.5: strategy=nccl has one of its own, write strategy.gamma=0.5"),
+        (
+            ["strategy=finetune,mas", "fisher=exact,empirical"],
+            "fisher=exact: strategy=finetune has no fisher: leave it out",
+        ),
+        (
+            ["strategy=nccl", "gamma=0.5", "seed=0,1"],
+            "gamma=0.5: strategy=nccl has one of its own, write strategy.gamma=0.5",
+        ),
         (["strategy.lam=1,2"], "strategy.lam=1: write lam=1"),
     ],
 )

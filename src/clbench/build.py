@@ -82,7 +82,9 @@ def options_that_fit(cfg: DictConfig, group: str, *refusals: type[Exception]) ->
         if not isinstance(why, kinds):
             raise
         said = str(why).strip().splitlines()[0]
-        raise ConfigError(f"{group}={cfg[group]._target_} cannot be made ({said}): change the options {group}.*") from error
+        raise ConfigError(
+            f"{group}={cfg[group]._target_} cannot be made ({said}): change the options {group}.*"
+        ) from error
 
 
 def trainer_of(cfg: DictConfig, callbacks: list[Callback], length: dict[str, Any]) -> Trainer:

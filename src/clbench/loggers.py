@@ -48,7 +48,9 @@ def csv(place: Place) -> Logger:
 
     first = f"from_task_{place.start}"
     names = (first if k == 1 else f"{first}_{k}" for k in count(1))
-    return CSVLogger(place.folder, name="logs", version=next(n for n in names if not (place.folder / "logs" / n).exists()))
+    return CSVLogger(
+        place.folder, name="logs", version=next(n for n in names if not (place.folder / "logs" / n).exists())
+    )
 
 
 def tensorboard(place: Place) -> Logger:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -51,7 +53,7 @@ def accuracy_within_tasks(r: Tensor, within: list[dict[str, Any]], title: str) -
     axes.set(
         xlabel="training steps up to the last evaluation in each task (dotted: a new task)", ylabel="test accuracy"
     )
-    axes.set_title(title, fontsize=10)
+    _entitle(figure, axes, title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
@@ -65,7 +67,7 @@ def accuracy_matrix(r: Tensor, title: str) -> Figure:
     axes = figure.add_subplot()
     image = axes.imshow(r.numpy(), vmin=0, vmax=1, cmap="viridis")
     axes.set(xlabel="evaluated on task", ylabel="after training task", xticks=range(tasks), yticks=range(tasks))
-    axes.set_title(title, fontsize=10)
+    _entitle(figure, axes, title)
     if tasks <= LABELLED:
         for i in range(int((~r[:, 0].isnan()).sum())):
             for j in range(tasks):
@@ -90,7 +92,12 @@ def accuracy_over_tasks(r: Tensor, title: str) -> Figure:
     average = [r[i, : i + 1].mean().item() for i in range(tasks)]
     axes.plot(range(tasks), average, color="black", linewidth=2, linestyle="--", label="mean so far")
     axes.set(xlabel="after training task", ylabel="test accuracy", xticks=range(0, tasks, max(1, tasks // LABELLED)))
-    axes.set_title(title, fontsize=10)
+    _entitle(figure, axes, title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2 if tasks > 10 else 1, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def _entitle(figure: Figure, axes: Axes, title: str) -> None:
+    """``title`` in lines that are no longer than the figure is wide, less its legend or colour bar."""
+    axes.set_title(fill(title, int(9 * figure.get_figwidth()), break_on_hyphens=False), fontsize=10)

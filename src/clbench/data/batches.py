@@ -36,7 +36,9 @@ class Pixels:
     def check(self, channels: int) -> None:
         """Raise ConfigError if mean and std are not both there, for images of ``channels``, or pixels would be divided by 0."""
         if not self.scale > 0:
-            raise ConfigError(f"data.scale={self.scale}: the pixel value that becomes 1 is above 0, 255 for most images")
+            raise ConfigError(
+                f"data.scale={self.scale}: the pixel value that becomes 1 is above 0, 255 for most images"
+            )
         if (self.mean is None) != (self.std is None):
             raise ConfigError(f"data.mean={self.mean} and data.std={self.std}: give both, or null for both")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -46,7 +48,9 @@ class Pixels:
                     "per channel, or null"
                 )
         if self.std is not None and not min(self.std) > 0:
-            raise ConfigError(f"data.std={list(self.std)}: a standard deviation is above 0; null for mean and std is none")
+            raise ConfigError(
+                f"data.std={list(self.std)}: a standard deviation is above 0; null for mean and std is none"
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(torch.get_default_dtype()).div_(self.scale)

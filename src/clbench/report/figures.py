@@ -7,14 +7,18 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from clbench.report.statistics import is_reference, pareto
-from clbench.report.style import MUTED, PAPER, WIDTH, Colours, Drawn, is_near, legend_below
+from clbench.report.style import MUTED, PAPER, WIDTH, Colours, Drawn, is_near, legend_below, wrapped
 from clbench.report.tables import number
+
+NAME = 42  # characters of a line beside a dot: more leave no room for what is drawn
 
 
 def ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> Drawn:
     """Average accuracy of each row, best at the top: mean, Student interval, and a small dot per seed."""
     rows = rows.sort_values("average_accuracy", ignore_index=True)
-    figure = Figure(figsize=(WIDTH, 0.34 * len(rows) + 0.9), layout="constrained")
+    names = [wrapped(cell, NAME) for cell in rows.cell]
+    broken = max(name.count("\n") for name in names)  # lines of a name, less one
+    figure = Figure(figsize=(WIDTH, max(0.34, 0.17 * (broken + 1)) * len(rows) + 0.9), layout="constrained")
     axes = figure.add_subplot()
     titles = {}
     for y, row in enumerate(rows.itertuples()):
@@ -54,9 +58,7 @@ def ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> Drawn:
     guess = next(iter(runs.chance))[-1]
     if is_near(guess, runs.average_accuracy):
         axes.axvline(guess, color=MUTED, ls=":", lw=1.2)
-    axes.set(
-        yticks=range(len(rows)), yticklabels=list(rows.cell), xlabel="average accuracy", ylim=(-0.6, len(rows) - 0.4)
-    )
+    axes.set(yticks=range(len(rows)), yticklabels=names, xlabel="average accuracy", ylim=(-0.6, len(rows) - 0.4))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)

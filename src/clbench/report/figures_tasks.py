@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from pandas import DataFrame
 
 from clbench.interval import half_width
-from clbench.report.style import MUTED, WIDTH, Colours, Drawn, is_near, legend_below
+from clbench.report.style import MUTED, WIDTH, Colours, Drawn, is_near, legend_below, wrapped
 
 LINES = 8  # above, only the best row of each strategy is drawn over tasks
 MATRICES = 12  # heatmaps at most
+TITLE = 17  # characters of a line over a heatmap
 LABELLED = 6  # numbers are written into the cells of a heatmap up to this many tasks
 
 
@@ -50,7 +51,7 @@ def matrices(runs: DataFrame, rows: DataFrame) -> Drawn:
     rows = rows.head(MATRICES)
     columns = min(len(rows), 4)
     lines = -(-len(rows) // columns)
-    broken = max(_wrapped(cell).count("\n") for cell in rows.cell)  # lines of a title, less one
+    broken = max(wrapped(cell, TITLE).count("\n") for cell in rows.cell)  # lines of a title, less one
     size = (WIDTH if columns > 2 else 2.4 * columns + 0.8, (1.7 + 0.06 * broken) * lines + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
@@ -62,7 +63,7 @@ def matrices(runs: DataFrame, rows: DataFrame) -> Drawn:
         image = axes.imshow(r, vmin=0, vmax=1, cmap="viridis", interpolation="none")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        axes.set_title(_wrapped(row.cell), fontsize=8.5)
+        axes.set_title(wrapped(row.cell, TITLE), fontsize=8.5)
         tasks = len(r)
         ticks = [t - 1 for t in _ticks(tasks)]
         axes.set(xticks=ticks, yticks=ticks)
@@ -103,14 +104,3 @@ def _distinct(rows: DataFrame) -> dict[str, str]:
     for _, of in rows.groupby("strategy", sort=False):
         styles |= {cell: ("-", "--", "-.", ":")[i % 4] for i, cell in enumerate(of.cell)}
     return styles
-
-
-def _wrapped(text: str, width: int = 17) -> str:
-    lines = [""]
-    for word in text.split():
-        lines = (
-            [*lines, word]
-            if lines[-1] and len(lines[-1]) + len(word) >= width
-            else [*lines[:-1], f"{lines[-1]} {word}".strip()]
-        )
-    return "\n".join(lines)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from html import escape
 from itertools import count
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -80,15 +81,23 @@ def is_near(chance: float, accuracy: Series) -> bool:
     return bool(accuracy.min() - chance <= max(1.2 * (accuracy.max() - accuracy.min()), 0.1))
 
 
+def wrapped(text: str, width: int) -> str:
+    """``text`` in lines of at most ``width`` characters."""
+    return fill(text, width, break_on_hyphens=False)
+
+
 def legend_below(figure: Figure) -> None:
     """A legend where it takes no width, so that the figure can be read on a phone; the figure grows by its height."""
     named = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        wrapped(label, 65): handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if not named:
         return
     columns = min(len(named), max(1, 72 // (max(map(len, named)) + 7)))
-    figure.set_figheight(figure.get_figheight() + 0.21 * -(-len(named) // columns))
+    broken = sum(label.count("\n") for label in named)  # there is one column then
+    figure.set_figheight(figure.get_figheight() + 0.21 * (-(-len(named) // columns) + broken))
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns)
 
 

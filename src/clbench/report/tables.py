@@ -25,7 +25,7 @@ class Column(NamedTuple):
 
 def fraction(value: float) -> str:
     """An accuracy, or a difference of two."""
-    return f"{value:.3f}"
+    return f"{value:z.3f}"  # z: no -0.000
 
 
 def seconds(value: float) -> str:
@@ -101,7 +101,7 @@ def mean_and_half(row: Any, metric: str) -> tuple[str, str]:
 def number(row: Any, metric: str) -> str:
     """0.873 ± 0.011, or without the interval where there is one seed."""
     mean, half = getattr(row, metric), getattr(row, f"{metric}_ci")
-    return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
+    return fraction(mean) if math.isnan(half) else f"{fraction(mean)} ± {fraction(half)}"
 
 
 def filled(rows: DataFrame) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.table import Table
+from rich.text import Text
 
 from clbench.cli import cause_of
 from clbench.display import console
@@ -103,5 +104,6 @@ def show_choice(tried: Sequence[Tried], tasks: int) -> None:
     for row in tried:
         cell = row.cells[0]
         said = f"failed: {row.problem}" if row.accuracy is None else f"{row.accuracy:.4f}"
-        table.add_row(cell.strategy, f"{cell.cfg.lam}", str(len(row.cells)), said, "chosen" if row.chosen else "")
+        texts = (cell.strategy, f"{cell.cfg.lam}", str(len(row.cells)), said, "chosen" if row.chosen else "")
+        table.add_row(*map(Text, texts))
     console().print(table)

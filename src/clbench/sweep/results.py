@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from clbench.cli import cause_of
@@ -51,13 +52,14 @@ def show_results(
     table = Table("run", *keys, "objective", *heading)
     for cell, found, how_much in zip(cells, metrics, lost, strict=True):
         said = _said(cell, found, errors.get(cell.name), folder)
-        table.add_row(cell.name, *cell.settings(keys), said, *([how_much] if heading else []))
+        row = [cell.name, *cell.settings(keys), said, *([how_much] if heading else [])]
+        table.add_row(*map(Text, row))  # a value such as [a] is no markup
     terminal = console()
     terminal.print(table)
     if "seed" in keys:
         terminal.print(_means(cells, metrics, [key for key in keys if key != "seed"]))
     for line in _warnings(cells, metrics):
-        terminal.print(line, soft_wrap=True)
+        terminal.print(line, soft_wrap=True, markup=False)
     shared = [found["seconds"]["shared"] for found in metrics if found is not None and found["seconds"]["shared"] > 0]
     if shared:
         who = "1 run" if len(shared) == 1 else f"{len(shared)} runs"
@@ -78,7 +80,7 @@ def _means(cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any] | None], k
     for setting, values in groups.items():
         mean = f"{statistics.fmean(values):.4f}" if values else "-"
         half = f"± {float(half_width(statistics.stdev(values), len(values))):.4f}" if len(values) > 1 else "-"
-        table.add_row(*setting, str(len(values)), mean, half)
+        table.add_row(*map(Text, (*setting, str(len(values)), mean, half)))
     return table
 
 
