@@ -39,7 +39,7 @@ def save_plots(r: Tensor, within: list[dict[str, Any]], title: str, folder: Path
 def accuracy_within_tasks(r: Tensor, within: list[dict[str, Any]], title: str) -> Figure:
     """Accuracy on each task from when it begins to be learned, against the steps taken: the stability gap is visible."""
     tasks = len(r)
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, _height(tasks)), layout="constrained")
     axes = figure.add_subplot()
     colours = matplotlib.colormaps["viridis"](torch.linspace(0, 0.9, tasks).numpy())
     lengths = [max((w["step"] for w in within if w["task"] == i), default=0) for i in range(tasks)]
@@ -84,7 +84,8 @@ def accuracy_matrix(r: Tensor, title: str) -> Figure:
 def accuracy_over_tasks(r: Tensor, title: str) -> Figure:
     """Accuracy on each task from when it was learned, and the average over the tasks learned so far."""
     tasks = len(r)
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    columns = 2 if tasks > 10 else 1
+    figure = Figure(figsize=(7, _height(-(-(tasks + 1) // columns))), layout="constrained")
     axes = figure.add_subplot()
     colours = matplotlib.colormaps["viridis"](torch.linspace(0, 0.9, tasks).numpy())
     for j in range(tasks):
@@ -94,8 +95,13 @@ def accuracy_over_tasks(r: Tensor, title: str) -> Figure:
     axes.set(xlabel="after training task", ylabel="test accuracy", xticks=range(0, tasks, max(1, tasks // LABELLED)))
     _entitle(figure, axes, title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2 if tasks > 10 else 1, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.legend(fontsize=8, ncols=columns, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def _height(entries: int) -> float:
+    """Inches of a figure with so many entries in a column of its legend."""
+    return max(4, 0.18 * entries + 0.4)
 
 
 def _entitle(figure: Figure, axes: Axes, title: str) -> None:

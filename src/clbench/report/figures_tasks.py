@@ -52,7 +52,7 @@ def matrices(runs: DataFrame, rows: DataFrame) -> Drawn:
     columns = min(len(rows), 4)
     lines = -(-len(rows) // columns)
     broken = max(wrapped(cell, TITLE).count("\n") for cell in rows.cell)  # lines of a title, less one
-    size = (WIDTH if columns > 2 else 2.4 * columns + 0.8, (1.7 + 0.06 * broken) * lines + 0.5)
+    size = (WIDTH if columns > 2 else 2.4 * columns + 0.8, (1.7 + 0.13 * broken) * lines + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     image = None
@@ -65,7 +65,7 @@ def matrices(runs: DataFrame, rows: DataFrame) -> Drawn:
         axes.spines[:].set_visible(False)
         axes.set_title(wrapped(row.cell, TITLE), fontsize=8.5)
         tasks = len(r)
-        ticks = [t - 1 for t in _ticks(tasks)]
+        ticks = [t - 1 for t in _ticks(tasks, 10 if tasks <= 10 else 5)]  # numbers of two digits are wide
         axes.set(xticks=ticks, yticks=ticks)
         axes.tick_params(length=0, labelsize=8)
         if tasks <= LABELLED:
@@ -93,8 +93,8 @@ def _average_so_far(r: NDArray) -> NDArray:
     return np.array([r[i, : i + 1].mean() for i in range(len(r))])
 
 
-def _ticks(tasks: int) -> list[int]:
-    step = -(-tasks // 10)
+def _ticks(tasks: int, most: int = 10) -> list[int]:
+    step = -(-tasks // most)
     return list(range(1, tasks + 1, step))
 
 
