@@ -193,7 +193,7 @@ def test_the_csv_log_of_a_process_that_was_killed_is_not_lost_to_the_one_that_go
         logger.finalize("success")
     files = sorted(tmp_path.glob("logs/*/metrics.csv"))
     assert [file.parent.name for file in files] == ["from_task_0", "from_task_0_2", "from_task_0_3"]
-    assert [next(csv.DictReader(file.open()))["loss"] for file in files] == ["0.0", "1.0", "2.0"]
+    assert [next(csv.DictReader(file.read_text().splitlines()))["loss"] for file in files] == ["0.0", "1.0", "2.0"]
 
 
 def test_a_resumed_run_logs_on_where_it_was_and_loses_nothing(run, tmp_path):
