@@ -77,7 +77,7 @@ ERRORS = [
     (["+trainer.gradient_clip_value=1"], "got an unexpected keyword argument 'gradient_clip_value'): change the options trainer"),
     (["trainer.precision=8"], "trainer=lightning.Trainer cannot be made (Precision "),
     (["optimizer.reset=no"], "optimizer.reset=no: it is true or false"),
-    (["net.batch_norm=no"], "net.batch_norm=no: it is true or false"),
+    (["net.batch_norm=no"], "(batch_norm=no is not true or false)"),
     (["data.drop_last=no"], "data.drop_last=no: it is true or false"),
     (["+strategy.foo=1"], "strategy=clbench.strategies.EWC cannot be made (EWC.__init__() got an unexpected keyword argument"),
     (["+data.foo=1"], "data=clbench.data.TaskSequence cannot be made (TaskSequence.__init__() got an unexpected keyword"),
@@ -132,6 +132,13 @@ def test_the_command_ends_with_one_line_and_exit_code_1(command):
     assert done.stderr.startswith("error: strategy=ewcc does not exist: use one of agem, ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_the_traceback_of_an_error_is_shown_to_who_asks_hydra_for_it(command):
+    done = command("net.hidden=[-1]", environment={"HYDRA_FULL_ERROR": "1"}, imported=False)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "ConfigError: net=clbench.nets.mlp cannot be built" in done.stderr
 
 
 @pytest.mark.parametrize("typed", [("--lam", "10"), ("--lam=10",)])

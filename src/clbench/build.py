@@ -74,7 +74,7 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
 @contextmanager
 def options_that_fit(cfg: DictConfig, group: str, *refusals: type[Exception]) -> Iterator[None]:
     """Raise ConfigError if what is made of ``cfg[group]`` does not take its options: a TypeError, or one of ``refusals``."""
-    kinds = (TypeError, *refusals)
+    kinds: tuple[type[Exception], ...] = (TypeError, *refusals)
     try:
         yield
     except (*kinds, InstantiationException) as error:

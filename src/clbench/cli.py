@@ -20,13 +20,18 @@ from omegaconf.errors import OmegaConfBaseException
 from clbench.config import SAID_AS, conf_dir
 from clbench.errors import ConfigError, Unstable
 
+WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
 """Plugins of Hydra, and which extra of ours brings each."""
 
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """An error of the user's making ends the process with one line on stderr and exit code 1, without a traceback."""
+    """An error of the user's making ends the process with one line on stderr and exit code 1.
+
+    Without a traceback, unless ``HYDRA_FULL_ERROR=1`` asks for it, as it does in every program with Hydra.
+    """
+    before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own three lines
     try:
         yield
@@ -37,9 +42,11 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(stopped())
     except Exception as error:
         said = cause_of(error)
-        if not said:
+        if WITH_TRACEBACK or not said:
             raise
         sys.exit(f"error: {said}")
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def refuse_dashes(arguments: Sequence[str]) -> None:

@@ -26,9 +26,8 @@ ELSEWHERE = (
 OR_NULL = ("threads", "save_every", "eval_every", "patience", "first_tasks", "choose_lam_on")
 """Whole numbers that may be null."""
 
-FLAGS = ("share", "dry_run", "compile", "optimizer.reset", "data.drop_last", "net.batch_norm", "net.flatten")
+FLAGS = ("share", "dry_run", "compile", "optimizer.reset", "data.drop_last")
 """True or false; to Hydra ``no`` is a word, which would be taken for true."""
-
 
 SAID_AS = {
     "trainer.max_epochs": "epochs",

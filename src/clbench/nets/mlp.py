@@ -21,7 +21,12 @@ def mlp(
         hidden: widths, at least one.
         batch_norm: a BatchNorm1d after each ReLU.
         dropout: probability after each hidden layer.
+
+    Raises:
+        ValueError: ``batch_norm`` is a word such as ``no``, which would count as true.
     """
+    if not isinstance(batch_norm, bool):
+        raise ValueError(f"batch_norm={batch_norm} is not true or false")
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [prod(shape), *hidden]
     for inputs, outputs in pairwise(widths):

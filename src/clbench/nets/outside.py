@@ -61,8 +61,10 @@ def built(
         flatten: what it gives is flattened to (N, features).
 
     Raises:
-        ValueError: there is no part ``without``.
+        ValueError: there is no part ``without``; ``flatten`` is a word such as ``no``, which would count as true.
     """
+    if not isinstance(flatten, bool):
+        raise ValueError(f"flatten={flatten} is not true or false")
     body = module()
     if without is not None:
         remove(body, without)
