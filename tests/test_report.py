@@ -404,6 +404,8 @@ def test_summary_csv_holds_every_cell_in_full_precision(reported, real_sweep):
     for name in ("average_accuracy", "average_accuracy_ci", "lam", "seconds_total", "intransigence"):
         np.testing.assert_allclose(there[name], cells[name], rtol=1e-12)
     assert list(there.chosen) == list(cells.chosen)
+    for name in ("strategy", "fisher"):
+        assert list(there[name].dropna()) == list(cells[name].dropna())
 
 
 def test_summary_tex_is_balanced_and_escaped(reported):

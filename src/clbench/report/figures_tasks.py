@@ -12,7 +12,7 @@ from clbench.report.style import MUTED, WIDTH, Colours, Drawn, is_near, legend_b
 
 LINES = 8  # above, only the best row of each strategy is drawn over tasks
 MATRICES = 12  # heatmaps at most
-TITLE = 15  # characters of a line over a heatmap
+TITLE = 16  # characters of a line over a heatmap
 LABELLED = 6  # numbers are written into the cells of a heatmap up to this many tasks
 
 

@@ -26,7 +26,7 @@ def name_runs(runs: Sequence[Found]) -> list[dict[str, Any]]:
     Runs of the same setting and cell have equal configurations but for the seed.
 
     A group (``data=split_mnist``) is named by its choice; a key inside a group only where it differs between runs of the
-    same choice, so that ``strategy.damping`` does not tell EWC from SI.
+    same choice, so that ``strategy.damping`` does not tell EWC from SI; behind the strategy that is ``damping``.
     """
     keys = [_decisive(run) for run in runs]
     varied = _varied(runs, keys)
@@ -93,7 +93,8 @@ def _name(run: Found, decisive: dict[str, Any], varied: set[tuple[str, Any, str]
     other = [key for key in turned if key not in of_strategy]
     groups = [f"{group}={run.choices.get(group)}" for group in GROUPS[4:] if group in several]
     base = [str(run.choices.get("data")), f"{run.choices.get('scenario')}-incremental", str(run.choices.get("net"))]
-    variant = " ".join([str(run.choices.get("strategy")), *(f"{k}={said(decisive[k])}" for k in of_strategy)])
+    own = [f"{key.removeprefix('strategy.')}={said(decisive[key])}" for key in of_strategy]
+    variant = " ".join([str(run.choices.get("strategy")), *own])
     lam = options.get("lam")
     return {
         "setting": ", ".join([*base, *groups, *(f"{key}={said(decisive[key])}" for key in other)]),

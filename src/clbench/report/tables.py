@@ -123,7 +123,7 @@ def best(rows: DataFrame) -> dict[str, str]:
 def write_csv(cells: DataFrame, path: Path) -> None:
     """Every cell, full precision: ``M`` is the mean over seeds, ``M_ci`` half of its 95 % Student interval."""
     metrics = [name for metric in METRICS for name in (metric, f"{metric}_ci")]
-    columns = ["setting", "variant", "lam", "seeds", "chosen", "oracle", *metrics]
+    columns = ["setting", "variant", "strategy", "lam", "fisher", "samples", "seeds", "chosen", "oracle", *metrics]
     cells[columns].to_csv(path, index=False)
 
 
