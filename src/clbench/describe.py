@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from clbench.config import OPTIONS, decisive, options_of
 from clbench.data import TaskSequence
@@ -17,9 +17,10 @@ from clbench.learner import Learner
 
 def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: Learner) -> dict[str, Any]:
     """What was run, for metrics.json."""
+    own: Any = OmegaConf.to_container(cfg.strategy, resolve=True)
     packages = ("clbench", "torch", "torchvision", "lightning", "hydra-core", "numpy")
     return {
-        "strategy": {"name": choices.strategy, **options(cfg)},
+        "strategy": {"name": choices.strategy, **{key: own[key] for key in own if key != "_target_"}},
         "data": {
             "name": cfg.data.name,
             "scenario": cfg.scenario.name,
