@@ -475,6 +475,14 @@ def test_evaluating_with_a_strategy_among_the_callbacks_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "nccl"])
+def test_an_optimizer_that_computes_a_loss_several_times_a_step_is_refused(name):
+    tasks = sequence()
+    strategy = NCCL() if name == "nccl" else LEARNERS[name]()
+    with pytest.raises(ConfigError, match=f"LBFGS computes the loss several .*, but {type(strategy).__name__} draws"):
+        learn(tasks, learner(tasks, optimizer=torch.optim.LBFGS), strategy)
+
+
+@pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "nccl"])
 def test_mixed_data_of_several_tasks_cannot_be_remembered(name):
     tasks = sequence()
     strategy = NCCL() if name == "nccl" else LEARNERS[name]()

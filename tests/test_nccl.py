@@ -460,8 +460,6 @@ def test_what_compiles_or_scales_the_loss_is_refused():
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     with pytest.raises(ConfigError, match="16-mixed precision needs: use trainer.precision=bf16-mixed"):
         learn(NCCL(**SMALL), sequence, precision=None, plugins=[scaled])
-    with pytest.raises(ConfigError, match="LBFGS computes the loss several times a step"):
-        learn(NCCL(**SMALL), sequence, learner_of(sequence, optimizer=torch.optim.LBFGS))
 
 
 def test_the_outer_step_is_in_train_mode_and_its_old_examples_move_the_statistics_of_batchnorm():

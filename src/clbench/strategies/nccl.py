@@ -167,11 +167,6 @@ class NCCL(TwoLevels):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         super().on_train_start(trainer, pl_module)
-        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
-            raise ConfigError(
-                "LBFGS computes the loss several times a step, but NCCL gives its optimiser the gradient of one: use another "
-                "optimizer.make._target_, such as torch.optim.SGD"
-            )
         assert isinstance(self.memory, Ring)
         scenario, net = self.sequence.scenario, pl_module.net
         self._width = max(stop - start for start, stop in scenario.slices(self.sequence.sizes))

@@ -29,7 +29,7 @@ class RehearsalStrategy(LearnerStrategy):
         seed: of what is kept and drawn.
 
     Raises:
-        ConfigError: a number below 1; unknown ``buffer``.
+        ConfigError: a number below 1; unknown ``buffer``; when a fit begins, LBFGS.
     """
 
     one_process = True
@@ -74,6 +74,11 @@ class RehearsalStrategy(LearnerStrategy):
             self._loaded = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+            raise ConfigError(
+                f"LBFGS computes the loss several times a step, but {type(self).__name__} draws old examples anew each "
+                "time: use another optimizer.make._target_, such as torch.optim.SGD"
+            )
         task = trainer.datamodule
         self.learner, self._index = pl_module, task.index
         if trainer.ckpt_path is None:
