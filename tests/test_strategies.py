@@ -364,6 +364,12 @@ def test_sparse_gradients_are_refused_before_anything_is_trained():
         trainer([SI(lam=1.0)]).fit(module, loader(0))
 
 
+def test_a_line_search_is_refused_as_it_would_not_see_the_penalty():
+    searching = partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")
+    with pytest.raises(ConfigError, match="line_search_fn compares values of the loss, in which the penalty is not"):
+        trainer([L2(lam=1.0)]).fit(Plain(searching), loader(0))
+
+
 def test_several_loaders_are_refused_before_anything_is_trained():
     class Several(Plain):
         def training_step(self, batch, batch_idx):

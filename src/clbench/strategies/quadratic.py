@@ -100,6 +100,11 @@ class QuadraticStrategy(Strategy):
                 f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients stay scaled when the penalty "
                 "is added: use fused=False or precision=bf16-mixed"
             )
+        if any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups):
+            raise ConfigError(
+                "line_search_fn compares values of the loss, in which the penalty is not: use line_search_fn=None, or another "
+                "optimizer"
+            )
         for name, part in pl_module.named_modules():
             if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
                 raise ConfigError(
