@@ -440,6 +440,7 @@ def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
     [
         (lambda: EWC(lam=-1.0), "lam=-1.0"),
         (lambda: EWC(lam=float("nan")), "lam=nan"),
+        (lambda: EWC(lam=1e39), r"lam=1e\+39: .* at most 3.4e38"),
         (lambda: EWC(lam=1.0, fisher="true"), "exact, sample, empirical, predicted"),
         (lambda: EWC(lam=1.0, fisher_batch=100), "lam/100"),
         (lambda: EWC(lam=1.0, samples=0), "samples=0"),

@@ -9,13 +9,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from clbench.errors import ConfigError
 
 
 def strength(key: str, value: Any, what: str = "the strength of a term") -> float:
-    """A finite number >= 0."""
-    if not (_is_number(value) and value >= 0):
-        raise ConfigError(f"{key}={value}: {what} is a finite number >= 0")
+    """A number >= 0 that is finite in float32."""
+    if not (_is_number(value) and 0 <= value <= torch.finfo(torch.float32).max):
+        raise ConfigError(f"{key}={value}: {what} is a finite number >= 0, at most 3.4e38")
     return float(value)
 
 
