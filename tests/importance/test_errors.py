@@ -14,6 +14,8 @@ X = torch.randn(6, 4)
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
 NET = nn.Linear(4, 3)
 ONE = nn.Linear(4, 1)
+INFINITE = nn.Linear(4, 3)
+nn.init.constant_(INFINITE.bias, torch.inf)
 
 
 class Coupled(nn.Linear):
@@ -66,6 +68,7 @@ MISTAKES: list[tuple[str, nn.Module, Any, dict[str, Any]]] = [
     (r"change with the other examples", Coupled(4, 3), [(X, Y)], {}),
     (r"random numbers", Noisy(4, 3), [(X, Y)], {}),
     (r"importance of 'weight' is not finite", NET, [(X * float("inf"), Y)], {}),
+    (r"importance of 'weight' is not finite", INFINITE, [(X, Y)], {}),
 ]
 
 

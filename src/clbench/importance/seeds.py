@@ -40,7 +40,7 @@ def multinomial_factor(z: Tensor) -> Iterator[Tensor]:
         column[:, k] = (0.5 * (logp[:, k] + tails[:, k + 1] - tails[:, k])).exp()
         rest = 0.5 * (logp[:, k] - tails[:, k] - tails[:, k + 1])
         column[:, k + 1 :] = -(logp[:, k + 1 :] + rest[:, None]).exp()
-        yield column.nan_to_num_(0.0)  # -inf - -inf: outputs masked out with -inf have no probability and no share
+        yield column.masked_fill_(z == -torch.inf, 0.0)  # masked out: no share, where -inf - -inf is nan
 
 
 def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
