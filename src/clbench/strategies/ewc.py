@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from clbench import quadratic
+from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.importance import check_options, fisher
 from clbench.params import Params
@@ -69,6 +70,15 @@ class EWC(ImportanceStrategy):
         self.loss = loss
 
     first_task = nothing
+
+    def check(self, sequence: TaskSequence) -> None:
+        super().check(sequence)
+        competing = [stop - start for start, stop in sequence.scenario.slices(sequence.sizes)]
+        if self.loss == "cross_entropy" and 1 in competing:
+            raise ConfigError(
+                f"in task {competing.index(1)} one class competes with none, so its loss and its Fisher are 0: begin with more "
+                "classes (data.cut.first_task=2), or give each task more (data.cut.classes_per_task)"
+            )
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         return fisher(
