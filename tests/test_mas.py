@@ -264,6 +264,11 @@ def test_of_all_tasks_seen_the_importance_is_measured_anew_and_summed(run, compo
     close(state["strategy"]["importance"], {name: each[0][name] + each[1][name] for name in each[0]})
 
 
+def test_samples_of_all_tasks_seen_are_those_that_are_counted(run):
+    result = run(*SHORT, "strategy.data=seen", "samples=20")
+    assert [task["examples"] for task in result["importance"]] == [20, 40]
+
+
 def test_a_user_loop_over_a_sequence_measures_on_the_test_images_of_each_task(composed):
     sequence, _, _ = build(composed(*SHORT, "scenario=domain"))
 

@@ -147,4 +147,6 @@ class MAS(ImportanceStrategy):
             batches = Batches([sequence.on_device(part, trainer.strategy.root_device)], EVALUATION_BATCH)
             omega = self.measure(pl_module, self._counted(batches), self.outputs_of(pl_module), self.samples)
             total = {name: value + total[name] if total else value for name, value in omega.items()}
+        if self.samples is not None:
+            self.examples = self.samples * (index + 1)
         return total
