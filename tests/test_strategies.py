@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import EWC, L2, MAS, SI, OnlineEWC, fisher, mas
 from clbench.errors import ConfigError, Unstable
+from clbench.quadratic import quadratic
 from clbench.strategies import Strategy
 from clbench.strategies.measured import _rows_of_process
 from tests.conftest import trainer
@@ -334,6 +335,20 @@ def test_weights_that_are_unfrozen_inside_a_task_are_held_too():
         trainer([strategy, Late()], max_epochs=4).fit(module, loader(1))
         moved[lam] = (module.body.weight - before).norm().item()
     assert 0 < moved[5.0] < 0.5 * moved[0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_penalty_gradient_is_lam_f_d_in_the_dtype_of_the_weights_where_lam_and_f_d_are_not(dtype):
+    """lam = 1e7 is infinite in float16, and F d = 1e-9 is 0."""
+    module, strategy = nn.Linear(2, 2, bias=False).to(dtype), L2(lam=1e7)
+    optimizer = torch.optim.SGD(module.parameters())
+    strategy.on_train_start(trainer([]), module)
+    anchor = module.weight.detach().float() - 1e-3 * torch.ones(2, 2)
+    strategy.penalty = quadratic({"weight": torch.full((2, 2), 1e-6)}, {"weight": anchor})
+    strategy.on_before_optimizer_step(trainer([]), module, optimizer)
+    expected = torch.full((2, 2), 1e-2, dtype=dtype)
+    torch.testing.assert_close(module.weight.grad, expected)
+    torch.testing.assert_close(strategy.gradient(dict(module.named_parameters()))["weight"], expected)
 
 
 def test_a_frozen_weight_is_not_pulled_back():

@@ -82,7 +82,7 @@ class QuadraticStrategy(Strategy):
         if self.penalty is None:
             return {}
         halves = quadratic.half_gradient(self.penalty, params)
-        return {name: g.to(params[name].dtype) * self.strength for name, g in halves.items()}
+        return {name: (g * self.strength).to(params[name].dtype) for name, g in halves.items()}
 
     def stiffness(self, lr: float) -> float:
         """How far a step of gradient descent goes along the steepest penalty, lr * lam * max importance."""
@@ -130,13 +130,12 @@ class QuadraticStrategy(Strategy):
         params = self._moving(p for group in optimizer.param_groups for p in group["params"])
         gradient = quadratic.half_gradient(self.penalty, params)
         grads = []
-        for name, g in gradient.items():
+        for name in gradient:
             p = params[name]
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             grads.append(p.grad)
-            gradient[name] = g.to(p.dtype)
-        if grads:
+        if grads:  # in the dtype of the importance: in float16 lam may be infinite, and F (theta - a) 0
             torch._foreach_add_(grads, list(gradient.values()), alpha=self.strength)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
