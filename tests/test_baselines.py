@@ -187,6 +187,16 @@ def test_a_projected_gradient_is_never_against_the_reference_and_is_untouched_wh
                 torch.testing.assert_close(a, b - dot / square * reference)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-23, 1e-21, 1e20])
+def test_the_projection_is_the_same_however_large_the_reference_is(size):
+    """Its square would be 0 in float32, or infinite: examples of the memory can be that well learned."""
+    g, r = torch.tensor([-1.0, 2.0, 0.5]), torch.tensor([1.0, 0.25, -0.5])
+    scaled, plain = [g.clone()], [g.clone()]
+    assert project(scaled, [r * size])
+    assert project(plain, [r])
+    torch.testing.assert_close(scaled, plain)
+
+
 def test_where_agem_does_not_project_heads_of_earlier_tasks_are_not_moved():
     tasks = sequence("task")
     decaying = partial(torch.optim.SGD, weight_decay=0.1)

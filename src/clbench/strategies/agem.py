@@ -73,7 +73,10 @@ def project(gradient: list[Tensor], reference: list[Tensor]) -> bool:
     dot = torch.stack([(g * r).sum() for g, r in zip(gradient, reference, strict=True)]).sum()
     if dot >= 0:
         return False
-    square = torch.stack([r.square().sum() for r in reference]).sum()
+    # squares of r itself may be 0 or infinite in float32
+    largest = torch.stack([r.abs().max() for r in reference]).max()
+    unit = largest / (2 * torch.frexp(largest).mantissa)  # a power of two, which rounds nothing
+    square = torch.stack([(r / unit).square().sum() for r in reference]).sum()
     for g, r in zip(gradient, reference, strict=True):
-        g.sub_(dot / square * r)
+        g.sub_(dot / unit / square * (r / unit))
     return True
