@@ -13,6 +13,7 @@ from clbench.build import build
 from clbench.errors import ConfigError
 from clbench.evaluation import EXAMPLES, NLL, tally
 from clbench.loggers import Place
+from tests.conftest import trainer
 from tests.test_train import load, same_checkpoint
 
 SHORT = ("data.tasks=2", "net.hidden=[16]")
@@ -123,6 +124,14 @@ def test_the_cosine_schedule_ends_with_each_task_however_long_it_is(run, tmp_pat
     for task in range(2):
         (group,) = load(tmp_path / f"run/checkpoints/task_{task}.ckpt")["optimizer"]["param_groups"]
         assert group["lr"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("steps", [7, 1000])
+def test_the_cosine_schedule_ends_with_whichever_of_epochs_and_steps_comes_first(composed, steps):
+    sequence, learner, _ = build(composed(*SHORT, "optimizer.reset=false", "scheduler=cosine"))
+    trainer([], max_epochs=1, max_steps=steps).fit(learner, datamodule=sequence[0])
+    (group,) = learner.optimizer_state["param_groups"]
+    assert group["lr"] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "step"])

@@ -146,15 +146,17 @@ class Learner(L.LightningModule):
 
 
 def steps_of(trainer: L.Trainer) -> int:
-    """Optimiser steps of a fit of a task.
+    """Optimiser steps of a fit of a task, which ends after ``max_epochs`` or ``max_steps``, whichever comes first (-1: neither).
 
     ``Trainer.estimated_stepping_batches`` would make the loader before a checkpoint brings it to its place.
     """
-    if trainer.max_steps > 0:
+    epochs = trainer.max_epochs or 1
+    if epochs < 0:
         return trainer.max_steps
     batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return -(-batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
+    steps = -(-batches // trainer.accumulate_grad_batches) * epochs
+    return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
 
 def learner_outputs(learner: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
