@@ -31,7 +31,8 @@ class Loaded(NamedTuple):
         task: index of the last task that was learned.
         cfg: its configuration.
         sequence: all its tasks, with their data.
-        learner: the LightningModule, in evaluation mode, on the CPU; ``learner(x, task)`` gives outputs.
+        learner: the LightningModule, in evaluation mode, on the CPU; ``learner(x, task)`` gives outputs. To train it on, call
+            ``learner.train()`` first: a Trainer leaves Dropout in the mode it finds.
         strategy: with what it remembers: importance and anchor, or memory.
     """
 
