@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import product
-from statistics import fmean
 
 import pytest
 
@@ -14,16 +12,13 @@ pytestmark = pytest.mark.slow
 
 
 def test_ewc_from_mnist_to_fashion_mnist_is_in_the_published_range(composed, real_data, tmp_path):
-    rows = {"1e5": [], "0": []}
-    for lam, seed in product(rows, range(2)):  # of a sweep, so that MNIST is learned once per seed
-        folder = tmp_path / f"{lam}-{seed}"
-        cfg = composed(
-            "experiment=seed_mnist_fashion", f"lam={lam}", f"seed={seed}", f"data_dir={real_data}", "trainer=cpu"
-        )
-        in_this_process(cfg, folder, tmp_path)
-        rows[lam].append(json.loads((folder / "metrics.json").read_text())["accuracy_matrix"][1])
-    mnist, fashion = map(fmean, zip(*rows["1e5"], strict=True))
+    """Of one seed, as MNIST is learned once then; results/seed_mnist_fashion.md has all."""
+    rows = {}
+    for lam in ("1e5", "0"):  # of a sweep: the second goes on from the first task of the first
+        cfg = composed("experiment=seed_mnist_fashion", f"lam={lam}", f"data_dir={real_data}", "trainer=cpu")
+        in_this_process(cfg, tmp_path / lam, tmp_path)
+        rows[lam] = json.loads((tmp_path / lam / "metrics.json").read_text())["accuracy_matrix"][1]
+    mnist, fashion = rows["1e5"]
     assert 0.94 <= mnist <= 0.98
     assert 0.81 <= fashion <= 0.85
-    forgotten, _ = map(fmean, zip(*rows["0"], strict=True))
-    assert forgotten < 0.35
+    assert rows["0"][0] < 0.35
