@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_ewc_from_mnist_to_fashion_mnist_is_in_the_published_range(composed, real_data, tmp_path):
-    """Of one seed, as MNIST is learned once then; results/seed_mnist_fashion.md has all."""
+    """One seed; results/seed_mnist_fashion.md has all."""
     rows = {}
     for lam in ("1e5", "0"):  # of a sweep: the second goes on from the first task of the first
         cfg = composed("experiment=seed_mnist_fashion", f"lam={lam}", f"data_dir={real_data}", "trainer=cpu")

@@ -81,7 +81,7 @@ def options_that_fit(cfg: DictConfig, group: str, *refusals: type[Exception]) ->
         why = error.__cause__ if isinstance(error, InstantiationException) else error
         if not isinstance(why, kinds):
             raise
-        said = str(why).strip().splitlines()[0]
+        said = (str(why).strip() or type(why).__name__).splitlines()[0]
         raise ConfigError(
             f"{group}={cfg[group]._target_} cannot be made ({said}): change the options {group}.*"
         ) from error

@@ -21,6 +21,8 @@ from clbench.config import SAID_AS, conf_dir
 from clbench.errors import ConfigError, Unstable
 
 WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+"""As the process was started: ``errors_in_one_line`` sets the variable."""
+
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
 """Plugins of Hydra, and which extra of ours brings each."""
 

@@ -80,7 +80,7 @@ def different(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Cell
     """The cells whose configurations differ, each composed once, so that a wrong override is found before any run.
 
     Raises:
-        ConfigError: an option that was typed is one of no strategy there is; what only some have not is dropped for those.
+        ConfigError: an option was typed that no strategy of the sweep has; one that only some lack is dropped for those.
     """
     cells: dict[str, Cell] = {}
     had: set[str] = set()
