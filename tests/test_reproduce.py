@@ -205,6 +205,9 @@ def test_a_best_point_at_an_edge_extends_the_grid_until_it_lies_inside():
     assert search(row, row.select[0], found)[1] == {"lam": 100.0}
     below = results_of({"1": 0.9, "10": 0.6, "100": 0.5})
     assert Cell(("strategy=ewc", "lam=0.1", "data.tasks=3"), 7) in wanted(row, below)
+    in_thirds = {**GRID["select"][0], "extend": {"lam": 3}}
+    row = protocol_of(grid={"lam": [0.03, 0.1]}, select=[in_thirds]).rows[0]
+    assert wanted(row, results_of({"0.03": 0.5, "0.1": 0.6}))[-1].overrides[1] == "lam=0.3", "not 0.30000000000000004"
 
 
 def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_report():

@@ -156,7 +156,12 @@ def _widened(grid: dict[str, list[Any]], row: Row, best: Point, extend: Mapping[
         if len(grid[key]) - len(row.grid[key]) >= LONGEST:
             continue
         if best[key] == max(grid[key]):
-            wider[key].append(best[key] * factor)
+            wider[key].append(_plain(best[key] * factor))
         elif best[key] == min(grid[key]):
-            wider[key].insert(0, best[key] / factor)
+            wider[key].insert(0, _plain(best[key] / factor))
     return wider
+
+
+def _plain(value: float) -> float:
+    """.3 for .1 * 3: what floating point adds in the 17th digit is no part of a grid."""
+    return float(f"{value:.12g}")
