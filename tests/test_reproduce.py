@@ -22,7 +22,7 @@ from reproduction.execute import execute  # noqa: E402
 from reproduction.figure import figure  # noqa: E402
 from reproduction.here import hash_of, train_here  # noqa: E402
 from reproduction.parse import called, load, names, parsed  # noqa: E402
-from reproduction.plan import Cell, at_an_edge, decisive, number_of_cells, reading, search, wanted  # noqa: E402
+from reproduction.plan import Cell, at_an_edge, decisive, final, number_of_cells, reading, search, wanted  # noqa: E402
 from reproduction.progress import duration, time_left  # noqa: E402
 from reproduction.protocol import Claim, Published, full, quick, usual  # noqa: E402
 from reproduction.store import Store  # noqa: E402
@@ -208,6 +208,23 @@ def test_a_best_point_at_an_edge_extends_the_grid_until_it_lies_inside():
     in_thirds = {**GRID["select"][0], "extend": {"lam": 3}}
     row = protocol_of(grid={"lam": [0.03, 0.1]}, select=[in_thirds]).rows[0]
     assert wanted(row, results_of({"0.03": 0.5, "0.1": 0.6}))[-1].overrides[1] == "lam=0.3", "not 0.30000000000000004"
+
+
+def test_a_rule_beside_the_first_may_be_reported_with_seeds_of_its_own():
+    beside = {"by": "validation.average_accuracy", "seeds": [0], "final": [0]}
+    row = protocol_of(
+        seeds=[0, 1, 2], grid={"lam": [1, 10]}, select=[{"by": "average_accuracy", "seeds": [0]}, beside]
+    ).rows[0]
+    found = {
+        Cell(("strategy=ewc", f"lam={lam}"), 0): {"average_accuracy": acc, "validation": {"average_accuracy": 1 - acc}}
+        for lam, acc in ((1, 0.9), (10, 0.8))
+    }
+    judged, reported = (final(row, search(row, rule, found)[1], rule) for rule in row.select)
+    assert [cell.arguments for cell in judged] == [("strategy=ewc", "lam=1", f"seed={seed}") for seed in (0, 1, 2)]
+    assert [cell.arguments for cell in reported] == [("strategy=ewc", "lam=10", "seed=0")]
+    assert set(wanted(row, found)) == {*judged, *reported}
+    with pytest.raises(ConfigError, match="final is for rules beside the first"):
+        protocol_of(select=[{**GRID["select"][0], "final": [0]}])
 
 
 def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_report():

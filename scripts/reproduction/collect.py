@@ -88,7 +88,7 @@ def _selection(
         trials, best = search(row, rule, results)
         assert best is not None
         chosen = {"by": rule.by, "point": dict(best), "at_an_edge": at_an_edge(row, trials, best)}
-    cells = final(row, chosen["point"])
+    cells = final(row, chosen["point"], rule)
     values = {metric: [reading(results[cell], key) for cell in cells] for metric, key in protocol.metrics.items()}
     metrics = {metric: _summarised(each) | _compared(row, metric, each) for metric, each in values.items()}
     return chosen | {"config_hashes": [hash_of(cell) for cell in cells], "values": values, "metrics": metrics}

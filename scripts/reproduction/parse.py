@@ -124,6 +124,8 @@ def _check(protocol: Protocol, row: Row) -> None:
     for key in (key for s in row.select for key in s.extend):
         if key not in row.grid:
             raise ConfigError(f"{where}: extend {key} is not a key of its grid")
+    if row.select and row.select[0].final:
+        raise ConfigError(f"{where}: final is for rules beside the first, which is judged by the seeds of the row")
     for metric, points in row.curve.items():
         if len(row.grid) != 1 or not all(isinstance(point, tuple) and len(point) == 2 for point in points):
             raise ConfigError(f"{where}: the curve of {metric} has pairs, of a value of the one grid key and a number")

@@ -39,7 +39,7 @@ def wanted(row: Row, results: Results) -> list[Cell]:
         trials, best = search(row, selection, results)
         cells |= dict.fromkeys(cell for _, mine in trials for cell in mine)
         if best is not None:
-            cells |= dict.fromkeys(final(row, best))
+            cells |= dict.fromkeys(final(row, best, selection))
     return list(cells)
 
 
@@ -80,9 +80,10 @@ def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple
         grid = wider
 
 
-def final(row: Row, point: Point) -> list[Cell]:
-    """The runs at the chosen point that are judged."""
-    return [Cell((*row.overrides, *overrides_of(point)), seed) for seed in row.seeds]
+def final(row: Row, point: Point, selection: Selection | None = None) -> list[Cell]:
+    """The runs at a point that are reported for the rule that chose it; those that are judged if none is given."""
+    seeds = (selection.final if selection else ()) or row.seeds
+    return [Cell((*row.overrides, *overrides_of(point)), seed) for seed in seeds]
 
 
 def lost(row: Row, point: Point, results: Results) -> list[Cell]:
@@ -106,7 +107,7 @@ def number_of_cells(protocol: Protocol) -> int:
     for row in protocol.rows:
         cells.update(wanted(row, {}))
         for rule in row.select:
-            again = row.seeds if rule.overrides else tuple(set(row.seeds) - set(rule.seeds))
+            again = set(rule.final or row.seeds) - (set() if rule.overrides else set(rule.seeds))
             cells.update(Cell((row.name, f"best by {rule.by}"), seed) for seed in again)
     return len(cells)
 
@@ -163,5 +164,6 @@ def _widened(grid: dict[str, list[Any]], row: Row, best: Point, extend: Mapping[
 
 
 def _plain(value: float) -> float:
-    """.3 for .1 * 3: what floating point adds in the 17th digit is no part of a grid."""
-    return float(f"{value:.12g}")
+    """.3 for .1 * 3, where floating point adds a 4 in the 17th digit; .01 / 3 has no end and stays as it is."""
+    round_number = float(f"{value:.9g}")
+    return round_number if math.isclose(round_number, value, rel_tol=1e-15) else value

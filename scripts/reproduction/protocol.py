@@ -33,12 +33,14 @@ class Selection:
         seeds: of the trial runs; those of the row if empty.
         overrides: of the trial runs only, such as other tasks or a validation share.
         extend: grid key -> factor by which the grid goes on where the best value is at its edge.
+        final: seeds of the runs at the chosen point; those of the row if empty. Only for a rule that is not the first.
     """
 
     by: str
     seeds: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
     extend: Mapping[str, float] = field(default_factory=dict)
+    final: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def full(protocol: Protocol) -> Protocol:
         grid = {key: tuple(protocol.full.grid.get(key, values)) for key, values in row.grid.items()}
         seeds = protocol.full.seeds or row.seeds
         select = tuple(
-            replace(s, seeds=s.seeds if s.overrides else seeds, extend={} if grid != row.grid else s.extend)
+            replace(s, seeds=s.seeds if s.overrides else seeds, extend={} if grid != row.grid else s.extend, final=())
             for s in row.select
         )
         rows.append(replace(row, seeds=seeds, grid=grid, select=select))
@@ -220,7 +222,7 @@ def quick(protocol: Protocol) -> Protocol:
         if cut.rows and row.name not in cut.rows:
             continue
         grid = {key: (values[0], values[-1]) if len(values) > 1 else values for key, values in row.grid.items()}
-        select = tuple(replace(s, seeds=cut.seeds, extend={}) for s in row.select)
+        select = tuple(replace(s, seeds=cut.seeds, extend={}, final=()) for s in row.select)
         rows.append(
             replace(
                 row,
