@@ -241,8 +241,10 @@ def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_repo
     assert search(row, row.select[0], found)[1] == {"lam": 100.0}, "a final run diverged: the next best is taken"
     for cell in found:
         found[cell] = {"diverged": "weights became non-finite"}
+    assert wanted(row, found)[0].overrides[1] == "lam=0.01", "all diverged: the grid goes on below"
+    fixed = {**GRID["select"][0], "extend": {}}
     with pytest.raises(ConfigError, match="row: runs diverged at every point of its grid, 3 of them"):
-        search(row, row.select[0], found)
+        search(row, protocol_of(select=[fixed]).rows[0].select[0], found)
 
 
 def test_a_row_like_another_is_run_at_the_point_chosen_for_that_row():

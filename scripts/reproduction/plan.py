@@ -55,10 +55,11 @@ def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple
     """The points of the grid with their trial runs, and the best point once all of these are finished.
 
     Where the best value is the smallest or largest of a key that ``selection.extend`` names, the grid goes on by that
-    factor and the search with it. A point with a run that diverged, a final one too, is not chosen.
+    factor and the search with it. A point with a run that diverged, a final one too, is not chosen; if none is left, the
+    grid goes on below the smallest rates and strengths.
 
     Raises:
-        ConfigError: no point is left.
+        ConfigError: all diverged, and the grid does not go on.
     """
 
     def score(trial: tuple[Point, list[Cell]]) -> float:
@@ -72,9 +73,11 @@ def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple
         if any(cell not in results for _, cells in trials for cell in cells):
             return trials, None
         best = max(trials, key=score)[0]
-        if score((best, _cells(row, best, selection))) == -math.inf:
+        all_diverged = score((best, _cells(row, best, selection))) == -math.inf
+        edge = {key: min(grid[key]) for key in selection.extend} if all_diverged else best
+        wider = _widened(grid, row, edge, selection.extend)
+        if wider == grid and all_diverged:
             raise ConfigError(f"{row.name}: runs diverged at every point of its grid, {len(points)} of them")
-        wider = _widened(grid, row, best, selection.extend)
         if wider == grid:
             return trials, best
         grid = wider
@@ -156,10 +159,10 @@ def _widened(grid: dict[str, list[Any]], row: Row, best: Point, extend: Mapping[
     for key, factor in extend.items():
         if len(grid[key]) - len(row.grid[key]) >= LONGEST:
             continue
-        if best[key] == max(grid[key]):
-            wider[key].append(_plain(best[key] * factor))
-        elif best[key] == min(grid[key]):
+        if best[key] == min(grid[key]):
             wider[key].insert(0, _plain(best[key] / factor))
+        elif best[key] == max(grid[key]):
+            wider[key].append(_plain(best[key] * factor))
     return wider
 
 
