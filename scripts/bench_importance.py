@@ -42,7 +42,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from clbench import fisher, mas
-from clbench.importance.seeds import inverse_cdf
+from clbench.importance.output_gradients import inverse_cdf
 from clbench.nets import cnn, mlp, resnet18_reduced
 
 OURS, PLAIN, CHECKED = 1000, 128, 16

@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from clbench.calibration import held_weights, remove
-from clbench.cli import quiet_lightning
+from clbench.config.messages import quiet_lightning
 from clbench.data import Batch, TaskSequence, permute
-from clbench.distillation import divergence
+from clbench.data.scenario import Scenario
 from clbench.learner import Learner
-from clbench.memory import Rows
 from clbench.nets import Net, features_of, mlp, resnet18_reduced
-from clbench.scenario import Scenario
+from clbench.nets.calibration import held_weights, remove
 from clbench.strategies import NCCL
+from clbench.strategies.distillation import divergence
+from clbench.strategies.memory import Rows
 
 NETS: dict[str, tuple[tuple[int, int, int], Callable[..., nn.Module]]] = {
     "MLP 784-256-256-10": ((1, 28, 28), partial(mlp, hidden=(256, 256))),

@@ -20,11 +20,11 @@ import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
 
-from clbench.build import build
-from clbench.cli import quiet_lightning
-from clbench.config import budget, conf_dir
-from clbench.folder import RunFolder
-from clbench.sequence import run
+from clbench.config.messages import quiet_lightning
+from clbench.config.options import budget, conf_dir
+from clbench.experiment.build import build
+from clbench.runs.folder import RunFolder
+from clbench.training.loop import run
 
 DEFAULTS = ("data=permuted_digits", "net.hidden=[400,400]", "batch_size=128", "steps=200", "data.tasks=2")
 

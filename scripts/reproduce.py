@@ -28,7 +28,7 @@ from reproduction.write import outcome, write, write_index
 from rich.console import Console
 from rich.table import Column, Table
 
-from clbench.cli import cause_of, quiet_lightning
+from clbench.config.messages import cause_of, quiet_lightning
 from clbench.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,8 +18,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from clbench.cli import quiet_lightning
-from clbench.config import conf_dir
+from clbench.config.messages import quiet_lightning
+from clbench.config.options import conf_dir
 from clbench.train import train
 from tests.forked import type_command
 

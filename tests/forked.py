@@ -13,7 +13,13 @@ from tempfile import TemporaryDirectory
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
-    ["tests.conftest", "clbench.plots", "clbench.sweep.work", "matplotlib.backends.backend_agg", "sklearn.datasets"]
+    [
+        "tests.conftest",
+        "clbench.runs.plots",
+        "clbench.sweep.plan",
+        "matplotlib.backends.backend_agg",
+        "sklearn.datasets",
+    ]
 )
 
 

@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from clbench import quadratic
 from clbench.data import Batch, TaskSequence, split
-from clbench.data.digits import Digits
+from clbench.data.scenario import Scenario
+from clbench.data.toy import Digits
 from clbench.errors import ConfigError
 from clbench.learner import Learner
 from clbench.nets import Net, mlp
-from clbench.scenario import Scenario
-from clbench.strategies import AGEM, DER, ER, EWC, NCCL, DERpp, Independent, JointScratch, LwF
+from clbench.strategies import AGEM, DER, ER, EWC, NCCL, DERpp, Independent, JointScratch, LwF, quadratic
 from clbench.strategies.agem import project
 from clbench.strategies.der import squared_distance
 from clbench.strategies.lwf import distance

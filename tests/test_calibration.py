@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clbench.calibration import CalibratedNeurons, calibrate, calibrated, calibration, held_weights, layers, remove
 from clbench.nets import Net, SlicedHead, cnn, mlp, resnet18_reduced
+from clbench.nets.calibration import CalibratedNeurons, calibrate, calibrated, calibration, held_weights, layers, remove
 from clbench.nets.resnet import BasicBlock
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clbench.cli import cause_of
+from clbench.config.messages import cause_of
 
 TINY = ("epochs=1", "data.tasks=2", "net.hidden=[8]", "+trainer.limit_train_batches=2", "trainer=cpu")
 

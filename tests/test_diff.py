@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from clbench.diff import compare, difference, main
 from clbench.errors import ConfigError
+from clbench.runs.diff import compare, difference, main
 
 SMALL = ("data.tasks=2", "data.examples_per_task=64", "net.hidden=[16]", "epochs=1", "logger=none", "checkpoints=none")
 NAN = math.nan
@@ -84,7 +84,7 @@ def test_what_is_not_a_run_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / ".hydra").mkdir()
     with pytest.raises(ConfigError, match="is not a run with results: no metrics.json"):
         difference(tmp_path, tmp_path)
-    command = [sys.executable, "-m", "clbench.diff", "nowhere", str(tmp_path)]
+    command = [sys.executable, "-m", "clbench.runs.diff", "nowhere", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert (

@@ -67,7 +67,7 @@ COMPOSED = {
 }
 """Training commands (anywhere in them) that are only composed -> why."""
 
-DIFFERENT = ("clbench.diff:cli", 1)
+DIFFERENT = ("clbench.runs.diff:cli", 1)
 """Two runs differ, as in diff: no failure."""
 
 DOWNLOADED = {

@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import EWC, Doctor
-from clbench.doctor import sgd_bound
 from clbench.errors import ConfigError, Unstable
 from clbench.strategies import L2, QuadraticStrategy
 from clbench.strategies.norms import gradient_norms
+from clbench.training.monitor import sgd_bound
 from tests.conftest import trainer
 
 SHORT = ("data.tasks=2", "net.hidden=[16]", "epochs=1", "logger=none", "checkpoints=none")

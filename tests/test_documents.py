@@ -22,7 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import EWC, MAS, fisher, mas
-from clbench.build import build
+from clbench.experiment.build import build
 from clbench.importance.general import Measured, by_loop, by_vmap
 from clbench.importance.outputs import default_outputs
 from clbench.params import snapshot, trainable

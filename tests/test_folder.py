@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from clbench.errors import ConfigError
-from clbench.folder import RunFolder, atomically
+from clbench.runs.folder import RunFolder, atomically
+from clbench.training.checkpointing import Checkpoints
 
 
 def metrics(config_hash="abc", matrix=((0.5, 0.25), (0.125, 1.0)), **others):
@@ -99,7 +100,7 @@ def test_a_folder_is_made_where_there_is_none(tmp_path):
     folder = RunFolder(tmp_path / "a" / "b", "abc")
     assert (tmp_path / "a" / "b").is_dir()
     assert folder.metrics() is None
-    assert folder.load() is None
+    assert Checkpoints(folder).load() is None
 
 
 def test_the_folder_of_another_run_is_named_and_not_touched(tmp_path):
@@ -121,14 +122,14 @@ def test_the_folder_of_another_run_is_named_and_not_touched(tmp_path):
 
 
 def test_the_checkpoint_of_another_run_is_refused(tmp_path):
-    RunFolder(tmp_path, "abc").save(0, {})
+    Checkpoints(RunFolder(tmp_path, "abc")).save(0, {})
     with pytest.raises(ConfigError, match=r"task_0.ckpt is of another run \(config abc, this is xyz\)"):
-        RunFolder(tmp_path, "xyz").load()
+        Checkpoints(RunFolder(tmp_path, "xyz")).load()
 
 
 def test_what_a_killed_process_left_half_written_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
     folder = RunFolder(tmp_path, "abc")
-    folder.save(0, {})
+    Checkpoints(folder).save(0, {})
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     here, elsewhere = socket.gethostname().replace(".", "-"), "another-machine"
@@ -151,12 +152,14 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
 
 def test_the_checkpoint_after_a_task_takes_the_place_of_those_inside_it(tmp_path):
     folder = RunFolder(tmp_path, "abc")
-    folder.save(0, {})
-    torch.save({"run": {"config_hash": "abc"}}, folder.path_within(1))
-    assert folder.within(0) is None and folder.within(1) == folder.path_within(1)
-    assert folder.load()["task"] == 0
-    folder.save(1, {})
-    assert folder.within(1) is None
+    Checkpoints(folder).save(0, {})
+    torch.save({"run": {"config_hash": "abc"}}, Checkpoints(folder).mid_task_path(1))
+    assert Checkpoints(folder).find_mid_task(0) is None and Checkpoints(folder).find_mid_task(1) == Checkpoints(
+        folder
+    ).mid_task_path(1)
+    assert Checkpoints(folder).load()["task"] == 0
+    Checkpoints(folder).save(1, {})
+    assert Checkpoints(folder).find_mid_task(1) is None
 
 
 @pytest.mark.parametrize("content", ["not json", "[]", '{"config_hash": "abc"}', '{"strategy": "ewc"}'])
@@ -174,9 +177,9 @@ def test_a_metrics_json_of_something_else_is_refused_and_not_touched(tmp_path, c
 def test_checkpoints_says_which_are_kept(tmp_path, keep, left):
     folder = RunFolder(tmp_path, "abc", keep)
     for task in range(3):
-        folder.save(task, {"weights": torch.full((2,), float(task))})
+        Checkpoints(folder).save(task, {"weights": torch.full((2,), float(task))})
     assert {Path(name).name for name in files(tmp_path)} == left
-    state = folder.load()
+    state = Checkpoints(folder).load()
     if left:
         assert state["task"] == 2
         assert state["weights"].tolist() == [2.0, 2.0]
@@ -188,16 +191,16 @@ def test_checkpoints_says_which_are_kept(tmp_path, keep, left):
 def test_the_newest_checkpoint_is_that_of_the_highest_number(tmp_path, keep):
     folder = RunFolder(tmp_path, "abc", keep)
     for task in (8, 9, 10):
-        folder.save(task, {"weights": torch.tensor(float(task))})
-    assert folder.load()["task"] == 10
-    assert folder.load()["weights"].item() == 10
+        Checkpoints(folder).save(task, {"weights": torch.tensor(float(task))})
+    assert Checkpoints(folder).load()["task"] == 10
+    assert Checkpoints(folder).load()["weights"].item() == 10
 
 
 def test_a_checkpoint_that_could_run_code_is_not_loaded(tmp_path):
     folder = RunFolder(tmp_path, "abc")
-    folder.save(0, {"thing": Path("anything that is not a tensor or a plain value")})
+    Checkpoints(folder).save(0, {"thing": Path("anything that is not a tensor or a plain value")})
     with pytest.raises(pickle.UnpicklingError, match="[Ww]eights.only"):
-        folder.load()
+        Checkpoints(folder).load()
 
 
 def test_a_choice_of_checkpoints_that_is_not_there_lists_those_that_are(tmp_path):

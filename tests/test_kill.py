@@ -82,7 +82,7 @@ def assert_whole(folder):
 
 def assert_same(a, b):
     assert_whole(b)
-    assert not list(b.rglob("*.part")) and not list(b.rglob("within_*"))
+    assert not list(b.rglob("*.part")) and not list(b.rglob("mid_task_*"))
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (a, b))
     for key in first.keys() - {"seconds", "prefix"}:
         assert first[key] == second[key], key
@@ -91,7 +91,7 @@ def assert_same(a, b):
 
 
 WRITTEN = (
-    *("config.yaml", "within_0.ckpt", 9000, "task_0.ckpt", "metrics.json", "within_1.ckpt", 9000, "task_1.ckpt"),
+    *("config.yaml", "mid_task_0.ckpt", 9000, "task_0.ckpt", "metrics.json", "mid_task_1.ckpt", 9000, "task_1.ckpt"),
     *("accuracy_matrix.csv", "accuracy_over_tasks.png", "metrics.json"),
 )
 

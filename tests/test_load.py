@@ -10,7 +10,7 @@ import torch
 
 import clbench
 from clbench.errors import ConfigError
-from clbench.evaluation import CORRECT, EXAMPLES, tally
+from clbench.training.evaluation import CORRECT, EXAMPLES, tally
 
 SMALL = ("data.tasks=3", "data.examples_per_task=64", "net.hidden=[16]", "epochs=1", "logger=none")
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clbench.build import build
 from clbench.errors import ConfigError
-from clbench.evaluation import tally
+from clbench.experiment.build import build
 from clbench.importance import fisher
 from clbench.learner import Learner, learner_outputs
+from clbench.training.evaluation import tally
 from tests.conftest import trainer
 
 BITS = ("data=bit_ops", "data.tasks=2", "loss=binary_cross_entropy", "net.hidden=[8]", "epochs=5")

@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import EWC, MAS, fisher, mas
-from clbench.build import build
 from clbench.errors import ConfigError
+from clbench.experiment.build import build
 from clbench.importance import mas_local
-from clbench.importance.rows import count, take
+from clbench.importance.batching import count, take
 from clbench.learner import learner_outputs
 from clbench.strategies import OnlineEWC, Strategy
 from tests.conftest import stopped_after, trainer

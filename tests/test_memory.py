@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from clbench.memory import Memory, Reservoir, Ring
+from clbench.strategies.memory import Memory, Reservoir, Ring
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchmetrics.classification import MulticlassCalibrationError
 
-from clbench.metrics import AccuracyMatrix, Within, accuracy_matrix, calibration_gaps, nll, readings
+from clbench.metrics.accuracy_matrix import AccuracyMatrix, Within, accuracy_matrix, calibration_gaps, nll, readings
 
 # rows: after task 0, 1, 2; columns: on task 0, 1, 2
 FORGETS = [[0.9, 0.2, 0.1], [0.95, 0.8, 0.3], [0.7, 0.85, 0.6]]

@@ -12,13 +12,13 @@ from hydra.utils import instantiate
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from clbench.build import build
-from clbench.config import budget, conf_dir
+from clbench.config.options import budget, conf_dir
 from clbench.errors import ConfigError
-from clbench.folder import RunFolder
-from clbench.sequence import run
+from clbench.experiment.build import build
+from clbench.runs.folder import RunFolder
 from clbench.strategies import EWC, MAS, SI
-from clbench.validation import Validation
+from clbench.training.early_stopping import Validation
+from clbench.training.loop import run
 from tests.conftest import trainer
 from tests.test_train import same_checkpoint
 
@@ -66,7 +66,7 @@ def learn(composed, tmp_path):
 
 
 def inside(folder):
-    return sorted(file.name for file in folder.rglob("within_*"))
+    return sorted(file.name for file in folder.rglob("mid_task_*"))
 
 
 MORE = {
@@ -92,7 +92,7 @@ def test_a_run_stopped_inside_a_task_and_started_again_ends_bit_identical(learn,
     for stop in ((0, 8), (1, 10)):  # in the middle of the second epoch, and at its end
         with pytest.raises(Stopped):
             learn(*RUNS[name], folder="stopped", stop=stop, save_every=3)
-        assert inside(tmp_path / "stopped") == [f"within_{stop[0]}.ckpt"]
+        assert inside(tmp_path / "stopped") == [f"mid_task_{stop[0]}.ckpt"]
     again, same = learn(*RUNS[name], folder="stopped", save_every=3)
     assert results.pop("seconds")["train"] > 0 < again.pop("seconds")["train"]
     assert json.dumps(results) == json.dumps(again)
@@ -104,13 +104,13 @@ def test_a_run_stopped_inside_a_task_and_started_again_ends_bit_identical(learn,
 def test_a_checkpoint_that_falls_due_at_the_end_of_an_epoch_comes_a_step_later(learn, tmp_path, save_every):
     with pytest.raises(Stopped):
         learn("strategy=finetune", folder="a", stop=(0, 8), save_every=save_every)
-    assert torch.load(tmp_path / "a/checkpoints/within_0.ckpt", weights_only=True)["global_step"] == 6
+    assert torch.load(tmp_path / "a/checkpoints/mid_task_0.ckpt", weights_only=True)["global_step"] == 6
 
 
 def test_seconds_of_the_process_that_was_stopped_count(learn, tmp_path):
     with pytest.raises(Stopped):
         learn("strategy=finetune", folder="a", stop=(0, 8), save_every=6)
-    file = tmp_path / "a/checkpoints/within_0.ckpt"
+    file = tmp_path / "a/checkpoints/mid_task_0.ckpt"
     state = torch.load(file, weights_only=True)
     for kind in ("train", "importance", "evaluation"):
         state["run"]["seconds"][kind] += 1000
@@ -122,7 +122,7 @@ def test_seconds_of_the_process_that_was_stopped_count(learn, tmp_path):
 def test_the_checkpoint_of_another_run_inside_a_task_is_refused(learn):
     with pytest.raises(Stopped):
         learn("strategy=finetune", folder="a", stop=(0, 8), save_every=6)
-    with pytest.raises(ConfigError, match=r"within_0.ckpt is of another run \(config abc, this is xyz\)"):
+    with pytest.raises(ConfigError, match=r"mid_task_0.ckpt is of another run \(config abc, this is xyz\)"):
         learn("strategy=finetune", folder="a", hashed="xyz")
 
 

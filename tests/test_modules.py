@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from clbench import EWC, MAS, fisher, mas, quadratic
+from clbench import EWC, MAS, fisher, mas
 from clbench.params import trainable
-from clbench.strategies import Strategy
+from clbench.strategies import Strategy, quadratic
 from tests.conftest import trainer
 
 

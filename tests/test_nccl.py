@@ -14,15 +14,15 @@ from torch.nn.functional import cross_entropy, relu
 from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import NCCL
-from clbench.calibration import calibrate, calibrated, calibration, remove
 from clbench.data import TaskSequence, permute, split
-from clbench.data.digits import Digits
-from clbench.distillation import divergence, softened
+from clbench.data.scenario import Scenario
+from clbench.data.toy import Digits
 from clbench.errors import ConfigError
 from clbench.learner import Learner
 from clbench.nets import Net, features_of, mlp, resnet18_reduced
+from clbench.nets.calibration import calibrate, calibrated, calibration, remove
 from clbench.params import snapshot
-from clbench.scenario import Scenario
+from clbench.strategies.distillation import divergence, softened
 from clbench.strategies.nccl_steps import consolidated
 from tests.conftest import stopped_after, trainer
 

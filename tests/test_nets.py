@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from clbench.build import build
+from clbench.data.scenario import Scenario
 from clbench.errors import ConfigError
+from clbench.experiment.build import build
 from clbench.nets import (
     MultiHead,
     Net,
@@ -23,7 +24,6 @@ from clbench.nets import (
     resnet18_vandeven,
     torchvision_model,
 )
-from clbench.scenario import Scenario
 from tests.conftest import trainer
 
 TASKS = torch.tensor([0, 2, 1, 1, 0])

@@ -8,11 +8,11 @@ import json
 import pytest
 import torch
 
-from clbench import loggers
-from clbench.build import build
 from clbench.errors import ConfigError
-from clbench.evaluation import EXAMPLES, NLL, tally
-from clbench.loggers import Place
+from clbench.experiment.build import build
+from clbench.training import loggers
+from clbench.training.evaluation import EXAMPLES, NLL, tally
+from clbench.training.loggers import Place
 from tests.conftest import trainer
 from tests.test_train import load, same_checkpoint
 

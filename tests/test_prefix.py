@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
-from clbench.build import shared_key
+from clbench.experiment.build import shared_key
 from clbench.strategies import EWC, MAS
 from tests.conftest import in_this_process
 from tests.test_train import STRATEGIES, same_checkpoint

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from clbench.params import snapshot
-from clbench.quadratic import Quadratic, add, half_gradient, quadratic, recentre, value
+from clbench.strategies.quadratic import Quadratic, add, half_gradient, quadratic, recentre, value
 
 NAMES = ("a", "b", "c")
 coordinates = st.floats(-10, 10)

@@ -16,17 +16,15 @@ from filelock import FileLock
 from scipy import stats
 
 from clbench.errors import ConfigError
-from clbench.interval import half_width
-from clbench.report import read
+from clbench.metrics.interval import half_width
 from clbench.report.__main__ import main
-from clbench.report.names import REFERENCES, said
 from clbench.report.page import troubles
-from clbench.report.read import chance
 from clbench.report.section import Setting, lead
 from clbench.report.statistics import choose, difference, over_seeds, paired, pareto, shown
 from clbench.report.sweeps import commands, never_run
 from clbench.report.tables import escaped, size
-from clbench.sweep import REFERENCES as REFERENCES_OF_A_SWEEP
+from clbench.runs.names import said
+from clbench.runs.read import chance, read
 from tests.forked import type_command
 
 SMALL = ("epochs=1", "data.tasks=2", "net.hidden=[16]", "data.examples_per_task=200")
@@ -129,7 +127,6 @@ def test_intransigence_is_beside_the_reference_of_the_same_seed(real_sweep):
     for (_, seed), row in frame.iterrows():
         reference = np.diag(frame.loc[("joint_scratch", seed)].accuracy_matrix)
         assert row.intransigence == pytest.approx(np.mean(reference - np.diag(row.accuracy_matrix)))
-    assert REFERENCES == REFERENCES_OF_A_SWEEP
 
 
 def test_without_a_reference_there_is_no_intransigence(real_sweep):

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from clbench.data.scenario import Scenario
 from clbench.errors import ConfigError
 from clbench.nets import MultiHead, SlicedHead
-from clbench.scenario import Scenario
 
 TASK, SINGLE = Scenario("task"), Scenario("task", "single")
 DOMAIN, CLASS = Scenario("domain", "single"), Scenario("class", "single")

@@ -13,7 +13,7 @@ from clbench import EWC, L2, MAS, OnlineEWC, fisher
 from clbench.errors import ConfigError
 from clbench.params import trainable
 from clbench.strategies import Strategy
-from clbench.strategies.selection import selected
+from clbench.strategies.patterns import selected
 from tests.conftest import trainer
 
 STRATEGIES = {"ewc": EWC, "online_ewc": OnlineEWC, "mas": MAS, "l2": L2}

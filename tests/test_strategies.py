@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import EWC, L2, MAS, SI, OnlineEWC, fisher, mas
 from clbench.errors import ConfigError, Unstable
-from clbench.quadratic import quadratic
 from clbench.strategies import Strategy
 from clbench.strategies.measured import _rows_of_process
+from clbench.strategies.quadratic import quadratic
 from tests.conftest import trainer
 
 STRATEGIES = {

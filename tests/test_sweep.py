@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from clbench.errors import ConfigError, Unstable
-from clbench.interval import half_width
-from clbench.metrics import intransigence
-from clbench.report import read
+from clbench.metrics.accuracy_matrix import intransigence
+from clbench.metrics.interval import half_width
 from clbench.report.__main__ import main
-from clbench.sweep import progress
+from clbench.runs import sweep_log
+from clbench.runs.read import read
 
 
 def test_intransigence_is_what_the_reference_learned_and_the_run_did_not():
@@ -238,12 +238,12 @@ def test_runs_that_cannot_start_are_not_counted_in_what_a_sweep_takes(command):
 
 
 def test_two_sweeps_in_one_folder_count_their_own_runs(tmp_path):
-    progress.begin(tmp_path, {"a": "ewc seed=0", "b": "ewc seed=1"})
-    assert progress.end(tmp_path, "a", "0.5").startswith("ewc seed=0: 0.5 (1 of 2 done, about ")
-    progress.begin(tmp_path, {"c": "mas seed=0"})
-    assert progress.end(tmp_path, "b", "0.6") == "ewc seed=1: 0.6 (2 of 2 done)"
-    assert progress.end(tmp_path, "c", "0.7") == "mas seed=0: 0.7 (1 of 1 done)"
-    assert progress.end(tmp_path, "of another launcher", "0.7") == "of another launcher: 0.7"
+    sweep_log.begin(tmp_path, {"a": "ewc seed=0", "b": "ewc seed=1"})
+    assert sweep_log.end(tmp_path, "a", "0.5").startswith("ewc seed=0: 0.5 (1 of 2 done, about ")
+    sweep_log.begin(tmp_path, {"c": "mas seed=0"})
+    assert sweep_log.end(tmp_path, "b", "0.6") == "ewc seed=1: 0.6 (2 of 2 done)"
+    assert sweep_log.end(tmp_path, "c", "0.7") == "mas seed=0: 0.7 (1 of 1 done)"
+    assert sweep_log.end(tmp_path, "of another launcher", "0.7") == "of another launcher: 0.7"
 
 
 def test_why_a_run_failed_stays_in_its_folder_until_it_is_started_again(run, tmp_path):

@@ -8,13 +8,14 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from clbench import metrics
-from clbench.build import build
-from clbench.config import conf_dir, config_hash, options_of
+from clbench.config.options import conf_dir, config_hash, options_of
 from clbench.errors import ConfigError
-from clbench.evaluation import EXAMPLES, NLL, tally
-from clbench.folder import RunFolder
-from clbench.validation import Validation
+from clbench.experiment.build import build
+from clbench.metrics import accuracy_matrix as metrics
+from clbench.runs.folder import RunFolder
+from clbench.training.checkpointing import Checkpoints
+from clbench.training.early_stopping import Validation
+from clbench.training.evaluation import EXAMPLES, NLL, tally
 from tests.conftest import stopped_after, trainer
 
 SHORT = ("epochs=1", "data.tasks=3", "net.hidden=[32]")
@@ -277,4 +278,4 @@ def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
     run(*SHORT, "strategy=finetune")
     (tmp_path / "run/metrics.json").unlink()
     with pytest.raises(ConfigError, match="another run"):
-        RunFolder(tmp_path / "run", "00000000").load()
+        Checkpoints(RunFolder(tmp_path / "run", "00000000")).load()

@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from clbench.logs import QUANTILES, quantiles
 from clbench.strategies.norms import gradient_norms
+from clbench.training.logging import QUANTILES, quantiles
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("data.tasks=3", "net.hidden=[16]", "epochs=1", "log_every=10", "strategy=ewc", "lam=1e3")
@@ -197,7 +197,7 @@ def test_nothing_is_measured_between_two_entries(run):
 
     def count(frame, event, argument):
         measures = event == "call" and frame.f_code is gradient_norms.__code__
-        if measures and frame.f_back.f_globals["__name__"] == "clbench.logs":  # the doctor measures too
+        if measures and frame.f_back.f_globals["__name__"] == "clbench.training.logging":  # the doctor measures too
             counted.append(1)
 
     sys.setprofile(count)

@@ -10,9 +10,9 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from clbench.build import build
-from clbench.config import conf_dir
+from clbench.config.options import conf_dir
 from clbench.data import Task
+from clbench.experiment.build import build
 from clbench.nets import Net
 
 

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
-from clbench.cli import cause_of
+from clbench.config.messages import cause_of
 from clbench.errors import Unstable
 from reproduction.plan import Cell
 

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from clbench.folder import FINISHED, alone, atomically
+from clbench.runs.folder import FINISHED, alone, atomically
 from reproduction.here import hash_of
 from reproduction.plan import Cell
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clbench.folder import atomically
+from clbench.runs.folder import atomically
 from reproduction.figure import figure
 from reproduction.parse import names
 from reproduction.plan import overrides_of

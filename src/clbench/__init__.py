@@ -6,19 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clbench.doctor import Doctor
+    from clbench.experiment.load import load
     from clbench.importance import fisher, mas, mas_local
-    from clbench.loading import load
-    from clbench.metrics import AccuracyMatrix
-    from clbench.report import read
+    from clbench.metrics.accuracy_matrix import AccuracyMatrix
+    from clbench.runs.read import read
     from clbench.strategies import AGEM, DER, ER, EWC, L2, MAS, NCCL, SI, DERpp, LwF, OnlineEWC
+    from clbench.training.monitor import Doctor
 
 WHERE = {
     **dict.fromkeys(("fisher", "mas", "mas_local"), "importance"),
-    "AccuracyMatrix": "metrics",
-    "Doctor": "doctor",
-    "load": "loading",  # a module of the same name would hide the function
-    "read": "report",
+    "AccuracyMatrix": "metrics.accuracy_matrix",
+    "Doctor": "training.monitor",
+    "load": "experiment.load",
+    "read": "runs.read",
     **dict.fromkeys(("AGEM", "DER", "ER", "EWC", "L2", "MAS", "NCCL", "SI", "DERpp", "LwF", "OnlineEWC"), "strategies"),
 }
 

@@ -19,21 +19,22 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from clbench.build import build, trainer_of
-from clbench.checks import check_device, check_precision
-from clbench.cli import errors_in_one_line, quiet_lightning, refuse_dashes
-from clbench.config import budget, check_numbers, conf_dir, drop_foreign_options, refuse_foreign_options
-from clbench.describe import describe, flat, plan
-from clbench.display import Display, say_once
-from clbench.doctor import Doctor
+from clbench.config.display import Display, say_once
+from clbench.config.messages import errors_in_one_line, quiet_lightning, refuse_dashes
+from clbench.config.options import budget, check_numbers, conf_dir, drop_foreign_options, refuse_foreign_options
 from clbench.errors import ConfigError
-from clbench.folder import FINISHED, learned
-from clbench.loggers import Place
-from clbench.objective import objective
-from clbench.own import own, own_folder, save_config, shared_prefix, tell
-from clbench.seconds import total
-from clbench.sequence import nothing_yet, run
-from clbench.validation import Validation
+from clbench.experiment.build import build, trainer_of
+from clbench.experiment.checks import check_device, check_precision
+from clbench.experiment.describe import describe, flat, plan
+from clbench.experiment.session import own, own_folder, save_config, shared_prefix, tell
+from clbench.runs.folder import FINISHED, learned
+from clbench.runs.objective import objective
+from clbench.training.early_stopping import Validation
+from clbench.training.loggers import Place
+from clbench.training.loop import nothing_yet, run
+from clbench.training.monitor import Doctor
+from clbench.training.progress_bar import ProgressBar
+from clbench.training.timing import total
 
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
@@ -115,7 +116,7 @@ def _train(cfg: DictConfig) -> float | None:
             return {"status": status, **about, **results}
 
         def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
-            return trainer_of(cfg, [*callbacks, display.progress()], budget(cfg, index, len(sequence)))
+            return trainer_of(cfg, [*callbacks, ProgressBar(display.terminal)], budget(cfg, index, len(sequence)))
 
         def after_task(index: int, results: dict[str, Any]) -> None:
             so_far = metrics(results, "running")
@@ -156,7 +157,7 @@ def _train(cfg: DictConfig) -> float | None:
         value = objective(complete, cfg.objective)
         if first_process:
             # matplotlib takes long to import: only when there is something to draw
-            from clbench.plots import save_plots
+            from clbench.runs.plots import save_plots
 
             title = f"{choices.strategy} on {cfg.data.name}, seed {cfg.seed}"
             try:

@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 
 from clbench.data import TaskSequence, chain, split
 from clbench.data.augment import Augmentation, RandomCrop, RandomHorizontalFlip
-from clbench.data.digits import Digits
+from clbench.data.toy import Digits
 
 
 def images(n=64, side=8):

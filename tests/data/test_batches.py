@@ -3,7 +3,7 @@ import torch
 
 from clbench.data.batches import Batches, Part, Pixels
 from clbench.data.images import Images
-from clbench.data.views import Permutation
+from clbench.data.transforms import Permutation
 from clbench.errors import ConfigError
 
 SHAPE = (1, 2, 3)

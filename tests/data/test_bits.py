@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clbench.data import TaskSequence, chain
-from clbench.data.bits import OPERATIONS, BitOperation
+from clbench.data.toy import OPERATIONS, BitOperation
 from clbench.errors import ConfigError
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from clbench.data.cuts import chain, permute, split
 from clbench.data.images import Images
 from clbench.data.source import Source
-from clbench.data.views import Permutation
+from clbench.data.splits import chain, permute, split
+from clbench.data.transforms import Permutation
 from clbench.errors import ConfigError
 
 

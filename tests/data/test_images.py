@@ -5,9 +5,9 @@ import torch
 
 from clbench.data import TaskSequence, permute, split
 from clbench.data.augment import RandomCrop
-from clbench.data.digits import Digits
 from clbench.data.images import Images, Streamed, available_memory
-from clbench.scenario import Scenario
+from clbench.data.scenario import Scenario
+from clbench.data.toy import Digits
 
 whole = partial(TaskSequence, Digits, scale=16, batch_size=100)
 streamed = partial(whole, memory_limit=1000)

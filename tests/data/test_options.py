@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clbench.data import TaskSequence, chain, permute, rotate, split
-from clbench.data.digits import Digits
+from clbench.data.toy import Digits
 from clbench.errors import ConfigError
 
 digits = partial(TaskSequence, Digits, scale=16)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from clbench.config import conf_dir
+from clbench.config.options import conf_dir
 from clbench.data import TaskSequence
-from clbench.scenario import Scenario
+from clbench.data.scenario import Scenario
 
 PRESETS = sorted(file.stem for file in (conf_dir() / "data").glob("*.yaml"))
 OFFLINE = ["bit_ops", "permuted_digits", "split_digits"]

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from clbench.data import TaskSequence, chain, permute, split
-from clbench.data.digits import Digits
+from clbench.data.scenario import Scenario
+from clbench.data.toy import Digits
 from clbench.errors import ConfigError
-from clbench.scenario import Scenario
 
 DOMAIN, CLASS = Scenario("domain", "single"), Scenario("class", "single")
 permuted = partial(TaskSequence, Digits, permute, scale=16)

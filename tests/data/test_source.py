@@ -9,8 +9,8 @@ import pytest
 import torch
 import torchvision
 
-from clbench.data.digits import Digits
 from clbench.data.source import read
+from clbench.data.toy import Digits
 from clbench.errors import ConfigError
 
 

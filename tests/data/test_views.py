@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import InterpolationMode, rotate
 
-from clbench.data.views import Rotation
+from clbench.data.transforms import Rotation
 
 CPU = torch.device("cpu")
 

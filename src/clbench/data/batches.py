@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clbench.data.images import Images, Streamed
-from clbench.data.views import View
+from clbench.data.transforms import View
 from clbench.errors import ConfigError
 from clbench.seeding import derive, generator
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from clbench.data.augment import Augmentation, Transform
 from clbench.data.batches import Batch, Batches, Part, Pixels
-from clbench.data.cuts import Cut
 from clbench.data.images import Images, Streamed
+from clbench.data.scenario import Scenario
 from clbench.data.source import Source, read
+from clbench.data.splits import Cut
 from clbench.errors import ConfigError
-from clbench.scenario import Scenario
 from clbench.seeding import generator
 
 EVALUATION_BATCH = 1000

@@ -1,15 +1,116 @@
-"""Sources: a torchvision-like data set, its training and its test images."""
+"""Data sets in torchvision's form: opened or downloaded by one process at a time, and read as training and test images."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from clbench.data.images import Images, Streamed, in_memory_or_streamed
 from clbench.data.items import examples_of
-from clbench.data.opening import name_of, opened
 from clbench.errors import ConfigError
+
+OFFLINE = "data=permuted_digits and data=split_digits run offline"
+
+
+def name_of(factory: Callable[..., Any]) -> str:
+    """The name of the class, or function, behind ``factory``; of a wrapper (``Padded``) that of the data set it wraps."""
+    inner = factory.func if isinstance(factory, partial) else factory
+    if isinstance(factory, partial) and "dataset" in factory.keywords:
+        return name_of(factory.keywords["dataset"])
+    return getattr(inner, "__name__", str(inner))
+
+
+def opened(factory: Callable[..., Any], train: bool) -> Any:
+    """The training or the test part of the data set ``factory`` makes.
+
+    It is tried without a download first. If that fails, again when no other process is downloading into its root:
+    what was missing or half written may be there by then. Only then is it downloaded.
+
+    Args:
+        factory: takes ``train`` (or ``split``: train, test) and, where there is something to download, ``download``
+            and ``root``; usually a partial of a class of torchvision.datasets with its ``root``.
+        train: the training part or the test part.
+
+    Raises:
+        ConfigError: missing and not downloadable, or unreadable.
+    """
+    name = name_of(factory)
+    keywords = factory.keywords if isinstance(factory, partial) else {}
+    root = keywords.get("root")
+    arguments, downloads = _arguments(factory, name, keywords, train)
+    try:
+        return factory(**arguments)
+    except ConfigError:
+        raise
+    except Exception as error:
+        first = error
+    if root is None:
+        if not _missing(first):
+            raise _unreadable(name, root, first) from first
+        raise ConfigError(f"data set {name} not found, and it has no root folder to download to: set data.source.root")
+    try:
+        folder = Path(root).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".{name}.lock").acquire()
+    except OSError as error:  # a folder that is not ours to write to: nobody downloads there
+        raise _not_there(name, root, error) if _missing(first) else _unreadable(name, root, first) from error
+    with lock:
+        try:
+            return factory(**arguments)
+        except Exception as error:
+            if not _missing(error):
+                raise _unreadable(name, root, error) from error
+        try:
+            return factory(**(arguments | downloads))
+        except Exception as error:
+            raise _not_there(name, root, error) from error
+
+
+def _arguments(
+    factory: Callable[..., Any], name: str, keywords: dict[str, Any], train: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arguments that choose the part, arguments that download it too), by what ``factory`` takes."""
+    parameters = inspect.signature(factory).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    stays, downloads = ({"download": d} if "download" in parameters or anything else {} for d in (False, True))
+    if "train" in parameters or (anything and ("split" in keywords or "split" not in parameters)):
+        return {"train": train, **stays}, downloads
+    if "split" in parameters:
+        return {"split": "train" if train else "test", **stays}, downloads
+    raise ConfigError(
+        f"data set {name} takes neither train nor split, so its test part is not to be had: wrap it in a function "
+        "(train, download) -> data set"
+    )
+
+
+def _missing(error: Exception) -> bool:
+    return isinstance(error, FileNotFoundError) or (
+        isinstance(error, RuntimeError) and "not found" in str(error).lower()
+    )
+
+
+def _not_there(name: str, root: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"data set {name} is not in {root} and could not be downloaded ({_reason(error)}): put it there, set data_dir, "
+        f"or go online; {OFFLINE}"
+    )
+
+
+def _unreadable(name: str, root: str | None, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"data set {name} in {root} cannot be read, a file may be cut short ({_reason(error)}): delete it and run again "
+        "to download it anew"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench.importance.capture import Call, Recorder, plan, recording
-from clbench.importance.embedding import embedding
+from clbench.importance.batching import count, merged, moved, shapes, take
+from clbench.importance.example_statistics import Moments
 from clbench.importance.general import General, Measured, Outputs
-from clbench.importance.layers import FORMS, form_of
-from clbench.importance.memory import budgets
-from clbench.importance.moments import Moments
+from clbench.importance.graph import Call, Recorder, plan, recording
+from clbench.importance.layers import FORMS, embedding, form_of
+from clbench.importance.output_gradients import Seeds
 from clbench.importance.outputs import check_differentiable, check_outputs
 from clbench.importance.probe import Probe, check_independent, probe
-from clbench.importance.rows import count, merged, moved, shapes, take
-from clbench.importance.seeds import Seeds
 from clbench.params import trainable
+
+CPU_FORWARD = 64 * 2**20
+"""Activations and layer gradients of one forward pass on a CPU, in bytes."""
+
+CPU_INNER = 4 * 2**20
+"""Per-example weight gradients held at once on a CPU: small enough to stay near the caches."""
+
+
+def budgets(device: torch.device) -> tuple[int, int]:
+    """(forward, inner) bytes: fixed on a CPU, an eighth of what is free on a GPU for each."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free // 8, free // 8
+    return CPU_FORWARD, CPU_INNER
+
 
 Size = Callable[..., Tensor]
 """torch.square or torch.abs."""

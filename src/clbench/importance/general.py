@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from clbench.importance.rows import take
+from clbench.importance.batching import take
 from clbench.params import Params
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]

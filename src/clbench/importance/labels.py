@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from clbench.importance.seeds import (
+from clbench.importance.output_gradients import (
     Seeds,
     bernoulli_deviation,
     binary_cross_entropy,

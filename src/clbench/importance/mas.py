@@ -10,8 +10,8 @@ from torch import nn
 
 from clbench.importance.general import Outputs
 from clbench.importance.measure import measure
+from clbench.importance.output_gradients import Seeds
 from clbench.importance.outputs import default_outputs
-from clbench.importance.seeds import Seeds
 from clbench.params import Params
 
 SQUARED_NORM = Seeds(lambda c: 1, lambda z, y: iter([2 * z]))

@@ -5,15 +5,73 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from clbench.importance.draw import Counted, draw
+from clbench.importance.batching import Counted, Row, count, draw, moved, rows, stacked
 from clbench.importance.engine import Engine
-from clbench.importance.general import Outputs
-from clbench.importance.groups import grouped
-from clbench.importance.seeds import Seeds
-from clbench.importance.undisturbed import undisturbed
-from clbench.params import Params
+from clbench.importance.example_statistics import Moments
+from clbench.importance.general import Measured, Outputs
+from clbench.importance.output_gradients import Seeds
+from clbench.importance.outputs import check_differentiable, check_outputs
+from clbench.importance.preserve_state import undisturbed
+from clbench.importance.probe import check_independent
+from clbench.params import Params, trainable
+
+
+def grouped(
+    module: nn.Module,
+    batches: Iterable[Any],
+    seeds: Seeds,
+    size: Callable[[Tensor], Tensor],
+    *,
+    fisher_batch: int,
+    seed: int,
+    outputs: Outputs,
+    chunk: int | None,
+) -> Moments:
+    """Sum over groups g of n_g * sum_k size(mean over the group of J^T v_k), groups of ``fisher_batch`` shuffled examples.
+
+    The last group may be smaller and weighs as many examples as it has. One ordinary backward pass per group and
+    column; all examples used are held in memory for the shuffle, which depends on ``seed`` and their order alone.
+    """
+    params = trainable(module)
+    if not params:
+        raise ValueError("no parameter of the module requires grad, so there is nothing to measure; set requires_grad")
+    device = next(iter(params.values())).device
+    measured = Measured(module, outputs)
+    examples: list[Row] = []
+    for batch in batches:
+        if not examples:
+            check_independent(module, measured, moved(batch, device))
+        examples.extend(rows(batch, range(count(batch))))
+    keys = torch.rand(len(examples), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    order = keys.argsort(stable=True).tolist()
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    moments = Moments(params, second=False)
+    for start in range(0, len(order), fisher_batch):
+        group = [examples[i] for i in order[start : start + fisher_batch]]
+        sums: list[dict[str, Tensor]] = []
+        for batch in stacked(group, chunk or len(group)):
+            batch = moved(batch, device)
+            z, y = measured.with_params(leaves, batch)
+            check_outputs(z, count(batch))
+            check_differentiable(z)
+            wide = z.detach().to(torch.promote_types(z.dtype, torch.float32))
+            for k, v in enumerate(seeds.columns(wide, y)):
+                if k == len(sums):
+                    sums.append({name: torch.zeros_like(total) for name, total in moments.first.items()})
+                grads = torch.autograd.grad(
+                    z, list(leaves.values()), v.to(z.dtype), retain_graph=True, allow_unused=True
+                )
+                for name, g in zip(leaves, grads, strict=True):
+                    if g is not None:
+                        sums[k][name] += g
+        for column in sums:
+            for name, total in column.items():
+                moments.first[name] += len(group) * size(total / len(group))
+        moments.examples += len(group)
+    return moments
 
 
 def measure(

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clbench.importance.capture import Recorder
-from clbench.importance.graph import trace
+from clbench.importance.batching import count, take
+from clbench.importance.graph import Recorder, trace
 from clbench.importance.outputs import check_differentiable, check_outputs
-from clbench.importance.rows import count, take
 
 
 class Probe(NamedTuple):

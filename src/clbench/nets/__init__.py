@@ -4,9 +4,9 @@ from clbench.nets.cnn import cnn
 from clbench.nets.heads import MultiHead, SlicedHead
 from clbench.nets.mlp import mlp
 from clbench.nets.net import Net, features_of
-from clbench.nets.outside import built, pixels, torchvision_model
+from clbench.nets.pretrained import built, pixels, torchvision_model
 from clbench.nets.resnet import resnet18_reduced, resnet18_vandeven
-from clbench.nets.saved import init_from
+from clbench.nets.weights import init_from
 
 __all__ = [
     "MultiHead",

@@ -1,5 +1,1 @@
-"""Report: folders of runs -> a data frame, tables, figures and one page. ``python -m clbench.report FOLDER...``."""
-
-from clbench.report.read import read
-
-__all__ = ["read"]
+"""Report: folders of runs -> tables, figures and one page. ``python -m clbench.report FOLDER...``."""

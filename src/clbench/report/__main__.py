@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from clbench.cli import errors_in_one_line
-from clbench.display import console
+from clbench.config.display import console
+from clbench.config.messages import errors_in_one_line
 from clbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     from clbench.report import tables
     from clbench.report.draw import draw
     from clbench.report.page import page
-    from clbench.report.read import read
     from clbench.report.section import Setting, section
     from clbench.report.statistics import choose, over_seeds, paired, shown
     from clbench.report.style import colours_of
+    from clbench.runs.read import read
 
     folders = [Path(folder) for folder in asked.folders]
     runs = read(folders)

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from clbench.report.names import WORDS, said
 from clbench.report.style import COLOURS, PAPER, WIDTH, Colours, Drawn, legend_below
 from clbench.report.tables import number
+from clbench.runs.names import WORDS, said
 
 BANDED = 4  # curves of a panel that have bands; more would hide each other
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))

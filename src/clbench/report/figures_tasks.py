@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas import DataFrame
 
-from clbench.interval import half_width
+from clbench.metrics.interval import half_width
 from clbench.report.style import MUTED, WIDTH, Colours, Drawn, is_near, legend_below, wrapped
 
 LINES = 8  # above, only the best row of each strategy is drawn over tasks

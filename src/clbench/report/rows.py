@@ -10,10 +10,10 @@ from typing import Any
 from pandas import DataFrame
 
 from clbench.report.html import Cell, Head, table
-from clbench.report.names import said
 from clbench.report.statistics import HIGHER_IS_BETTER, is_reference
 from clbench.report.style import VARIABLES
 from clbench.report.tables import COLUMNS, best, filled, fraction, mean_and_half
+from clbench.runs.names import said
 
 
 def strategies(rows: DataFrame, guess: float, colours: Mapping[str, str]) -> str:

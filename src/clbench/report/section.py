@@ -11,8 +11,8 @@ from pandas import DataFrame
 
 from clbench.report import rows as tables
 from clbench.report.html import card, counted
-from clbench.report.names import WORDS
 from clbench.report.statistics import PAIRED_FROM, is_reference
+from clbench.runs.names import WORDS
 
 
 @dataclass(frozen=True)

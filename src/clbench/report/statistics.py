@@ -9,8 +9,8 @@ import numpy as np
 from pandas import DataFrame, Series
 from scipy.special import stdtr
 
-from clbench.interval import half_width
-from clbench.report.names import REFERENCES
+from clbench.metrics.interval import half_width
+from clbench.runs.names import REFERENCES
 
 CELL = ["setting", "cell"]
 PAIRED_FROM = 5  # seeds; with fewer an interval of differences says nothing

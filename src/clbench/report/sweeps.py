@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from clbench.sweep.index import read_index
+from clbench.runs.sweep_index import read_index
 
 
 def commands(runs: DataFrame) -> list[tuple[str, int]]:

@@ -11,8 +11,8 @@ from pandas import DataFrame
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from clbench.report.names import REFERENCES
 from clbench.report.statistics import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS
+from clbench.runs.names import REFERENCES
 
 
 class Column(NamedTuple):

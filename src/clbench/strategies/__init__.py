@@ -13,7 +13,7 @@ from clbench.strategies.lwf import LwF
 from clbench.strategies.mas import MAS
 from clbench.strategies.measured import ImportanceStrategy
 from clbench.strategies.nccl import NCCL
-from clbench.strategies.quadratic import QuadraticStrategy
+from clbench.strategies.penalty import QuadraticStrategy
 from clbench.strategies.rehearsal import RehearsalStrategy
 from clbench.strategies.si import SI
 

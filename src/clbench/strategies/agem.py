@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from clbench.data import Batch
 from clbench.errors import ConfigError
 from clbench.learner import Learner
-from clbench.memory import Ring
+from clbench.strategies.memory import Ring
 from clbench.strategies.rehearsal import RehearsalStrategy
 
 

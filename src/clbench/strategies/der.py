@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from clbench.data import Batch
 from clbench.learner import Learner
+from clbench.strategies.arguments import strength
 from clbench.strategies.learner_strategy import Features
-from clbench.strategies.options import strength
 from clbench.strategies.rehearsal import RehearsalStrategy
 
 

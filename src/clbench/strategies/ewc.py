@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from clbench import quadratic
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.importance import check_options, fisher
 from clbench.params import Params
-from clbench.quadratic import Quadratic
+from clbench.strategies import quadratic
+from clbench.strategies.arguments import fraction
 from clbench.strategies.base import nothing
 from clbench.strategies.measured import Data, ImportanceStrategy, Outputs
-from clbench.strategies.options import fraction
-from clbench.strategies.selection import Patterns
+from clbench.strategies.patterns import Patterns
+from clbench.strategies.quadratic import Quadratic
 
 
 class EWC(ImportanceStrategy):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import lightning as L
 import torch
 
-from clbench import quadratic
 from clbench.params import Params, trainable
-from clbench.quadratic import Quadratic
+from clbench.strategies import quadratic
+from clbench.strategies.arguments import one_of
 from clbench.strategies.base import nothing
-from clbench.strategies.options import one_of
-from clbench.strategies.quadratic import QuadraticStrategy
-from clbench.strategies.selection import Patterns
+from clbench.strategies.patterns import Patterns
+from clbench.strategies.penalty import QuadraticStrategy
+from clbench.strategies.quadratic import Quadratic
 
 
 class L2(QuadraticStrategy):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from clbench.data import Batch, TaskSequence
-from clbench.distillation import divergence, softened
 from clbench.learner import Learner
 from clbench.nets import Net
 from clbench.params import size_in_bytes, snapshot
+from clbench.strategies.arguments import positive, strength
 from clbench.strategies.base import nothing
+from clbench.strategies.distillation import divergence, softened
 from clbench.strategies.learner_strategy import Features, LearnerStrategy
-from clbench.strategies.options import positive, strength
 
 
 class LwF(LearnerStrategy):

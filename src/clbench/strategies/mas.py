@@ -10,16 +10,16 @@ import lightning as L
 import torch
 from torch import nn
 
-from clbench import quadratic
 from clbench.data import Batches, Task
 from clbench.errors import ConfigError
 from clbench.importance import mas, mas_local
-from clbench.importance.rows import count
+from clbench.importance.batching import count
 from clbench.params import Params, moved_to, snapshot, trainable
-from clbench.quadratic import Quadratic
+from clbench.strategies import quadratic
+from clbench.strategies.arguments import flag, fraction, one_of, whole
 from clbench.strategies.measured import EVALUATION_BATCH, Data, ImportanceStrategy, Outputs
-from clbench.strategies.options import flag, fraction, one_of, whole
-from clbench.strategies.selection import Patterns
+from clbench.strategies.patterns import Patterns
+from clbench.strategies.quadratic import Quadratic
 
 
 class MAS(ImportanceStrategy):

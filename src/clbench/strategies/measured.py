@@ -14,13 +14,12 @@ from clbench.data import Batches, Task, TaskSequence
 from clbench.data.batches import Part
 from clbench.errors import ConfigError
 from clbench.importance import default_outputs, undisturbed
-from clbench.importance.draw import draw
-from clbench.importance.rows import count, take
+from clbench.importance.batching import count, draw, take
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params
-from clbench.strategies.options import one_of, whole
-from clbench.strategies.quadratic import QuadraticStrategy
-from clbench.strategies.selection import Patterns
+from clbench.strategies.arguments import one_of, whole
+from clbench.strategies.patterns import Patterns
+from clbench.strategies.penalty import QuadraticStrategy
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 Data = str | Iterable[Any] | Callable[[L.Trainer], Iterable[Any]]

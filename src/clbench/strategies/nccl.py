@@ -11,24 +11,24 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from clbench.calibration import CalibratedNeurons, calibrate, calibrated, calibration, layers
 from clbench.data import TaskSequence
-from clbench.distillation import padded, softened
 from clbench.errors import ConfigError
 from clbench.importance import undisturbed
 from clbench.learner import Learner
-from clbench.memory import Ring
+from clbench.nets.calibration import CalibratedNeurons, calibrate, calibrated, calibration, layers
 from clbench.nets.resnet import BasicBlock
 from clbench.params import trainable
+from clbench.strategies.arguments import flag, one_of, positive, strength, whole
+from clbench.strategies.distillation import padded, softened
+from clbench.strategies.memory import Ring
 from clbench.strategies.nccl_steps import TwoLevels
-from clbench.strategies.options import flag, one_of, positive, strength, whole
-from clbench.strategies.selection import Patterns, selected
+from clbench.strategies.patterns import Patterns, selected
 
 
 class NCCL(TwoLevels):
     """Neuron calibration (Yin, Yang and Li 2021): two levels, the weights theta and what calibrates them.
 
-    Every layer computes with theta~ = tile(psi) * theta and rescales its features (``clbench.calibration``). A batch (x, y)
+    Every layer computes with theta~ = tile(psi) * theta and rescales its features (``clbench.nets.calibration``). A batch (x, y)
     of task t is learned in ``inner_steps`` steps on theta, the calibration held,
 
         theta <- optimiser step on  CE(x, y) + gamma * ( CE(M) + reg * KL(M) ),   M a batch of earlier tasks,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clbench.calibration import Calibrated, held_weights
 from clbench.data import Batch
-from clbench.distillation import divergence
+from clbench.nets.calibration import Calibrated, held_weights
+from clbench.strategies.distillation import divergence
 from clbench.strategies.rehearsal import RehearsalStrategy
 
 Parts = dict[str, Tensor]

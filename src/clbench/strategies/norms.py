@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from clbench.params import trainable
 from clbench.strategies.base import Strategy
-from clbench.strategies.quadratic import QuadraticStrategy
+from clbench.strategies.penalty import QuadraticStrategy
 
 
 def gradient_norms(

@@ -1,202 +1,83 @@
-"""What EWC, Online EWC, MAS and L2 have in common: a quadratic penalty, applied as its exact gradient.
+"""Quadratic: what a regularisation strategy remembers of old tasks, q(theta) = sum_i F_i (theta_i - a_i)^2 + c.
 
-The gradient lam * F (theta - a) is added in ``on_before_optimizer_step``: after unscaling, before clipping, once per
-optimiser step. So accumulation, clipping, mixed precision, manual optimisation and DDP need no special case.
+A sum of quadratics is a quadratic (complete the square), so the memory of a strategy does not grow with the number of
+tasks: EWC's one-penalty-per-task form (Kirkpatrick et al. 2017) and the recursive form (Huszar 2018, Schwarz et al.
+2018) both keep two tensors per parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from time import perf_counter
-from typing import Any
+from collections.abc import Mapping
+from typing import NamedTuple
 
-import lightning as L
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from clbench import quadratic
-from clbench.data import TaskSequence
-from clbench.errors import ConfigError
-from clbench.learner import Learner
-from clbench.params import Params, moved_to, size_in_bytes, snapshot, trainable
-from clbench.quadratic import Quadratic
-from clbench.strategies.base import Strategy
-from clbench.strategies.options import strength
-from clbench.strategies.selection import Patterns, selected
+from clbench.params import Params
 
 
-class QuadraticStrategy(Strategy):
-    """Penalty lam/2 * sum_i importance_i (theta_i - anchor_i)^2 on the optimiser's gradients.
+class Quadratic(NamedTuple):
+    """q(theta) = sum_i importance_i * (theta_i - anchor_i)^2 + constant.
 
-    A subclass says what the importance of a task is (``importance``) and how it joins what is remembered (``merge``).
-
-    Args:
-        lam: strength, >= 0; a measured importance is a mean over examples, so it does not depend on their number.
-        include, exclude: patterns on the names of parameters, see ``selected``; what is not selected has no importance
-            and no anchor, and learns freely.
-
-    Attributes:
-        penalty: what is remembered; None before the first task has ended.
-
-    Raises:
-        ConfigError: ``lam`` negative or not finite; when training starts, a pattern that matches no parameter.
+    ``importance`` and ``anchor`` have the same names and shapes; ``constant`` is a scalar. The penalty of a strategy
+    is ``lam / 2 * q(theta)``.
     """
 
-    def __init__(self, lam: float, include: Patterns = None, exclude: Patterns = None) -> None:
-        self.lam = strength("lam", lam, "the strength of the penalty")
-        self.include = include
-        self.exclude = exclude
-        self.penalty: Quadratic | None = None
-        self.seconds = 0.0
-        self.examples = 0
-        self._names: dict[int, str] = {}
-        self._still: dict[str, int] = {}
+    importance: Params
+    anchor: Params
+    constant: Tensor
 
-    def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
-        """Importance of every trainable parameter for the task that has just been learned."""
-        raise TypeError(f"{type(self).__name__} does not say how it measures importance")
 
-    def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
-        """What is remembered after one more task: one penalty per task, in constant memory."""
-        return quadratic.add(old, new)
+def quadratic(importance: Params, anchor: Params) -> Quadratic:
+    """The quadratic of one task: ``importance`` around ``anchor``, constant 0 (>= 0 for ``add``; SI's may be negative)."""
+    some = next(iter(importance.values()), torch.zeros(()))
+    return Quadratic(importance, anchor, torch.zeros((), dtype=some.dtype, device=some.device))
 
-    def attach(self, learner: Learner, sequence: TaskSequence) -> None:
-        super().attach(learner, sequence)
-        self.penalty, self.examples = None, 0
 
-    @property
-    def strength(self) -> float:
-        """The factor of q/2 in the loss."""
-        return self.lam
+def value(q: Quadratic, params: Mapping[str, Tensor]) -> Tensor:
+    """q(theta), a scalar; a parameter that only one of ``q`` and ``params`` knows counts nothing."""
+    known = [name for name in q.importance if name in params]
+    return q.constant + sum((q.importance[name] * (params[name] - q.anchor[name]) ** 2).sum() for name in known)
 
-    def value(self, pl_module: nn.Module) -> Tensor:
-        """The penalty at the current weights, a scalar."""
-        if self.penalty is None:
-            return torch.zeros(())
-        return 0.5 * self.strength * quadratic.value(self.penalty, trainable(pl_module))
 
-    def gradient(self, params: Params) -> Params:
-        """The gradient of the penalty at ``params``, for those that it knows, in their dtypes."""
-        if self.penalty is None:
-            return {}
-        halves = quadratic.half_gradient(self.penalty, params)
-        return {name: (g * self.strength).to(params[name].dtype) for name, g in halves.items()}
+def half_gradient(q: Quadratic, params: Mapping[str, Tensor]) -> Params:
+    """The gradient of q / 2 at theta: F (theta - a), for each name in both ``q`` and ``params``."""
+    names = [name for name in q.importance if name in params]
+    if not names:
+        return {}
+    distance = torch._foreach_sub([params[name].detach() for name in names], [q.anchor[name] for name in names])
+    torch._foreach_mul_(distance, [q.importance[name] for name in names])
+    return dict(zip(names, distance, strict=True))
 
-    def stiffness(self, lr: float) -> float:
-        """How far a step of gradient descent goes along the steepest penalty, lr * lam * max importance."""
-        if self.penalty is None:
-            return 0.0
-        return lr * self.strength * max((f.max().item() for f in self.penalty.importance.values()), default=0.0)
 
-    # --- Lightning ---------------------------------------------------------------------------------------------------
+def add(p: Quadratic, q: Quadratic) -> Quadratic:
+    """The quadratic p + q, by completing the square.
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        plugin = trainer.precision_plugin
-        fused = [o for o in trainer.optimizers if getattr(o, "_step_supports_amp_scaling", False)]
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and fused:
-            raise ConfigError(
-                f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients stay scaled when the penalty "
-                "is added: use fused=False or precision=bf16-mixed"
-            )
-        if any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups):
-            raise ConfigError(
-                "line_search_fn compares values of the loss, in which the penalty is not: use line_search_fn=None, or another "
-                "optimizer"
-            )
-        for name, part in pl_module.named_modules():
-            if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
-                raise ConfigError(
-                    f"{name} has sparse gradients, to which a penalty cannot be added: make it with sparse=False"
-                )
-        selected(pl_module, self.include, self.exclude)  # a pattern that matches nothing is an error before training
-        params = dict(pl_module.named_parameters())  # also what is frozen now and not later in the task
-        self._names = {id(p): name for name, p in params.items()}
-        self._still = {}
-        if self.penalty is not None:
-            q = self.penalty
-            for name, f in q.importance.items():
-                if name in params and params[name].shape != f.shape:
-                    raise ConfigError(
-                        f"{name} has shape {tuple(params[name].shape)}, but {tuple(f.shape)} when its importance was measured: "
-                        "give a new head a name of its own, or leave it out by exclude="
-                    )
-            self.penalty = Quadratic(moved_to(q.importance, params), moved_to(q.anchor, params), q.constant)
+    F = F1 + F2;  a = a1 + F2/F (a2 - a1);  c = c1 + c2 + sum F1 F2/F (a2 - a1)^2;  where F = 0: a = a2.
+    A parameter that only one of the two knows is taken from that one.
+    """
+    importance, anchor = dict(p.importance), dict(p.anchor)
+    constant = p.constant + q.constant
+    for name, f2 in q.importance.items():
+        if name not in p.importance:
+            importance[name], anchor[name] = f2, q.anchor[name]
+            continue
+        f1, a1, a2 = p.importance[name], p.anchor[name], q.anchor[name]
+        f = f1 + f2
+        share = torch.where(f > 0, f2 / f, torch.ones_like(f))  # of q in the sum; F = 0 takes the newer anchor
+        importance[name] = f
+        anchor[name] = torch.where(f2 == f, a2, a1 + share * (a2 - a1))  # exactly a2 where q is all there is
+        constant = constant + (f1 * share * (a2 - a1) ** 2).sum()
+    return Quadratic(importance, anchor, constant)
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        if self.penalty is None or self.strength == 0:
-            return
-        params = self._moving(p for group in optimizer.param_groups for p in group["params"])
-        gradient = quadratic.half_gradient(self.penalty, params)
-        grads = []
-        for name in gradient:
-            p = params[name]
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-            grads.append(p.grad)
-        if grads:  # in the dtype of the importance: in float16 lam may be infinite, and F (theta - a) 0
-            torch._foreach_add_(grads, list(gradient.values()), alpha=self.strength)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        start = perf_counter()
-        with torch.inference_mode(False):
-            importance = self.importance(trainer, pl_module)
-            held = selected(pl_module, self.include, self.exclude)
-            params = {name: p for name, p in trainable(pl_module).items() if name in held}
-            importance = {name: importance[name] for name in params}
-            anchor = {name: p.detach().to(importance[name].dtype, copy=True) for name, p in params.items()}
-            new = quadratic.quadratic(importance, anchor)
-            self.penalty = new if self.penalty is None else self.merge(self.penalty, new)
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-        self.seconds += perf_counter() - start
+def recentre(p: Quadratic, q: Quadratic, decay: float) -> Quadratic:
+    """One quadratic at the newest anchor: F = decay * F1 + F2, a = a2 (Huszar 2018; Schwarz et al. 2018, eq. 9).
 
-    def state_dict(self) -> dict[str, Any]:
-        if self.penalty is None:
-            return {}
-        q = self.penalty
-        return {"importance": snapshot(q.importance), "anchor": snapshot(q.anchor), "constant": q.constant.clone()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        remembered = "anchor" in state_dict
-        self.penalty = (
-            Quadratic(state_dict["importance"], state_dict["anchor"], state_dict["constant"]) if remembered else None
-        )
-
-    def cost(self) -> dict[str, float]:
-        """With ``total``, the sum of the importance that is held."""
-        kept = size_in_bytes(self.penalty.importance) + size_in_bytes(self.penalty.anchor) if self.penalty else 0
-        total = sum(f.sum().item() for f in self.penalty.importance.values()) if self.penalty else 0.0
-        return {"examples": self.examples, "bytes": kept, "total": total}
-
-    def diagnosis(self, trainer: L.Trainer) -> str:
-        lr = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
-        name = type(trainer.optimizers[0]).__name__.lower()
-        if self.penalty is None:
-            return f"{name} lr={lr:g} is too large; lower it"
-        return (
-            f"{name} lr={lr:g} with lam={self.lam:g} is too stiff (lr*lam*max importance = {self.stiffness(lr):.3g}, SGD is "
-            "stable below 2); lower lam or lr, or use optimizer=adam"
-        )
-
-    def _moving(self, params: Iterator[nn.Parameter]) -> Params:
-        """The parameters whose penalty gradient is to be added, by name.
-
-        A parameter without a gradient (an unused head) stays out while its penalty gradient is zero: a gradient of
-        zeros would let the optimiser's carried momentum move it. It is looked at only when its version has changed.
-        """
-        assert self.penalty is not None
-        moving: Params = {}
-        for p in params:
-            name = self._names.get(id(p))
-            if name is None or name not in self.penalty.importance or not p.requires_grad:
-                continue
-            if p.grad is None:
-                if self._still.get(name) == p._version:
-                    continue
-                if not quadratic.half_gradient(self.penalty, {name: p})[name].any():
-                    self._still[name] = p._version
-                    continue
-            moving[name] = p
-        return moving
+    A parameter that only ``p`` knows keeps its anchor and its decayed importance.
+    """
+    importance = {name: decay * f for name, f in p.importance.items()}
+    anchor = dict(p.anchor) | q.anchor
+    for name, f2 in q.importance.items():
+        importance[name] = importance[name] + f2 if name in importance else f2
+    return Quadratic(importance, anchor, q.constant)

@@ -11,10 +11,10 @@ from torch import Generator, Tensor
 from clbench.data import Batch, TaskSequence
 from clbench.errors import ConfigError
 from clbench.learner import Learner
-from clbench.memory import Reservoir, Ring, Rows
 from clbench.seeding import generator
+from clbench.strategies.arguments import one_of, whole
 from clbench.strategies.learner_strategy import LearnerStrategy
-from clbench.strategies.options import one_of, whole
+from clbench.strategies.memory import Reservoir, Ring, Rows
 
 
 class RehearsalStrategy(LearnerStrategy):

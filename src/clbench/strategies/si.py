@@ -10,12 +10,12 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clbench import quadratic
 from clbench.params import Params, snapshot, trainable
-from clbench.quadratic import Quadratic
-from clbench.strategies.options import flag, positive
-from clbench.strategies.quadratic import QuadraticStrategy
-from clbench.strategies.selection import Patterns, selected
+from clbench.strategies import quadratic
+from clbench.strategies.arguments import flag, positive
+from clbench.strategies.patterns import Patterns, selected
+from clbench.strategies.penalty import QuadraticStrategy
+from clbench.strategies.quadratic import Quadratic
 
 
 class SI(QuadraticStrategy):

@@ -15,14 +15,14 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 
-from clbench.build import build, shared_key, trainer_of
-from clbench.cli import quiet_lightning
-from clbench.config import budget
+from clbench.config.messages import quiet_lightning
+from clbench.config.options import budget
 from clbench.errors import ConfigError, Unstable
-from clbench.folder import RunFolder
-from clbench.sequence import run
-from clbench.sweep.cells import Cell
-from clbench.sweep.progress import duration
+from clbench.experiment.build import build, shared_key, trainer_of
+from clbench.runs.folder import RunFolder
+from clbench.runs.sweep_log import duration
+from clbench.sweep.grid import Cell
+from clbench.training.loop import run
 
 STEPS = 20  # of a trial
 

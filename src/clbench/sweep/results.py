@@ -13,19 +13,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from clbench.cli import cause_of
-from clbench.config import OPTIONS, config_hash
-from clbench.display import console
-from clbench.metrics import intransigence
-from clbench.objective import objective
-from clbench.sweep.cells import Cell, labels, varied
-from clbench.sweep.progress import duration
-
-REFERENCES = ("joint_scratch", "joint", "independent")
-"""Strategies whose accuracy on a task just learned intransigence is measured against; the first that a sweep has is taken.
-
-Chaudhry et al. 2018 have the net that learned all tasks so far together.
-"""
+from clbench.config.display import console
+from clbench.config.messages import cause_of
+from clbench.config.options import OPTIONS, config_hash
+from clbench.metrics.accuracy_matrix import intransigence
+from clbench.runs.names import REFERENCES
+from clbench.runs.objective import objective
+from clbench.runs.sweep_log import duration
+from clbench.sweep.grid import Cell, labels, varied
 
 
 def show_results(
@@ -69,7 +64,7 @@ def show_results(
 
 
 def _means(cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any] | None], keys: Sequence[str]) -> Table:
-    from clbench.interval import half_width
+    from clbench.metrics.interval import half_width
 
     groups: dict[tuple[str, ...], list[float]] = {}
     for cell, found in zip(cells, metrics, strict=True):

@@ -1,0 +1,95 @@
+"""Display: what a person sees of a run, in the terminal and, the same text, in train.log."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PIPE = 160  # columns of a table that is not printed on a terminal
+
+
+class Display:
+    """Prints the plan, the accuracies after each task and the summary.
+
+    Args:
+        log: the text goes to this file too.
+        quiet: only the file (the runs of a sweep, and processes other than the first).
+    """
+
+    def __init__(self, log: Path, quiet: bool = False) -> None:
+        self.terminal = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.log = Console(file=log.open("a"), width=140, highlight=False)
+
+    def plan(self, lines: dict[str, str]) -> None:
+        """What will run, a line for each part."""
+        grid = Table.grid(padding=(0, 2))
+        for label, text in lines.items():
+            grid.add_row(Text(label, style="dim"), text)
+        self._print(grid)
+
+    def note(self, text: str) -> None:
+        self._print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """What the reader should do something about."""
+        self._print(Text("warning: ", style="bold yellow").append(text, style="none"))
+
+    def after_task(self, index: int, tasks: int, row: list[float], seconds: float) -> None:
+        """The accuracies so far, one line."""
+        learned = row[: index + 1]
+        text = Text(f"task {index + 1}/{tasks}  ", style="bold")
+        text.append(" ".join(f"{accuracy:.3f}" for accuracy in learned), style="none")
+        text.append(f"  mean {sum(learned) / len(learned):.3f}  {seconds:.1f} s", style="dim")
+        self._print(text)
+
+    def summary(self, metrics: dict[str, Any], folder: Path) -> None:
+        """The accuracy matrix and what is read from it."""
+        matrix = metrics["accuracy_matrix"]
+        table = Table(title="test accuracy (row: after training a task, column: on a task)", title_justify="left")
+        table.add_column("after")
+        for j in range(len(matrix)):
+            table.add_column(str(j), justify="right")
+        for i, row in enumerate(matrix):
+            cells = [Text(f"{a:.3f}", style="bold" if i == j else "dim" if j > i else "") for j, a in enumerate(row)]
+            table.add_row(str(i), *cells)
+        self._print(table)
+        grid = Table.grid(padding=(0, 2))
+        for key in ("average_accuracy", "learning_accuracy", "forgetting", "backward_transfer", "forward_transfer"):
+            if metrics[key] is not None:
+                grid.add_row(Text(key.replace("_", " "), style="dim"), f"{metrics[key]:.4f}")
+        if metrics["validation"] is not None:
+            value = metrics["validation"]["average_accuracy"]
+            grid.add_row(Text("validation average accuracy", style="dim"), f"{value:.4f}")
+        seconds = metrics["seconds"]
+        parts = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("train", "importance", "evaluation"))
+        grid.add_row(Text("seconds", style="dim"), f"{seconds['total']:.1f} ({parts})")
+        self._print(grid)
+        self._print(Text("results in ", style="dim").append(str(folder), style="none"))
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.log.file.close()
+
+    def _print(self, what: Any) -> None:
+        self.terminal.print(what)
+        self.log.print(what)
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal; wide enough for all their words in a file or a pipe."""
+    here = Console(highlight=False)
+    return here if here.is_terminal else Console(highlight=False, width=PIPE)
+
+
+@cache
+def say_once(text: str) -> None:
+    """On stderr, the first time in this process: what is the same for all runs of a sweep."""
+    print(text, file=sys.stderr, flush=True)

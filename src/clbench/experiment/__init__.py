@@ -1,0 +1,1 @@
+"""From a configuration to objects, checked, run, and loaded back."""

@@ -1,0 +1,86 @@
+"""checks: what cannot be trained, said before anything is."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from clbench.config.options import budget
+from clbench.data import TaskSequence
+from clbench.errors import ConfigError
+from clbench.strategies import Strategy
+
+
+def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequence, cfg: DictConfig) -> None:
+    """Raise ConfigError if a net with BatchNorm would be trained on a batch of one example: it needs two."""
+    kinds = {type(part) for part in net.modules() if isinstance(part, _BatchNorm)}
+    size = sequence.batch_size
+    if size == 1 and nn.BatchNorm1d in kinds:
+        raise ConfigError(
+            "batch_size=1: BatchNorm cannot be trained on one example, use at least 2 or a net without it"
+        )
+    if nn.BatchNorm1d in kinds and strategy.fewest(size, len(sequence)) == 1:
+        raise ConfigError(
+            f"BatchNorm cannot be trained on one example, but {type(strategy).__name__} would pass old examples through the net "
+            "one at a time: use at least 2 for memory and strategy.replay, or a net without BatchNorm"
+        )
+    if not kinds or size == 1 or sequence.drop_last:
+        return
+    for index in range(len(sequence)):
+        examples = strategy.training_data(sequence, index).examples
+        steps = budget(cfg, index, len(sequence))["max_steps"]
+        if examples % size == 1 and (steps < 0 or steps > examples // size):
+            raise ConfigError(
+                f"batch_size={size} leaves a last batch of one example in task {index}, on which BatchNorm cannot be trained: "
+                "use data.drop_last=true or another batch_size"
+            )
+
+
+def check_optimizer(cfg: DictConfig, net: nn.Module) -> None:
+    """Raise ConfigError if the optimiser, or its schedule, cannot be made with the options it is given."""
+    try:
+        optimizer = instantiate(cfg.optimizer.make)(net.parameters())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"optimizer={cfg.optimizer.make._target_} cannot be made ({error}): change the options optimizer.make.*"
+        ) from error
+    if cfg.scheduler.make is None:
+        return
+    length = cfg.scheduler.get("length")
+    try:
+        schedule = instantiate(cfg.scheduler.make)(optimizer, **({} if length is None else {length: 10}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing was trained
+            schedule.step()
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ConfigError(
+            f"scheduler={cfg.scheduler.make._target_} cannot be made, or not followed without more ({error}): change the options "
+            "scheduler.make.*, or use another scheduler"
+        ) from error
+
+
+def check_precision(precision: Any) -> None:
+    """Raise ConfigError if the weights would be of another type than the data: importances are measured in theirs."""
+    if (str(precision).endswith("-true") and precision != "32-true") or str(precision) == "64":
+        raise ConfigError(
+            f"trainer.precision={precision} has weights that are not float32: use 32-true, bf16-mixed or 16-mixed (weights stay "
+            "float32, a step is computed in fewer bits)"
+        )
+
+
+def check_device(accelerator: str, devices: Any) -> None:
+    """Raise ConfigError if the trainer's device is not there."""
+    if accelerator not in ("gpu", "cuda"):
+        return
+    there = torch.cuda.device_count()
+    if there == 0:
+        raise ConfigError(f"trainer.accelerator={accelerator} but no GPU is there: use trainer=cpu")
+    highest = devices if isinstance(devices, int) else max(devices) + 1 if not isinstance(devices, str) else 1
+    if highest > there:
+        raise ConfigError(f"trainer.devices={devices} but there are {there} GPUs: ask for fewer or use trainer=cpu")

@@ -1,0 +1,79 @@
+"""What a run is: for metrics.json, and in a few lines for a person."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from clbench.config.options import OPTIONS, decisive, options_of
+from clbench.data import TaskSequence
+from clbench.learner import Learner
+
+
+def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: Learner) -> dict[str, Any]:
+    """What was run, for metrics.json."""
+    own: Any = OmegaConf.to_container(cfg.strategy, resolve=True)
+    packages = ("clbench", "torch", "torchvision", "lightning", "hydra-core", "numpy")
+    return {
+        "strategy": {"name": choices.strategy, **{key: own[key] for key in own if key != "_target_"}},
+        "data": {
+            "name": cfg.data.name,
+            "scenario": cfg.scenario.name,
+            "tasks": len(sequence),
+            "classes": [list(cut.classes) for cut in sequence.cuts],
+            "examples": [task.examples for task in sequence],
+        },
+        "net": {"name": choices.net, "parameters": sum(p.numel() for p in learner.parameters())},
+        "seed": cfg.seed,
+        "eval_every": cfg.eval_every,
+        "machine": {"device": device(cfg.trainer.accelerator), "system": platform.platform(terse=True)},
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
+    }
+
+
+def flat(cfg: DictConfig, choices: DictConfig, about: dict[str, Any]) -> dict[str, Any]:
+    """What was run, for filters and axes of a dashboard: what is asked for most at the top, all that decides in ``yaml``."""
+    config = decisive(cfg)
+    return {
+        **{group: choices[group] for group in ("strategy", "scenario", "net", "optimizer", "scheduler")},
+        "data": cfg.data.name,
+        "tasks": about["data"]["tasks"],
+        "parameters": about["net"]["parameters"],
+        "lr": config["optimizer"]["make"].get("lr"),
+        **{key: config[key] for key in (*OPTIONS, "seed", "epochs", "steps", "batch_size")},
+        "versions": about["versions"],
+        "yaml": config,
+    }
+
+
+def options(cfg: DictConfig) -> dict[str, Any]:
+    """The top-level options of the strategy, with their values."""
+    return {name: cfg[name] for name in options_of(cfg)}
+
+
+def plan(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: Learner) -> dict[str, str]:
+    """What will run, for a person."""
+    turned = ", ".join(f"{name}={'all' if value is None else value}" for name, value in options(cfg).items())
+    length = f"{cfg.epochs} epochs" if cfg.steps is None else f"{cfg.steps} steps"
+    classes = " or ".join(map(str, sorted(set(sequence.sizes))))
+    optimizer = ", ".join(f"{key}={value}" for key, value in cfg.optimizer.make.items() if not str(key).startswith("_"))
+    return {
+        "strategy": choices.strategy + (f" ({turned})" if turned else ""),
+        "data": f"{cfg.data.name}, {len(sequence)} tasks of {classes} classes, {cfg.scenario.name}-incremental",
+        "net": f"{choices.net}, {sum(p.numel() for p in learner.parameters()):,} parameters",
+        "training": f"{length} per task, batch {cfg.batch_size}, {choices.optimizer} {optimizer}",
+        "seed": str(cfg.seed),
+        "device": device(cfg.trainer.accelerator),
+    }
+
+
+def device(accelerator: str) -> str:
+    """The device that Lightning will choose, for a person."""
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "cpu" if accelerator in ("cpu", "auto") else accelerator

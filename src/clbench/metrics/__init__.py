@@ -1,0 +1,1 @@
+"""Metrics: formulas on the accuracy matrix, their records, and intervals over seeds."""

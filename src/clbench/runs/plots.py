@@ -1,0 +1,109 @@
+"""Pictures of one run: the accuracy matrix, and accuracy over tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from clbench.runs.folder import atomically
+
+LABELLED = 12  # cells are labelled with their number up to this many tasks
+
+
+def save_plots(r: Tensor, within: list[dict[str, Any]], title: str, folder: Path) -> None:
+    """``accuracy_matrix.png``, ``accuracy_over_tasks.png``, and ``accuracy_within_tasks.png`` if there is what it shows.
+
+    Args:
+        r: R (T, T).
+        within: evaluations inside tasks, as in metrics.json.
+        title: of each figure.
+        folder: where they are written.
+    """
+    figures = {"accuracy_matrix": accuracy_matrix(r, title), "accuracy_over_tasks": accuracy_over_tasks(r, title)}
+    if within:
+        figures["accuracy_within_tasks"] = accuracy_within_tasks(r, within, title)
+    for name, figure in figures.items():
+        figure.set_dpi(150)
+        canvas = FigureCanvasAgg(figure)  # draws once, savefig twice
+        atomically(folder / f"{name}.png", canvas.print_png)
+
+
+def accuracy_within_tasks(r: Tensor, within: list[dict[str, Any]], title: str) -> Figure:
+    """Accuracy on each task from when it begins to be learned, against the steps taken: the stability gap is visible."""
+    tasks = len(r)
+    figure = Figure(figsize=(9, _height(tasks)), layout="constrained")
+    axes = figure.add_subplot()
+    colours = matplotlib.colormaps["viridis"](torch.linspace(0, 0.9, tasks).numpy())
+    lengths = [max((w["step"] for w in within if w["task"] == i), default=0) for i in range(tasks)]
+    starts = [sum(lengths[:i]) for i in range(tasks)]
+    for j in range(tasks):
+        mine = [w for w in within if w["task"] >= j]
+        x = [starts[w["task"]] + w["step"] for w in mine]
+        axes.plot(x, [w["accuracy"][j] for w in mine], color=colours[j], linewidth=1.2, label=f"task {j}")
+    for start in starts[1:]:
+        axes.axvline(start, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(
+        xlabel="training steps up to the last evaluation in each task (dotted: a new task)", ylabel="test accuracy"
+    )
+    _entitle(figure, axes, title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def accuracy_matrix(r: Tensor, title: str) -> Figure:
+    """Heatmap of R: a row per task trained, a column per task evaluated; rows of nan stay empty."""
+    tasks = len(r)
+    side = max(3.2, min(0.62 * tasks + 1.6, 10))
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(r.numpy(), vmin=0, vmax=1, cmap="viridis")
+    axes.set(xlabel="evaluated on task", ylabel="after training task", xticks=range(tasks), yticks=range(tasks))
+    _entitle(figure, axes, title)
+    if tasks <= LABELLED:
+        for i in range(int((~r[:, 0].isnan()).sum())):
+            for j in range(tasks):
+                colour = "black" if r[i, j] > 0.6 else "white"
+                weight = "bold" if i == j else "normal"
+                axes.text(j, i, f"{r[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=8, fontweight=weight)
+    else:
+        step = -(-tasks // LABELLED)
+        axes.set(xticks=range(0, tasks, step), yticks=range(0, tasks, step))
+    figure.colorbar(image, ax=axes, label="test accuracy")
+    return figure
+
+
+def accuracy_over_tasks(r: Tensor, title: str) -> Figure:
+    """Accuracy on each task from when it was learned, and the average over the tasks learned so far."""
+    tasks = len(r)
+    columns = 2 if tasks > 10 else 1
+    figure = Figure(figsize=(7, _height(-(-(tasks + 1) // columns))), layout="constrained")
+    axes = figure.add_subplot()
+    colours = matplotlib.colormaps["viridis"](torch.linspace(0, 0.9, tasks).numpy())
+    for j in range(tasks):
+        axes.plot(range(j, tasks), r[j:, j].numpy(), marker="o", markersize=3.5, color=colours[j], label=f"task {j}")
+    average = [r[i, : i + 1].mean().item() for i in range(tasks)]
+    axes.plot(range(tasks), average, color="black", linewidth=2, linestyle="--", label="mean so far")
+    axes.set(xlabel="after training task", ylabel="test accuracy", xticks=range(0, tasks, max(1, tasks // LABELLED)))
+    _entitle(figure, axes, title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=columns, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _height(entries: int) -> float:
+    """Inches of a figure with so many entries in a column of its legend."""
+    return max(4, 0.18 * entries + 0.4)
+
+
+def _entitle(figure: Figure, axes: Axes, title: str) -> None:
+    """``title`` in lines that are no longer than the figure is wide, less its legend or colour bar."""
+    axes.set_title(fill(title, int(9 * figure.get_figwidth()), break_on_hyphens=False), fontsize=10)

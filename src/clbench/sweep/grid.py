@@ -1,0 +1,146 @@
+"""Cells of a sweep: each a configuration of its own, with a folder that is the same whenever the sweep is started."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from clbench.config.options import config_hash, drop_foreign_options, foreign_options, options_of, why_foreign
+from clbench.errors import ConfigError
+from clbench.runs.folder import FINISHED, learned
+
+Compose = Callable[[Sequence[str]], DictConfig]
+"""Overrides -> the configuration, Hydra's part included."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Args:
+        overrides: as they would be typed.
+        strategy: its name.
+        cfg: the configuration, without Hydra's part.
+        hash: of the configuration.
+    """
+
+    overrides: tuple[str, ...]
+    strategy: str
+    cfg: DictConfig
+    hash: str
+
+    @property
+    def name(self) -> str:
+        """Of its folder in that of the sweep: it follows from the configuration."""
+        return f"{self.strategy}-seed{self.cfg.seed}-{self.hash}"
+
+    @property
+    def kind(self) -> str:
+        """A hash of all but lam and seed."""
+        cfg = self.cfg.copy()
+        OmegaConf.set_readonly(cfg, False)
+        with open_dict(cfg):
+            cfg.seed, cfg.lam = 0, None
+        return config_hash(cfg)
+
+    def settings(self, keys: Sequence[str]) -> list[str]:
+        """The values of ``keys`` as they were typed, "-" where the strategy does not have that option."""
+        typed = dict(override.split("=", 1) for override in self.overrides)
+        return ["-" if typed[key] != "null" and self.cfg.get(key, "") is None else typed[key] for key in keys]
+
+    def metrics(self, folder: Path) -> dict[str, Any] | None:
+        """What its metrics.json holds so far; None if there is none."""
+        try:
+            found: dict[str, Any] = json.loads((folder / self.name / "metrics.json").read_text())
+        except FileNotFoundError:
+            return None
+        return found
+
+    def learned(self, folder: Path) -> int:
+        """How many tasks it has learned so far."""
+        found = self.metrics(folder)
+        return 0 if found is None else learned(found)
+
+    def done(self, folder: Path) -> bool:
+        """Whether it has learned what it was asked to: all tasks, or the first of them."""
+        found, first = self.metrics(folder), self.cfg.first_tasks
+        if found is None:
+            return False
+        return found["status"] == FINISHED or (first is not None and learned(found) >= first)
+
+
+def different(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Cell]:
+    """The cells whose configurations differ, each composed once, so that a wrong override is found before any run.
+
+    Raises:
+        ConfigError: an option was typed that no strategy of the sweep has; one that only some lack is dropped for those.
+    """
+    cells: dict[str, Cell] = {}
+    had: set[str] = set()
+    wrong: dict[str, str] = {}
+    for cell in overrides:
+        cfg = compose(cell)
+        strategy = cfg.hydra.runtime.choices.strategy
+        OmegaConf.set_readonly(cfg, False)
+        OmegaConf.set_struct(cfg, False)
+        cfg.pop("hydra")
+        typed = {override.partition("=")[0].removeprefix("strategy.") for override in cell}
+        had.update(options_of(cfg))
+        for name in foreign_options(cfg).keys() & typed - wrong.keys():
+            wrong[name] = why_foreign(cfg, strategy, name)
+        drop_foreign_options(cfg)
+        key = config_hash(cfg)
+        cells.setdefault(key, Cell(tuple(cell), strategy, cfg, key))
+    for name in sorted(wrong.keys() - had):
+        raise ConfigError(wrong[name])
+    return list(cells.values())
+
+
+def varied(cells: Sequence[Cell]) -> list[str]:
+    """The keys whose values differ between cells, in the order given."""
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for override in cell.overrides:
+            key, value = override.split("=", 1)
+            values.setdefault(key, set()).add(value)
+    return [key for key, seen in values.items() if len(seen) > 1]
+
+
+def labels(cells: Sequence[Cell]) -> dict[str, str]:
+    """How to speak of each cell, by its name: strategy, what is varied, seed."""
+    keys = [key for key in varied(cells) if key not in ("strategy", "seed")]
+    said = {}
+    for cell in cells:
+        pairs = [f"{key}={value}" for key, value in zip(keys, cell.settings(keys), strict=True) if value != "-"]
+        said[cell.name] = " ".join([cell.strategy, *pairs, f"seed={cell.cfg.seed}"])
+    return said
+
+
+def stable_folder(fixed: DictConfig, varied: Sequence[str]) -> Path:
+    """Where a sweep lies for which no folder was said: the same for the same command, also with more values of a key.
+
+    Args:
+        fixed: the configuration without what is varied.
+        varied: the keys that are.
+    """
+    fixed = fixed.copy()
+    OmegaConf.set_readonly(fixed, False)
+    OmegaConf.set_struct(fixed, False)
+    fixed.pop("hydra", None)
+    keys = sorted(varied)
+    digest = hashlib.sha256(f"{config_hash(fixed)} {keys}".encode()).hexdigest()[:8]
+    label = re.sub(r"[^\w-]", "", "_".join(key.rpartition(".")[2] for key in keys))[:50] or "runs"
+    return Path("outputs/sweeps") / f"{label}-{digest}"
+
+
+def others(folder: Path, cells: Sequence[Cell]) -> int:
+    """Runs in ``folder`` that are not of these cells."""
+    mine = {cell.name for cell in cells}
+    return sum(file.parent.name not in mine for file in folder.glob("*/metrics.json"))

@@ -1,0 +1,1 @@
+"""The loop over tasks and the callbacks that take part in it."""

@@ -1,0 +1,198 @@
+"""MidTask: a callback that writes checkpoints inside tasks, from which a run goes on as if it had not been stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from clbench.errors import ConfigError
+from clbench.runs.folder import RunFolder, atomically, checkpoints
+from clbench.seeding import random_states, set_random_states
+from clbench.training.shared_first_task import Prefix
+from clbench.training.timing import Seconds, total
+
+
+class Files(TorchCheckpointIO):
+    """Checkpoints of Lightning as our other files; its own come about in the system's temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(exist_ok=True)
+        atomically(Path(path), partial(torch.save, checkpoint))
+
+
+class Checkpoints:
+    """The checkpoints of a run: one after each task, and the newest one inside the task that is being learned.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def save(self, task: int, state: dict[str, Any]) -> None:
+        """Write the task checkpoint after ``task`` and remove those that are no longer kept."""
+        if self.folder.checkpoints == "none":
+            return
+        folder = self.folder.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        state = {"config_hash": self.folder.config_hash, "task": task, **state}
+        atomically(folder / f"task_{task}.ckpt", partial(torch.save, state))
+        earlier = list(checkpoints(self.folder.path).values())[:-1] if self.folder.checkpoints == "last" else []
+        for old in [*earlier, *folder.glob("mid_task_*.ckpt")]:
+            old.unlink()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the newest task checkpoint, on the CPU; None if there is none.
+
+        Raises:
+            ConfigError: it is of another configuration.
+        """
+        saved = list(checkpoints(self.folder.path).values())
+        if not saved:
+            return None
+        state: dict[str, Any] = torch.load(saved[-1], map_location="cpu", weights_only=True)
+        self._check(saved[-1], state["config_hash"])
+        return state
+
+    def mid_task_path(self, task: int) -> Path:
+        """Return the path of the newest checkpoint inside ``task``."""
+        return self.folder.path / "checkpoints" / f"mid_task_{task}.ckpt"
+
+    def find_mid_task(self, task: int) -> Path | None:
+        """Return the newest checkpoint inside ``task``; None if there is none.
+
+        Raises:
+            ConfigError: it is of another configuration.
+        """
+        path = self.mid_task_path(task)
+        if not path.exists():
+            return None
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        self._check(path, state["run"]["config_hash"])
+        return path
+
+    def _check(self, path: Path, config_hash: str) -> None:
+        if config_hash != self.folder.config_hash:
+            raise ConfigError(
+                f"{path} is of another run (config {config_hash}, this is {self.folder.config_hash}): choose another "
+                "output_dir or remove it"
+            )
+
+
+class MidTask(L.Callback):
+    """Keeps the newest checkpoint of the task that is learned, and takes part in a prefix. Comes last in the list of callbacks.
+
+    A checkpoint is Lightning's, of the learner, the optimiser, the loops and every callback, and with it under ``run`` the
+    random states, the seconds and whose it is. It is written right after an optimiser step, but not after the last of an
+    epoch: what is done between two epochs would be done again, or not at all. One that falls due there comes a step later.
+
+    Args:
+        folder: of the run, where the newest checkpoint lies.
+        seconds: of the run.
+        every: steps between two checkpoints; None = none are kept.
+        prefix: what is shared of the first task; None = nothing.
+
+    Attributes:
+        shared: the key of the prefix that the run has trained or was forked from.
+
+    Raises:
+        ConfigError: ``every`` below 1, or with a folder that keeps no checkpoints.
+    """
+
+    def __init__(
+        self, folder: RunFolder, seconds: Seconds, every: int | None = None, prefix: Prefix | None = None
+    ) -> None:
+        if every is not None and every < 1:
+            raise ConfigError(
+                f"save_every={every}: at least 1 step between two checkpoints, or null for none inside tasks"
+            )
+        if every is not None and folder.checkpoints == "none":
+            raise ConfigError(
+                f"save_every={every} with checkpoints=none: to go on inside a task, a run needs the checkpoint after the task "
+                "before: use checkpoints=last"
+            )
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder)
+        self.seconds = seconds
+        self.every = every
+        self.prefix = prefix
+        self.shared: str | None = None
+        self._random: dict[str, Any] | None = None
+        self._index = self._step = self._saved = 0
+        self._fork: int | None = None
+
+    @contextmanager
+    def learning(self, index: int, trainer: L.Trainer) -> Iterator[Path | None]:
+        """For the length of a fit of task ``index``: the checkpoint that it goes on from, None if it begins."""
+        self._index, self._fork = index, None
+        checkpoint = self.checkpoints.find_mid_task(index)
+        if checkpoint is None and index == 0 and self.prefix is not None and trainer.world_size == 1:
+            checkpoint = self.prefix.find()
+        try:
+            yield checkpoint
+        finally:
+            if self.prefix is not None:
+                self.prefix.release()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = Files()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = self._saved = trainer.global_step
+        if self.prefix is not None and self.prefix.mine:
+            self._fork = last_step_inside(trainer)
+            if self._fork is None:
+                self.prefix.release()
+        if self._random is not None:
+            set_random_states(self._random, pl_module.device)
+            self._random = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._step:
+            return  # gradients are being accumulated
+        self._step = step
+        if batch_idx + 1 == trainer.num_training_batches or step == trainer.max_steps:
+            return
+        if self.prefix is not None and step == self._fork:
+            self.shared = self.prefix.key
+            trainer.save_checkpoint(self.prefix.path)
+            self.prefix.release()
+        if self.every is not None and step - self._saved >= self.every:
+            self._saved = step
+            trainer.save_checkpoint(self.checkpoints.mid_task_path(self._index))
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run"] = {
+            "config_hash": self.folder.config_hash,
+            "random": random_states(pl_module.device),
+            "seconds": self.seconds.spent(),
+            "prefix": self.shared,
+        }
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        run = checkpoint["run"]
+        self._random = run["random"]  # set at the last moment: until then much may be drawn
+        self.seconds.load(run["seconds"])
+        self.shared = run["prefix"]
+        if self.prefix is not None and trainer.ckpt_path == self.prefix.path:
+            self.seconds.shared = total(run["seconds"])
+
+
+def last_step_inside(trainer: L.Trainer) -> int | None:
+    """The last optimiser step of a fit that neither ends it nor an epoch; None if there is none or it cannot be known."""
+    steps = trainer.estimated_stepping_batches
+    in_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+    if steps == float("inf") or in_epoch == float("inf"):
+        return None
+    return next((step for step in range(int(steps) - 1, 0, -1) if step % in_epoch), None)

@@ -1,0 +1,81 @@
+"""Validation inside a task: stop when it no longer gets better, and consolidate the best weights or the last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from clbench.data import Task
+from clbench.errors import ConfigError
+from clbench.learner import Learner
+from clbench.params import snapshot
+from clbench.training.evaluation import EXAMPLES, NLL, tally
+
+
+class Validation(L.Callback):
+    """After each epoch, the mean nll on the validation data of the task that is being learned; of all that are, if mixed.
+
+    Comes before the strategy in the list of callbacks, so that the weights it chooses are the ones consolidated.
+
+    Args:
+        patience: epochs without a lower nll until the task is ended early; None = all epochs.
+        consolidate: ``last`` weights of the task, or the ``best``, of the epoch with the lowest nll.
+
+    Raises:
+        ConfigError: unknown ``consolidate``; ``patience`` below 1.
+    """
+
+    def __init__(self, patience: int | None = None, consolidate: str = "last") -> None:
+        if consolidate not in ("last", "best"):
+            raise ConfigError(f"consolidate={consolidate!r} is not one of last, best")
+        if patience is not None and patience < 1:
+            raise ConfigError(f"patience={patience}: at least 1 epoch without a better validation loss, or null")
+        self.patience = patience
+        self.consolidate = consolidate
+        self._begin()
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do."""
+        return self.patience is not None or self.consolidate == "best"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+        task: Task = trainer.datamodule
+        if not task.sequence.has_validation:
+            raise ConfigError("patience and consolidate=best need validation data of every task: raise data.validation")
+        if trainer.ckpt_path is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        self.best = float("inf")
+        self.epochs_since = 0
+        self.state: dict[str, torch.Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
+        task: Task = trainer.datamodule
+        loaders = task.val_dataloader()
+        counts = tally(pl_module, loaders[: task.index + 1] if task.mixed else [loaders[task.index]]).sum(0)
+        if trainer.world_size > 1:
+            counts = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum").cpu()
+        loss = (counts[NLL] / counts[EXAMPLES]).item()
+        if loss < self.best:
+            self.best, self.epochs_since = loss, 0
+            if self.consolidate == "best":
+                self.state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        else:
+            self.epochs_since += 1
+            if self.patience is not None and self.epochs_since >= self.patience:
+                trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
+        if self.state:
+            pl_module.load_state_dict(self.state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "epochs_since": self.epochs_since, "state": snapshot(self.state)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.epochs_since = state_dict["best"], state_dict["epochs_since"]
+        self.state = state_dict["state"]

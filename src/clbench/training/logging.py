@@ -1,0 +1,189 @@
+"""Logs: a callback that sends a run to Lightning loggers: losses on a step that never goes back, metrics on a task axis."""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+from torch.optim import Optimizer
+
+from clbench.errors import ConfigError
+from clbench.metrics.accuracy_matrix import readings
+from clbench.params import Params
+from clbench.strategies import QuadraticStrategy, Strategy
+from clbench.strategies.norms import gradient_norms
+from clbench.training.evaluation import Evaluation
+
+QUANTILES = {"median": 0.5, "q90": 0.9, "q99": 0.99, "max": 1.0}
+"""Of the importance of the parameters of a layer, by the name they are logged under."""
+
+
+class Dashboard(Logger):
+    """A logger that shows more than numbers."""
+
+    @abstractmethod
+    def log_task(self, values: dict[str, float], r: Tensor, importance: Params, step: int) -> None:
+        """After a task: ``values`` as for ``log_metrics``, R (T, T), nan in rows to come, and the importance of each layer."""
+
+    @abstractmethod
+    def log_results(self, results: Mapping[str, Any]) -> None:
+        """At the end: what metrics.json will hold."""
+
+
+class Logs(L.Callback):
+    """The loss, its parts, the penalty and gradients every ``every`` steps; metrics after each task. The last of the callbacks.
+
+    ``train/``: ``loss`` and its parts (``task_loss``, ...), ``penalty`` and ``penalty_ratio`` (over the task loss),
+    ``loss_gradient`` and ``penalty_gradient`` (norms, before clipping) and ``gradient_ratio``. After each task, on the axis
+    ``task``: ``acc/task_<j>``, ``cl/`` the readings of R so far, ``importance/<layer>/`` quantiles, ``seconds/``,
+    ``memory/``. At the end the numbers of metrics.json.
+
+    Args:
+        strategy: whose penalty is logged.
+        evaluation: whose accuracies are logged.
+        every: steps between two entries; reading the loss waits for the device, so not every step.
+
+    Attributes:
+        step: optimiser steps of the run so far, over all tasks.
+    """
+
+    def __init__(self, strategy: Strategy, evaluation: Evaluation, every: int = 50) -> None:
+        if every < 1:
+            raise ConfigError(f"log_every={every}: at least 1 step between two entries")
+        self.loggers: list[Logger] = []
+        self.strategy = strategy
+        self.evaluation = evaluation
+        self.every = every
+        self.step = 0
+        self._seen = 0
+        self._norms: tuple[Tensor, Tensor]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._seen = trainer.global_step
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        if self.loggers and (self.step + 1) % self.every == 0:
+            with torch.no_grad():
+                self._norms = gradient_norms(self.strategy, pl_module, optimizer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        if trainer.global_step == self._seen:
+            return  # gradients are being accumulated
+        self.step += trainer.global_step - self._seen
+        self._seen = trainer.global_step
+        if self.step % self.every or not self.loggers:
+            return
+        values = {f"train/{name}": part.item() for name, part in outputs.items()}
+        values["task"] = trainer.datamodule.index
+        loss_gradient, penalty_gradient = (n.item() for n in self._norms)
+        values["train/loss_gradient"] = loss_gradient
+        if isinstance(self.strategy, QuadraticStrategy):
+            with torch.no_grad():
+                penalty = self.strategy.value(pl_module).item()
+            values["train/penalty"] = penalty
+            values["train/penalty_ratio"] = ratio(penalty, values["train/task_loss"])
+            values["train/penalty_gradient"] = penalty_gradient
+            values["train/gradient_ratio"] = ratio(penalty_gradient, loss_gradient)
+        for logger in self.loggers:
+            logger.log_metrics(values, self.step)
+
+    def after_task(self, task: int, results: Mapping[str, Any]) -> None:
+        """What is known once ``task`` has been learned, from the results so far."""
+        if not self.loggers:
+            return
+        r = torch.tensor(results["accuracy_matrix"], dtype=torch.double)
+        so_far = r[: task + 1, : task + 1]
+        initial = None if self.evaluation.initial is None else self.evaluation.initial[: task + 1]
+        read = readings(so_far, initial, results["forward_transfer"] is not None, self.evaluation.within)
+        layers = {name: f for name, f in importance_of_layers(self.strategy).items() if f.any()}
+        values = {
+            **{f"acc/task_{j}": accuracy for j, accuracy in enumerate(so_far[-1].tolist())},
+            **{f"cl/{key}": value for key, value in read.items() if value is not None},
+            **{f"importance/{name}/{key}": v for name, f in layers.items() for key, v in quantiles(f).items()},
+            **{f"seconds/{key}": seconds for key, seconds in results["seconds"].items()},
+            **{f"memory/{key}": value for key, value in peak_memory().items()},
+            "task": task,
+        }
+        for logger in self.loggers:
+            if isinstance(logger, Dashboard):
+                logger.log_task(values, r, layers, self.step)
+            else:
+                logger.log_metrics(values, self.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step = state_dict["step"]
+
+    @contextmanager
+    def to(self, loggers: Sequence[Logger]) -> Iterator[None]:
+        """Log to ``loggers``, which are always closed at the end: a W&B run left open would take the next job's entries."""
+        self.loggers = list(loggers)
+        status = "failed"
+        try:
+            yield
+            status = "success"
+        finally:
+            for logger in self.loggers:
+                logger.finalize(status)
+
+    def final(self, results: Mapping[str, Any]) -> None:
+        """The final metrics, under their names in metrics.json."""
+        for logger in self.loggers:
+            if isinstance(logger, Dashboard):
+                logger.log_results(results)
+            else:
+                logger.log_metrics(numbers_of(results), self.step)
+
+
+def ratio(part: float, whole: float) -> float:
+    """The quotient part / whole; 0 where both are 0."""
+    return part / whole if whole else 0.0 if part == 0 else float("inf")
+
+
+def importance_of_layers(strategy: Strategy) -> Params:
+    """The importance that ``strategy`` holds, all parameters of a layer in one flat tensor, by the layer's name."""
+    if not isinstance(strategy, QuadraticStrategy) or strategy.penalty is None:
+        return {}
+    parts: dict[str, list[Tensor]] = {}
+    for name, f in strategy.penalty.importance.items():
+        parts.setdefault(name.rpartition(".")[0], []).append(f.detach().flatten())
+    return {layer: torch.cat(flat) for layer, flat in parts.items()}
+
+
+def quantiles(values: Tensor) -> dict[str, float]:
+    """The ``QUANTILES`` of values (N,), each the smallest value that at least this share does not exceed."""
+    at = [max(0, -(-int(q * 1000) * len(values) // 1000) - 1) for q in QUANTILES.values()]
+    return dict(zip(QUANTILES, values.sort().values[at].tolist(), strict=True))
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory in MiB that this process has had so far: ``rss``, where the system says it, and ``cuda``."""
+    peak = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak["rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if torch.cuda.is_available():
+        peak["cuda_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return peak
+
+
+def numbers_of(results: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among ``results``, those of a part as ``part.name``."""
+    flat: dict[str, float] = {}
+    for key, value in results.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": v for name, v in value.items() if isinstance(v, float)}
+        elif isinstance(value, float):
+            flat[key] = value
+    return flat

@@ -1,0 +1,61 @@
+"""ProgressBar: a callback that draws one line in the terminal while a task is trained."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+REFRESH = 0.2  # seconds between two updates of the line
+
+
+class ProgressBar(L.Callback):
+    """One line that moves while a task is trained; it looks at the clock, not at the loss, so nothing waits for it."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[epoch]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+        )
+        self.next = 0.0
+        self.active = console.is_terminal and not console.quiet
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.active:
+            return
+        self.progress.start()
+        index = getattr(trainer.datamodule, "index", 0)
+        self.line = self.progress.add_task(f"task {index + 1}", total=_steps(trainer), epoch="")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if self.active and (now := perf_counter()) > self.next:
+            self.next = now + REFRESH
+            epoch = f"epoch {trainer.current_epoch + 1}"
+            done = trainer.fit_loop.total_batch_idx + 1
+            self.progress.update(self.line, completed=done, epoch=epoch, refresh=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.active:
+            self.progress.update(self.line, description="importance and evaluation", refresh=True)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.active:
+            self.progress.stop()
+
+    on_exception = teardown
+
+
+def _steps(trainer: L.Trainer) -> float:
+    """Batches that the task will take, if nothing ends it early."""
+    if trainer.max_steps > 0:
+        return trainer.max_steps * trainer.accumulate_grad_batches
+    return (trainer.max_epochs or 1) * trainer.num_training_batches
