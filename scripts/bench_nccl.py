@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from clbench.config.messages import quiet_lightning
+from clbench.config.messages import silence_lightning
 from clbench.data import Batch, TaskSequence, permute
 from clbench.data.scenario import Scenario
 from clbench.learner import Learner
 from clbench.nets import Net, features_of, mlp, resnet18_reduced
-from clbench.nets.calibration import held_weights, remove
+from clbench.nets.calibration import cached_weights, remove
 from clbench.strategies import NCCL
 from clbench.strategies.distillation import divergence
 from clbench.strategies.memory import Rows
@@ -63,7 +63,7 @@ class Passes:
 
     def __call__(self, new: Batch, old: Rows | None) -> None:
         for _ in range(self.strategy.inner_steps):
-            with held_weights(self.tiled):
+            with cached_weights(self.tiled):
                 loss = cross_entropy(self.net(new.x, 0), new.y)
                 if old is not None:
                     outputs = self.net(old["x"], 0)
@@ -71,7 +71,7 @@ class Passes:
             torch.autograd.grad(loss, self.theta)
         if old is not None:
             some = {name: t[: len(new.y)] for name, t in old.items()}
-            with held_weights(self.layers) as weights:
+            with cached_weights(self.layers) as weights:
                 loss = self._divergence(self.net(some["x"], 0), some)
             torch.autograd.grad(loss, [*weights, *self.features] if self.layers else self.theta)
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="Lightning's accelerator (default cpu)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    quiet_lightning()
+    silence_lightning()
     print(f"median of {args.steps} steps, ms; ratio: median over the steps of step / passes{'':17}step  passes  ratio")
     for name, (shape, body) in NETS.items():
         torch.manual_seed(0)

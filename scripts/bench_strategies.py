@@ -20,7 +20,7 @@ import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
 
-from clbench.config.messages import quiet_lightning
+from clbench.config.messages import silence_lightning
 from clbench.config.options import budget, conf_dir
 from clbench.experiment.build import build
 from clbench.runs.folder import RunFolder
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the command, such as data=permuted_mnist")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    quiet_lightning()
+    silence_lightning()
     there = sorted(file.stem for file in (conf_dir() / "strategy").glob("*.yaml"))
     chosen = args.strategies.split(",") if args.strategies else there
     names = ["finetune", *(name for name in chosen if name != "finetune")]

@@ -28,7 +28,7 @@ from reproduction.write import outcome, write, write_index
 from rich.console import Console
 from rich.table import Column, Table
 
-from clbench.config.messages import cause_of, quiet_lightning
+from clbench.config.messages import silence_lightning, user_message
 from clbench.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,7 @@ PAGE = ROOT / "docs/reproductions.md"
 def main() -> None:
     """Read the command line and do what it says."""
     args = _arguments()
-    quiet_lightning()
+    silence_lightning()
     for stop in (signal.SIGINT, signal.SIGTERM):  # from a terminal, and from a machine that wants to be gone
         signal.signal(stop, signal.default_int_handler)
     try:
@@ -57,7 +57,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on after the last finished run")
     except Exception as error:
-        said = cause_of(error)
+        said = user_message(error)
         if not said:
             raise
         sys.exit(f"error: {said}")

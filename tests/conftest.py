@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from clbench.config.messages import quiet_lightning
+from clbench.config.messages import silence_lightning
 from clbench.config.options import conf_dir
 from clbench.train import train
 from tests.forked import type_command
@@ -30,7 +30,7 @@ Run = Callable[..., dict[str, Any]]
 def _one_thread_and_quiet():
     """One thread, as in a sweep."""
     torch.set_num_threads(1)
-    quiet_lightning()
+    silence_lightning()
 
 
 @pytest.fixture

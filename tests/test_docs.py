@@ -38,7 +38,7 @@ SHORTER = {
     r"data\.examples_per_task=\[.*": "data.examples_per_task=[60,30]",
     r"data\.tasks=5": "data.tasks=2",
     r"data\.workers=2": "data.workers=0",  # tests/data start workers
-    r"launch=joblib": "launch=serial",  # tests/test_command.py starts processes
+    r"launch=joblib": "launch=serial",  # tests/config/test_messages.py starts processes
     r"output_dir=/scratch/sweep": "output_dir=scratch/sweep",
 }
 """Arguments of training commands: what is written -> what is run."""
@@ -56,8 +56,8 @@ READER_HAS = {
 NOT_RUN = {
     r"pip install|uv venv|source \.venv": "sets up an environment; .ci/run does it, by the line of the README",
     r".* launch=slurm": "needs Slurm; tests/ compose it, and start jobs by launch=submitit_local where that is installed",
-    r"wandb (sweep|agent)": "needs a login; tests/test_wandb.py runs the command that an agent would",
-    r"wandb leet": "draws on a terminal; tests/test_wandb.py reads what was logged with its inspect",
+    r"wandb (sweep|agent)": "needs a login; tests/training/test_loggers.py runs the command that an agent would",
+    r"wandb leet": "draws on a terminal; tests/training/test_loggers.py reads what was logged with its inspect",
     r"(OMP_NUM_THREADS=1 )?python scripts/": "measures for minutes or hours; that it has the options is looked up below",
 }
 """Commands (from their beginning) that are not run here -> why, and what runs them."""

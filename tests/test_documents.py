@@ -6,8 +6,8 @@ calibration.) What else they need is shown where it belongs:
 - modes, buffers and random states are restored: tests/importance/test_side_effects.py
 - the Bernoulli Fisher is p (1 - p) (dz/dtheta)^2, opposite gradients do not cancel in MAS, every importance equals a loop
   over examples and labels: tests/importance/test_exactness.py
-- lam = 0 is plain SGD (Adam, AdamW) bit for bit, state_dict restores importance and anchor: tests/test_strategies.py
-- penalty and gradient are zero at the anchor: tests/test_quadratic.py
+- lam = 0 is plain SGD (Adam, AdamW) bit for bit, state_dict restores importance and anchor: tests/strategies/test_penalty.py
+- penalty and gradient are zero at the anchor: tests/strategies/test_quadratic.py
 - the published accuracies of 002 with its frozen BatchNorm: tests/test_published.py
 """
 
@@ -220,7 +220,7 @@ def test_002_the_labels_argument_chooses_and_predicted_is_neither_exact_nor_empi
     assert abs(sums["empirical"] / sums["exact"] - 1) > 0.01
     close(values["predicted"], references.fisher(net, x, y, "predicted"), rtol=1e-9, atol=1e-14)
     close(values["empirical"], references.fisher(net, x, y, "empirical"), rtol=1e-9, atol=1e-14)
-    drawn = fisher(net, [(x, y)], labels="sample", draws=300)
+    drawn = fisher(net, [(x, y)], labels="sample", label_samples=300)
     assert total(drawn) == pytest.approx(sums["exact"], rel=0.05)
 
 

@@ -12,13 +12,13 @@ from clbench.seeding import random_states, set_random_states
 CPU = torch.device("cpu")
 
 
-def draws():
+def label_samples():
     return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3).tolist()
 
 
 def test_states_that_are_set_draw_the_same_again(tmp_path):
-    draws()  # a second gaussian is kept back by each generator
+    label_samples()  # a second gaussian is kept back by each generator
     torch.save(random_states(CPU), tmp_path / "states")
-    first = [draws() for _ in range(3)]
+    first = [label_samples() for _ in range(3)]
     set_random_states(torch.load(tmp_path / "states", weights_only=True), CPU)
-    assert [draws() for _ in range(3)] == first
+    assert [label_samples() for _ in range(3)] == first

@@ -14,7 +14,7 @@ from clbench.experiment.build import build
 from clbench.metrics import accuracy_matrix as metrics
 from clbench.runs.folder import RunFolder
 from clbench.training.checkpointing import Checkpoints
-from clbench.training.early_stopping import Validation
+from clbench.training.early_stopping import EarlyStopping
 from clbench.training.evaluation import EXAMPLES, NLL, tally
 from tests.conftest import stopped_after, trainer
 
@@ -62,7 +62,7 @@ def test_metrics_json_is_the_documented_contract(run):
     result = run(*SHORT, "strategy=ewc", "samples=100")
     r, b = (torch.tensor(result[key], dtype=torch.double) for key in ("accuracy_matrix", "initial_accuracy"))
     assert r.shape == (3, 3)
-    assert {key: result[key] for key in metrics.readings(r, b, False)} == metrics.readings(r, b, False)
+    assert {key: result[key] for key in metrics.summarize(r, b, False)} == metrics.summarize(r, b, False)
     assert result["forward_transfer"] is None
     assert [task["accuracy"] for task in result["per_task"]] == result["accuracy_matrix"][-1]
     assert all(task["nll"] > 0 and 0 <= task["ece"] <= 1 for task in result["per_task"])
@@ -70,7 +70,7 @@ def test_metrics_json_is_the_documented_contract(run):
     seconds = result["seconds"]
     assert set(seconds) == {"train", "importance", "evaluation", "shared", "total"}
     assert seconds["shared"] == 0
-    assert result["prefix"] is None
+    assert result["shared_first_task"] is None
     assert 0 < seconds["train"] + seconds["importance"] + seconds["evaluation"] <= seconds["total"]
     parameters = result["net"]["parameters"]
     totals = [task.pop("total") for task in result["importance"]]
@@ -82,7 +82,7 @@ def test_metrics_json_is_the_documented_contract(run):
         "fisher": "exact",
         "samples": 100,
         "fisher_batch": 1,
-        "draws": 1,
+        "label_samples": 1,
         "exclude": None,
     }
     assert result["strategy"].items() >= options.items()
@@ -138,7 +138,7 @@ def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tm
 
 @pytest.mark.parametrize("strategy", ["finetune", "er", "lwf", "nccl"])
 def test_a_class_alone_is_right_and_one_not_yet_seen_is_wrong(run, strategy):
-    cut = ("data=split_digits", "scenario=class", "data.tasks=null", "data.cut.classes_per_task=[1,1,8]")
+    cut = ("data=split_digits", "scenario=class", "data.tasks=null", "data.split.classes_per_task=[1,1,8]")
     r = run(*cut, "net.hidden=[16]", "epochs=1", f"strategy={strategy}")["accuracy_matrix"]
     assert r[0] == [1, 0, 0] and r[1][2] == 0
 
@@ -148,7 +148,7 @@ def test_joint_training_stops_by_the_validation_data_of_all_tasks_it_learns(comp
     sequence, learner, strategy = build(cfg)
     seen = []
     for index in (0, 1):
-        task, validation = strategy.training_data(sequence, index), Validation(patience=3)
+        task, validation = strategy.training_data(sequence, index), EarlyStopping(patience=3)
         t = trainer([validation])
         t.fit(learner, datamodule=task)
         counts = tally(learner, task.val_dataloader()[: index + 1]).sum(0)
@@ -233,7 +233,7 @@ def test_ewc_at_1e5_beats_fine_tuning_by_3_points_on_the_default_data(run):
 def test_every_yaml_composes_and_runs_a_batch(run, composed, group, choice):
     composed(f"{group}={choice}")
     if (group, choice) in {("trainer", "gpu"), ("trainer", "ddp")}:
-        return  # need a GPU, or processes of their own: tests/test_processes.py
+        return  # need a GPU, or processes of their own: tests/training/test_processes.py
     if group == "data" and "digits" not in choice:
         return  # need data that is not here: test_every_data_set_runs_a_batch
     last = [] if group == "trainer" else ["+trainer.limit_train_batches=1"]

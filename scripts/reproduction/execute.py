@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
-from clbench.config.messages import cause_of
+from clbench.config.messages import user_message
 from clbench.errors import Unstable
 from reproduction.plan import Cell
 
@@ -115,7 +115,7 @@ def work(connection: Connection) -> None:
         try:
             train_here(cell.arguments, folder)
         except Exception as error:
-            connection.send((cause_of(error) or traceback.format_exc(), isinstance(error, Unstable)))
+            connection.send((user_message(error) or traceback.format_exc(), isinstance(error, Unstable)))
         else:
             connection.send(None)
 

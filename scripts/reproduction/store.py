@@ -68,7 +68,7 @@ class Store:
 
     def clear_shared(self) -> None:
         """Remove what runs had in common: it is needed no more."""
-        shutil.rmtree(self.folder / "prefixes", ignore_errors=True)
+        shutil.rmtree(self.folder / "shared_first_tasks", ignore_errors=True)
 
     def finished(self, cell: Cell) -> None:
         """Write where a run comes from; with this file it counts as finished."""

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from clbench.metrics.accuracy_matrix import AccuracyMatrix
     from clbench.runs.read import read
     from clbench.strategies import AGEM, DER, ER, EWC, L2, MAS, NCCL, SI, DERpp, LwF, OnlineEWC
-    from clbench.training.monitor import Doctor
+    from clbench.training.monitor import PenaltyMonitor
 
 WHERE = {
     **dict.fromkeys(("fisher", "mas", "mas_local"), "importance"),
     "AccuracyMatrix": "metrics.accuracy_matrix",
-    "Doctor": "training.monitor",
+    "PenaltyMonitor": "training.monitor",
     "load": "experiment.load",
     "read": "runs.read",
     **dict.fromkeys(("AGEM", "DER", "ER", "EWC", "L2", "MAS", "NCCL", "SI", "DERpp", "LwF", "OnlineEWC"), "strategies"),
@@ -33,9 +33,9 @@ __all__ = [
     "SI",
     "AccuracyMatrix",
     "DERpp",
-    "Doctor",
     "LwF",
     "OnlineEWC",
+    "PenaltyMonitor",
     "fisher",
     "load",
     "mas",

@@ -26,7 +26,7 @@ def zeros_like(params: Mapping[str, Tensor]) -> Params:
     return {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
 
 
-def moved_to(params: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
+def placed_like(params: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
     """``params`` as those of ``like`` lie, on which device and with which strides (dtypes stay); other names stay as they are.
 
     Arithmetic on tensors that lie differently is slow.

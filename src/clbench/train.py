@@ -19,22 +19,22 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from clbench.config.display import Display, say_once
-from clbench.config.messages import errors_in_one_line, quiet_lightning, refuse_dashes
+from clbench.config.display import Display, print_once
+from clbench.config.messages import errors_in_one_line, refuse_renamed, reject_dashes, silence_lightning
 from clbench.config.options import budget, check_numbers, conf_dir, drop_foreign_options, refuse_foreign_options
 from clbench.errors import ConfigError
-from clbench.experiment.build import build, trainer_of
+from clbench.experiment.build import build, build_trainer
 from clbench.experiment.checks import check_device, check_precision
 from clbench.experiment.describe import describe, flat, plan
-from clbench.experiment.session import own, own_folder, save_config, shared_prefix, tell
+from clbench.experiment.session import exclusive_run, open_run_folder, print_status, save_config, shared_first_task_of
 from clbench.runs.folder import FINISHED, learned
 from clbench.runs.objective import objective
-from clbench.training.early_stopping import Validation
-from clbench.training.loggers import Place
-from clbench.training.loop import nothing_yet, run
-from clbench.training.monitor import Doctor
+from clbench.training.early_stopping import EarlyStopping
+from clbench.training.loggers import LoggerContext
+from clbench.training.loop import empty_results, run
+from clbench.training.monitor import PenaltyMonitor
 from clbench.training.progress_bar import ProgressBar
-from clbench.training.timing import total
+from clbench.training.timing import total_seconds
 
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 @contextmanager
-def let_go() -> Iterator[None]:
+def free_run_memory() -> Iterator[None]:
     """At its end a run's Trainer and data, which refer to each other, are given back; a sweep has many in one process."""
     gc.freeze()  # what was there before, torch among it, is not looked through
     try:
@@ -59,7 +59,7 @@ def let_go() -> Iterator[None]:
 
 def train(cfg: DictConfig) -> float | None:
     """From configuration to files; see ``main``."""
-    with let_go():  # as a decorator it could not be sent to the workers of a sweep
+    with free_run_memory():  # as a decorator it could not be sent to the workers of a sweep
         return _train(cfg)
 
 
@@ -68,11 +68,13 @@ def _train(cfg: DictConfig) -> float | None:
     choices = HydraConfig.get().runtime.choices
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    refuse_renamed(cfg)
     check_numbers(cfg)
     grid = "UniqueSweeper" in HydraConfig.get().sweeper["_target_"]
-    if cfg.choose_lam_on is not None and not (sweeping and grid):
+    if cfg.select_lam_on_first_tasks is not None and not (sweeping and grid):
         raise ConfigError(
-            f"choose_lam_on={cfg.choose_lam_on} is for a grid: add -m and several values of lam, or leave it out"
+            f"select_lam_on_first_tasks={cfg.select_lam_on_first_tasks} is for a grid: add -m and several values of lam, or "
+            "leave it out"
         )
     if cfg.dry_run and not grid:
         raise ConfigError("dry_run=true is for a run and for a grid: what a search runs is not known before")
@@ -84,12 +86,12 @@ def _train(cfg: DictConfig) -> float | None:
         torch.set_num_threads(threads)
     check_device(cfg.trainer.accelerator, cfg.trainer.devices)
     check_precision(cfg.trainer.get("precision"))
-    quiet_lightning()
+    silence_lightning()
 
-    folder = own_folder(cfg)
+    folder = open_run_folder(cfg)
     earlier = folder.metrics()
     with (
-        own(folder, sweeping) if first_process else nullcontext(),
+        exclusive_run(folder, sweeping) if first_process else nullcontext(),
         Display(folder.path / "train.log", quiet=sweeping or not first_process) as display,
     ):
         if earlier is not None and earlier["status"] == FINISHED:
@@ -98,8 +100,8 @@ def _train(cfg: DictConfig) -> float | None:
 
         sequence, learner, strategy = build(cfg)
         budget(cfg, 0, len(sequence))
-        objective(nothing_yet(sequence), cfg.objective)
-        validation = Validation(cfg.patience, cfg.consolidate)
+        objective(empty_results(sequence), cfg.objective)
+        validation = EarlyStopping(cfg.patience, cfg.consolidate)
         display.plan(plan(cfg, choices, sequence, learner))
         if cfg.dry_run:
             return None
@@ -110,13 +112,13 @@ def _train(cfg: DictConfig) -> float | None:
         about = describe(cfg, choices, sequence, learner) | {"config_hash": folder.config_hash}
         outside = perf_counter() - began  # of the loop over tasks, in this process and those before
         if earlier is not None:
-            outside += earlier["seconds"]["total"] - total(earlier["seconds"])
+            outside += earlier["seconds"]["total"] - total_seconds(earlier["seconds"])
 
         def metrics(results: dict[str, Any], status: str) -> dict[str, Any]:
             return {"status": status, **about, **results}
 
         def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
-            return trainer_of(cfg, [*callbacks, ProgressBar(display.terminal)], budget(cfg, index, len(sequence)))
+            return build_trainer(cfg, [*callbacks, ProgressBar(display.terminal)], budget(cfg, index, len(sequence)))
 
         def after_task(index: int, results: dict[str, Any]) -> None:
             so_far = metrics(results, "running")
@@ -128,7 +130,7 @@ def _train(cfg: DictConfig) -> float | None:
                 return []
             shared = folder.path.parent if sweeping else folder.path
             flattened = flat(cfg, choices, about) | {"config_hash": folder.config_hash}
-            place = Place(folder.path, shared, start, flattened, say_once if sweeping else display.note)
+            place = LoggerContext(folder.path, shared, start, flattened, print_once if sweeping else display.note)
             return [instantiate(logger)(place) for logger in cfg.logger.values()]
 
         results = run(
@@ -144,14 +146,14 @@ def _train(cfg: DictConfig) -> float | None:
             make_loggers=make_loggers,
             log_every=cfg.log_every,
             save_every=cfg.save_every,
-            prefix=shared_prefix(cfg, strategy) if sweeping else None,
-            first_tasks=cfg.first_tasks,
-            doctor=Doctor(say=display.warn),
+            shared_first_task=shared_first_task_of(cfg, strategy) if sweeping else None,
+            stop_after_task=cfg.stop_after_task,
+            doctor=PenaltyMonitor(report=display.warn),
             outside=outside,
         )
-        if cfg.first_tasks is not None and cfg.first_tasks < len(sequence):
+        if cfg.stop_after_task is not None and cfg.stop_after_task < len(sequence):
             if sweeping:
-                tell(folder.path, f"{cfg.first_tasks} of {len(sequence)} tasks")
+                print_status(folder.path, f"{cfg.stop_after_task} of {len(sequence)} tasks")
             return None  # metrics.json has what there is so far
         complete = metrics(results, FINISHED)
         value = objective(complete, cfg.objective)
@@ -168,7 +170,7 @@ def _train(cfg: DictConfig) -> float | None:
             if sweeping:
                 said = "-" if value is None else f"{value:.4f}"
                 seconds = complete["seconds"]["total"]
-                tell(folder.path, f"{said}, {seconds:.1f} s")
+                print_status(folder.path, f"{said}, {seconds:.1f} s")
         return value
 
 
@@ -176,7 +178,7 @@ def cli() -> None:
     """The command ``clbench-train``; ``--dry-run`` is short for ``dry_run=true``, as Hydra has no options of ours."""
     sys.argv = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv]
     with errors_in_one_line():
-        refuse_dashes(sys.argv[1:])
+        reject_dashes(sys.argv[1:])
         main()
 
 

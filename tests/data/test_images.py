@@ -23,16 +23,16 @@ def equal(loader, other):
 @pytest.mark.parametrize(
     "options",
     [
-        {"cut": split},
-        {"cut": partial(permute, first="permuted"), "tasks": 2, "augment": RandomCrop(1)},
-        {"cut": split, "scenario": Scenario("class", "single"), "tasks": 2, "resize": 5, "examples_per_task": 150},
+        {"split": split},
+        {"split": partial(permute, first="permuted"), "tasks": 2, "augment": RandomCrop(1)},
+        {"split": split, "scenario": Scenario("class", "single"), "tasks": 2, "resize": 5, "examples_per_task": 150},
     ],
     ids=["split", "permuted and augmented", "class-incremental, resized, some"],
 )
 def test_what_does_not_fit_in_memory_gives_the_same_batches_in_the_same_order(options, workers):
     in_memory, from_disk = whole(**options), streamed(**options, workers=workers)
-    assert isinstance(in_memory.cuts[0].source.train, Images)
-    assert isinstance(from_disk.cuts[0].source.train, Streamed)
+    assert isinstance(in_memory.definitions[0].source.train, Images)
+    assert isinstance(from_disk.definitions[0].source.train, Streamed)
     assert in_memory.shape == from_disk.shape
     a, b = (
         [task.train_dataloader(), task.train_dataloader(), task.importance_dataloader(), task.val_dataloader()[0]]
@@ -60,10 +60,10 @@ def test_streaming_does_not_touch_the_global_generator(workers):
 
 def test_the_limit_is_on_the_bytes_of_a_part_of_the_data_set():
     sequence = TaskSequence(Digits, split, memory_limit=1437 * 64)
-    assert isinstance(sequence.cuts[0].source.train, Images)
+    assert isinstance(sequence.definitions[0].source.train, Images)
     sequence = TaskSequence(Digits, split, memory_limit=1437 * 64 - 1)
-    assert isinstance(sequence.cuts[0].source.train, Streamed)
-    assert isinstance(sequence.cuts[0].source.test, Images)
+    assert isinstance(sequence.definitions[0].source.train, Streamed)
+    assert isinstance(sequence.definitions[0].source.test, Images)
 
 
 def test_a_run_may_leave_a_streamed_epoch_in_the_middle():

@@ -90,9 +90,9 @@ def rows(task):
 @pytest.mark.parametrize("sequence", [permuted(tasks=3), halves(), halves(tasks=2, validation=0.25, seed=4)])
 def test_training_and_validation_examples_are_disjoint_and_complete(sequence):
     training = [rows(task) for task in sequence]
-    validation = [part.rows.tolist() for part in sequence.held_out("validation", 0)]
-    test = [part.rows.tolist() for part in sequence.held_out("test", 0)]
-    for j, cut in enumerate(sequence.cuts):
+    validation = [part.rows.tolist() for part in sequence.examples_of("validation", 0)]
+    test = [part.rows.tolist() for part in sequence.examples_of("test", 0)]
+    for j, cut in enumerate(sequence.definitions):
         of_task = [k for k, y in enumerate(cut.source.train.y.tolist()) if y in cut.classes]
         assert sorted(training[j] + validation[j]) == of_task
         assert test[j] == [k for k, y in enumerate(cut.source.test.y.tolist()) if y in cut.classes]
@@ -100,7 +100,7 @@ def test_training_and_validation_examples_are_disjoint_and_complete(sequence):
 
 def test_the_share_of_validation_data_is_what_was_asked():
     sequence = halves(validation=0.25)
-    assert sum(len(part) for part in sequence.held_out("validation", 0)) == round(0.25 * 1437)
+    assert sum(len(part) for part in sequence.examples_of("validation", 0)) == round(0.25 * 1437)
     assert sum(task.examples for task in sequence) == 1437 - round(0.25 * 1437)
 
 
@@ -112,14 +112,14 @@ def test_without_validation_data_all_examples_train():
 
 
 def test_validation_is_on_the_same_images_in_all_permuted_tasks():
-    parts = permuted(tasks=4).held_out("validation", 0)
+    parts = permuted(tasks=4).examples_of("validation", 0)
     assert len(parts[0]) == round(0.1 * 1437)
     assert all(torch.equal(part.rows, parts[0].rows) for part in parts)
 
 
 def test_validation_data_are_those_of_the_seed():
     first, again, other = (
-        permuted(tasks=1, seed=seed).held_out("validation", 0)[0].rows.tolist() for seed in (0, 0, 1)
+        permuted(tasks=1, seed=seed).examples_of("validation", 0)[0].rows.tolist() for seed in (0, 0, 1)
     )
     assert first == again != other
 
@@ -173,9 +173,9 @@ def test_class_incremental_labels_go_on_and_compete_with_all_classes_seen():
 def test_labels_follow_the_order_of_the_classes_of_a_task():
     sequence = TaskSequence(Digits, partial(split, order="seed"), tasks=2)
     targets = torch.tensor(Digits(train=False).targets)
-    for j, part in enumerate(sequence.held_out("test", 0)):
+    for j, part in enumerate(sequence.examples_of("test", 0)):
         classes = torch.tensor(sequence[j].classes)
-        assert sequence[j].classes == sequence.cuts[j].classes != tuple(sorted(sequence[j].classes))
+        assert sequence[j].classes == sequence.definitions[j].classes != tuple(sorted(sequence[j].classes))
         assert torch.equal(classes[part.y], targets[part.rows])
 
 
@@ -226,14 +226,14 @@ def test_there_is_no_task_outside_a_sequence(index):
             "task 0 has no training or no test examples: lower data.validation or the number of tasks",
         ),
         (
-            {"cut": partial(split, classes_per_task=[3, 5]), "tasks": None, "scenario": DOMAIN},
+            {"split": partial(split, classes_per_task=[3, 5]), "tasks": None, "scenario": DOMAIN},
             "scenario=domain shares one set of labels, but the tasks have [3, 5] classes: make them equal",
         ),
     ],
 )
 def test_a_sequence_that_the_data_cannot_have_is_refused(options, message):
     with pytest.raises(ConfigError) as error:
-        TaskSequence(**{"source": Digits, "cut": split, **options})
+        TaskSequence(**{"source": Digits, "split": split, **options})
     assert str(error.value).startswith(message)
 
 
@@ -270,8 +270,8 @@ def test_a_module_with_a_validation_step_sees_the_validation_data_of_all_tasks()
     sequence = permuted(tasks=2)
     module = Foreign()
     one_trainer(max_epochs=1).fit(module, datamodule=sequence[0])
-    held_out = round(0.1 * 1437)
-    assert module.seen_by_validation == {0: held_out, 1: held_out}
+    examples_of = round(0.1 * 1437)
+    assert module.seen_by_validation == {0: examples_of, 1: examples_of}
 
 
 def test_a_trainer_goes_on_to_the_next_task_after_it_was_told_to_stop():

@@ -42,7 +42,7 @@ MISTAKES: list[tuple[str, nn.Module, Any, dict[str, Any]]] = [
     (r"hold 0 examples", NET, [(X[:0], Y[:0])], {"samples": 2}),
     (r"labels='true' is unknown; choose one of exact", NET, [(X, Y)], {"labels": "true"}),
     (r"loss='hinge' is unknown; choose", NET, [(X, Y)], {"loss": "hinge"}),
-    (r"draws=0", NET, [(X, Y)], {"labels": "sample", "draws": 0}),
+    (r"label_samples=0", NET, [(X, Y)], {"labels": "sample", "label_samples": 0}),
     (r"fisher_batch=0", NET, [(X, Y)], {"labels": "sample", "fisher_batch": 0}),
     (r"chunk=0", NET, [(X, Y)], {"chunk": 0}),
     (r"exactly 1/8 .*lam/8", NET, [(X, Y)], {"fisher_batch": 8}),
@@ -82,9 +82,9 @@ def test_a_mistake_is_named_with_its_remedy(
 
 
 def test_options_can_be_checked_before_training() -> None:
-    check_options(labels="exact", loss="mse", fisher_batch=1, draws=1)
+    check_options(labels="exact", loss="mse", fisher_batch=1, label_samples=1)
     with pytest.raises(ValueError, match="labels='wrong'"):
-        check_options(labels="wrong", loss="mse", fisher_batch=1, draws=1)
+        check_options(labels="wrong", loss="mse", fisher_batch=1, label_samples=1)
 
 
 def test_errors_of_groups_or_of_one_example_are_refused() -> None:

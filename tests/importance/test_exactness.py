@@ -110,7 +110,7 @@ def test_sampled_labels_average_to_the_exact_fisher(loss: str) -> None:
     torch.manual_seed(0)
     net, x = nn.Linear(3, 1 if loss == "binary_cross_entropy" else 3).double(), torch.randn(5, 3, dtype=torch.float64)
     exact = fisher(net, [x], loss=loss)
-    many = fisher(net, [x], loss=loss, labels="sample", draws=20_000)
+    many = fisher(net, [x], loss=loss, labels="sample", label_samples=20_000)
     for name in exact:
         torch.testing.assert_close(many[name], exact[name], rtol=0.05, atol=1e-3)
 

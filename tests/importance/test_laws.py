@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clbench.importance import draw, fisher, fisher_and_error, mas
+from clbench.importance import fisher, fisher_and_error, mas, subsample
 from tests.importance.nets import N, batched, build
 from tests.importance.test_exactness import close
 
@@ -63,9 +63,9 @@ def test_a_rescaled_parameter_scales_fisher_by_the_square_and_mas_by_the_absolut
 @given(seeds, st.integers(1, 20), st.lists(st.integers(1, 7), min_size=4, max_size=8))
 def test_the_same_examples_are_drawn_whatever_the_batching(seed: int, samples: int, sizes: list[int]) -> None:
     x = torch.arange(20)
-    cuts = [s for s in torch.tensor(sizes).cumsum(0).tolist() if s < 20]
-    drawn = torch.cat(list(draw((b for b in x.tensor_split(cuts)), samples, seed)))
-    assert torch.equal(drawn, torch.cat(list(draw([x], samples, seed))))
+    definitions = [s for s in torch.tensor(sizes).cumsum(0).tolist() if s < 20]
+    drawn = torch.cat(list(subsample((b for b in x.tensor_split(definitions)), samples, seed)))
+    assert torch.equal(drawn, torch.cat(list(subsample([x], samples, seed))))
     assert len(set(drawn.tolist())) == samples
     assert torch.equal(drawn, drawn.sort().values)
 
@@ -74,7 +74,7 @@ def test_the_same_examples_are_drawn_whatever_the_batching(seed: int, samples: i
 @given(seeds, st.integers(1, N))
 def test_sampled_labels_do_not_depend_on_batching(seed: int, size: int) -> None:
     net, x, y = build("mlp")
-    options = {"labels": "sample", "draws": 3, "seed": seed}
+    options = {"labels": "sample", "label_samples": 3, "seed": seed}
     close(fisher(net, batched(x, y, size), **options), fisher(net, [(x, y)], **options, chunk=2))
     options["fisher_batch"] = 3
     close(fisher(net, batched(x, y, size), **options), fisher(net, [(x, y)], **options, chunk=2))
@@ -83,7 +83,7 @@ def test_sampled_labels_do_not_depend_on_batching(seed: int, size: int) -> None:
 def test_every_example_is_drawn_equally_often() -> None:
     hits = torch.zeros(10)
     for seed in range(2000):
-        hits[torch.cat(list(draw([torch.arange(10)], 3, seed)))] += 1
+        hits[torch.cat(list(subsample([torch.arange(10)], 3, seed)))] += 1
     assert (hits / 2000 - 0.3).abs().max() < 0.045  # 4.4 standard errors
 
 
@@ -106,7 +106,7 @@ def test_drawing_keeps_no_more_than_the_samples_and_one_batch() -> None:
             yield torch.zeros(10, 3).as_subclass(Counting)
             held.append(sum(ref() is not None for ref in alive))
 
-    list(draw(stream(), 5, 0))
+    list(subsample(stream(), 5, 0))
     assert len(alive) > 10
     assert max(held) <= 5
 

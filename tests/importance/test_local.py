@@ -18,7 +18,7 @@ from clbench.nets.heads import SlicedHead
 from clbench.nets.resnet import BasicBlock
 from tests.importance.nets import CLASSES, N, Tied, TimeFirst, Twice, batched
 from tests.importance.test_exactness import close
-from tests.importance.test_side_effects import Fragile, same, state
+from tests.importance.test_preserve_state import Fragile, same, state
 
 
 def floats(*shape: int) -> Tensor:

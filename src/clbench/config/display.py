@@ -90,6 +90,6 @@ def console() -> Console:
 
 
 @cache
-def say_once(text: str) -> None:
+def print_once(text: str) -> None:
     """On stderr, the first time in this process: what is the same for all runs of a sweep."""
     print(text, file=sys.stderr, flush=True)

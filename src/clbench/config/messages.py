@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clbench.config.options import SAID_AS, conf_dir
@@ -22,6 +22,20 @@ from clbench.errors import ConfigError, Unstable
 
 WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """As the process was started: ``errors_in_one_line`` sets the variable."""
+
+RENAMED = {
+    "data.cut": "data.split",
+    "choose_lam_on": "select_lam_on_first_tasks",
+    "first_tasks": "stop_after_task",
+    "share": "share_first_task",
+    "net.without": "net.drop_layer",
+    "strategy.draws": "strategy.label_samples",
+    "optimizer.lr": "lr",
+    "net=own": "net=custom",
+    "net=any": "net=module",
+    "strategy=joint_scratch": "strategy=joint_from_scratch",
+}
+"""Names of an earlier version -> their names now; used for error texts only."""
 
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
 """Plugins of Hydra, and which extra of ours brings each."""
@@ -43,7 +57,7 @@ def errors_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(stopped())
     except Exception as error:
-        said = cause_of(error)
+        said = user_message(error)
         if WITH_TRACEBACK or not said:
             raise
         sys.exit(f"error: {said}")
@@ -51,7 +65,7 @@ def errors_in_one_line() -> Iterator[None]:
         os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def refuse_dashes(arguments: Sequence[str]) -> None:
+def reject_dashes(arguments: Sequence[str]) -> None:
     """Say how an option is written to who typed it as most programs have it.
 
     Raises:
@@ -75,7 +89,7 @@ def stopped() -> str:
     return f"stopped; the same command with output_dir={here} goes on after what is finished"
 
 
-def cause_of(error: BaseException) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """One line for an error that the user can mend, None for a bug of ours."""
     if isinstance(error, ConfigError | Unstable):
         return str(error)
@@ -88,10 +102,14 @@ def cause_of(error: BaseException) -> str | None:
         return f'the {kind} {name} is a package of its own: pip install "clbench[{EXTRAS[name]}]"'
     if match := re.search(r"Could not find '(\w+)/(\S+)'", text):
         group, choice = match.groups()
+        if f"{group}={choice}" in RENAMED:
+            return f"{group}={choice} is now {RENAMED[f'{group}={choice}']}"
         there = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         return f"{group}={choice} does not exist: use one of {', '.join(there)}" + _near(choice, there)
     if match := re.search(r"Could not override '(\S+?)'", text):
         name = match.group(1)
+        if (new := renamed(name)) is not None:
+            return f"{name} is now {new}: write {new}=..."
         if name in SAID_AS:
             return f"there is no option {name}: write {SAID_AS[name]}=..."
         more = f"; +{name}=... adds a new key" if "." in name else ""
@@ -115,6 +133,21 @@ def cause_of(error: BaseException) -> str | None:
     return None
 
 
+def renamed(key: str) -> str | None:
+    """Return the present name of a dotted configuration ``key`` of an earlier version, None if it has always had its name."""
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return None
+
+
+def refuse_renamed(cfg: DictConfig) -> None:
+    """Raise ConfigError if a yaml of the user's has a key of an earlier version."""
+    for old, new in RENAMED.items():
+        if "=" not in old and OmegaConf.select(cfg, old, default=None) is not None:
+            raise ConfigError(f"{old} is now {new}: rename it in your yaml")
+
+
 def _near(name: str, there: list[str]) -> str:
     """A question, if one of those there are nearly has that name."""
     close = get_close_matches(name.lower(), there, 1)
@@ -126,7 +159,7 @@ def _options() -> list[str]:
     return [str(key) for key in OmegaConf.load(conf_dir() / "train.yaml")]
 
 
-def quiet_lightning() -> None:
+def silence_lightning() -> None:
     """Silence what Lightning says about itself on every fit."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -18,15 +18,15 @@ OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch", "memory")
 
 ELSEWHERE = (
     *("output_dir", "data_dir", "checkpoints", "objective", "threads", "logger", "log_every", "dry_run"),
-    *("save_every", "share", "first_tasks", "choose_lam_on"),
+    *("save_every", "share_first_task", "stop_after_task", "select_lam_on_first_tasks"),
 )
 """Keys that say where and how a run is done, not what comes out: not part of the config hash."""
 
 
-OR_NULL = ("threads", "save_every", "eval_every", "patience", "first_tasks", "choose_lam_on")
+OR_NULL = ("threads", "save_every", "eval_every", "patience", "stop_after_task", "select_lam_on_first_tasks")
 """Whole numbers that may be null."""
 
-FLAGS = ("share", "dry_run", "compile", "optimizer.reset", "data.drop_last")
+FLAGS = ("share_first_task", "dry_run", "compile", "optimizer.reset", "data.drop_last")
 """True or false; to Hydra ``no`` is a word, which would be taken for true."""
 
 SAID_AS = {
@@ -79,6 +79,11 @@ def check_numbers(cfg: DictConfig) -> None:
     for key, name in SAID_AS.items():
         if (value := OmegaConf.select(cfg, key)) is not None:
             raise ConfigError(f"{key}={value}: write {name}={value}")
+    if cfg.lr is not None and not _reads_lr(cfg):
+        make = cfg.optimizer.make
+        raise ConfigError(
+            f"optimizer.make.lr={make.get('lr')} with lr={cfg.lr}: write lr=..., which the yaml of an optimizer reads by lr: ${{lr}}"
+        )
     least = {"seed": 0, "batch_size": 1, "threads": 1, "save_every": 1}
     for name in (*least, "log_every", *OR_NULL):
         value = cfg[name]
@@ -90,6 +95,12 @@ def check_numbers(cfg: DictConfig) -> None:
     for name in FLAGS:
         if not isinstance(value := OmegaConf.select(cfg, name, default=False), bool):
             raise ConfigError(f"{name}={value}: it is true or false")
+
+
+def _reads_lr(cfg: DictConfig) -> bool:
+    """Whether the rate of the optimiser is the top-level option."""
+    make = OmegaConf.to_container(cfg.optimizer.make, resolve=False)
+    return isinstance(make, dict) and make.get("lr") == "${lr}"
 
 
 def budget(cfg: DictConfig, index: int, tasks: int) -> dict[str, int]:
@@ -159,7 +170,7 @@ def _hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def prefix_key(cfg: DictConfig, matters: dict[str, Any]) -> str:
+def first_task_hash(cfg: DictConfig, matters: dict[str, Any]) -> str:
     """The same, but of the strategy only over ``matters``, see ``Strategy.matters_first``."""
     return _hash(decisive(cfg) | {"strategy": matters} | dict.fromkeys(OPTIONS))
 

@@ -32,7 +32,7 @@ class Examples(Protocol):
         """All images (N, C, H, W), uint8, and labels (N,), int64."""
 
 
-def examples_of(dataset: Any, name: str, resize: int | Sequence[int] | None = None) -> Examples:
+def read_examples(dataset: Any, name: str, resize: int | Sequence[int] | None = None) -> Examples:
     """The examples of ``dataset``, every image brought to ``resize`` if it is given.
 
     A data set with arrays ``data`` and ``targets`` (or ``labels``) and without a transform of its own is read from

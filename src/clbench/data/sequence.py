@@ -16,7 +16,7 @@ from clbench.data.batches import Batch, Batches, Part, Pixels
 from clbench.data.images import Images, Streamed
 from clbench.data.scenario import Scenario
 from clbench.data.source import Source, read
-from clbench.data.splits import Cut
+from clbench.data.splits import TaskDefinition
 from clbench.errors import ConfigError
 from clbench.seeding import generator
 
@@ -39,7 +39,7 @@ class Task(L.LightningDataModule):
         self.sequence = sequence
         self.index = index
         self.name = f"task {index}"
-        self.classes = sequence.cuts[index].classes
+        self.classes = sequence.definitions[index].classes
         self._training = training
 
     @property
@@ -89,11 +89,11 @@ class Task(L.LightningDataModule):
         """Validation data of every task, as it competes after this one; empty without validation data."""
         if not self.sequence.has_validation:
             return []
-        return [self._batches([part], EVALUATION_BATCH) for part in self.sequence.held_out("validation", self.index)]
+        return [self._batches([part], EVALUATION_BATCH) for part in self.sequence.examples_of("validation", self.index)]
 
     def test_dataloader(self) -> list[Batches]:
         """Test data of every task, as it competes after this one."""
-        return [self._batches([part], EVALUATION_BATCH) for part in self.sequence.held_out("test", self.index)]
+        return [self._batches([part], EVALUATION_BATCH) for part in self.sequence.examples_of("test", self.index)]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Nothing to move: the tensors lie on the device."""
@@ -139,7 +139,7 @@ class TaskSequence:
     def __init__(
         self,
         source: Callable[..., Any] | Sequence[Callable[..., Any]],
-        cut: Callable[..., list[Cut]],
+        split: Callable[..., list[TaskDefinition]],
         tasks: int | None = None,
         scenario: Scenario | None = None,
         batch_size: int = 128,
@@ -167,13 +167,13 @@ class TaskSequence:
         self.augment = Augmentation.of(augment) if augment else None
         read_one = partial(read, resize=resize, memory_limit=memory_limit, workers=workers)
         sources = [read_one(s) for s in source] if isinstance(source, Sequence) else read_one(source)
-        self.cuts = cut(sources, tasks=tasks, seed=seed)
-        self.sizes = [len(c.classes) for c in self.cuts]
+        self.definitions = split(sources, tasks=tasks, seed=seed)
+        self.sizes = [len(c.classes) for c in self.definitions]
         self.scenario.check(self.sizes)
         self.pixels.check(self.shape[0])
         self._moved: dict[tuple[int, torch.device], Images | Streamed] = {}
-        self._rows = {id(c.source): self._shuffled_rows(c.source) for c in self.cuts}
-        self._parts = [self._task_parts(index) for index in range(len(self.cuts))]
+        self._rows = {id(c.source): self._shuffled_rows(c.source) for c in self.definitions}
+        self._parts = [self._task_parts(index) for index in range(len(self.definitions))]
         for index, parts in enumerate(self._parts):
             if not len(parts["train"]) or not len(parts["test"]):
                 raise ConfigError(
@@ -190,7 +190,7 @@ class TaskSequence:
             )
 
     def __len__(self) -> int:
-        return len(self.cuts)
+        return len(self.definitions)
 
     def __iter__(self) -> Iterator[Task]:
         return (self[index] for index in range(len(self)))
@@ -207,13 +207,13 @@ class TaskSequence:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input (C, H, W)."""
-        return self.cuts[0].source.train.shape
+        return self.definitions[0].source.train.shape
 
     @property
     def has_validation(self) -> bool:
         return all(len(parts["validation"]) for parts in self._parts)
 
-    def held_out(self, which: str, after: int) -> list[Part]:
+    def examples_of(self, which: str, after: int) -> list[Part]:
         """The ``validation``, ``test`` or ``train`` examples of every task, as they compete after task ``after``."""
         return [self._seen_from(parts[which], after) for parts in self._parts]
 
@@ -232,8 +232,8 @@ class TaskSequence:
         """Training and validation rows of a source: the same for every task cut from it."""
         number = len(source.train.y)
         order = torch.randperm(number, generator=generator(self.seed, "validation"))
-        held_out = round(number * self.validation)
-        return order[held_out:].sort().values, order[:held_out].sort().values
+        examples_of = round(number * self.validation)
+        return order[examples_of:].sort().values, order[:examples_of].sort().values
 
     def _numbers(self, examples_per_task: int | Sequence[int]) -> list[int]:
         tasks = len(self)
@@ -256,19 +256,19 @@ class TaskSequence:
         return replace(part, rows=part.rows[chosen], y=part.y[chosen])
 
     def _task_parts(self, index: int) -> dict[str, Part]:
-        cut = self.cuts[index]
-        column = torch.full((cut.source.classes,), -1, dtype=torch.long)
-        column[list(cut.classes)] = torch.arange(len(cut.classes)) + self.scenario.offset(self.sizes, index)
-        train, validation = self._rows[id(cut.source)]
-        test = torch.arange(len(cut.source.test.y))
+        split = self.definitions[index]
+        column = torch.full((split.source.classes,), -1, dtype=torch.long)
+        column[list(split.classes)] = torch.arange(len(split.classes)) + self.scenario.offset(self.sizes, index)
+        train, validation = self._rows[id(split.source)]
+        test = torch.arange(len(split.source.test.y))
 
         def part(images: Images | Streamed, rows: Tensor) -> Part:
             y = column[images.y[rows]]
             mine = y >= 0
-            return Part(images, rows[mine], y[mine], index, self.pixels, cut.view)
+            return Part(images, rows[mine], y[mine], index, self.pixels, split.view)
 
         return {
-            "train": part(cut.source.train, train),
-            "validation": part(cut.source.train, validation),
-            "test": part(cut.source.test, test),
+            "train": part(split.source.train, train),
+            "validation": part(split.source.train, validation),
+            "test": part(split.source.test, test),
         }

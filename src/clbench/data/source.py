@@ -12,21 +12,21 @@ from typing import Any
 from filelock import FileLock
 
 from clbench.data.images import Images, Streamed, in_memory_or_streamed
-from clbench.data.items import examples_of
+from clbench.data.items import read_examples
 from clbench.errors import ConfigError
 
 OFFLINE = "data=permuted_digits and data=split_digits run offline"
 
 
-def name_of(factory: Callable[..., Any]) -> str:
+def dataset_name(factory: Callable[..., Any]) -> str:
     """The name of the class, or function, behind ``factory``; of a wrapper (``Padded``) that of the data set it wraps."""
     inner = factory.func if isinstance(factory, partial) else factory
     if isinstance(factory, partial) and "dataset" in factory.keywords:
-        return name_of(factory.keywords["dataset"])
+        return dataset_name(factory.keywords["dataset"])
     return getattr(inner, "__name__", str(inner))
 
 
-def opened(factory: Callable[..., Any], train: bool) -> Any:
+def open_dataset(factory: Callable[..., Any], train: bool) -> Any:
     """The training or the test part of the data set ``factory`` makes.
 
     It is tried without a download first. If that fails, again when no other process is downloading into its root:
@@ -40,7 +40,7 @@ def opened(factory: Callable[..., Any], train: bool) -> Any:
     Raises:
         ConfigError: missing and not downloadable, or unreadable.
     """
-    name = name_of(factory)
+    name = dataset_name(factory)
     keywords = factory.keywords if isinstance(factory, partial) else {}
     root = keywords.get("root")
     arguments, downloads = _arguments(factory, name, keywords, train)
@@ -132,16 +132,16 @@ def read(
     """The training and the test part of a torchvision-like data set, read into memory once, or streamed.
 
     Args:
-        factory: makes the data set; see ``opened``.
+        factory: makes the data set; see ``open_dataset``.
         resize: height and width that every image is brought to.
         memory_limit, workers: see ``in_memory_or_streamed``.
 
     Raises:
         ConfigError: missing and not downloadable, unreadable, or not images of one shape with a label 0, 1, ... each.
     """
-    name = name_of(factory)
+    name = dataset_name(factory)
     train, test = (
-        in_memory_or_streamed(examples_of(opened(factory, part), name, resize), memory_limit, workers)
+        in_memory_or_streamed(read_examples(open_dataset(factory, part), name, resize), memory_limit, workers)
         for part in (True, False)
     )
     classes = int(train.y.max()) + 1

@@ -14,7 +14,7 @@ from clbench.errors import ConfigError
 from clbench.seeding import generator
 
 
-class Cut(NamedTuple):
+class TaskDefinition(NamedTuple):
     """One task: the examples of ``source`` whose label is in ``classes``, seen through ``view``.
 
     ``classes`` are in the order of the task's outputs.
@@ -25,7 +25,7 @@ class Cut(NamedTuple):
     view: View | None = None
 
 
-def permute(source: Source, tasks: int | None = None, seed: int = 0, first: str = "identity") -> list[Cut]:
+def permute(source: Source, tasks: int | None = None, seed: int = 0, first: str = "identity") -> list[TaskDefinition]:
     """All classes in every task, the pixels of each task in an order of its own.
 
     Args:
@@ -39,7 +39,7 @@ def permute(source: Source, tasks: int | None = None, seed: int = 0, first: str 
     """
     _one_source("permute", source)
     if first not in ("identity", "permuted"):
-        raise ConfigError(f"data.cut.first={first!r} is not one of identity, permuted")
+        raise ConfigError(f"data.split.first={first!r} is not one of identity, permuted")
     number = 5 if tasks is None else _at_least_one(tasks)
     pixels = prod(source.train.shape)
     views: list[Permutation | None] = [
@@ -47,7 +47,7 @@ def permute(source: Source, tasks: int | None = None, seed: int = 0, first: str 
     ]
     if first == "identity":
         views[0] = None
-    return [Cut(source, tuple(range(source.classes)), view) for view in views]
+    return [TaskDefinition(source, tuple(range(source.classes)), view) for view in views]
 
 
 def rotate(
@@ -56,7 +56,7 @@ def rotate(
     seed: int = 0,
     angles: str | Sequence[float] = "even",
     degrees: float = 180,
-) -> list[Cut]:
+) -> list[TaskDefinition]:
     """All classes in every task, the images of each task turned by an angle of its own, counterclockwise.
 
     Args:
@@ -75,7 +75,7 @@ def rotate(
         turns = [float(angle) for angle in angles]
         if not turns or number not in (None, len(turns)):
             raise ConfigError(
-                f"data.tasks={tasks} but data.cut.angles={turns} has {len(turns)} entries: make them agree"
+                f"data.tasks={tasks} but data.split.angles={turns} has {len(turns)} entries: make them agree"
             )
     elif angles == "even":
         turns = [degrees * task / (number or 5) for task in range(number or 5)]
@@ -83,10 +83,10 @@ def rotate(
         draws = (torch.rand((), generator=generator(seed, "angle", task)) for task in range(number or 5))
         turns = [degrees * draw.item() for draw in draws]
     else:
-        raise ConfigError(f"data.cut.angles={angles!r} is not even, seed, or a list of degrees")
+        raise ConfigError(f"data.split.angles={angles!r} is not even, seed, or a list of degrees")
     _, height, width = source.train.shape
     views = [None if turn == 0 else Rotation.of(turn, height, width) for turn in turns]
-    return [Cut(source, tuple(range(source.classes)), view) for view in views]
+    return [TaskDefinition(source, tuple(range(source.classes)), view) for view in views]
 
 
 def split(
@@ -96,7 +96,7 @@ def split(
     classes_per_task: int | Sequence[int] | None = None,
     order: str | Sequence[int] = "natural",
     first_task: int | None = None,
-) -> list[Cut]:
+) -> list[TaskDefinition]:
     """The classes of one data set, a few per task.
 
     Args:
@@ -119,17 +119,17 @@ def split(
     else:
         if not 1 <= first_task < len(classes) or number == 1 or isinstance(classes_per_task, Sequence):
             raise ConfigError(
-                f"data.cut.first_task={first_task} with data.tasks={tasks}, data.cut.classes_per_task={classes_per_task}: "
+                f"data.split.first_task={first_task} with data.tasks={tasks}, data.split.classes_per_task={classes_per_task}: "
                 f"it is 1 to {len(classes) - 1} of the {len(classes)} classes, followed by equal tasks; say unequal ones "
-                "with data.cut.classes_per_task=[...] alone"
+                "with data.split.classes_per_task=[...] alone"
             )
         others = None if number is None else number - 1
         shares = [first_task, *_shares(len(classes) - first_task, others, classes_per_task)]
     remaining = iter(classes)
-    return [Cut(source, tuple(next(remaining) for _ in range(share))) for share in shares]
+    return [TaskDefinition(source, tuple(next(remaining) for _ in range(share))) for share in shares]
 
 
-def chain(source: Sequence[Source], tasks: int | None = None, seed: int = 0) -> list[Cut]:
+def chain(source: Sequence[Source], tasks: int | None = None, seed: int = 0) -> list[TaskDefinition]:
     """One task per data set, in the order given; ``tasks`` takes the first few, ``seed`` is not used.
 
     Raises:
@@ -147,7 +147,7 @@ def chain(source: Sequence[Source], tasks: int | None = None, seed: int = 0) -> 
         raise ConfigError(
             f"the data sets of data.source have different image shapes, {named}: bring them to one with data.resize=[H,W]"
         )
-    return [Cut(s, tuple(range(s.classes))) for s in sources[:number]]
+    return [TaskDefinition(s, tuple(range(s.classes))) for s in sources[:number]]
 
 
 def _ordered(classes: int, order: str | Sequence[int], seed: int) -> list[int]:
@@ -155,10 +155,10 @@ def _ordered(classes: int, order: str | Sequence[int], seed: int) -> list[int]:
     if not isinstance(order, str):
         listed = list(order)
         if not listed or len(set(listed)) < len(listed) or not set(listed) <= set(range(classes)):
-            raise ConfigError(f"data.cut.order={listed} is not a list of different classes from 0 to {classes - 1}")
+            raise ConfigError(f"data.split.order={listed} is not a list of different classes from 0 to {classes - 1}")
         return listed
     if order not in ("natural", "seed"):
-        raise ConfigError(f"data.cut.order={order!r} is not one of natural, seed, or a list of classes")
+        raise ConfigError(f"data.split.order={order!r} is not one of natural, seed, or a list of classes")
     if order == "seed":
         return torch.randperm(classes, generator=generator(seed, "classes")).tolist()
     return list(range(classes))
@@ -173,7 +173,7 @@ def _shares(classes: int, tasks: int | None, per_task: int | Sequence[int] | Non
         if classes % number:
             raise ConfigError(
                 f"data.tasks={number} does not share out {classes} classes equally: use a divisor of {classes}, or say "
-                "data.cut.classes_per_task=[...]"
+                "data.split.classes_per_task=[...]"
             )
         return [classes // number] * number
     shares = (
@@ -181,11 +181,11 @@ def _shares(classes: int, tasks: int | None, per_task: int | Sequence[int] | Non
     )
     if tasks is not None and tasks != len(shares):
         raise ConfigError(
-            f"data.tasks={tasks} but data.cut.classes_per_task={shares} has {len(shares)} entries: make them agree"
+            f"data.tasks={tasks} but data.split.classes_per_task={shares} has {len(shares)} entries: make them agree"
         )
     if not shares or min(shares) < 1 or sum(shares) > classes:
         raise ConfigError(
-            f"data.cut.classes_per_task={shares} needs {sum(shares)} classes, there are {classes}: each >= 1, sum <= {classes}"
+            f"data.split.classes_per_task={shares} needs {sum(shares)} classes, there are {classes}: each >= 1, sum <= {classes}"
         )
     return shares
 
@@ -199,5 +199,5 @@ def _at_least_one(tasks: int) -> int:
 def _one_source(cut: str, source: Source) -> None:
     if isinstance(source, Sequence):
         raise ConfigError(
-            f"data.cut={cut} takes one data set, data.source has {len(source)}: use clbench.data.chain for several"
+            f"data.split={cut} takes one data set, data.source has {len(source)}: use clbench.data.chain for several"
         )

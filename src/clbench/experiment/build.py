@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from clbench.config.options import prefix_key
+from clbench.config.options import first_task_hash
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.experiment.checks import check_optimizer, check_small_batches
@@ -36,10 +36,10 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
             f"strategy has {', '.join(map(str, cfg.strategy)) or 'nothing'}, no _target_: begin its yaml with the line "
             "'# @package _global_', with which its keys (lam, strategy) stand at the top level"
         )
-    with options_that_fit(cfg, "strategy"):
+    with construction_errors(cfg, "strategy"):
         strategy = instantiate(cfg.strategy)
     scenario = instantiate(cfg.scenario)
-    with options_that_fit(cfg, "data"):
+    with construction_errors(cfg, "data"):
         make_sequence = instantiate(cfg.data, _partial_=True, _convert_="all")
         sequence: TaskSequence = make_sequence(scenario=scenario, batch_size=cfg.batch_size)
     reseed(derive(cfg.seed, "init"))
@@ -72,7 +72,7 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
 
 
 @contextmanager
-def options_that_fit(cfg: DictConfig, group: str, *refusals: type[Exception]) -> Iterator[None]:
+def construction_errors(cfg: DictConfig, group: str, *refusals: type[Exception]) -> Iterator[None]:
     """Raise ConfigError if what is made of ``cfg[group]`` does not take its options: a TypeError, or one of ``refusals``."""
     kinds: tuple[type[Exception], ...] = (TypeError, *refusals)
     try:
@@ -87,7 +87,7 @@ def options_that_fit(cfg: DictConfig, group: str, *refusals: type[Exception]) ->
         ) from error
 
 
-def trainer_of(cfg: DictConfig, callbacks: list[Callback], length: dict[str, Any]) -> Trainer:
+def build_trainer(cfg: DictConfig, callbacks: list[Callback], length: dict[str, Any]) -> Trainer:
     """The Trainer of a task. Callbacks of the user's (``+trainer.callbacks=[...]``), new ones for each, come before ours.
 
     Args:
@@ -98,14 +98,14 @@ def trainer_of(cfg: DictConfig, callbacks: list[Callback], length: dict[str, Any
     Raises:
         ConfigError: an option that Lightning's Trainer does not have, or a value that it cannot have.
     """
-    with options_that_fit(cfg, "trainer", ValueError, MisconfigurationException):
+    with construction_errors(cfg, "trainer", ValueError, MisconfigurationException):
         make = instantiate(cfg.trainer, _partial_=True)
         own = make.keywords.get("callbacks") or []
         trainer: Trainer = make(callbacks=[*([own] if isinstance(own, Callback) else own), *callbacks], **length)
     return trainer
 
 
-def shared_key(cfg: DictConfig, strategy: Strategy) -> str | None:
+def shared_first_task_key(cfg: DictConfig, strategy: Strategy) -> str | None:
     """Key of what the run can share with others of a sweep, all that decides its first task before the consolidation.
 
     Args:
@@ -115,10 +115,10 @@ def shared_key(cfg: DictConfig, strategy: Strategy) -> str | None:
     Returns:
         Eight hex digits; None if it is not to share, or its first task ends nobody knows when (``patience``).
     """
-    if not cfg.share or cfg.patience is not None:
+    if not cfg.share_first_task or cfg.patience is not None:
         return None
     options: Any = OmegaConf.to_container(cfg.strategy, resolve=True)
-    return prefix_key(cfg, strategy.matters_first(options))
+    return first_task_hash(cfg, strategy.matters_first(options))
 
 
 def outputs_of(sequence: TaskSequence, loss: str) -> list[int]:

@@ -25,7 +25,7 @@ def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequen
         raise ConfigError(
             "batch_size=1: BatchNorm cannot be trained on one example, use at least 2 or a net without it"
         )
-    if nn.BatchNorm1d in kinds and strategy.fewest(size, len(sequence)) == 1:
+    if nn.BatchNorm1d in kinds and strategy.smallest_replay_batch(size, len(sequence)) == 1:
         raise ConfigError(
             f"BatchNorm cannot be trained on one example, but {type(strategy).__name__} would pass old examples through the net "
             "one at a time: use at least 2 for memory and strategy.replay, or a net without BatchNorm"

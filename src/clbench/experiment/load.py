@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.config.messages import cause_of
+from clbench.config.messages import user_message
 from clbench.config.options import config_hash
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
@@ -23,7 +23,7 @@ from clbench.strategies import Strategy
 from clbench.training.loop import restore
 
 
-class Loaded(NamedTuple):
+class LoadedRun(NamedTuple):
     """A run as it was when ``task`` had been learned and consolidated.
 
     Attributes:
@@ -49,7 +49,7 @@ class Loaded(NamedTuple):
         return self.learner.net  # type: ignore[return-value]
 
 
-def load(folder: str | os.PathLike[str], task: int | None = None) -> Loaded:
+def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
     """The net, the strategy and the data of a run after ``task``, rebuilt from what its folder holds.
 
     Args:
@@ -98,7 +98,7 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> Loaded:
     except ConfigError:
         raise
     except Exception as error:
-        said = cause_of(error) or str(error).splitlines()[0].strip() or type(error).__name__
+        said = user_message(error) or str(error).splitlines()[0].strip() or type(error).__name__
         raise ConfigError(
             f"{folder} cannot be rebuilt: {said}; its code has changed since it ran: use the versions in its metrics.json"
         ) from error
@@ -106,4 +106,4 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> Loaded:
         random.setstate(python)
         np.random.set_state(numpy)
     learner.eval()
-    return Loaded(folder, task, cfg, sequence, learner, strategy)
+    return LoadedRun(folder, task, cfg, sequence, learner, strategy)

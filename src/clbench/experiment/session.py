@@ -12,19 +12,19 @@ from traceback import format_exception
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.config.messages import cause_of
+from clbench.config.messages import user_message
 from clbench.config.options import config_hash, decisive, differing, leaves
 from clbench.errors import OtherRun
-from clbench.experiment.build import shared_key
+from clbench.experiment.build import shared_first_task_key
 from clbench.runs import sweep_log
 from clbench.runs.folder import FAILED, RunFolder, atomically
 from clbench.strategies import Strategy
-from clbench.training.shared_first_task import Prefix
+from clbench.training.shared_first_task import SharedFirstTask
 
 SAID = 4  # differences from another run, in a message
 
 
-def own_folder(cfg: DictConfig) -> RunFolder:
+def open_run_folder(cfg: DictConfig) -> RunFolder:
     """Where the run lies; what differs is said if it is another's."""
     path = Path(HydraConfig.get().runtime.output_dir)
     try:
@@ -40,7 +40,7 @@ def own_folder(cfg: DictConfig) -> RunFolder:
 
 
 @contextmanager
-def own(folder: RunFolder, sweeping: bool) -> Iterator[None]:
+def exclusive_run(folder: RunFolder, sweeping: bool) -> Iterator[None]:
     """The run is this process's alone; why it fails, if it does, lies in its folder until it is started again."""
     with folder.held():
         reason = folder.path / FAILED
@@ -48,20 +48,24 @@ def own(folder: RunFolder, sweeping: bool) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            said = cause_of(error) or repr(error)
+            said = user_message(error) or repr(error)
             reason.write_text(f"{said}\n\n{''.join(format_exception(error))}")
             if sweeping:
-                tell(folder.path, f"failed: {said}")
+                print_status(folder.path, f"failed: {said}")
             raise
 
 
-def shared_prefix(cfg: DictConfig, strategy: Strategy) -> Prefix | None:
+def shared_first_task_of(cfg: DictConfig, strategy: Strategy) -> SharedFirstTask | None:
     """What the run has in common with others of its sweep; None if it shares nothing."""
-    key = shared_key(cfg, strategy)
-    return None if key is None else Prefix(Path(HydraConfig.get().sweep.dir).absolute() / "prefixes", key)
+    key = shared_first_task_key(cfg, strategy)
+    return (
+        None
+        if key is None
+        else SharedFirstTask(Path(HydraConfig.get().sweep.dir).absolute() / "shared_first_tasks", key)
+    )
 
 
-def tell(folder: Path, said: str) -> None:
+def print_status(folder: Path, said: str) -> None:
     """A line for a run of a sweep that has ended."""
     print(sweep_log.end(folder.parent, folder.name, said), file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""Examples of a batch of any structure: count, slice, move and stack them, and draw a subsample that does not depend on batching."""
+"""Count, slice, move and stack the examples of a batch of any structure, and draw a subsample independent of batching."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Same(NamedTuple):
     value: Any
 
 
-Row = tuple[list[Any], TreeSpec]
+Example = tuple[list[Any], TreeSpec]
 """One example taken out of its batch: the leaves (tensors without the batch dimension) and the structure they had."""
 
 
@@ -107,14 +107,14 @@ def moved(batch: Any, device: torch.device) -> Any:
     return tree_map(move, batch)
 
 
-def rows(batch: Any, which: Sequence[int]) -> Iterator[Row]:
+def split_examples(batch: Any, which: Sequence[int]) -> Iterator[Example]:
     """Copies of single rows, so that keeping one does not keep its whole batch alive."""
     leaves, spec = tree_flatten(batch)
     for i in which:
         yield [leaf[i].clone() if _is_rows(leaf) else Same(leaf) for leaf in leaves], spec
 
 
-def stacked(many: Sequence[Row], size: int) -> Iterator[Any]:
+def stacked(many: Sequence[Example], size: int) -> Iterator[Any]:
     """Batches of at most ``size`` rows, in the order of ``many``; a row of another shape or structure begins a new one."""
     start = 0
     for stop in range(1, len(many) + 1):
@@ -125,7 +125,7 @@ def stacked(many: Sequence[Row], size: int) -> Iterator[Any]:
             start = stop
 
 
-def _alike(a: Row, b: Row) -> bool:
+def _alike(a: Example, b: Example) -> bool:
     if a[1] != b[1]:
         return False
     for x, y in zip(a[0], b[0], strict=True):
@@ -159,7 +159,7 @@ class Counted:
             raise ValueError("the batches hold 0 examples, at least 1 is needed; is the loader empty or used up?")
 
 
-def draw(batches: Iterable[Any], samples: int | None, seed: int) -> Iterator[Any]:
+def subsample(batches: Iterable[Any], samples: int | None, seed: int) -> Iterator[Any]:
     """Batches with exactly ``samples`` examples drawn without replacement; ``None`` passes all of them through.
 
     Every position in the iteration order gets a random key from a generator seeded with ``seed``, and the ``samples``
@@ -187,12 +187,12 @@ def draw(batches: Iterable[Any], samples: int | None, seed: int) -> Iterator[Any
     yield from stacked(kept, counted.largest)
 
 
-def _smallest_keys(counted: Counted, samples: int, seed: int) -> list[Row]:
+def _smallest_keys(counted: Counted, samples: int, seed: int) -> list[Example]:
     """The rows with the ``samples`` smallest keys, in the order of their positions."""
     generator = torch.Generator().manual_seed(seed)
     keys = torch.empty(0, dtype=torch.float64)
     positions = torch.empty(0, dtype=torch.int64)
-    slots: dict[int, Row] = {}
+    slots: dict[int, Example] = {}
     for batch in counted:
         size = count(batch)
         fresh = torch.rand(size, generator=generator, dtype=torch.float64)
@@ -205,5 +205,5 @@ def _smallest_keys(counted: Counted, samples: int, seed: int) -> list[Row]:
         for gone in slots.keys() - alive:
             del slots[gone]
         new = sorted(alive - slots.keys())
-        slots.update(zip(new, rows(batch, [p - (counted.total - size) for p in new]), strict=True))
+        slots.update(zip(new, split_examples(batch, [p - (counted.total - size) for p in new]), strict=True))
     return [slots[p] for p in sorted(slots)]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from clbench.importance.batching import count, merged, moved, shapes, take
-from clbench.importance.example_statistics import Moments
+from clbench.importance.example_statistics import ExampleStatistics
 from clbench.importance.general import General, Measured, Outputs
 from clbench.importance.graph import Call, Recorder, plan, recording
 from clbench.importance.layers import FORMS, embedding, form_of
-from clbench.importance.output_gradients import Seeds
+from clbench.importance.output_gradients import OutputGradients
 from clbench.importance.outputs import check_differentiable, check_outputs
 from clbench.importance.probe import Probe, check_independent, probe
 from clbench.params import trainable
@@ -46,7 +46,7 @@ SMALL = 64
 
 
 class Engine:
-    """Measures one module; used inside ``undisturbed``.
+    """Measures one module; used inside ``preserve_state``.
 
     Per batch: one forward pass, one backward pass per column of ``seeds`` that computes gradients at the outputs of the
     layers only, and then each layer's closed form. What has no closed form goes through ``general``.
@@ -61,7 +61,7 @@ class Engine:
     """
 
     def __init__(
-        self, module: nn.Module, seeds: Seeds, size: Size, outputs: Outputs, chunk: int | None, second: bool
+        self, module: nn.Module, seeds: OutputGradients, size: Size, outputs: Outputs, chunk: int | None, second: bool
     ) -> None:
         self.module, self.seeds, self.size, self.outputs, self.chunk = module, seeds, size, outputs, chunk
         self.params = trainable(module)
@@ -74,10 +74,10 @@ class Engine:
         self.forward_budget, self.inner_budget = budgets(self.device)
         self.measured = Measured(module, outputs)
         self.general = General(self.measured, self.forward_budget)
-        self.moments = Moments(self.params, second)
+        self.moments = ExampleStatistics(self.params, second)
         self.probes: dict[Any, Probe] = {}
 
-    def run(self, batches: Iterable[Any]) -> Moments:
+    def run(self, batches: Iterable[Any]) -> ExampleStatistics:
         """Sums over all examples of ``batches``."""
         with recording(self.module) as recorder:
             for batch in merged(batches, min(SMALL, self.chunk or SMALL)):

@@ -10,7 +10,7 @@ from torch import Tensor
 from clbench.params import Params
 
 
-class Moments:
+class ExampleStatistics:
     """Running sums over examples of a value per parameter; kept in float32 or wider whatever the parameters are.
 
     With squares both sums are taken in float64: a variance is the small difference of two of them, and in float32 nothing

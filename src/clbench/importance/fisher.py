@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clbench.importance.general import Outputs
-from clbench.importance.labels import check_options, seeds_for
+from clbench.importance.labels import check_options, output_gradients_for
 from clbench.importance.measure import measure
 from clbench.importance.outputs import default_outputs
 from clbench.params import Params
@@ -22,7 +22,7 @@ def fisher(
     labels: str = "exact",
     samples: int | None = None,
     fisher_batch: int = 1,
-    draws: int = 1,
+    label_samples: int = 1,
     loss: str = "cross_entropy",
     seed: int = 0,
     outputs: Outputs = default_outputs,
@@ -34,7 +34,7 @@ def fisher(
     "On the computation of the Fisher information in continual learning", has all of these):
 
     - ``exact``: over all outputs that compete, by the model's own probabilities. The Fisher itself.
-    - ``sample``: ``draws`` labels per example from the model's distribution. Unbiased for ``exact``.
+    - ``sample``: ``label_samples`` labels per example from the model's distribution. Unbiased for ``exact``.
     - ``empirical``: the true label. Not a Fisher unless the model is right.
     - ``predicted``: the most probable label.
 
@@ -49,7 +49,7 @@ def fisher(
         fisher_batch: b > 1 squares the gradient of the mean loss over groups of b shuffled examples instead:
             sum_g n_g/N (mean gradient of g)^2. About 1/b of the per-example value near random gradients; only for
             comparison with code that does so. Holds the examples used in memory.
-        draws: labels per example for ``labels="sample"``.
+        label_samples: labels per example for ``labels="sample"``.
         loss: ``cross_entropy`` (softmax over the outputs), ``binary_cross_entropy`` (one logit, targets 0 or 1; exact is
             p (1 - p) (dz/dtheta)^2) or ``mse``: L = mean_c (z_c - y_c)^2 is -log of a Gaussian with variance C/2 up to a
             constant, so exact is sum_c (2/C) (dz_c/dtheta)^2, ``sample`` draws from that Gaussian, and ``empirical``
@@ -72,7 +72,9 @@ def fisher(
         >>> f["weight"].shape
         torch.Size([2, 3])
     """
-    return _measure(module, batches, labels, samples, fisher_batch, draws, loss, seed, outputs, chunk, error=False)[0]
+    return _measure(
+        module, batches, labels, samples, fisher_batch, label_samples, loss, seed, outputs, chunk, error=False
+    )[0]
 
 
 def fisher_and_error(
@@ -82,7 +84,7 @@ def fisher_and_error(
     labels: str = "exact",
     samples: int | None = None,
     fisher_batch: int = 1,
-    draws: int = 1,
+    label_samples: int = 1,
     loss: str = "cross_entropy",
     seed: int = 0,
     outputs: Outputs = default_outputs,
@@ -90,11 +92,12 @@ def fisher_and_error(
 ) -> tuple[Params, Params]:
     """``fisher`` and the standard error of each entry, to see whether ``samples`` was enough.
 
-    The value of an example is its sum over classes (or mean over draws); the error is that of the mean over examples, with
-    the finite-population correction ``1 - samples / total`` when ``samples`` leaves some out (``Moments.standard_error``).
+    The value of an example is its sum over classes (or mean over label samples). The error is that of the mean over examples,
+    with the finite-population correction ``1 - samples / total`` when ``samples`` leaves some out
+    (``ExampleStatistics.standard_error``).
 
     Args:
-        module, batches, labels, samples, draws, loss, seed, outputs, chunk: as in ``fisher``.
+        module, batches, labels, samples, label_samples, loss, seed, outputs, chunk: as in ``fisher``.
         fisher_batch: 1; groups have no error over examples.
 
     Returns:
@@ -103,7 +106,9 @@ def fisher_and_error(
     Raises:
         ValueError: as in ``fisher``; fewer than two examples; groups.
     """
-    return _measure(module, batches, labels, samples, fisher_batch, draws, loss, seed, outputs, chunk, error=True)
+    return _measure(
+        module, batches, labels, samples, fisher_batch, label_samples, loss, seed, outputs, chunk, error=True
+    )
 
 
 def _measure(
@@ -112,15 +117,15 @@ def _measure(
     labels: str,
     samples: int | None,
     fisher_batch: int,
-    draws: int,
+    label_samples: int,
     loss: str,
     seed: int,
     outputs: Outputs,
     chunk: int | None,
     error: bool,
 ) -> tuple[Params, Params]:
-    check_options(labels=labels, loss=loss, fisher_batch=fisher_batch, draws=draws)
-    seeds, check = seeds_for(labels, loss, draws, seed)
+    check_options(labels=labels, loss=loss, fisher_batch=fisher_batch, label_samples=label_samples)
+    seeds, check = output_gradients_for(labels, loss, label_samples, seed)
     result = measure(
         module,
         batches,

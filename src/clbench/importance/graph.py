@@ -1,4 +1,4 @@
-"""The autograd graph of a forward pass: which parameters the outputs use, and what each layer with a closed form leaves behind."""
+"""The autograd graph of a forward pass: which parameters the outputs use, and the inputs of each layer with a closed form."""
 
 from __future__ import annotations
 

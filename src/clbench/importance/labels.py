@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clbench.importance.output_gradients import (
-    Seeds,
+    OutputGradients,
     bernoulli_deviation,
     binary_cross_entropy,
     cross_entropy,
@@ -22,7 +22,7 @@ LOSSES = ("cross_entropy", "binary_cross_entropy", "mse")
 GRADIENTS = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy, "mse": mse}
 
 
-def check_options(*, labels: str, loss: str, fisher_batch: int, draws: int) -> None:
+def check_options(*, labels: str, loss: str, fisher_batch: int, label_samples: int) -> None:
     """Look at the options of ``fisher`` before anything is computed.
 
     Raises:
@@ -32,7 +32,7 @@ def check_options(*, labels: str, loss: str, fisher_batch: int, draws: int) -> N
         raise ValueError(f"labels={labels!r} is unknown; choose one of {', '.join(LABELS)}")
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
-    for name, value in (("fisher_batch", fisher_batch), ("draws", draws)):
+    for name, value in (("fisher_batch", fisher_batch), ("label_samples", label_samples)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} is not a count; use an integer of at least 1")
     if loss == "mse" and labels == "predicted":
@@ -47,18 +47,22 @@ def check_options(*, labels: str, loss: str, fisher_batch: int, draws: int) -> N
         )
 
 
-def seeds_for(labels: str, loss: str, draws: int, seed: int) -> tuple[Seeds, TargetCheck]:
+def output_gradients_for(labels: str, loss: str, label_samples: int, seed: int) -> tuple[OutputGradients, TargetCheck]:
     """Seeds of the Fisher, and the check of the targets whose ``finish`` is to be called at the end."""
     check = TargetCheck(loss)
     if labels == "exact":
         counts = {"cross_entropy": lambda c: c - 1, "binary_cross_entropy": lambda c: 1, "mse": lambda c: c}
-        return Seeds(counts[loss], lambda z, y: exact(check.outputs(z), loss)), check
+        return OutputGradients(counts[loss], lambda z, y: exact(check.outputs(z), loss)), check
     if labels == "sample":
         generator = torch.Generator().manual_seed(seed)
-        return Seeds(lambda c: draws, lambda z, y: sample(check.outputs(z), loss, draws, generator)), check
+        return OutputGradients(
+            lambda c: label_samples, lambda z, y: sample(check.outputs(z), loss, label_samples, generator)
+        ), check
     if labels == "predicted":
-        return Seeds(lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, predicted(check.outputs(z), loss))])), check
-    return Seeds(lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, check(check.outputs(z), y))])), check
+        return OutputGradients(
+            lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, predicted(check.outputs(z), loss))])
+        ), check
+    return OutputGradients(lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, check(check.outputs(z), y))])), check
 
 
 def exact(z: Tensor, loss: str) -> Iterator[Tensor]:
@@ -79,23 +83,23 @@ def exact(z: Tensor, loss: str) -> Iterator[Tensor]:
             yield column
 
 
-def sample(z: Tensor, loss: str, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Gradients at ``draws`` labels from the model's distribution, over sqrt(draws), so that their squares average.
+def sample(z: Tensor, loss: str, label_samples: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Gradients at labels sampled from the model's distribution, divided by sqrt(label_samples), so that their squares average.
 
     The generator gives a fixed number of float64 uniforms per example in the order of the examples, so the labels do
     not depend on how the examples are batched.
     """
     n, c = z.shape
     width = c if loss == "mse" else 1
-    u = torch.rand(n, draws, width, generator=generator, dtype=torch.float64).to(z.device)
-    for d in range(draws):
+    u = torch.rand(n, label_samples, width, generator=generator, dtype=torch.float64).to(z.device)
+    for d in range(label_samples):
         if loss == "cross_entropy":
             column = cross_entropy(z, inverse_cdf(z, u[:, d, 0]))
         elif loss == "binary_cross_entropy":
             column = binary_cross_entropy(z, u[:, d, 0] < z[:, 0].double().sigmoid())
         else:  # 2/C times a residual of variance C/2
             column = (2 / c) ** 0.5 * torch.special.ndtri(u[:, d].clamp_(min=1e-300)).to(z.dtype)
-        yield column / draws**0.5
+        yield column / label_samples**0.5
 
 
 def predicted(z: Tensor, loss: str) -> Tensor:

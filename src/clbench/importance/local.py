@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from clbench.importance.batching import count, draw, moved, take
+from clbench.importance.batching import count, moved, subsample, take
 from clbench.importance.engine import budgets
-from clbench.importance.example_statistics import Moments
+from clbench.importance.example_statistics import ExampleStatistics
 from clbench.importance.general import Outputs
 from clbench.importance.layers import FORMS, fits, form_of
 from clbench.importance.measure import finite
 from clbench.importance.outputs import default_outputs
-from clbench.importance.preserve_state import undisturbed
+from clbench.importance.preserve_state import preserve_state
 from clbench.importance.probe import check_independent
 from clbench.params import Params, trainable
 
@@ -158,15 +158,15 @@ def mas_local(
         >>> mas_local(net, [torch.randn(5, 3)])["0.weight"].shape
         torch.Size([2, 3])
     """
-    with undisturbed(module), torch.no_grad():
+    with preserve_state(module), torch.no_grad():
         local = Local(module, outputs, chunk)
-        for batch in draw(batches, samples, seed):
+        for batch in subsample(batches, samples, seed):
             local.add(batch)
         return finite(local.moments.mean())
 
 
 class Local:
-    """Sums the values of one module; used inside ``undisturbed``."""
+    """Sums the values of one module; used inside ``preserve_state``."""
 
     def __init__(self, module: nn.Module, outputs: Outputs, chunk: int | None) -> None:
         self.module, self.outputs, self.chunk = module, outputs, chunk
@@ -184,7 +184,7 @@ class Local:
             )
         self.device = next(iter(params.values())).device
         self.forward_budget, self.inner_budget = budgets(self.device)
-        self.moments = Moments(params, second=False)
+        self.moments = ExampleStatistics(params, second=False)
         self.each = 0  # bytes that an example takes
 
     def add(self, batch: Any) -> None:

@@ -10,11 +10,11 @@ from torch import nn
 
 from clbench.importance.general import Outputs
 from clbench.importance.measure import measure
-from clbench.importance.output_gradients import Seeds
+from clbench.importance.output_gradients import OutputGradients
 from clbench.importance.outputs import default_outputs
 from clbench.params import Params
 
-SQUARED_NORM = Seeds(lambda c: 1, lambda z, y: iter([2 * z]))
+SQUARED_NORM = OutputGradients(lambda c: 1, lambda z, y: iter([2 * z]))
 """Gradient of ||z||^2 at the outputs."""
 
 

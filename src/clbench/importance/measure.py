@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench.importance.batching import Counted, Row, count, draw, moved, rows, stacked
+from clbench.importance.batching import Counted, Example, count, moved, split_examples, stacked, subsample
 from clbench.importance.engine import Engine
-from clbench.importance.example_statistics import Moments
+from clbench.importance.example_statistics import ExampleStatistics
 from clbench.importance.general import Measured, Outputs
-from clbench.importance.output_gradients import Seeds
+from clbench.importance.output_gradients import OutputGradients
 from clbench.importance.outputs import check_differentiable, check_outputs
-from clbench.importance.preserve_state import undisturbed
+from clbench.importance.preserve_state import preserve_state
 from clbench.importance.probe import check_independent
 from clbench.params import Params, trainable
 
@@ -22,14 +22,14 @@ from clbench.params import Params, trainable
 def grouped(
     module: nn.Module,
     batches: Iterable[Any],
-    seeds: Seeds,
-    size: Callable[[Tensor], Tensor],
+    seeds: OutputGradients,
+    square_or_abs: Callable[[Tensor], Tensor],
     *,
     fisher_batch: int,
     seed: int,
     outputs: Outputs,
     chunk: int | None,
-) -> Moments:
+) -> ExampleStatistics:
     """Sum over groups g of n_g * sum_k size(mean over the group of J^T v_k), groups of ``fisher_batch`` shuffled examples.
 
     The last group may be smaller and weighs as many examples as it has. One ordinary backward pass per group and
@@ -40,15 +40,15 @@ def grouped(
         raise ValueError("no parameter of the module requires grad, so there is nothing to measure; set requires_grad")
     device = next(iter(params.values())).device
     measured = Measured(module, outputs)
-    examples: list[Row] = []
+    examples: list[Example] = []
     for batch in batches:
         if not examples:
             check_independent(module, measured, moved(batch, device))
-        examples.extend(rows(batch, range(count(batch))))
+        examples.extend(split_examples(batch, range(count(batch))))
     keys = torch.rand(len(examples), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     order = keys.argsort(stable=True).tolist()
     leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    moments = Moments(params, second=False)
+    moments = ExampleStatistics(params, second=False)
     for start in range(0, len(order), fisher_batch):
         group = [examples[i] for i in order[start : start + fisher_batch]]
         sums: list[dict[str, Tensor]] = []
@@ -69,7 +69,7 @@ def grouped(
                         sums[k][name] += g
         for column in sums:
             for name, total in column.items():
-                moments.first[name] += len(group) * size(total / len(group))
+                moments.first[name] += len(group) * square_or_abs(total / len(group))
         moments.examples += len(group)
     return moments
 
@@ -77,8 +77,8 @@ def grouped(
 def measure(
     module: nn.Module,
     batches: Iterable[Any],
-    seeds: Seeds,
-    size: Callable[[Tensor], Tensor],
+    seeds: OutputGradients,
+    square_or_abs: Callable[[Tensor], Tensor],
     *,
     samples: int | None,
     fisher_batch: int,
@@ -98,14 +98,14 @@ def measure(
     if error and fisher_batch > 1:
         raise ValueError(f"standard errors are over examples, not over groups of fisher_batch={fisher_batch}; use 1")
     counted = Counted(batches)
-    with undisturbed(module):
-        used = draw(counted, samples, seed)
+    with preserve_state(module):
+        used = subsample(counted, samples, seed)
         if fisher_batch > 1:
             moments = grouped(
-                module, used, seeds, size, fisher_batch=fisher_batch, seed=seed, outputs=outputs, chunk=chunk
+                module, used, seeds, square_or_abs, fisher_batch=fisher_batch, seed=seed, outputs=outputs, chunk=chunk
             )
         else:
-            moments = Engine(module, seeds, size, outputs, chunk, error).run(used)
+            moments = Engine(module, seeds, square_or_abs, outputs, chunk, error).run(used)
         return finite(moments.mean()), moments.standard_error(counted.total) if error else {}
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Seeds(NamedTuple):
+class OutputGradients(NamedTuple):
     """What to pull back through the module.
 
     ``count(C)`` is the number K of columns; ``columns(z, y)`` yields them, each (N, C), for outputs z (N, C) and

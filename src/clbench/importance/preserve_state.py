@@ -12,7 +12,7 @@ from torch import nn
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
+def preserve_state(module: nn.Module) -> Iterator[None]:
     """Evaluation mode with gradients on, after which everything is as before, also when the body raises.
 
     Restored: the training flag of every submodule (one by one, so that mixtures survive), every buffer bit for bit, and

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class Within(NamedTuple):
+class MidTaskEvaluation(NamedTuple):
     """An evaluation inside a task: while learning ``task``, after ``step`` of its steps; ``accuracy`` on each task."""
 
     task: int
@@ -57,7 +57,7 @@ def forward_transfer(r: Tensor, initial: Tensor | None) -> float | None:
     return (r.diagonal(offset=1) - initial[1:]).mean().item()
 
 
-def min_accuracy(r: Tensor, within: Sequence[Within] = ()) -> float | None:
+def min_accuracy(r: Tensor, within: Sequence[MidTaskEvaluation] = ()) -> float | None:
     """mean_{j<T-1} of the lowest accuracy on j at any evaluation after task j was learned (De Lange et al. 2023)."""
     t = len(r)
     if t < 2:
@@ -66,14 +66,14 @@ def min_accuracy(r: Tensor, within: Sequence[Within] = ()) -> float | None:
     return sum(lowest) / (t - 1)
 
 
-def worst_case_accuracy(r: Tensor, within: Sequence[Within] = ()) -> float:
+def worst_case_accuracy(r: Tensor, within: Sequence[MidTaskEvaluation] = ()) -> float:
     """R[T-1, T-1] / T + (1 - 1/T) min_accuracy: WC-ACC of De Lange et al. 2023."""
     t, newest = len(r), r[-1, -1].item()
     lowest = min_accuracy(r, within)
     return newest if lowest is None else newest / t + (1 - 1 / t) * lowest
 
 
-def stability_gap(r: Tensor, within: Sequence[Within]) -> float | None:
+def stability_gap(r: Tensor, within: Sequence[MidTaskEvaluation]) -> float | None:
     """Mean over i and j < i of R[i-1, j] - min(accuracy on j while task i is learned); None without evaluations inside tasks."""
     gaps = []
     for i in range(1, len(r)):
@@ -87,8 +87,8 @@ def intransigence(r: Tensor, reference: Tensor) -> float:
     return (reference.diagonal() - r.diagonal()).mean().item()
 
 
-def readings(
-    r: Tensor, initial: Tensor | None, transfer: bool, within: Sequence[Within] = ()
+def summarize(
+    r: Tensor, initial: Tensor | None, transfer: bool, within: Sequence[MidTaskEvaluation] = ()
 ) -> dict[str, float | None]:
     """All of the above, under their names in metrics.json.
 

@@ -4,7 +4,7 @@ from clbench.nets.cnn import cnn
 from clbench.nets.heads import MultiHead, SlicedHead
 from clbench.nets.mlp import mlp
 from clbench.nets.net import Net, features_of
-from clbench.nets.pretrained import built, pixels, torchvision_model
+from clbench.nets.pretrained import flatten_pixels, module_body, torchvision_model
 from clbench.nets.resnet import resnet18_reduced, resnet18_vandeven
 from clbench.nets.weights import init_from
 
@@ -12,12 +12,12 @@ __all__ = [
     "MultiHead",
     "Net",
     "SlicedHead",
-    "built",
     "cnn",
     "features_of",
+    "flatten_pixels",
     "init_from",
     "mlp",
-    "pixels",
+    "module_body",
     "resnet18_reduced",
     "resnet18_vandeven",
     "torchvision_model",

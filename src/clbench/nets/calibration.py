@@ -67,7 +67,7 @@ class Calibrated(nn.Module):
     """Goes before the class of a layer that is calibrated.
 
     Attributes:
-        held: theta~ while ``held_weights`` holds it.
+        held: theta~ while ``cached_weights`` holds it.
     """
 
     calibration: Calibration
@@ -182,7 +182,7 @@ def remove(net: nn.Module) -> None:
 
 
 @contextmanager
-def held_weights(layers: Sequence[Calibrated]) -> Iterator[list[Tensor]]:
+def cached_weights(layers: Sequence[Calibrated]) -> Iterator[list[Tensor]]:
     """theta~ of ``layers``, computed once for all passes inside: tensors of the graph, to differentiate with respect to."""
     try:
         for layer in layers:

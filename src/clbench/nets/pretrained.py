@@ -49,8 +49,8 @@ def torchvision_model(
     return model
 
 
-def built(
-    shape: Sequence[int], module: Callable[[], nn.Module], without: str | None = None, flatten: bool = False
+def module_body(
+    shape: Sequence[int], module: Callable[[], nn.Module], drop_layer: str | None = None, flatten: bool = False
 ) -> nn.Module:
     """``module()``: a body that finds out about its inputs by itself, or is told by arguments of its own.
 
@@ -61,17 +61,17 @@ def built(
         flatten: what it gives is flattened to (N, features).
 
     Raises:
-        ValueError: there is no part ``without``; ``flatten`` is a word such as ``no``, which would count as true.
+        ValueError: there is no part ``drop_layer``; ``flatten`` is a word such as ``no``, which would count as true.
     """
     if not isinstance(flatten, bool):
         raise ValueError(f"flatten={flatten} is not true or false")
     body = module()
-    if without is not None:
-        remove(body, without)
+    if drop_layer is not None:
+        remove(body, drop_layer)
     return nn.Sequential(body, nn.Flatten()) if flatten else body
 
 
-def pixels(shape: Sequence[int]) -> nn.Flatten:
+def flatten_pixels(shape: Sequence[int]) -> nn.Flatten:
     """The inputs themselves as ``prod(shape)`` features: with a head on it, a linear model."""
     if prod(shape) < 1:
         raise ValueError(f"inputs of shape {tuple(shape)} are empty")
@@ -86,7 +86,9 @@ def last_linear(model: nn.Module) -> str:
     """
     names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     if not names:
-        raise ValueError(f"{type(model).__name__} has no linear layer to take off: use net=any with net.without=NAME")
+        raise ValueError(
+            f"{type(model).__name__} has no linear layer to take off: use net=module with net.drop_layer=NAME"
+        )
     return names[-1]
 
 

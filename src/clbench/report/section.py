@@ -94,7 +94,7 @@ def lead(setting: Setting) -> str:
     accuracy, half = first.average_accuracy, first.average_accuracy_ci
     interval = "" if math.isnan(half) else f" ± {half:.3f}"
     known = rows.drop_duplicates("strategy").set_index("strategy").average_accuracy
-    top = next((name for name in ("joint_scratch", "joint") if name in known), "")
+    top = next((name for name in ("joint_from_scratch", "joint") if name in known), "")
     beside = {name: known[name] for name in ("finetune", top) if name in known and name != first.strategy}
     said = [f"{WORDS.get(name, name)} {value:.3f}" for name, value in {**beside, "chance": setting.chance}.items()]
     best = f"Best of {contestants.variant.nunique()}: " if contestants.variant.nunique() > 1 else ""

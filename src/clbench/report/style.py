@@ -21,8 +21,13 @@ Colours = Mapping[str, str]
 INK, MUTED, GRID, PAPER = "#1f2329", "#68707b", "#dfe3e8", "#fefefd"
 COLOURS = ("#2463c9", "#cf6a00", "#1c8a4c", "#7d4bd1", "#c92a3f", "#0b8599", "#b83280", "#77790a", "#8f5b2e", "#3d4fb8")
 DARK = ("#79aefc", "#ffad5c", "#5fd38d", "#bd9bff", "#ff8589", "#4fd0e0", "#f78cc6", "#d3d05c", "#d3a172", "#99a6ff")
-REFERENCE_COLOURS = {"finetune": "#8a919b", "joint": "#3b424c", "joint_scratch": "#4b525c", "independent": "#5b626c"}
-REFERENCE_DARK = {"finetune": "#8b949e", "joint": "#e6e9ee", "joint_scratch": "#d3d8df", "independent": "#b9c0c9"}
+REFERENCE_COLOURS = {
+    "finetune": "#8a919b",
+    "joint": "#3b424c",
+    "joint_from_scratch": "#4b525c",
+    "independent": "#5b626c",
+}
+REFERENCE_DARK = {"finetune": "#8b949e", "joint": "#e6e9ee", "joint_from_scratch": "#d3d8df", "independent": "#b9c0c9"}
 
 VARIABLES = {
     INK: "--ink",

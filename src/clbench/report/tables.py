@@ -70,7 +70,7 @@ COLUMNS = {
     ),
     "intransigence": Column(
         "intransigence",
-        "mean_j R*[j][j] - R[j][j], R* of the same setting and seed: joint_scratch, else joint, else independent "
+        "mean_j R*[j][j] - R[j][j], R* of the same setting and seed: joint_from_scratch, else joint, else independent "
         "(Chaudhry et al. 2018)",
         fraction,
     ),

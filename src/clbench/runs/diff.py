@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from clbench.config.display import console
-from clbench.config.messages import cause_of
+from clbench.config.messages import user_message
 from clbench.config.options import ELSEWHERE, differing
 from clbench.errors import ConfigError
 from clbench.runs.find import Found
@@ -153,7 +153,7 @@ def cli() -> None:
     try:
         sys.exit(main())
     except Exception as error:
-        if (told := cause_of(error)) is None:
+        if (told := user_message(error)) is None:
             raise
         print(f"error: {told}", file=sys.stderr)
         sys.exit(2)

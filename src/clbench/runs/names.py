@@ -11,10 +11,10 @@ from clbench.config.options import ELSEWHERE, OPTIONS
 from clbench.runs.find import Found
 
 GROUPS = ("strategy", "data", "scenario", "net", "optimizer", "scheduler", "trainer")
-REFERENCES = ("joint_scratch", "joint", "independent")
+REFERENCES = ("joint_from_scratch", "joint", "independent")
 """Strategies that may see what others may not; intransigence is against the first there is, as in ``clbench.sweep``."""
 
-WORDS = {"finetune": "fine-tuning", "joint": "joint training", "joint_scratch": "joint from scratch"}
+WORDS = {"finetune": "fine-tuning", "joint": "joint training", "joint_from_scratch": "joint from scratch"}
 """The strategies that others are seen between."""
 
 NOT_DECISIVE = ("seed", *ELSEWHERE, "data.memory_limit", "data.workers")

@@ -6,7 +6,7 @@ from clbench.strategies.der import DER, DERpp
 from clbench.strategies.er import ER
 from clbench.strategies.ewc import EWC, OnlineEWC
 from clbench.strategies.independent import Independent
-from clbench.strategies.joint import Joint, JointScratch
+from clbench.strategies.joint import Joint, JointFromScratch
 from clbench.strategies.l2 import L2
 from clbench.strategies.learner_strategy import LearnerStrategy
 from clbench.strategies.lwf import LwF
@@ -30,7 +30,7 @@ __all__ = [
     "ImportanceStrategy",
     "Independent",
     "Joint",
-    "JointScratch",
+    "JointFromScratch",
     "LearnerStrategy",
     "LwF",
     "OnlineEWC",

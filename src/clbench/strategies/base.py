@@ -48,7 +48,7 @@ class Strategy(L.Callback):
         """What is trained on when task ``index`` comes."""
         return sequence[index]
 
-    def fewest(self, batch_size: int, tasks: int) -> int | None:
+    def smallest_replay_batch(self, batch_size: int, tasks: int) -> int | None:
         """Examples in the smallest pass through the net that has examples of a memory only; None if there is no such pass."""
         return None
 

@@ -60,10 +60,10 @@ class DER(RehearsalStrategy):
         recalled = self.recall(len(batch.y))
         if recalled is None:
             return outputs.new_zeros(())
-        old, rows = recalled
+        old, examples = recalled
         newest = len(self.sequence) - 1  # in whose context every class competes
         z = self.learner.net(old.x, old.task if self.features is None else newest)
-        return self.alpha * squared_distance(z, rows["outputs"])
+        return self.alpha * squared_distance(z, examples["outputs"])
 
     def _kept_form(self, outputs: Tensor) -> Tensor:
         """Outputs (N, C) of the batch -> (N, W), as wide as any task's, nan where there is no output."""

@@ -22,7 +22,7 @@ class ER(RehearsalStrategy):
     def __init__(self, memory: int = 50, replay: int | None = None, buffer: str = "reservoir", seed: int = 0) -> None:
         super().__init__(memory, replay, buffer, seed)
 
-    def fewest(self, batch_size: int, tasks: int) -> None:
+    def smallest_replay_batch(self, batch_size: int, tasks: int) -> None:
         """Old examples go through the net together with new ones."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:

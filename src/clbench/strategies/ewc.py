@@ -31,7 +31,7 @@ class EWC(ImportanceStrategy):
         fisher: labels of the Fisher: ``exact`` (expectation under the model), ``sample``, ``empirical``, ``predicted``.
         samples: number of examples; None = all.
         fisher_batch: 1 = per example; b = squared gradient of the mean over b, as much public code has it.
-        draws: labels per example with ``fisher="sample"``.
+        label_samples: labels per example with ``fisher="sample"``.
         loss: ``cross_entropy``, ``binary_cross_entropy`` (one logit) or ``mse``.
         outputs, seed, include, exclude, data, chunk: see ``ImportanceStrategy``. Labels are read with
             ``fisher="empirical"`` only, which is therefore not to be had with ``data="test"``.
@@ -46,7 +46,7 @@ class EWC(ImportanceStrategy):
         fisher: str = "exact",
         samples: int | None = None,
         fisher_batch: int = 1,
-        draws: int = 1,
+        label_samples: int = 1,
         loss: str = "cross_entropy",
         outputs: Outputs | None = None,
         seed: int = 0,
@@ -57,7 +57,7 @@ class EWC(ImportanceStrategy):
     ) -> None:
         super().__init__(lam, samples, outputs, seed, include, exclude, data, chunk)
         try:
-            check_options(labels=fisher, loss=loss, fisher_batch=fisher_batch, draws=draws)
+            check_options(labels=fisher, loss=loss, fisher_batch=fisher_batch, label_samples=label_samples)
         except ValueError as error:
             raise ConfigError(str(error).replace("labels=", "fisher=")) from error
         if fisher == "empirical" and data == "test":
@@ -66,7 +66,7 @@ class EWC(ImportanceStrategy):
             )
         self.fisher = fisher
         self.fisher_batch = fisher_batch
-        self.draws = draws
+        self.label_samples = label_samples
         self.loss = loss
 
     first_task = nothing
@@ -77,7 +77,7 @@ class EWC(ImportanceStrategy):
         if self.loss == "cross_entropy" and 1 in competing:
             raise ConfigError(
                 f"in task {competing.index(1)} one class competes with none, so its loss and its Fisher are 0: begin with more "
-                "classes (data.cut.first_task=2), or give each task more (data.cut.classes_per_task)"
+                "classes (data.split.first_task=2), or give each task more (data.split.classes_per_task)"
             )
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
@@ -87,7 +87,7 @@ class EWC(ImportanceStrategy):
             labels=self.fisher,
             samples=samples,
             fisher_batch=self.fisher_batch,
-            draws=self.draws,
+            label_samples=self.label_samples,
             loss=self.loss,
             seed=self.seed,
             outputs=outputs,
@@ -103,7 +103,7 @@ class OnlineEWC(EWC):
 
     Args:
         gamma: decay of what is remembered, in [0, 1].
-        lam, fisher, samples, fisher_batch, draws, loss, outputs, seed, include, exclude, data, chunk: see ``EWC``.
+        lam, fisher, samples, fisher_batch, label_samples, loss, outputs, seed, include, exclude, data, chunk: see ``EWC``.
     """
 
     def __init__(self, lam: float = 1e3, gamma: float = 1.0, **options: Any) -> None:

@@ -44,7 +44,7 @@ class Independent(Strategy):
         if sequence.scenario.name == "class":
             raise ConfigError(
                 "strategy=independent has a net per task, so classes of different tasks cannot compete: use scenario=task "
-                "or domain, or strategy=joint_scratch"
+                "or domain, or strategy=joint_from_scratch"
             )
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:

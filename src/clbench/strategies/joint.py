@@ -22,7 +22,7 @@ class Joint(Strategy):
         return sequence.joint(index)
 
 
-class JointScratch(Joint):
+class JointFromScratch(Joint):
     """The mixed data of all tasks so far, each time from the first weights: the usual "offline" reference.
 
     Row i of R is the net that has learned tasks 0 to i together, so the last row is all tasks at once.
@@ -38,7 +38,7 @@ class JointScratch(Joint):
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
         super().attach(learner, sequence)
-        refuse_frozen_statistics(learner, "joint_scratch")
+        refuse_frozen_statistics(learner, "joint_from_scratch")
         self.first = snapshot(learner.state_dict())
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

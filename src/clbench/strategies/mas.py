@@ -14,7 +14,7 @@ from clbench.data import Batches, Task
 from clbench.errors import ConfigError
 from clbench.importance import mas, mas_local
 from clbench.importance.batching import count
-from clbench.params import Params, moved_to, snapshot, trainable
+from clbench.params import Params, placed_like, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.arguments import flag, fraction, one_of, whole
 from clbench.strategies.measured import EVALUATION_BATCH, Data, ImportanceStrategy, Outputs
@@ -107,7 +107,7 @@ class MAS(ImportanceStrategy):
             )
         if self.online and trainer.ckpt_path is None:
             self._mean, self.examples = {}, 0
-        self._mean = moved_to(self._mean, trainable(pl_module))
+        self._mean = placed_like(self._mean, trainable(pl_module))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -143,7 +143,7 @@ class MAS(ImportanceStrategy):
         sequence, index = trainer.datamodule.sequence, trainer.datamodule.index
         self.examples = 0
         total: Params = {}
-        for part in sequence.held_out("train", index)[: index + 1]:
+        for part in sequence.examples_of("train", index)[: index + 1]:
             batches = Batches([sequence.on_device(part, trainer.strategy.root_device)], EVALUATION_BATCH)
             omega = self.measure(pl_module, self._counted(batches), self.outputs_of(pl_module), self.samples)
             total = {name: value + total[name] if total else value for name, value in omega.items()}

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from clbench.data import Batches, Task, TaskSequence
 from clbench.data.batches import Part
 from clbench.errors import ConfigError
-from clbench.importance import default_outputs, undisturbed
-from clbench.importance.batching import count, draw, take
+from clbench.importance import default_outputs, preserve_state
+from clbench.importance.batching import count, subsample, take
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params
 from clbench.strategies.arguments import one_of, whole
@@ -84,7 +84,7 @@ class ImportanceStrategy(QuadraticStrategy):
         if self.data == "train":
             fewest = min(task.examples for task in sequence)
         else:
-            fewest = min(len(held_out(task, self.data)) for task in sequence)
+            fewest = min(len(examples_of(task, self.data)) for task in sequence)
         if self.samples is not None and self.samples > fewest:
             raise ConfigError(
                 f"samples={self.samples} is more than the {fewest} {PARTS[self.data]} examples of the smallest task: use at "
@@ -110,7 +110,7 @@ class ImportanceStrategy(QuadraticStrategy):
         if self.samples is not None and self.samples > there:
             what = PARTS[self.data] if isinstance(self.data, str) else "given"
             raise ConfigError(f"samples={self.samples} is more than the {there} {what} examples: use at most {there}")
-        with undisturbed(pl_module):
+        with preserve_state(pl_module):
             first = next(iter(batches))
         try:
             self.measure(pl_module, [take(first, slice(0, 2))], self.outputs_of(pl_module), None)
@@ -124,7 +124,7 @@ class ImportanceStrategy(QuadraticStrategy):
             importance = self.measure(pl_module, self._counted(batches), outputs, self.samples)
             self.examples = self.samples or self.examples
             return importance
-        drawn = draw(batches, self.samples, self.seed)
+        drawn = subsample(batches, self.samples, self.seed)
         mine = _rows_of_process(drawn, trainer.global_rank, trainer.world_size)
         importance = self.measure(pl_module, self._counted(mine), outputs, None)
         return self.mean_over_processes(trainer, importance)
@@ -158,17 +158,17 @@ def batches_of(data: Data, trainer: L.Trainer) -> Iterable[Any]:
     task = trainer.datamodule
     if not isinstance(task, Task):
         raise ConfigError(f"data={data!r} needs a task of a clbench sequence as datamodule; else pass batches as data=")
-    part = task.sequence.on_device(held_out(task, data), trainer.strategy.root_device)
+    part = task.sequence.on_device(examples_of(task, data), trainer.strategy.root_device)
     return Batches([part], EVALUATION_BATCH)
 
 
-def held_out(task: Task, which: str) -> Part:
+def examples_of(task: Task, which: str) -> Part:
     """The ``validation`` or ``test`` examples of ``task`` itself.
 
     Raises:
         ConfigError: there are none.
     """
-    part = task.sequence.held_out(which, task.index)[task.index]
+    part = task.sequence.examples_of(which, task.index)[task.index]
     if not len(part):
         raise ConfigError(f"strategy.data={which}, but there are no {which} examples: set data.validation above 0")
     return part

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from clbench.params import size_in_bytes, snapshot
 
-Rows = dict[str, Tensor]
+Examples = dict[str, Tensor]
 """Tensors of examples by name (``x``, ``y``, ``task``, ``outputs``, ...), the first dimension of each the examples."""
 
 
@@ -33,22 +33,22 @@ class Memory:
             raise ValueError(f"slots={slots}: a memory holds at least 1 example")
         self.slots = slots
         self.filled = torch.zeros(slots, dtype=torch.bool)
-        self.rows: Rows = {}
+        self.examples: Examples = {}
 
-    def write(self, rows: Rows, slots: Sequence[int]) -> None:
-        """Put ``rows[i]`` into slot ``slots[i]``; where a slot comes twice, the later row stays; -1 is passed over."""
+    def write(self, examples: Examples, slots: Sequence[int]) -> None:
+        """Put ``examples[i]`` into slot ``slots[i]``; where a slot comes twice, the later row stays; -1 is passed over."""
         last = {slot: i for i, slot in enumerate(slots) if slot >= 0}
         if not last:
             return
-        if not self.rows:
-            self.rows = {name: t.new_zeros(self.slots, *t.shape[1:]) for name, t in rows.items()}
+        if not self.examples:
+            self.examples = {name: t.new_zeros(self.slots, *t.shape[1:]) for name, t in examples.items()}
         to, of = torch.tensor(list(last)), torch.tensor(list(last.values()))
         self.filled[to] = True
-        for name, t in rows.items():
+        for name, t in examples.items():
             there, here = to.to(t.device, non_blocking=True), of.to(t.device, non_blocking=True)
-            self.rows[name].index_copy_(0, there, t.detach().index_select(0, here).to(self.rows[name].dtype))
+            self.examples[name].index_copy_(0, there, t.detach().index_select(0, here).to(self.examples[name].dtype))
 
-    def draw(self, number: int, generator: Generator, among: Tensor | None = None) -> Rows | None:
+    def draw(self, number: int, generator: Generator, among: Tensor | None = None) -> Examples | None:
         """``number`` of the examples kept (all if there are fewer), uniformly without replacement; None if there are none.
 
         Args:
@@ -60,25 +60,25 @@ class Memory:
         if not len(kept):
             return None
         chosen = kept[torch.randperm(len(kept), generator=generator)[:number]]
-        return {name: t.index_select(0, chosen.to(t.device, non_blocking=True)) for name, t in self.rows.items()}
+        return {name: t.index_select(0, chosen.to(t.device, non_blocking=True)) for name, t in self.examples.items()}
 
     def to(self, device: torch.device) -> None:
         """Bring what is kept to ``device``."""
-        self.rows = {name: t.to(device) for name, t in self.rows.items()}
+        self.examples = {name: t.to(device) for name, t in self.examples.items()}
 
     def bytes(self) -> int:
         """What the slots take, filled or not."""
-        return size_in_bytes(self.rows)
+        return size_in_bytes(self.examples)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": snapshot(self.rows), "filled": self.filled.clone()}
+        return {"rows": snapshot(self.examples), "filled": self.filled.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if len(state["filled"]) != self.slots:
             raise ValueError(
                 f"a state of {len(state['filled'])} slots is not one of this memory, which has {self.slots}"
             )
-        self.rows, self.filled = snapshot(state["rows"]), state["filled"].clone()
+        self.examples, self.filled = snapshot(state["rows"]), state["filled"].clone()
 
 
 class Reservoir(Memory):
@@ -92,14 +92,14 @@ class Reservoir(Memory):
         super().__init__(slots)
         self.seen = 0
 
-    def add(self, rows: Rows, generator: Generator) -> None:
-        """Offer ``rows``, in their order."""
-        number = len(next(iter(rows.values())))
+    def add(self, examples: Examples, generator: Generator) -> None:
+        """Offer ``examples``, in their order."""
+        number = len(next(iter(examples.values())))
         position = torch.arange(self.seen, self.seen + number)
         drawn = (torch.rand(number, generator=generator, dtype=torch.double) * (position + 1)).long()
         slot = torch.where(position < self.slots, position, drawn)
         self.seen += number
-        self.write(rows, torch.where(slot < self.slots, slot, -1).tolist())
+        self.write(examples, torch.where(slot < self.slots, slot, -1).tolist())
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "seen": self.seen}
@@ -123,12 +123,12 @@ class Ring(Memory):
         self.seen = [0] * tasks
         self.owner = torch.arange(tasks).repeat_interleave(each)  # the task that a slot belongs to
 
-    def add(self, rows: Rows, task: int) -> None:
-        """Write ``rows`` over the oldest examples of ``task``."""
-        number = len(next(iter(rows.values())))
+    def add(self, examples: Examples, task: int) -> None:
+        """Write ``examples`` over the oldest examples of ``task``."""
+        number = len(next(iter(examples.values())))
         position = torch.arange(self.seen[task], self.seen[task] + number)
         self.seen[task] += number
-        self.write(rows, (task * self.each + position % self.each).tolist())
+        self.write(examples, (task * self.each + position % self.each).tolist())
 
     def before(self, task: int) -> Tensor:
         """The slots of earlier tasks, (slots,) bool."""

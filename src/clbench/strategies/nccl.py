@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
-from clbench.importance import undisturbed
+from clbench.importance import preserve_state
 from clbench.learner import Learner
 from clbench.nets.calibration import CalibratedNeurons, calibrate, calibrated, calibration, layers
 from clbench.nets.resnet import BasicBlock
@@ -162,7 +162,7 @@ class NCCL(TwoLevels):
         later = ("lam", "replay", "outer_steps", "outer_lr", "temperature", "gamma", "reg", "outer_clip", "kl", "terms")
         return {name: value for name, value in options.items() if name not in later}
 
-    def fewest(self, batch_size: int, tasks: int) -> int | None:
+    def smallest_replay_batch(self, batch_size: int, tasks: int) -> int | None:
         return min(self.drawn, batch_size, self.each) if self.rehearsal else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
@@ -195,13 +195,13 @@ class NCCL(TwoLevels):
         slots = (self.memory.filled & self._same).nonzero()[:, 0]
         self.examples = len(slots)
         if self.examples:
-            x = self.memory.rows["x"]
+            x = self.memory.examples["x"]
             x = x[slots.to(x.device)]
-            with undisturbed(pl_module), torch.no_grad():
+            with preserve_state(pl_module), torch.no_grad():
                 outputs = torch.cat([pl_module.net(part, self._index) for part in x.split(1000)])
             soft = softened(pl_module.logits(outputs), self.temperature)
-            if "soft" not in self.memory.rows:
-                self.memory.rows["soft"] = soft.new_zeros(self.memory.slots, self._width)
+            if "soft" not in self.memory.examples:
+                self.memory.examples["soft"] = soft.new_zeros(self.memory.slots, self._width)
             self.memory.write({"soft": padded(soft, self._width)}, slots.tolist())
         self.seconds += perf_counter() - began
 
@@ -221,7 +221,7 @@ class NCCL(TwoLevels):
         return {**super().cost(), "examples": self.examples}
 
     def diagnosis(self, trainer: L.Trainer) -> str:
-        levels = f"lower optimizer.make.lr, strategy.outer_lr={self.outer_lr:g} or lam={self.lam:g}"
+        levels = f"lower lr, strategy.outer_lr={self.outer_lr:g} or lam={self.lam:g}"
         return f"{levels}, or clip with strategy.inner_clip"
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.data import Batch
-from clbench.nets.calibration import Calibrated, held_weights
+from clbench.nets.calibration import Calibrated, cached_weights
 from clbench.strategies.distillation import divergence
 from clbench.strategies.rehearsal import RehearsalStrategy
 
@@ -72,14 +72,17 @@ class TwoLevels(RehearsalStrategy):
     def _inner_step(self, batch: Batch, counts: bool) -> Parts:
         """A step on theta; ``counts``: as a step of the Trainer."""
         learner = self.learner
-        with held_weights(self._tiled):
+        with cached_weights(self._tiled):
             loss = learner.loss(learner.net(batch.x, batch.task), batch.y)
             parts = {"task_loss": loss.detach()}
             recalled = self.recall(self.drawn, self._earlier) if self.gamma else None
             if recalled is not None:
-                old, rows = recalled
+                old, examples = recalled
                 outputs = learner.net(old.x, old.task)
-                replayed, distilled = learner.loss(outputs, old.y), self.reg * self._divergence(outputs, rows["soft"])
+                replayed, distilled = (
+                    learner.loss(outputs, old.y),
+                    self.reg * self._divergence(outputs, examples["soft"]),
+                )
                 loss = loss + self.gamma * (replayed + distilled)
                 parts |= {"replay": replayed.detach(), "distillation": distilled.detach()}
         gradients = torch.autograd.grad(loss, self._theta, allow_unused=True)
@@ -95,10 +98,10 @@ class TwoLevels(RehearsalStrategy):
         recalled = self.recall(number, self._earlier)
         if recalled is None:
             return {}
-        old, rows = recalled
+        old, examples = recalled
         reg = self.reg if "b" in self.terms else 0.0
-        with held_weights(self._weights) as weights:
-            divergence = self._divergence(self.learner.net(old.x, old.task), rows["soft"])
+        with cached_weights(self._weights) as weights:
+            divergence = self._divergence(self.learner.net(old.x, old.task), examples["soft"])
         gradients = torch.autograd.grad(divergence, [*weights, *self._features], allow_unused=True)
         by: list[tuple[Tensor, Tensor]] = []
         value = divergence.new_zeros(())

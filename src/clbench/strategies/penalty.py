@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.learner import Learner
-from clbench.params import Params, moved_to, size_in_bytes, snapshot, trainable
+from clbench.params import Params, placed_like, size_in_bytes, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.arguments import strength
 from clbench.strategies.base import Strategy
@@ -122,7 +122,7 @@ class QuadraticStrategy(Strategy):
                         f"{name} has shape {tuple(params[name].shape)}, but {tuple(f.shape)} when its importance was measured: "
                         "give a new head a name of its own, or leave it out by exclude="
                     )
-            self.penalty = Quadratic(moved_to(q.importance, params), moved_to(q.anchor, params), q.constant)
+            self.penalty = Quadratic(placed_like(q.importance, params), placed_like(q.anchor, params), q.constant)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         if self.penalty is None or self.strength == 0:

@@ -14,7 +14,7 @@ from clbench.learner import Learner
 from clbench.seeding import generator
 from clbench.strategies.arguments import one_of, whole
 from clbench.strategies.learner_strategy import LearnerStrategy
-from clbench.strategies.memory import Reservoir, Ring, Rows
+from clbench.strategies.memory import Examples, Reservoir, Ring
 
 
 class RehearsalStrategy(LearnerStrategy):
@@ -86,19 +86,19 @@ class RehearsalStrategy(LearnerStrategy):
         assert self.memory is not None
         self.memory.to(pl_module.device)
 
-    def fewest(self, batch_size: int, tasks: int) -> int | None:
+    def smallest_replay_batch(self, batch_size: int, tasks: int) -> int | None:
         kept = self.each * (tasks if self.buffer == "reservoir" else 1)
         return min(self.replay or batch_size, kept)
 
     def remember(self, batch: Batch, **more: Tensor) -> None:
         """Offer the examples of the task that is being learned to the memory, with ``more`` tensors (N, ...) of each."""
-        rows: Rows = {"x": batch.x, "y": batch.y, "task": torch.full_like(batch.y, self._index), **more}
+        examples: Examples = {"x": batch.x, "y": batch.y, "task": torch.full_like(batch.y, self._index), **more}
         if isinstance(self.memory, Reservoir):
-            self.memory.add(rows, self._generator)
+            self.memory.add(examples, self._generator)
         elif self.memory is not None:
-            self.memory.add(rows, self._index)
+            self.memory.add(examples, self._index)
 
-    def recall(self, number: int, among: Tensor | None = None) -> tuple[Batch, Rows] | None:
+    def recall(self, number: int, among: Tensor | None = None) -> tuple[Batch, Examples] | None:
         """Examples drawn from the memory, as they compete now, and all that was kept of them; None if there are none.
 
         Args:
@@ -106,11 +106,11 @@ class RehearsalStrategy(LearnerStrategy):
             among: slots to draw from; None = all.
         """
         assert self.memory is not None
-        rows = self.memory.draw(self.replay or number, self._generator, among)
-        if rows is None:
+        examples = self.memory.draw(self.replay or number, self._generator, among)
+        if examples is None:
             return None
         told = self.sequence.scenario.name == "task" and self._index > 0  # else all have the outputs of the newest task
-        return Batch(rows["x"], rows["y"], rows["task"] if told else self._index), rows
+        return Batch(examples["x"], examples["y"], examples["task"] if told else self._index), examples
 
     def cost(self) -> dict[str, float]:
         return {"examples": 0, "bytes": self.memory.bytes() if self.memory is not None else 0}

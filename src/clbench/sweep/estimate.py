@@ -15,19 +15,19 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 
-from clbench.config.messages import quiet_lightning
+from clbench.config.messages import silence_lightning
 from clbench.config.options import budget
 from clbench.errors import ConfigError, Unstable
-from clbench.experiment.build import build, shared_key, trainer_of
+from clbench.experiment.build import build, build_trainer, shared_first_task_key
 from clbench.runs.folder import RunFolder
 from clbench.runs.sweep_log import duration
-from clbench.sweep.grid import Cell
-from clbench.training.loop import run
+from clbench.sweep.grid import PlannedRun
+from clbench.training import loop
 
 STEPS = 20  # of a trial
 
 
-class Estimate(NamedTuple):
+class CostEstimate(NamedTuple):
     """Of one run.
 
     Attributes:
@@ -47,20 +47,20 @@ class _Enough(Exception):
     """The first task has been learned."""
 
 
-def cost(cells: Sequence[Cell]) -> str:
+def estimate_cost(runs: Sequence[PlannedRun]) -> str:
     """What runs will take, one process at a time: from one trial of those that differ in lam and seed only."""
-    tried: dict[str, Estimate | None] = {}
+    tried: dict[str, CostEstimate | None] = {}
     each, unknown = [], 0
-    for cell in cells:
-        if (kind := cell.kind) not in tried:
+    for run in runs:
+        if (kind := run.kind) not in tried:
             try:
-                tried[kind] = trial(cell)
+                tried[kind] = time_trial(run)
             except (ConfigError, Unstable, InstantiationException):  # it fails, and the sweep will say why
                 tried[kind] = None
         if (estimate := tried[kind]) is None:
             unknown += 1
             continue
-        each.append(estimate._replace(key=shared_key(cell.cfg, instantiate(cell.cfg.strategy))))
+        each.append(estimate._replace(key=shared_first_task_key(run.cfg, instantiate(run.cfg.strategy))))
     keys = Counter(e.key for e in each if e.key is not None)
     first = {e.key: e.first for e in each}
     saved = sum(first[key] * (times - 1) for key, times in keys.items())
@@ -69,21 +69,21 @@ def cost(cells: Sequence[Cell]) -> str:
     if any(times > 1 for times in keys.values()):
         shared = sum(times > 1 for times in keys.values())
         less = sum(keys.values()) - len(keys)
-        said += f"; {shared} shared prefixes save {less} first tasks, about {duration(saved)}"
+        said += f"; {shared} shared first tasks save training {less} of them, about {duration(saved)}"
     return said + (f"; {unknown} runs are not counted, they do not start" if unknown else "")
 
 
-def trial(cell: Cell) -> Estimate:
+def time_trial(run: PlannedRun) -> CostEstimate:
     """One run, from ``STEPS`` steps of its first task.
 
     Raises:
         ConfigError, Unstable: the configuration cannot be run.
     """
-    quiet_lightning()
-    cfg, began = cell.cfg, perf_counter()
+    silence_lightning()
+    cfg, began = run.cfg, perf_counter()
     torch.set_num_threads(cfg.threads or 1)
     sequence, learner, strategy = build(cfg)
-    built = perf_counter() - began
+    module_body = perf_counter() - began
     tasks = len(sequence)
     limits = [budget(cfg, index, tasks) for index in range(tasks)]
     learned = [strategy.training_data(sequence, index) for index in range(tasks)]
@@ -98,22 +98,22 @@ def trial(cell: Cell) -> Estimate:
 
     def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
         length = {"max_epochs": -1, "max_steps": few}
-        return trainer_of(cfg, callbacks, length | {"enable_progress_bar": False})
+        return build_trainer(cfg, callbacks, length | {"enable_progress_bar": False})
 
     def after_first(index: int, results: dict[str, Any]) -> None:
         found.update(results)
         raise _Enough
 
     with TemporaryDirectory() as temporary:
-        folder = RunFolder(Path(temporary), cell.hash, cfg.checkpoints)
+        folder = RunFolder(Path(temporary), run.hash, cfg.checkpoints)
         with suppress(_Enough):
-            run(sequence, learner, strategy, make_trainer, folder, seed=cfg.seed, after_task=after_first)
+            loop.run(sequence, learner, strategy, make_trainer, folder, seed=cfg.seed, after_task=after_first)
         kept = sum(file.stat().st_size for file in Path(temporary).rglob("*.ckpt"))
     seconds = found["seconds"]
     evaluations = (tasks + 1) / 2  # two were timed, before and after the first task
     step = seconds["train"] / few
-    return Estimate(
-        built + step * steps + seconds["importance"] * tasks + seconds["evaluation"] * evaluations,
+    return CostEstimate(
+        module_body + step * steps + seconds["importance"] * tasks + seconds["evaluation"] * evaluations,
         step * in_first,
         kept * (tasks if cfg.checkpoints == "all" else 1),
         None,

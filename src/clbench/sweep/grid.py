@@ -21,7 +21,7 @@ Compose = Callable[[Sequence[str]], DictConfig]
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One run of a sweep.
 
     Args:
@@ -70,60 +70,60 @@ class Cell:
 
     def done(self, folder: Path) -> bool:
         """Whether it has learned what it was asked to: all tasks, or the first of them."""
-        found, first = self.metrics(folder), self.cfg.first_tasks
+        found, first = self.metrics(folder), self.cfg.stop_after_task
         if found is None:
             return False
         return found["status"] == FINISHED or (first is not None and learned(found) >= first)
 
 
-def different(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Cell]:
+def plan_runs(overrides: Sequence[Sequence[str]], compose: Compose) -> list[PlannedRun]:
     """The cells whose configurations differ, each composed once, so that a wrong override is found before any run.
 
     Raises:
         ConfigError: an option was typed that no strategy of the sweep has; one that only some lack is dropped for those.
     """
-    cells: dict[str, Cell] = {}
+    runs: dict[str, PlannedRun] = {}
     had: set[str] = set()
     wrong: dict[str, str] = {}
-    for cell in overrides:
-        cfg = compose(cell)
+    for run in overrides:
+        cfg = compose(run)
         strategy = cfg.hydra.runtime.choices.strategy
         OmegaConf.set_readonly(cfg, False)
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra")
-        typed = {override.partition("=")[0].removeprefix("strategy.") for override in cell}
+        typed = {override.partition("=")[0].removeprefix("strategy.") for override in run}
         had.update(options_of(cfg))
         for name in foreign_options(cfg).keys() & typed - wrong.keys():
             wrong[name] = why_foreign(cfg, strategy, name)
         drop_foreign_options(cfg)
         key = config_hash(cfg)
-        cells.setdefault(key, Cell(tuple(cell), strategy, cfg, key))
+        runs.setdefault(key, PlannedRun(tuple(run), strategy, cfg, key))
     for name in sorted(wrong.keys() - had):
         raise ConfigError(wrong[name])
-    return list(cells.values())
+    return list(runs.values())
 
 
-def varied(cells: Sequence[Cell]) -> list[str]:
+def varied_keys(runs: Sequence[PlannedRun]) -> list[str]:
     """The keys whose values differ between cells, in the order given."""
     values: dict[str, set[str]] = {}
-    for cell in cells:
-        for override in cell.overrides:
+    for run in runs:
+        for override in run.overrides:
             key, value = override.split("=", 1)
             values.setdefault(key, set()).add(value)
     return [key for key, seen in values.items() if len(seen) > 1]
 
 
-def labels(cells: Sequence[Cell]) -> dict[str, str]:
+def run_labels(runs: Sequence[PlannedRun]) -> dict[str, str]:
     """How to speak of each cell, by its name: strategy, what is varied, seed."""
-    keys = [key for key in varied(cells) if key not in ("strategy", "seed")]
+    keys = [key for key in varied_keys(runs) if key not in ("strategy", "seed")]
     said = {}
-    for cell in cells:
-        pairs = [f"{key}={value}" for key, value in zip(keys, cell.settings(keys), strict=True) if value != "-"]
-        said[cell.name] = " ".join([cell.strategy, *pairs, f"seed={cell.cfg.seed}"])
+    for run in runs:
+        pairs = [f"{key}={value}" for key, value in zip(keys, run.settings(keys), strict=True) if value != "-"]
+        said[run.name] = " ".join([run.strategy, *pairs, f"seed={run.cfg.seed}"])
     return said
 
 
-def stable_folder(fixed: DictConfig, varied: Sequence[str]) -> Path:
+def stable_folder(fixed: DictConfig, varied_keys: Sequence[str]) -> Path:
     """Where a sweep lies for which no folder was said: the same for the same command, also with more values of a key.
 
     Args:
@@ -134,13 +134,13 @@ def stable_folder(fixed: DictConfig, varied: Sequence[str]) -> Path:
     OmegaConf.set_readonly(fixed, False)
     OmegaConf.set_struct(fixed, False)
     fixed.pop("hydra", None)
-    keys = sorted(varied)
+    keys = sorted(varied_keys)
     digest = hashlib.sha256(f"{config_hash(fixed)} {keys}".encode()).hexdigest()[:8]
     label = re.sub(r"[^\w-]", "", "_".join(key.rpartition(".")[2] for key in keys))[:50] or "runs"
     return Path("outputs/sweeps") / f"{label}-{digest}"
 
 
-def others(folder: Path, cells: Sequence[Cell]) -> int:
+def count_other_runs(folder: Path, runs: Sequence[PlannedRun]) -> int:
     """Runs in ``folder`` that are not of these cells."""
-    mine = {cell.name for cell in cells}
+    mine = {run.name for run in runs}
     return sum(file.parent.name not in mine for file in folder.glob("*/metrics.json"))

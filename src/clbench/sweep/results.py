@@ -14,17 +14,17 @@ from rich.text import Text
 from torch import Tensor
 
 from clbench.config.display import console
-from clbench.config.messages import cause_of
+from clbench.config.messages import user_message
 from clbench.config.options import OPTIONS, config_hash
 from clbench.metrics.accuracy_matrix import intransigence
 from clbench.runs.names import REFERENCES
 from clbench.runs.objective import objective
 from clbench.runs.sweep_log import duration
-from clbench.sweep.grid import Cell, labels, varied
+from clbench.sweep.grid import PlannedRun, run_labels, varied_keys
 
 
 def show_results(
-    cells: Sequence[Cell],
+    runs: Sequence[PlannedRun],
     metrics: Sequence[Mapping[str, Any] | None],
     errors: Mapping[str, BaseException],
     folder: Path,
@@ -41,19 +41,19 @@ def show_results(
         errors: why a run failed, by the name of its cell.
         folder: of the sweep.
     """
-    keys = varied(cells)
-    reference, lost = intransigences(cells, metrics)
+    keys = varied_keys(runs)
+    reference, lost = intransigences(runs, metrics)
     heading = [f"intransigence ({reference})"] if any(lost) else []
     table = Table("run", *keys, "objective", *heading)
-    for cell, found, how_much in zip(cells, metrics, lost, strict=True):
-        said = _said(cell, found, errors.get(cell.name), folder)
-        row = [cell.name, *cell.settings(keys), said, *([how_much] if heading else [])]
+    for run, found, how_much in zip(runs, metrics, lost, strict=True):
+        said = _said(run, found, errors.get(run.name), folder)
+        row = [run.name, *run.settings(keys), said, *([how_much] if heading else [])]
         table.add_row(*map(Text, row))  # a value such as [a] is no markup
     terminal = console()
     terminal.print(table)
     if "seed" in keys:
-        terminal.print(_means(cells, metrics, [key for key in keys if key != "seed"]))
-    for line in _warnings(cells, metrics):
+        terminal.print(_means(runs, metrics, [key for key in keys if key != "seed"]))
+    for line in _warnings(runs, metrics):
         terminal.print(line, soft_wrap=True, markup=False)
     shared = [found["seconds"]["shared"] for found in metrics if found is not None and found["seconds"]["shared"] > 0]
     if shared:
@@ -63,13 +63,13 @@ def show_results(
     terminal.print(f"a page with all of them: clbench-report {folder}", soft_wrap=True)
 
 
-def _means(cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any] | None], keys: Sequence[str]) -> Table:
+def _means(runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | None], keys: Sequence[str]) -> Table:
     from clbench.metrics.interval import half_width
 
     groups: dict[tuple[str, ...], list[float]] = {}
-    for cell, found in zip(cells, metrics, strict=True):
-        there = groups.setdefault(tuple(cell.settings(keys)), [])
-        if found is not None and (value := objective(found, cell.cfg.objective)) is not None:
+    for run, found in zip(runs, metrics, strict=True):
+        there = groups.setdefault(tuple(run.settings(keys)), [])
+        if found is not None and (value := objective(found, run.cfg.objective)) is not None:
             there.append(value)
     table = Table(*keys, "seeds", "objective, mean", "95 % interval")
     for setting, values in groups.items():
@@ -79,35 +79,38 @@ def _means(cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any] | None], k
     return table
 
 
-def _warnings(cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any] | None]) -> list[str]:
+def _warnings(runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | None]) -> list[str]:
     """What the doctor said, each kind once."""
-    names = labels(cells)
+    names = run_labels(runs)
     of: dict[str, list[tuple[str, str]]] = {}
-    for cell, found in zip(cells, metrics, strict=True):
+    for run, found in zip(runs, metrics, strict=True):
         for warning in [] if found is None else found["warnings"]:
-            of.setdefault(warning["kind"], []).append((names[cell.name], warning["text"]))
-    runs = [f"{len(said)} of {len(cells)} runs, such as {said[0][0]}" for said in of.values()]
-    return [f"warning, {who}: {said[0][1]}" for who, said in zip(runs, of.values(), strict=True)]
+            of.setdefault(warning["kind"], []).append((names[run.name], warning["text"]))
+    return [
+        f"warning, {len(warned)} of {len(runs)} runs, such as {warned[0][0]}: {warned[0][1]}" for warned in of.values()
+    ]
 
 
-def _said(cell: Cell, metrics: Mapping[str, Any] | None, error: BaseException | None, folder: Path) -> str:
+def _said(run: PlannedRun, metrics: Mapping[str, Any] | None, error: BaseException | None, folder: Path) -> str:
     if error is not None:
-        return f"failed: {cause_of(error) or repr(error)}"
+        return f"failed: {user_message(error) or repr(error)}"
     if metrics is None:
-        learned = cell.learned(folder)
+        learned = run.learned(folder)
         return f"{learned} tasks learned" if learned else "not done"
-    value = objective(metrics, cell.cfg.objective)
+    value = objective(metrics, run.cfg.objective)
     return "-" if value is None else f"{value:.4f}"
 
 
-def intransigences(cells: Sequence[Cell], metrics: Sequence[Mapping[str, Any] | None]) -> tuple[str | None, list[str]]:
+def intransigences(
+    runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | None]
+) -> tuple[str | None, list[str]]:
     """The reference strategy, and the intransigence of each run beside its run that differs in the strategy only, else ""."""
     matrices = [None if found is None else torch.tensor(found["accuracy_matrix"]) for found in metrics]
-    alike = [_without_strategy(cell.cfg) for cell in cells]
+    alike = [_without_strategy(run.cfg) for run in runs]
     best: dict[tuple[str, str], Tensor] = {}
-    for cell, matrix, rest in zip(cells, matrices, alike, strict=True):
-        if matrix is not None and cell.strategy in REFERENCES:
-            best[cell.strategy, rest] = matrix
+    for run, matrix, rest in zip(runs, matrices, alike, strict=True):
+        if matrix is not None and run.strategy in REFERENCES:
+            best[run.strategy, rest] = matrix
     reference = next((name for name in REFERENCES if any(name == there for there, _ in best)), None)
     said = []
     for matrix, rest in zip(matrices, alike, strict=True):

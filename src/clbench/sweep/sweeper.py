@@ -19,8 +19,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
 if TYPE_CHECKING:
-    from clbench.sweep.grid import Cell
-    from clbench.sweep.plan import Work
+    from clbench.sweep.grid import PlannedRun
+    from clbench.sweep.plan import SweepPlan
 
 
 class GridSweeper(BasicSweeper):
@@ -45,61 +45,61 @@ class GridSweeper(BasicSweeper):
             SweepFailed: some runs are not done; the others are.
         """
         from clbench.runs.sweep_index import add_to_index
-        from clbench.sweep.plan import Work, before, failed
+        from clbench.sweep.plan import SweepPlan, announce, raise_if_unfinished
         from clbench.sweep.results import show_results
-        from clbench.sweep.selection import check_choice
+        from clbench.sweep.selection import check_selection
 
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
         (grid,) = self.split_arguments(self._asked(arguments), None)
-        work = Work.of(grid, self._composed, folder)
-        if self.config.choose_lam_on is not None:
-            check_choice(work.cells, self.config.choose_lam_on)
-        before(work)
+        plan = SweepPlan.of(grid, self._composed, folder)
+        if self.config.select_lam_on_first_tasks is not None:
+            check_selection(plan.runs, self.config.select_lam_on_first_tasks)
+        announce(plan)
         if self.config.dry_run:
             return []
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        add_to_index(folder, self._typed(arguments), {cell.name: cell.overrides for cell in work.cells})
-        if self.config.choose_lam_on is not None:
-            work = work.only(self._chosen(work, self.config.choose_lam_on))
-        errors = self._run(work.to_do, folder)
-        show_results(work.cells, work.complete(), errors, folder)
-        failed(work)
+        add_to_index(folder, self._typed(arguments), {run.name: run.overrides for run in plan.runs})
+        if self.config.select_lam_on_first_tasks is not None:
+            plan = plan.only(self._chosen(plan, self.config.select_lam_on_first_tasks))
+        errors = self._run(plan.to_do, folder)
+        show_results(plan.runs, plan.complete(), errors, folder)
+        raise_if_unfinished(plan)
         return []
 
-    def _chosen(self, work: Work, tasks: int) -> list[Cell]:
+    def _chosen(self, plan: SweepPlan, tasks: int) -> list[PlannedRun]:
         """The cells whose lam is the best on the first tasks, which are learned for that.
 
         Raises:
             SweepFailed: they are not learned; one whose weights became non-finite is, and loses.
         """
-        from clbench.sweep.selection import choose, contested, show_choice
+        from clbench.sweep.selection import lam_groups, select_lam, show_selection
 
-        groups = [by_lam for by_lam in contested(work.cells) if len(by_lam) > 1]
-        several = [cell for by_lam in groups for cells in by_lam for cell in cells]
-        to_do = [cell for cell in several if cell.learned(work.folder) < tasks]
-        errors = self._run(to_do, work.folder, f"first_tasks={tasks}")
+        groups = [by_lam for by_lam in lam_groups(plan.runs) if len(by_lam) > 1]
+        several = [run for by_lam in groups for runs in by_lam for run in runs]
+        to_do = [run for run in several if run.learned(plan.folder) < tasks]
+        errors = self._run(to_do, plan.folder, f"stop_after_task={tasks}")
         found = {
-            c.name: m for c in several if (m := c.metrics(work.folder)) is not None and c.learned(work.folder) >= tasks
+            c.name: m for c in several if (m := c.metrics(plan.folder)) is not None and c.learned(plan.folder) >= tasks
         }
-        tried = choose(groups, found, errors, tasks)
+        tried = select_lam(groups, found, errors, tasks)
         if tried:
-            show_choice(tried, tasks)
-        losers = {cell.name for row in tried if not row.chosen for cell in row.cells}
-        return [cell for cell in work.cells if cell.name not in losers]
+            show_selection(tried, tasks)
+        losers = {run.name for row in tried if not row.chosen for run in row.runs}
+        return [run for run in plan.runs if run.name not in losers]
 
-    def _run(self, cells: Sequence[Cell], folder: Path, *more: str) -> dict[str, BaseException]:
+    def _run(self, runs: Sequence[PlannedRun], folder: Path, *more: str) -> dict[str, BaseException]:
         """Launch the runs, with ``more`` overrides; what went wrong in each, by name."""
         from clbench.runs import sweep_log
-        from clbench.sweep.grid import labels
+        from clbench.sweep.grid import run_labels
 
         assert self.launcher is not None
-        if not cells:
+        if not runs:
             return {}
-        sweep_log.begin(folder, labels(cells))
+        sweep_log.begin(folder, run_labels(runs))
         place = f"hydra.sweep.dir={quoted(str(folder))}"
-        jobs = [[*cell.overrides, *more, place, f"hydra.sweep.subdir={cell.name}"] for cell in cells]
+        jobs = [[*run.overrides, *more, place, f"hydra.sweep.subdir={run.name}"] for run in runs]
         try:
             returns = self.launcher.launch(jobs, initial_job_idx=0)
         except KeyboardInterrupt:
@@ -111,8 +111,8 @@ class GridSweeper(BasicSweeper):
                 print(f"the launcher has stopped: {error!r}", file=sys.stderr)
             return {}
         return {
-            cell.name: done._return_value
-            for cell, done in zip(cells, returns, strict=True)
+            run.name: done._return_value
+            for run, done in zip(runs, returns, strict=True)
             if done.status != JobStatus.COMPLETED
         }
 
@@ -128,9 +128,9 @@ class GridSweeper(BasicSweeper):
         assert isinstance(usual, dict)
         if said["output_dir"] != usual["output_dir"] or said["hydra"]["sweep"]["dir"] != usual["hydra"]["sweep"]["dir"]:
             return Path(self.config.hydra.sweep.dir)
-        varied = [o.is_sweep_override() or o.get_key_element() in self.params for o in asked]
-        keys = [o.get_key_element() for o, many in zip(asked, varied, strict=True) if many]
-        fixed = [o.input_line or "" for o, many in zip(asked, varied, strict=True) if not many]
+        varied_keys = [o.is_sweep_override() or o.get_key_element() in self.params for o in asked]
+        keys = [o.get_key_element() for o, many in zip(asked, varied_keys, strict=True) if many]
+        fixed = [o.input_line or "" for o, many in zip(asked, varied_keys, strict=True) if not many]
         return stable_folder(self._composed(fixed), keys)
 
     def _asked(self, arguments: Sequence[str]) -> list[Override]:

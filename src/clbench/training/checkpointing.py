@@ -15,11 +15,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from clbench.errors import ConfigError
 from clbench.runs.folder import RunFolder, atomically, checkpoints
 from clbench.seeding import random_states, set_random_states
-from clbench.training.shared_first_task import Prefix
-from clbench.training.timing import Seconds, total
+from clbench.training.shared_first_task import SharedFirstTask
+from clbench.training.timing import Stopwatch, total_seconds
 
 
-class Files(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints of Lightning as our other files; its own come about in the system's temporary folder."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -87,7 +87,7 @@ class Checkpoints:
             )
 
 
-class MidTask(L.Callback):
+class MidTaskCheckpoint(L.Callback):
     """Keeps the newest checkpoint of the task that is learned, and takes part in a prefix. Comes last in the list of callbacks.
 
     A checkpoint is Lightning's, of the learner, the optimiser, the loops and every callback, and with it under ``run`` the
@@ -108,7 +108,11 @@ class MidTask(L.Callback):
     """
 
     def __init__(
-        self, folder: RunFolder, seconds: Seconds, every: int | None = None, prefix: Prefix | None = None
+        self,
+        folder: RunFolder,
+        seconds: Stopwatch,
+        every: int | None = None,
+        shared_first_task: SharedFirstTask | None = None,
     ) -> None:
         if every is not None and every < 1:
             raise ConfigError(
@@ -123,7 +127,7 @@ class MidTask(L.Callback):
         self.checkpoints = Checkpoints(folder)
         self.seconds = seconds
         self.every = every
-        self.prefix = prefix
+        self.shared_first_task = shared_first_task
         self.shared: str | None = None
         self._random: dict[str, Any] | None = None
         self._index = self._step = self._saved = 0
@@ -134,23 +138,23 @@ class MidTask(L.Callback):
         """For the length of a fit of task ``index``: the checkpoint that it goes on from, None if it begins."""
         self._index, self._fork = index, None
         checkpoint = self.checkpoints.find_mid_task(index)
-        if checkpoint is None and index == 0 and self.prefix is not None and trainer.world_size == 1:
-            checkpoint = self.prefix.find()
+        if checkpoint is None and index == 0 and self.shared_first_task is not None and trainer.world_size == 1:
+            checkpoint = self.shared_first_task.find()
         try:
             yield checkpoint
         finally:
-            if self.prefix is not None:
-                self.prefix.release()
+            if self.shared_first_task is not None:
+                self.shared_first_task.release()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        trainer.strategy.checkpoint_io = Files()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = self._saved = trainer.global_step
-        if self.prefix is not None and self.prefix.mine:
+        if self.shared_first_task is not None and self.shared_first_task.mine:
             self._fork = last_step_inside(trainer)
             if self._fork is None:
-                self.prefix.release()
+                self.shared_first_task.release()
         if self._random is not None:
             set_random_states(self._random, pl_module.device)
             self._random = None
@@ -164,10 +168,10 @@ class MidTask(L.Callback):
         self._step = step
         if batch_idx + 1 == trainer.num_training_batches or step == trainer.max_steps:
             return
-        if self.prefix is not None and step == self._fork:
-            self.shared = self.prefix.key
-            trainer.save_checkpoint(self.prefix.path)
-            self.prefix.release()
+        if self.shared_first_task is not None and step == self._fork:
+            self.shared = self.shared_first_task.key
+            trainer.save_checkpoint(self.shared_first_task.path)
+            self.shared_first_task.release()
         if self.every is not None and step - self._saved >= self.every:
             self._saved = step
             trainer.save_checkpoint(self.checkpoints.mid_task_path(self._index))
@@ -177,16 +181,16 @@ class MidTask(L.Callback):
             "config_hash": self.folder.config_hash,
             "random": random_states(pl_module.device),
             "seconds": self.seconds.spent(),
-            "prefix": self.shared,
+            "shared_first_task": self.shared,
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         run = checkpoint["run"]
         self._random = run["random"]  # set at the last moment: until then much may be drawn
         self.seconds.load(run["seconds"])
-        self.shared = run["prefix"]
-        if self.prefix is not None and trainer.ckpt_path == self.prefix.path:
-            self.seconds.shared = total(run["seconds"])
+        self.shared = run["shared_first_task"]
+        if self.shared_first_task is not None and trainer.ckpt_path == self.shared_first_task.path:
+            self.seconds.shared = total_seconds(run["seconds"])
 
 
 def last_step_inside(trainer: L.Trainer) -> int | None:

@@ -14,7 +14,7 @@ from clbench.params import snapshot
 from clbench.training.evaluation import EXAMPLES, NLL, tally
 
 
-class Validation(L.Callback):
+class EarlyStopping(L.Callback):
     """After each epoch, the mean nll on the validation data of the task that is being learned; of all that are, if mixed.
 
     Comes before the strategy in the list of callbacks, so that the weights it chooses are the ones consolidated.

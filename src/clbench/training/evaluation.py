@@ -12,9 +12,9 @@ from torch import Tensor
 
 from clbench.data import Batch, Task
 from clbench.errors import ConfigError
-from clbench.importance.preserve_state import undisturbed
+from clbench.importance.preserve_state import preserve_state
 from clbench.learner import Learner, learner_outputs
-from clbench.metrics.accuracy_matrix import Within, accuracy_matrix, calibration_gaps, nll, readings
+from clbench.metrics.accuracy_matrix import MidTaskEvaluation, accuracy_matrix, calibration_gaps, nll, summarize
 
 CORRECT, EXAMPLES, NLL, GAPS = 0, 1, 2, 3
 
@@ -25,7 +25,7 @@ def tally(module: Learner, loaders: Iterable[Iterable[Batch]]) -> Tensor:
     In eval mode and the precision of the weights, whatever the training precision; the module is left as it was.
     """
     rows = []
-    with undisturbed(module), torch.no_grad():
+    with preserve_state(module), torch.no_grad():
         for loader in loaders:
             row = torch.zeros(3 + 15, dtype=torch.double)
             for batch in loader:
@@ -60,7 +60,7 @@ class Evaluation(L.Callback):
         if every is not None and every < 1:
             raise ConfigError(f"eval_every={every}: at least 1 step between evaluations, or null for none inside tasks")
         self.every = every
-        self.within: list[Within] = []
+        self.within: list[MidTaskEvaluation] = []
         self.counts = {which: torch.zeros(2, tasks, tasks, dtype=torch.long) for which in ("test", "validation")}
         self.initial: Tensor | None = None
         self.per_task: list[dict[str, float]] = []
@@ -85,7 +85,7 @@ class Evaluation(L.Callback):
         ):
             return
         counts = self._tally(trainer, pl_module, task.test_dataloader())
-        self.within.append(Within(task.index, step, (counts[:, CORRECT] / counts[:, EXAMPLES]).tolist()))
+        self.within.append(MidTaskEvaluation(task.index, step, (counts[:, CORRECT] / counts[:, EXAMPLES]).tolist()))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
         task: Task = trainer.datamodule
@@ -104,11 +104,11 @@ class Evaluation(L.Callback):
                 for row in counts
             ]
 
-    def readings(self, which: str, transfer: bool) -> dict[str, Any]:
+    def summarize(self, which: str, transfer: bool) -> dict[str, Any]:
         """R of ``test`` or ``validation`` and everything read from it, under the names of metrics.json."""
         r = accuracy_matrix(*self.counts[which])
         initial, within = (self.initial, self.within) if which == "test" else (None, [])
-        return {"accuracy_matrix": r.tolist(), **readings(r, initial, transfer, within)}
+        return {"accuracy_matrix": r.tolist(), **summarize(r, initial, transfer, within)}
 
     def state_dict(self) -> dict[str, Any]:
         within = [list(w) for w in self.within]
@@ -118,7 +118,7 @@ class Evaluation(L.Callback):
         self.counts = state_dict["counts"]
         self.initial = state_dict["initial"]
         self.per_task = state_dict["per_task"]
-        self.within = [Within(*w) for w in state_dict["within"]]
+        self.within = [MidTaskEvaluation(*w) for w in state_dict["within"]]
 
     def _tally(self, trainer: L.Trainer, learner: Learner, loaders: Iterable[Iterable[Batch]]) -> Tensor:
         """Counts over all processes."""

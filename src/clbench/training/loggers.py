@@ -17,11 +17,11 @@ from clbench.errors import ConfigError
 from clbench.params import Params
 from clbench.training.logging import Dashboard
 
-MakeLogger = Callable[["Place"], Logger]
+MakeLogger = Callable[["LoggerContext"], Logger]
 
 
 @dataclass(frozen=True)
-class Place:
+class LoggerContext:
     """Where and for what a logger is made.
 
     Args:
@@ -39,7 +39,7 @@ class Place:
     say: Callable[[str], None]
 
 
-def csv(place: Place) -> Logger:
+def csv(place: LoggerContext) -> Logger:
     """``logs/from_task_<t>/metrics.csv`` in the run folder; a run that goes on begins a file of its own.
 
     In the same task that is ``from_task_<t>_2`` and so on: a CSVLogger removes the file of the one before it.
@@ -53,7 +53,7 @@ def csv(place: Place) -> Logger:
     )
 
 
-def tensorboard(place: Place) -> Logger:
+def tensorboard(place: LoggerContext) -> Logger:
     """Event files under ``tensorboard/`` in the run folder (needs the package tensorboard)."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -71,7 +71,7 @@ AXES = {
 """What the x axis of a W&B chart is."""
 
 
-def wandb(place: Place, project: str = "clbench") -> Logger:
+def wandb(place: LoggerContext, project: str = "clbench") -> Logger:
     """Weights & Biases: online if logged in, else offline; a run that goes on has the same id.
 
     Args:
@@ -150,7 +150,7 @@ def readable(about: Mapping[str, Any]) -> str:
     return " ".join([about["strategy"], *options, about["data"], about["scenario"], f"seed={about['seed']}"])
 
 
-def group_of(place: Place) -> str | None:
+def group_of(place: LoggerContext) -> str | None:
     """The sweep's folder, as seen from where the command was given; None for a run alone."""
     if place.shared == place.folder:
         return None

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clbench.errors import ConfigError
-from clbench.metrics.accuracy_matrix import readings
+from clbench.metrics.accuracy_matrix import summarize
 from clbench.params import Params
 from clbench.strategies import QuadraticStrategy, Strategy
 from clbench.strategies.norms import gradient_norms
@@ -37,7 +37,7 @@ class Dashboard(Logger):
         """At the end: what metrics.json will hold."""
 
 
-class Logs(L.Callback):
+class LoggingCallback(L.Callback):
     """The loss, its parts, the penalty and gradients every ``every`` steps; metrics after each task. The last of the callbacks.
 
     ``train/``: ``loss`` and its parts (``task_loss``, ...), ``penalty`` and ``penalty_ratio`` (over the task loss),
@@ -101,7 +101,7 @@ class Logs(L.Callback):
         r = torch.tensor(results["accuracy_matrix"], dtype=torch.double)
         so_far = r[: task + 1, : task + 1]
         initial = None if self.evaluation.initial is None else self.evaluation.initial[: task + 1]
-        read = readings(so_far, initial, results["forward_transfer"] is not None, self.evaluation.within)
+        read = summarize(so_far, initial, results["forward_transfer"] is not None, self.evaluation.within)
         layers = {name: f for name, f in importance_of_layers(self.strategy).items() if f.any()}
         values = {
             **{f"acc/task_{j}": accuracy for j, accuracy in enumerate(so_far[-1].tolist())},

@@ -18,13 +18,13 @@ from clbench.learner import Learner
 from clbench.runs.folder import RunFolder
 from clbench.seeding import derive
 from clbench.strategies import Strategy
-from clbench.training.checkpointing import Checkpoints, MidTask
-from clbench.training.early_stopping import Validation
+from clbench.training.checkpointing import Checkpoints, MidTaskCheckpoint
+from clbench.training.early_stopping import EarlyStopping
 from clbench.training.evaluation import Evaluation
-from clbench.training.logging import Logs
-from clbench.training.monitor import Doctor
-from clbench.training.shared_first_task import Prefix
-from clbench.training.timing import Seconds, total
+from clbench.training.logging import LoggingCallback
+from clbench.training.monitor import PenaltyMonitor
+from clbench.training.shared_first_task import SharedFirstTask
+from clbench.training.timing import Stopwatch, total_seconds
 
 MakeTrainer = Callable[[int, list[L.Callback]], L.Trainer]
 AfterTask = Callable[[int, dict[str, Any]], None]
@@ -39,14 +39,14 @@ def run(
     folder: RunFolder,
     seed: int = 0,
     after_task: AfterTask | None = None,
-    validation: Validation | None = None,
+    validation: EarlyStopping | None = None,
     eval_every: int | None = None,
     make_loggers: MakeLoggers | None = None,
     log_every: int = 50,
     save_every: int | None = None,
-    prefix: Prefix | None = None,
-    first_tasks: int | None = None,
-    doctor: Doctor | None = None,
+    shared_first_task: SharedFirstTask | None = None,
+    stop_after_task: int | None = None,
+    doctor: PenaltyMonitor | None = None,
     outside: float = 0.0,
 ) -> dict[str, Any]:
     """Learn the tasks of ``sequence`` one after the other with ``strategy``.
@@ -68,29 +68,31 @@ def run(
         log_every: steps between two entries of the training loss.
         save_every: steps between two checkpoints inside a task; None = only after each task.
         prefix: what is shared with other runs of the first task; None = nothing.
-        first_tasks: learn only so many tasks now; a later call goes on after them. None = all.
+        stop_after_task: learn only so many tasks now; a later call goes on after them. None = all.
         doctor: what examines the penalty; None = one that gives Python warnings.
-        outside: seconds that the run has taken outside this loop (data read, net built); they count in ``seconds.total``.
+        outside: seconds that the run has taken outside this loop (data read, net built); they count in ``seconds.total_seconds``.
 
     Returns:
         The results: accuracy matrix and readings of it, on test and validation data; seconds; importance per task.
 
     Raises:
-        ConfigError: the strategy cannot run on this sequence; the folder is another run's; ``first_tasks`` is not one of
+        ConfigError: the strategy cannot run on this sequence; the folder is another run's; ``stop_after_task`` is not one of
             1 to their number.
         Unstable: weights became non-finite.
     """
-    tasks = len(sequence) if first_tasks is None else first_tasks
+    tasks = len(sequence) if stop_after_task is None else stop_after_task
     if not 1 <= tasks <= len(sequence):
-        raise ConfigError(f"first_tasks={first_tasks}: there are {len(sequence)} tasks; null learns all of them")
+        raise ConfigError(
+            f"stop_after_task={stop_after_task}: there are {len(sequence)} tasks; null learns all of them"
+        )
     strategy.check(sequence)
     strategy.attach(learner, sequence)
     evaluation = Evaluation(len(sequence), eval_every)
     first = [validation] if validation is not None and validation.needed else []
-    logs = Logs(strategy, evaluation, log_every)
-    doctor = Doctor() if doctor is None else doctor
-    seconds = Seconds(strategy, evaluation)
-    midtask = MidTask(folder, seconds, save_every, prefix)
+    logs = LoggingCallback(strategy, evaluation, log_every)
+    doctor = PenaltyMonitor() if doctor is None else doctor
+    seconds = Stopwatch(strategy, evaluation)
+    midtask = MidTaskCheckpoint(folder, seconds, save_every, shared_first_task)
     importance: list[dict[str, float]] = []
     start = 0
     checkpoints = Checkpoints(folder)
@@ -101,14 +103,14 @@ def run(
         logs.step = state["step"]
         doctor.load_state_dict(state["doctor"])
         seconds.load(state["seconds"])
-        midtask.shared = state["prefix"]
+        midtask.shared = state["shared_first_task"]
         importance = state["importance"]
         start = state["task"] + 1
 
     def results() -> dict[str, Any]:
         spent = seconds.spent()
-        spent["total"] = outside + total(spent)
-        measured = {"seconds": spent, "importance": list(importance), "prefix": midtask.shared}
+        spent["total"] = outside + total_seconds(spent)
+        measured = {"seconds": spent, "importance": list(importance), "shared_first_task": midtask.shared}
         said = [warning._asdict() for warning in doctor.warnings]
         return {**_readings(sequence, evaluation), **measured, "warnings": said}
 
@@ -143,7 +145,7 @@ def run(
                         "doctor": doctor.state_dict(),
                         "seconds": seconds.spent(),
                         "importance": importance,
-                        "prefix": midtask.shared,
+                        "shared_first_task": midtask.shared,
                     },
                 )
                 if after_task is not None:
@@ -152,7 +154,7 @@ def run(
     return results()
 
 
-def nothing_yet(sequence: TaskSequence) -> dict[str, Any]:
+def empty_results(sequence: TaskSequence) -> dict[str, Any]:
     """The numbers of a run that has learned nothing, under the same keys as later."""
     spent = dict.fromkeys(("train", "importance", "evaluation", "shared", "total"), 0.0)
     return {**_readings(sequence, Evaluation(len(sequence))), "seconds": spent}
@@ -175,9 +177,9 @@ def reseed(seed: int) -> None:
 def _readings(sequence: TaskSequence, evaluation: Evaluation) -> dict[str, Any]:
     transfer = sequence.scenario.shares_outputs
     return {
-        **evaluation.readings("test", transfer),
+        **evaluation.summarize("test", transfer),
         "initial_accuracy": [math.nan] * len(sequence) if evaluation.initial is None else evaluation.initial.tolist(),
         "per_task": evaluation.per_task,
         "within_tasks": [w._asdict() for w in evaluation.within],
-        "validation": evaluation.readings("validation", transfer) if sequence.has_validation else None,
+        "validation": evaluation.summarize("validation", transfer) if sequence.has_validation else None,
     }

@@ -19,14 +19,14 @@ from clbench.params import Params
 from clbench.strategies import QuadraticStrategy
 from clbench.strategies.norms import gradient_norms
 
-NOTHING, EVERYTHING = 1e-6, 100.0  # gradient of the penalty over that of the loss, medians over a task
+NEGLIGIBLE, DOMINATING = 1e-6, 100.0  # gradient of the penalty over that of the loss, medians over a task
 LOOKS = 10  # at the gradients, at least, in a task that has as many steps
 FEWEST = 5  # looks that a verdict needs
 ONE_LAYER = 0.999  # share of all importance
 NEGATIVE = 1e-3  # share of all |importance|; that of synaptic intelligence may be a little below 0, as in the paper
 
 
-class Warned(NamedTuple):
+class PenaltyWarning(NamedTuple):
     """A warning: its ``kind``, the ``task`` it came up with (None without a clbench sequence), and the ``text``."""
 
     kind: str
@@ -34,12 +34,12 @@ class Warned(NamedTuple):
     text: str
 
 
-class Doctor(L.Callback):
+class PenaltyMonitor(L.Callback):
     """Examines the penalty of the ``QuadraticStrategy`` among the callbacks (EWC, MAS, SI, L2); its place among them is free.
 
-    ``Trainer(callbacks=[EWC(lam=1e3), Doctor()])``
+    ``Trainer(callbacks=[EWC(lam=1e3), PenaltyMonitor()])``
 
-    Kinds: ``penalty_does_nothing`` and ``penalty_is_everything`` (median over a task of its gradient's norm, below 1e-6 or
+    Kinds: ``penalty_negligible`` and ``penalty_dominates`` (median over a task of its gradient's norm, below 1e-6 or
     above 100 times that of the loss); ``importance_not_finite``, ``importance_zero``, ``importance_negative`` and
     ``importance_in_one_layer`` (when a task has been learned); ``step_too_large`` (``sgd_bound``, when a task begins);
     ``class_incremental``. Each is said at most once. It changes nothing, keeps two numbers on the device at each look, and
@@ -56,12 +56,12 @@ class Doctor(L.Callback):
         ConfigError: ``every`` below 1.
     """
 
-    def __init__(self, every: int = 50, say: Callable[[str], Any] = warnings.warn) -> None:
+    def __init__(self, every: int = 50, report: Callable[[str], Any] = warnings.warn) -> None:
         if every < 1:
             raise ConfigError(f"every={every}: at least 1 step between two looks at the gradients")
         self.every = every
-        self.say = say
-        self.warnings: list[Warned] = []
+        self.report = report
+        self.warnings: list[PenaltyWarning] = []
         self._strategy: QuadraticStrategy | None = None
         self._task: int | None = None
         self._looks: list[Tensor] = []
@@ -82,8 +82,8 @@ class Doctor(L.Callback):
         self._looks = [look.to(pl_module.device) for look in self._looks]
         steps = trainer.estimated_stepping_batches
         self._interval = max(1, min(self.every, int(steps) // LOOKS)) if math.isfinite(steps) else self.every
-        self._warn(of_scenario(trainer.datamodule))
-        self._warn(of_step(self._strategy, trainer.optimizers))
+        self._warn(check_scenario(trainer.datamodule))
+        self._warn(check_step_size(self._strategy, trainer.optimizers))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         if self._strategy is None or self._strategy.penalty is None or self._strategy.lam == 0:
@@ -100,25 +100,25 @@ class Doctor(L.Callback):
             return
         if len(self._looks) >= FEWEST:
             loss, penalty = torch.stack(self._looks).T.tolist()
-            self._warn(of_gradients(median(loss), median(penalty), self._strategy.lam, len(self._looks)))
+            self._warn(check_gradients(median(loss), median(penalty), self._strategy.lam, len(self._looks)))
         self._looks, self._steps = [], 0
-        self._warn(of_importance(self._strategy.penalty.importance))
+        self._warn(check_importance(self._strategy.penalty.importance))
 
     def state_dict(self) -> dict[str, Any]:
         return {"warnings": [list(w) for w in self.warnings], "looks": list(self._looks), "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.warnings = [Warned(*w) for w in state_dict["warnings"]]
+        self.warnings = [PenaltyWarning(*w) for w in state_dict["warnings"]]
         self._looks, self._steps = list(state_dict["looks"]), state_dict["steps"]
 
     def _warn(self, found: Iterator[tuple[str, str]]) -> None:
         for kind, text in found:
             if kind not in [w.kind for w in self.warnings]:
-                self.warnings.append(Warned(kind, self._task, text))
-                self.say(text)
+                self.warnings.append(PenaltyWarning(kind, self._task, text))
+                self.report(text)
 
 
-def of_gradients(loss: float, penalty: float, lam: float, steps: int) -> Iterator[tuple[str, str]]:
+def check_gradients(loss: float, penalty: float, lam: float, steps: int) -> Iterator[tuple[str, str]]:
     """What the norms of the gradients of a task say.
 
     Where the two balance their ratio is 1; far above it, the weights swing about their anchors.
@@ -127,21 +127,21 @@ def of_gradients(loss: float, penalty: float, lam: float, steps: int) -> Iterato
         return
     ratio = penalty / loss
     said = f"its gradient was {ratio:.2g} times that of the loss (median of {steps} steps of the task)"
-    if ratio < NOTHING:
+    if ratio < NEGLIGIBLE:
         yield (
-            "penalty_does_nothing",
-            f"the penalty does nothing: {said}, so this is fine-tuning; raise lam={lam:g} by powers of ten until the two "
+            "penalty_negligible",
+            f"the penalty is negligible: {said}, so this is fine-tuning; raise lam={lam:g} by powers of ten until the two "
             "are comparable",
         )
-    elif ratio > EVERYTHING:
+    elif ratio > DOMINATING:
         yield (
-            "penalty_is_everything",
-            f"the penalty is everything: {said}, so the weights only swing about their anchors; lower lam={lam:g} by powers "
+            "penalty_dominates",
+            f"the penalty dominates: {said}, so the weights only swing about their anchors; lower lam={lam:g} by powers "
             "of ten, or the learning rate",
         )
 
 
-def of_importance(importance: Params) -> Iterator[tuple[str, str]]:
+def check_importance(importance: Params) -> Iterator[tuple[str, str]]:
     """What the importance after a task says."""
     of_layers: dict[str, list[Tensor]] = {}
     for name, f in importance.items():
@@ -182,7 +182,7 @@ def of_importance(importance: Params) -> Iterator[tuple[str, str]]:
         )
 
 
-def of_step(strategy: QuadraticStrategy, optimizers: list[Optimizer]) -> Iterator[tuple[str, str]]:
+def check_step_size(strategy: QuadraticStrategy, optimizers: list[Optimizer]) -> Iterator[tuple[str, str]]:
     """What the step size of SGD says about the penalty; Adam's does not depend on the size of a gradient."""
     for optimizer in optimizers:
         for group in optimizer.param_groups if isinstance(optimizer, SGD) else []:
@@ -209,7 +209,7 @@ def sgd_bound(group: dict[str, Any]) -> float:
     return 2 * (1 + m) / scale if scale > 0 else math.inf
 
 
-def of_scenario(data: Any) -> Iterator[tuple[str, str]]:
+def check_scenario(data: Any) -> Iterator[tuple[str, str]]:
     """What a pure regulariser can be expected to do, class-incremental."""
     if not isinstance(data, Task) or data.sequence.scenario.name != "class" or len(data.sequence) < 2:
         return

@@ -9,14 +9,14 @@ from filelock import FileLock
 from clbench.runs.folder import remove_parts
 
 
-class Prefix:
+class SharedFirstTask:
     """A checkpoint inside the first task from which several runs go on, and the lock of the one that trains it.
 
     The system takes the lock from a process that ends, however it ends, so nobody waits for one that was killed.
 
     Args:
         folder: of the prefixes of a sweep, made if it is not there.
-        key: of all that the runs have in common, see ``prefix_key``.
+        key: of all that the runs have in common, see ``first_task_hash``.
     """
 
     def __init__(self, folder: Path, key: str) -> None:

@@ -8,7 +8,7 @@ from clbench.strategies import Strategy
 from clbench.training.evaluation import Evaluation
 
 
-class Seconds:
+class Stopwatch:
     """Counts from when it is made; ``load`` adds what was spent before.
 
     Args:
@@ -34,10 +34,10 @@ class Seconds:
     def load(self, spent: dict[str, float]) -> None:
         """Go on from what ``spent()`` said in an earlier process."""
         self._strategy.seconds, self._evaluation.seconds = spent["importance"], spent["evaluation"]
-        self._began = perf_counter() - total(spent)
+        self._began = perf_counter() - total_seconds(spent)
         self.shared = spent["shared"]
 
 
-def total(spent: dict[str, float]) -> float:
+def total_seconds(spent: dict[str, float]) -> float:
     """All seconds of the loop over tasks."""
     return spent["train"] + spent["importance"] + spent["evaluation"]

@@ -1,0 +1,262 @@
+"""The command as a user types it: errors in one line, help, multirun, from any folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clbench.config.messages import user_message
+
+TINY = ("epochs=1", "data.tasks=2", "net.hidden=[8]", "+trainer.limit_train_batches=2", "trainer=cpu")
+
+ERRORS = [
+    (["lam=-1"], "lam=-1: the strength of the penalty is a finite number >= 0"),
+    (["lam=nan"], "lam=nan: the strength of the penalty is a finite number >= 0"),
+    (["lam=much"], "lam=much: the strength of the penalty is a finite number >= 0"),
+    (["strategy=ewcc"], "strategy=ewcc does not exist: use one of agem, "),
+    (["net=mlp_bn", "data=split_digits", "batch_size=16"], "batch_size=16 leaves a last batch of one example in task "),
+    (["data=emnist"], "data=emnist does not exist: use one of bit_ops, "),
+    (["fisher=true"], "fisher=True is unknown; choose one of exact, sample, empirical, predicted"),
+    (["fisher=exact", "fisher_batch=100"], "use fisher_batch=1 and lam/100"),
+    (["strategy=finetune", "lam=3"], "lam=3: strategy=finetune has no lam: leave it out or use one of ewc, "),
+    (["strategy=mas", "fisher=exact"], "fisher=exact: strategy=mas has no fisher: leave it out or use one of ewc, "),
+    (["samples=0"], "samples=0: the number of examples, null for all, is a whole number, at least 1"),
+    (["samples=5000"], "samples=5000 is more than the 1293 training examples of the smallest task: use at most 1293"),
+    (["data=split_digits", "data.tasks=11"], "data.tasks=11 is more than the 10 classes allow: use at most 10"),
+    (["data=split_digits", "data.tasks=3"], "data.tasks=3 does not share out 10 classes equally: use a divisor of 10"),
+    (["data.tasks=0"], "data.tasks=0: a sequence has at least 1 task"),
+    (["data.validation=1"], r"data.validation=1: the share of validation data is in [0, 1)"),
+    (
+        ["data=split_digits", "data.tasks=null", "data.split.classes_per_task=[4,3,3]", "scenario=domain"],
+        "scenario=domain shares one set of labels, but the tasks have [4, 3, 3] classes: make them equal or use",
+    ),
+    (["scenario=class", "scenario.head=multi"], "scenario.head='multi': a class-incremental run has head single"),
+    (["net.hidden=[wide]"], "net=clbench.nets.mlp cannot be built for inputs of shape (1, 8, 8)"),
+    (["net._target_=torch.nn.Conv2d", "~net.hidden", "~net.batch_norm", "~net.dropout", "+net.out_channels=3",
+      "+net.kernel_size=9"], "net=torch.nn.Conv2d cannot be built for inputs of shape (1, 8, 8)"),
+    (["trainer.accelerator=gpu"], "trainer.accelerator=gpu but no GPU is there: use trainer=cpu"),
+    (["data=split_mnist", "data_dir=nowhere"], "data set MNIST is not in nowhere and could not be downloaded"),
+    (["checkpoints=some"], "checkpoints='some' is not one of all, last, none"),
+    (["objective=speed", *TINY], "objective=speed is not a number of metrics.json: use for example validation.average"),
+    (["epochs=0"], "epochs=0: it is a whole number, at least 1"),
+    (["seed=-1"], "seed=-1: it is a whole number, at least 0"),
+    (["batch_size=0"], "batch_size=0: it is a whole number, at least 1"),
+    (["bn=frozen"], "bn='frozen' is not one of train, freeze_after_first"),
+    (["depth=3"], "there is no option depth: --help lists what there is"),
+    (["eval_every=often"], "eval_every=often: it is a whole number, or null"),
+    (["save_every=0"], "save_every=0: it is a whole number, at least 1, or null"),
+    (["share_first_task=maybe"], "share_first_task=maybe: it is true or false"),
+    (["strategy.lam=5"], "strategy.lam=5: write lam=5"),
+    (["strategy=nccl", "gamma=0"], "gamma=0: strategy=nccl has one of its own, write strategy.gamma=0"),
+    (["select_lam_on_first_tasks=2"], "select_lam_on_first_tasks=2 is for a grid: add -m and several values of lam"),
+    (["net=mlp_bn", "batch_size=1"], "batch_size=1: BatchNorm cannot be trained on one example"),
+    (["net=mlp_bn", "strategy=agem", "strategy.replay=1"], "AGEM would pass old examples through the net one at a time"),
+    (["net=mlp_bn", "strategy=nccl", "memory=1"], "NCCL would pass old examples through the net one at a time"),
+    (["net=mlp_bn", "steps=20", "data.examples_per_task=65"], "batch_size=32 leaves a last batch of one example in task 0"),
+    (
+        ["net=mlp_bn", "strategy=joint", "data.tasks=2", "data.validation=0", "data.examples_per_task=[40,57]"],
+        "batch_size=32 leaves a last batch of one example in task 1",
+    ),
+    (["lamda=3"], "there is no option lamda: --help lists what there is; did you mean lam?"),
+    (["lam=1,10"], "lam=1,10 has several values: add -m to run each of them, or write lam=[1,10] for a list"),
+    (["lam=1,"], "'lam=1,' is no option=value: write lam=10, and -m lam=1,10 for several values, without spaces"),
+    (["lam"], "'lam' is no option=value: write lam=10, and -m lam=1,10 for several values, without spaces"),
+    (["strategy=EWC"], "; did you mean ewc?"),
+    (["trainer.max_epochs=3"], "there is no option trainer.max_epochs: write epochs=..."),
+    (["+trainer.max_epochs=3"], "trainer.max_epochs=3: write epochs=3"),
+    (["+data.batch_size=64"], "data.batch_size=64: write batch_size=64"),
+    (["+trainer.gradient_clip_value=1"], "got an unexpected keyword argument 'gradient_clip_value'): change the options trainer"),
+    (["trainer.precision=8"], "trainer=lightning.Trainer cannot be made (Precision "),
+    (["optimizer.reset=no"], "optimizer.reset=no: it is true or false"),
+    (["net.batch_norm=no"], "(batch_norm=no is not true or false)"),
+    (["data.drop_last=no"], "data.drop_last=no: it is true or false"),
+    (["+strategy.foo=1"], "strategy=clbench.strategies.EWC cannot be made (EWC.__init__() got an unexpected keyword argument"),
+    (["+data.foo=1"], "data=clbench.data.TaskSequence cannot be made (TaskSequence.__init__() got an unexpected keyword"),
+    (["data.tasks=many"], "data=clbench.data.TaskSequence cannot be made ("),
+    (["data.scale=0"], "data.scale=0: the pixel value that becomes 1 is above 0"),
+    (["data.mean=[0]", "data.std=[0]"], "data.std=[0]: a standard deviation is above 0"),
+    (["data.augment=flip"], "data.augment=flip is not a transform"),
+    (["net._target_=torch.nn.Linearr"], "_target_=torch.nn.Linearr cannot be imported. Are you sure that 'Linearr' is imp"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"), ERRORS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_an_error_of_the_user_is_one_line_before_training(run, tmp_path, monkeypatch, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - which exception is Hydra's business, the line is ours
+        run(*overrides)
+    line = user_message(caught.value)
+    assert line is not None
+    assert message in line
+    assert "\n" not in line
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_a_truncated_data_file_is_named(run, tmp_path):
+    raw = tmp_path / "data/MNIST/raw"
+    raw.mkdir(parents=True)
+    for name, magic in (("train-images", 2051), ("train-labels", 2049), ("t10k-images", 2051), ("t10k-labels", 2049)):
+        dims = b"\x00\x00\x00\x1c" * 2 if magic == 2051 else b""
+        kind = "idx3" if magic == 2051 else "idx1"
+        (raw / f"{name}-{kind}-ubyte").write_bytes(
+            magic.to_bytes(4, "big") + (60000).to_bytes(4, "big") + dims + b"\x00" * 99
+        )
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        run("data=split_mnist", f"data_dir={tmp_path / 'data'}")
+    assert "MNIST in" in user_message(caught.value)
+    assert "a file may be cut short" in user_message(caught.value)
+    assert "delete it and run again" in user_message(caught.value)
+
+
+def test_a_stiff_penalty_stops_with_its_remedy(run):
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        run("strategy=l2", "optimizer=sgd", "lam=1e6", "data.tasks=2", "epochs=3", "net.hidden=[8]")
+    assert "sgd lr=0.01 with lam=1e+06 is too stiff (lr*lam*max importance = 1e+04" in user_message(caught.value)
+    assert "lower lam or lr, or use optimizer=adam" in user_message(caught.value)
+
+
+def test_the_command_ends_with_one_line_and_exit_code_1(command):
+    done = command("strategy=ewcc")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: strategy=ewcc does not exist: use one of agem, ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_the_traceback_of_an_error_is_shown_to_who_asks_hydra_for_it(command):
+    done = command("net.hidden=[-1]", environment={"HYDRA_FULL_ERROR": "1"}, imported=False)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "ConfigError: net=clbench.nets.mlp cannot be built" in done.stderr
+
+
+@pytest.mark.parametrize("typed", [("--lam", "10"), ("--lam=10",)])
+def test_an_option_with_dashes_is_told_how_options_are_written(command, typed):
+    done = command(*typed)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"error: {typed[0]}: options are written without dashes: lam=(10|\.\.\.)\n", done.stderr)
+
+
+def test_help_lists_the_groups_and_says_how(command):
+    done = command("--help")
+    assert done.returncode == 0
+    for text in (
+        "python -m clbench.train strategy=ewc lam=1e5",
+        "strategy: agem, der, derpp",
+        "GROUP=CHOICE",
+        "lam:",
+    ):
+        assert text in done.stdout
+    assert "Powered by" not in done.stdout
+
+
+def test_the_command_shows_the_plan_the_tasks_and_the_summary_and_nothing_else(command, tmp_path):
+    done = command("strategy=ewc", "lam=1e5", *TINY, "output_dir=here")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for text in (
+        "ewc (lam=100000.0, fisher=exact, samples=all",
+        "permuted_digits, 2 tasks of 10 classes",
+        "seed",
+        "cpu",
+    ):
+        assert text in done.stdout
+    for text in ("task 1/2", "task 2/2", "average accuracy", "forgetting", "results in"):
+        assert text in done.stdout
+    assert "Warning" not in done.stdout
+    assert (tmp_path / "here/metrics.json").exists()
+
+
+def test_a_sweep_runs_equal_cells_once_and_a_failed_run_hides_no_other(command, tmp_path):
+    done = command("-m", "strategy=finetune,mas", "lam=1,-1,1e3", *TINY, "output_dir=sweep")
+    assert done.returncode == 1
+    assert "4 runs in sweep (2 of 6 cells differ only in options their strategy does not have" in done.stderr
+    assert "1 of 4 runs are not done, see the table; the others are" in done.stderr
+    assert "lam=-1: the strength" in " ".join(done.stdout.split())
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/metrics.json")]
+    assert sorted(r["strategy"].get("lam", 0) for r in results) == [0, 1, 1000]
+    (folder,) = tmp_path.glob("sweep/finetune-seed0-*")
+    assert yaml.safe_load((folder / ".hydra/config.yaml").read_text())["lam"] is None
+
+
+@pytest.mark.slow
+def test_a_sweep_of_which_a_parallel_worker_is_killed_loses_no_run_and_goes_on_to_the_results_of_runs_alone(
+    command, run, tmp_path
+):
+    sweep = ("-m", "seed=0,1,2", *TINY)
+    arguments = [sys.executable, "-m", "clbench.train", *sweep, "launch=joblib", "hydra.launcher.n_jobs=2"]
+    process = subprocess.Popen(
+        [*arguments, "output_dir=joblib"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("joblib/*/checkpoints/task_0.ckpt")) and process.poll() is None:
+        time.sleep(0.01)
+    children = subprocess.run(["ps", "-wwo", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    workers = [int(line.split()[0]) for line in children.stdout.splitlines() if "popen_loky" in line]
+    assert workers, children.stdout
+    os.kill(workers[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "a worker was killed" in said and "the same command runs what is missing" in said, said
+
+    done = command(*sweep, "launch=joblib", "output_dir=joblib", imported=False)
+    assert done.returncode == 0, done.stderr
+    runs = sorted(tmp_path.glob("joblib/*/metrics.json"))
+    assert len(runs) == 3
+    for file in runs:
+        second = json.loads(file.read_text())
+        first = run(f"seed={second['seed']}", *TINY, folder=f"alone/{second['seed']}")
+        for key in first.keys() - {"seconds", "shared_first_task"}:
+            assert first[key] == second[key], key
+
+
+def test_a_strategy_from_outside_is_one_file_and_one_yaml(command, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from clbench.strategies import L2\n\n"
+        "class Twice(L2):\n    @property\n    def strength(self):\n        return 2 * self.lam\n"
+    )
+    (tmp_path / "more/strategy").mkdir(parents=True)
+    (tmp_path / "more/strategy/twice.yaml").write_text(
+        "# @package _global_\nlam: 0.5\nstrategy:\n  _target_: mine.Twice\n  lam: ${lam}\n"
+    )
+    environment = {"PYTHONPATH": str(tmp_path)}
+    done = command("--config-dir", "more", "strategy=twice", *TINY, "output_dir=dir", environment=environment)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "dir/metrics.json").read_text())
+    assert result["strategy"] == {"name": "twice", "lam": 0.5}
+    search = f"hydra.searchpath=[file://{tmp_path / 'more'}]"
+    done = command(search, "strategy=twice", *TINY, "output_dir=searched", environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "searched/metrics.json").read_text())["accuracy_matrix"] == result["accuracy_matrix"]
+    (tmp_path / "more/strategy/nested.yaml").write_text("lam: 0.5\nstrategy:\n  _target_: mine.Twice\n  lam: ${lam}\n")
+    done = command("--config-dir", "more", "strategy=nested", *TINY, environment=environment)
+    assert done.stderr.startswith(
+        "error: strategy has lam, strategy, no _target_: begin its yaml with the line '# @package"
+    )
+
+
+def test_clbench_train_is_the_same_command(tmp_path):
+    script = Path(sys.executable).with_name("clbench-train")
+    done = subprocess.run([script, *TINY, "output_dir=here"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "here/metrics.json").exists()
+
+
+def test_a_light_run_imports_nothing_heavy_that_it_does_not_use(tmp_path):
+    program = (
+        f"import sys, runpy; sys.argv = ['clbench.train', *{TINY!r}, 'output_dir=x']\n"
+        "runpy.run_module('clbench.train', run_name='__main__')\n"
+        "print('IMPORTED', [m for m in ('wandb', 'clbench.report', 'tensorboard', 'IPython') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert "IMPORTED []" in done.stdout, done.stdout + done.stderr

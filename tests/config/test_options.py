@@ -1,0 +1,241 @@
+"""Training options: budgets, early stopping, which weights are kept, schedules, evaluation inside tasks, loggers."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+from clbench.errors import ConfigError
+from clbench.experiment.build import build
+from clbench.training import loggers
+from clbench.training.evaluation import EXAMPLES, NLL, tally
+from clbench.training.loggers import LoggerContext
+from tests.conftest import trainer
+from tests.test_train import load, same_checkpoint
+
+SHORT = ("data.tasks=2", "net.hidden=[16]")
+STEPS = 41  # of one epoch: 1,294 training examples in batches of 32
+
+
+def logged(folder):
+    """Rows of every metrics.csv, in order, without empty cells."""
+    rows = []
+    for file in sorted(folder.glob("logs/*/metrics.csv")):
+        rows += [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file.read_text().splitlines())]
+    return rows
+
+
+def without_cost(rows):
+    """Rows without what no two runs have in common."""
+    cost = ("seconds", "memory")
+    return [{key: value for key, value in row.items() if not key.startswith(cost)} for row in rows]
+
+
+def last_step(folder):
+    return max(row["step"] for row in logged(folder))
+
+
+def test_a_task_shorter_than_the_steps_between_evaluations_has_none_inside(run, tmp_path):
+    result = run(*SHORT, "steps=[2,10]", "eval_every=5", "strategy=finetune")
+    assert [(w["task"], w["step"]) for w in result["within_tasks"]] == [(1, 5), (1, 10)]
+    assert (tmp_path / "run/accuracy_within_tasks.png").exists()
+
+
+def test_evaluations_inside_tasks_begin_after_the_first_step_of_the_optimiser(run):
+    options = (*SHORT, "steps=4", "+trainer.accumulate_grad_batches=2", "eval_every=2", "strategy=finetune")
+    assert {(w["task"], w["step"]) for w in run(*options)["within_tasks"]} == {(0, 2), (0, 4), (1, 2), (1, 4)}
+
+
+def test_epochs_and_steps_are_one_number_or_one_per_task(run, tmp_path):
+    for name, option, steps in (
+        ("a", "epochs=2", 4 * STEPS),
+        ("b", "epochs=[1,3]", 4 * STEPS),
+        ("c", "steps=7", 14),
+        ("d", "steps=[5,60]", 65),
+    ):
+        run(*SHORT, option, "strategy=finetune", folder=name)
+        assert last_step(tmp_path / name) == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["epochs=[1,2,3]"], r"epochs=\[1, 2, 3\] has 3 entries for 2 tasks"),
+        (["steps=0"], "steps=0: it is a whole number, at least 1"),
+        (["patience=0"], "patience=0: at least 1 epoch"),
+        (["consolidate=first"], "consolidate='first' is not one of last, best"),
+        (["consolidate=best", "data.validation=0"], "need validation data"),
+        (["eval_every=0"], "eval_every=0: at least 1 step"),
+        (["log_every=0"], "log_every=0: at least 1 step"),
+        (
+            ["lr=-1"],
+            "Adam cannot be made .Invalid learning rate: -1.: change the options optimizer.make",
+        ),
+        (["+optimizer.make.momentum=1"], "Adam cannot be made .*momentum.*: change the options"),
+        (
+            ["scheduler=step", "scheduler.make.step_size=x"],
+            "StepLR cannot be made.*: change the options scheduler.make",
+        ),
+        (["trainer.precision=bf16-true"], "precision=bf16-true has weights that are not float32: use 32-true"),
+        (["trainer.precision=64"], "precision=64 has weights that are not float32: use 32-true"),
+        (
+            ["scheduler=cosine", "scheduler.interval=epoch"],
+            "T_max is told the number of steps: use scheduler.interval=step",
+        ),
+        (["scheduler=step", "scheduler.interval=batch"], "scheduler.interval='batch' is not one of epoch, step"),
+    ],
+)
+def test_a_wrong_option_is_named(run, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run(*SHORT, *options, "strategy=finetune")
+
+
+def test_patience_ends_a_task_early(run, tmp_path):
+    options = (*SHORT, "epochs=40", "lr=0.02", "strategy=finetune", "data.tasks=1", "patience=2")
+    assert run(*options)["status"] == "complete"
+    assert last_step(tmp_path / "run") < 40 * STEPS
+
+
+def test_best_keeps_the_weights_of_the_epoch_with_the_lowest_validation_loss(run, composed, tmp_path):
+    options = (*SHORT, "lr=0.05", "strategy=finetune", "data.tasks=1")
+    sequence, learner, _ = build(composed(*options))
+
+    def weights_and_loss(folder):
+        state = load(tmp_path / folder / "checkpoints/task_0.ckpt")["learner"]
+        learner.load_state_dict(state)
+        counts = tally(learner, sequence[0].val_dataloader())[0]
+        return state, (counts[NLL] / counts[EXAMPLES]).item()
+
+    for epochs in range(1, 7):  # the same seed: each run is the beginning of the next
+        run(*options, f"epochs={epochs}", folder=f"after{epochs}")
+    run(*options, "epochs=6", "consolidate=best", folder="best")
+    epochs = [weights_and_loss(f"after{k}") for k in range(1, 7)]
+    lowest, _ = min(epochs, key=lambda pair: pair[1])
+    assert lowest is not epochs[-1][0], "the last epoch is the best: the test shows nothing"
+    assert same_checkpoint(weights_and_loss("best")[0], lowest)
+
+
+@pytest.mark.parametrize("length", ["epochs=[1,2]", "steps=7", "steps=[3,50]", "epochs=3"])
+def test_the_cosine_schedule_ends_with_each_task_however_long_it_is(run, tmp_path, length):
+    run(*SHORT, length, "strategy=joint", "optimizer=sgd", "optimizer.reset=false", "scheduler=cosine")
+    for task in range(2):
+        (group,) = load(tmp_path / f"run/checkpoints/task_{task}.ckpt")["optimizer"]["param_groups"]
+        assert group["lr"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("steps", [7, 1000])
+def test_the_cosine_schedule_ends_with_whichever_of_epochs_and_steps_comes_first(composed, steps):
+    sequence, learner, _ = build(composed(*SHORT, "optimizer.reset=false", "scheduler=cosine"))
+    trainer([], max_epochs=1, max_steps=steps).fit(learner, datamodule=sequence[0])
+    (group,) = learner.optimizer_state["param_groups"]
+    assert group["lr"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "step"])
+def test_a_schedule_really_changes_the_learning_rate_and_starts_anew_with_each_task(run, tmp_path, scheduler):
+    options = (*SHORT, "epochs=3", "strategy=finetune", "optimizer=sgd", "optimizer.reset=false")
+    extra = ["scheduler.make.step_size=1"] if scheduler == "step" else []
+    run(*options, f"scheduler={scheduler}", *extra, folder="scheduled")
+    run(*options, folder="constant")
+    a, b = (load(tmp_path / name / "checkpoints/task_1.ckpt") for name in ("scheduled", "constant"))
+    assert not same_checkpoint(a["learner"], b["learner"])
+    (group,) = a["optimizer"]["param_groups"]
+    expected = 0.0 if scheduler == "cosine" else 0.01 * 0.1**3
+    assert group["lr"] == pytest.approx(expected, abs=1e-9)  # one task's schedule, not two
+
+
+def test_evaluation_inside_tasks_gives_the_stability_gap_and_changes_nothing_else(run, tmp_path):
+    options = ("data.tasks=3", "net.hidden=[16]", "epochs=1", "strategy=ewc", "net.dropout=0.2")
+    inside, plain = run(*options, "eval_every=10", folder="inside"), run(*options, folder="plain")
+    assert inside["accuracy_matrix"] == plain["accuracy_matrix"]
+    assert [(w["task"], w["step"]) for w in inside["within_tasks"]] == [
+        (t, s) for t in range(3) for s in (10, 20, 30, 40)
+    ]
+    r = torch.tensor(inside["accuracy_matrix"], dtype=torch.double)
+    lowest = [
+        min([*r[j + 1 :, j].tolist(), *(w["accuracy"][j] for w in inside["within_tasks"] if w["task"] > j)])
+        for j in (0, 1)
+    ]
+    assert inside["min_accuracy"] == pytest.approx(sum(lowest) / 2)
+    assert inside["worst_case_accuracy"] == pytest.approx(r[2, 2].item() / 3 + 2 / 3 * sum(lowest) / 2)
+    gaps = [
+        r[i - 1, j].item() - min(w["accuracy"][j] for w in inside["within_tasks"] if w["task"] == i)
+        for i, j in ((1, 0), (2, 0), (2, 1))
+    ]
+    assert inside["stability_gap"] == pytest.approx(sum(gaps) / 3)
+    assert plain["stability_gap"] is None
+    assert (tmp_path / "inside/accuracy_within_tasks.png").exists()
+
+
+def test_the_csv_log_has_losses_on_a_step_that_never_goes_back_and_accuracies_by_task(run, tmp_path):
+    result = run(*SHORT, "epochs=2", "log_every=10", "strategy=ewc", "lam=100")
+    rows = logged(tmp_path / "run")
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(steps)
+    losses = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in losses] == list(range(10, 4 * STEPS + 1, 10))
+    assert all(row["train/penalty"] == 0 for row in losses if row["task"] == 0)
+    assert any(row["train/penalty"] > 0 for row in losses if row["task"] == 1)
+    after = [row for row in rows if "acc/task_0" in row]
+    assert [[row[f"acc/task_{j}"] for j in range(i + 1)] for i, row in enumerate(after)] == [
+        result["accuracy_matrix"][i][: i + 1] for i in range(2)
+    ]
+    assert rows[-1]["average_accuracy"] == result["average_accuracy"]
+
+
+def test_logging_changes_nothing(run, tmp_path):
+    a = run(*SHORT, "epochs=1", "log_every=1", folder="a")
+    b = run(*SHORT, "epochs=1", "logger=none", folder="b")
+    assert a["accuracy_matrix"] == b["accuracy_matrix"]
+    assert a["config_hash"] == b["config_hash"]
+    assert not (tmp_path / "b/logs").exists()
+
+
+def test_the_csv_log_of_a_process_that_was_killed_is_not_lost_to_the_one_that_goes_on_in_the_same_task(tmp_path):
+    place = LoggerContext(tmp_path, tmp_path, 0, {}, print)
+    for step in range(3):
+        logger = loggers.csv(place)
+        logger.log_metrics({"loss": float(step)}, step)
+        logger.finalize("success")
+    files = sorted(tmp_path.glob("logs/*/metrics.csv"))
+    assert [file.parent.name for file in files] == ["from_task_0", "from_task_0_2", "from_task_0_3"]
+    assert [next(csv.DictReader(file.read_text().splitlines()))["loss"] for file in files] == ["0.0", "1.0", "2.0"]
+
+
+def test_a_resumed_run_logs_on_where_it_was_and_loses_nothing(run, tmp_path):
+    run(*SHORT, "epochs=1", "log_every=10", "strategy=ewc")
+    folder = tmp_path / "run"
+    before = logged(folder)
+    (folder / "checkpoints/task_1.ckpt").unlink()
+    (folder / "metrics.json").write_text(
+        json.dumps({**json.loads((folder / "metrics.json").read_text()), "status": "running"})
+    )
+    run(*SHORT, "epochs=1", "log_every=10", "strategy=ewc")
+    assert logged(folder)[: len(before)] == before
+    resumed = logged(folder)[len(before) :]
+    assert without_cost(resumed) == without_cost([row for row in before if row["step"] > STEPS])
+
+
+@pytest.mark.slow
+def test_a_compiled_loss_learns_what_the_eager_one_does(run, tmp_path):
+    options = (*SHORT, "steps=20", "strategy=ewc")
+    run(*options, "compile=true", folder="compiled")
+    run(*options, folder="eager")
+    a, b = (load(tmp_path / name / "checkpoints/task_1.ckpt")["learner"] for name in ("compiled", "eager"))
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
+def test_callbacks_of_the_users_own_take_part(run, tmp_path, monkeypatch):
+    (tmp_path / "counting_callback.py").write_text(
+        "import lightning as L\nbegun = []\n\n\nclass Counting(L.Callback):\n"
+        "    def on_train_start(self, trainer, pl_module):\n        begun.append(trainer.datamodule.index)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run(*SHORT, "epochs=1", "+trainer.callbacks=[{_target_:counting_callback.Counting}]")
+    from counting_callback import begun
+
+    assert begun == [0, 1]

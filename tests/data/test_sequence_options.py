@@ -1,0 +1,151 @@
+"""Options of a sequence: examples per task, class order, a bigger first task, drop_last, normalisation."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from clbench.data import TaskSequence, chain, permute, rotate, split
+from clbench.data.toy import Digits
+from clbench.errors import ConfigError
+
+digits = partial(TaskSequence, Digits, scale=16)
+
+
+def rows(task):
+    (part,) = task.importance_dataloader().parts
+    return part.rows.tolist()
+
+
+def test_examples_per_task_are_a_subset_of_the_training_examples_and_no_others_change():
+    for some, every in zip(digits(split, examples_per_task=50), digits(split), strict=True):
+        assert some.examples == 50
+        assert set(rows(some)) < set(rows(every))
+        for kind in ("val_dataloader", "test_dataloader"):
+            loaders = zip(getattr(some, kind)(), getattr(every, kind)(), strict=True)
+            assert all(len(a.parts[0]) == len(b.parts[0]) for a, b in loaders)
+
+
+def test_examples_per_task_are_those_of_the_seed_and_the_task():
+    first, again, other = (
+        [rows(task) for task in digits(permute, examples_per_task=50, seed=s, validation=0)] for s in (0, 0, 1)
+    )
+    assert first == again != other
+    assert first[0] != first[1]
+
+
+def test_tasks_may_have_different_numbers_of_examples():
+    sequence = digits(split, examples_per_task=[10, 20, 30, 40, 50])
+    assert [task.examples for task in sequence] == [10, 20, 30, 40, 50]
+    assert sequence.joint(2).examples == 60
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (10_000, "data.examples_per_task=10000: task 0 has "),
+        (0, "data.examples_per_task=0: task 0 has "),
+        ([5, 5], "data.examples_per_task=[5, 5] has 2 entries for 5 tasks: make them agree"),
+    ],
+)
+def test_examples_that_are_not_there_are_refused(number, message):
+    with pytest.raises(ConfigError) as error:
+        digits(split, examples_per_task=number)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"order": [3, 1, 4, 5, 9, 2, 6, 0]}, [(3, 1), (4, 5), (9, 2), (6, 0)]),
+        ({"order": [7, 8, 9], "classes_per_task": [2, 1], "tasks": None}, [(7, 8), (9,)]),
+        ({"first_task": 4, "tasks": 3}, [(0, 1, 2, 3), (4, 5, 6), (7, 8, 9)]),
+        ({"first_task": 6, "classes_per_task": 2, "tasks": None}, [(0, 1, 2, 3, 4, 5), (6, 7), (8, 9)]),
+    ],
+)
+def test_classes_come_in_the_order_and_shares_that_were_asked(options, expected):
+    tasks = options.pop("tasks", 4)
+    assert [task.classes for task in digits(partial(split, **options), tasks=tasks)] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": [0, 0, 1]}, r"data.split.order=\[0, 0, 1\] is not a list of different classes from 0 to 9"),
+        ({"order": [10]}, r"data.split.order=\[10\] is not a list of different classes from 0 to 9"),
+        ({"order": []}, r"data.split.order=\[\] is not a list"),
+        ({"first_task": 10}, "data.split.first_task=10 .* it is 1 to 9 of the 10 classes"),
+        ({"first_task": 2, "classes_per_task": [2, 8]}, "data.split.first_task=2"),
+    ],
+)
+def test_an_order_or_a_first_task_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        digits(partial(split, **options))
+
+
+def test_drop_last_leaves_out_the_smaller_batch_and_only_of_training():
+    (task,) = digits(chain, batch_size=100, drop_last=True)
+    assert task.examples == 1293
+    loader = task.train_dataloader()
+    assert [len(batch.y) for batch in loader] == [100] * 12 and len(loader) == 12
+    assert sum(len(batch.y) for batch in task.importance_dataloader()) == 1293
+    assert sum(len(batch.y) for batch in task.test_dataloader()[0]) == 360
+
+
+def test_drop_last_that_would_leave_nothing_is_refused():
+    with pytest.raises(ConfigError, match="data.drop_last with batch_size=1000 leaves no batch of a task with"):
+        digits(split, batch_size=1000, drop_last=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": [0.5]}, "give both, or null for both"),
+        ({"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}, "3 entries, but the images have 1 channels"),
+    ],
+)
+def test_normalisation_that_does_not_fit_the_channels_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        digits(split, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "turned"),
+    [
+        ({}, [0, 36, 72, 108, 144]),
+        ({"degrees": 90, "tasks": 3}, [0, 30, 60]),
+        ({"angles": [90, 0], "tasks": None}, [90, 0]),
+    ],
+)
+def test_tasks_are_turned_by_evenly_spaced_or_given_angles(options, turned):
+    from torchvision.transforms.v2.functional import InterpolationMode
+    from torchvision.transforms.v2.functional import rotate as turn
+
+    tasks = options.pop("tasks", 5)
+    sequence = digits(partial(rotate, **options), tasks=tasks)
+    plain = torch.tensor(Digits(train=False).data)[:, None] / 16
+    for loader, angle in zip(sequence[0].test_dataloader(), turned, strict=True):
+        (batch,) = loader
+        torch.testing.assert_close(batch.x, turn(plain, angle, InterpolationMode.BILINEAR), atol=1e-4, rtol=0)
+        assert batch.y.tolist() == Digits(train=False).targets
+
+
+def test_angles_by_the_seed_do_not_depend_on_the_number_of_tasks():
+    def grids(seed, tasks):
+        return [cut.view.grid for cut in digits(partial(rotate, angles="seed"), tasks=tasks, seed=seed).definitions]
+
+    assert all(torch.equal(a, b) for a, b in zip(grids(0, 3), grids(0, 5), strict=False))
+    assert not any(torch.equal(a, b) for a, b in zip(grids(0, 3), grids(1, 3), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks", "message"),
+    [
+        ({"angles": "odd"}, 2, "data.split.angles='odd' is not even, seed, or a list of degrees"),
+        ({"angles": [1, 2, 3]}, 2, "data.tasks=2 but data.split.angles=.* has 3 entries"),
+        ({}, 0, "data.tasks=0: a sequence has at least 1 task"),
+    ],
+)
+def test_angles_that_cannot_be_are_refused(options, tasks, message):
+    with pytest.raises(ConfigError, match=message):
+        digits(partial(rotate, **options), tasks=tasks)

@@ -1,0 +1,98 @@
+"""clbench.load: what is back in memory is what was there."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import clbench
+from clbench.errors import ConfigError
+from clbench.training.evaluation import CORRECT, EXAMPLES, tally
+
+SMALL = ("data.tasks=3", "data.examples_per_task=64", "net.hidden=[16]", "epochs=1", "logger=none")
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, torch.Tensor):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["finetune", "ewc", "mas", "si", "lwf", "er", "derpp", "agem", "nccl", "independent", "joint_from_scratch"],
+)
+def test_the_loaded_net_has_the_accuracies_of_its_row_and_the_strategy_its_memory(run, tmp_path, strategy):
+    metrics = run(f"strategy={strategy}", *SMALL)
+    for task in (0, 1):
+        loaded = clbench.load(tmp_path / "run", task=task)
+        counts = tally(loaded.learner, loaded.sequence[task].test_dataloader())
+        assert (counts[:, CORRECT] / counts[:, EXAMPLES]).tolist() == metrics["accuracy_matrix"][task]
+        saved = torch.load(tmp_path / f"run/checkpoints/task_{task}.ckpt", weights_only=True)
+        assert_same(loaded.strategy.state_dict(), saved["strategy"])
+        assert loaded.net is loaded.learner.net
+        assert not loaded.learner.training
+
+
+def test_without_a_task_the_last_finished_one_is_loaded_and_random_states_stay(run, tmp_path):
+    run("strategy=ewc", *SMALL)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    loaded = clbench.load(str(tmp_path / "run"))
+    assert (loaded.task, loaded.cfg.seed, len(loaded.sequence)) == (2, 0, 3)
+    assert loaded.strategy.value(loaded.learner) > 0  # a penalty for each of three tasks, at most one at its anchor
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_a_run_that_started_from_weights_in_a_file_is_loaded_without_the_file(run, tmp_path):
+    run("strategy=finetune", *SMALL, folder="first")
+    weights = tmp_path / "weights.ckpt"
+    (tmp_path / "first/checkpoints/task_0.ckpt").rename(weights)
+    run("strategy=finetune", f"init_from={weights}", *SMALL, folder="second")
+    weights.unlink()
+    assert clbench.load(tmp_path / "second", task=1).task == 1
+
+
+def test_what_cannot_be_loaded_is_said(run, tmp_path):
+    with pytest.raises(ConfigError, match="nowhere is not a folder: give the output_dir of a run"):
+        clbench.load(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"has no .hydra/config.yaml: give the output_dir of a run"):
+        clbench.load(tmp_path)
+    run("strategy=finetune", "checkpoints=none", *SMALL, folder="bare")
+    with pytest.raises(ConfigError, match="has no checkpoints: the run needs checkpoints=all or last"):
+        clbench.load(tmp_path / "bare")
+    run("strategy=finetune", *SMALL)
+    (tmp_path / "run/checkpoints/task_1.ckpt").unlink()
+    with pytest.raises(ConfigError, match="task=1: .* has no checkpoint of it, only of 0, 2; "):
+        clbench.load(tmp_path / "run", task=1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("_target_: clbench.nets.mlp", "_target_: clbench.nets.perceptron", "it was changed since"),
+        (None, None, "cannot be rebuilt: .*its code has changed since it ran: use the versions in its metrics.json"),
+    ],
+)
+def test_a_changed_configuration_and_changed_code_are_told_apart(run, tmp_path, old, new, message):
+    run("strategy=finetune", *SMALL)
+    if old is not None:
+        file = tmp_path / "run/.hydra/config.yaml"
+        file.write_text(file.read_text().replace(old, new))
+    else:  # as if the head had another name when the run was made
+        file = tmp_path / "run/checkpoints/task_2.ckpt"
+        state = torch.load(file, weights_only=True)
+        state["learner"] = {name.replace("head", "classifier"): p for name, p in state["learner"].items()}
+        torch.save(state, file)
+    with pytest.raises(ConfigError, match=message):
+        clbench.load(tmp_path / "run")

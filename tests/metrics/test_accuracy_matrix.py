@@ -1,0 +1,160 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torchmetrics.classification import MulticlassCalibrationError
+
+from clbench.metrics.accuracy_matrix import (
+    AccuracyMatrix,
+    MidTaskEvaluation,
+    accuracy_matrix,
+    calibration_gaps,
+    nll,
+    summarize,
+)
+
+# rows: after task 0, 1, 2; columns: on task 0, 1, 2
+FORGETS = [[0.9, 0.2, 0.1], [0.95, 0.8, 0.3], [0.7, 0.85, 0.6]]
+IMPROVES = [[0.5, 0.0, 0.0], [0.6, 0.5, 0.0], [0.7, 0.8, 0.9]]
+LUCKY_BEFORE = [[0.9, 0.99, 0.1], [0.95, 0.8, 0.3], [0.7, 0.75, 0.6]]  # task 1 is best before it is learned
+BEFORE = [0.1, 0.1, 0.15]
+
+
+def matrix(rows):
+    return torch.tensor(rows, dtype=torch.double)
+
+
+@pytest.mark.parametrize(
+    ("rows", "key", "expected"),
+    [
+        (FORGETS, "average_accuracy", (0.7 + 0.85 + 0.6) / 3),
+        (FORGETS, "learning_accuracy", (0.9 + 0.8 + 0.6) / 3),
+        (FORGETS, "forgetting", ((0.95 - 0.7) + (0.8 - 0.85)) / 2),  # the last row is not among the maxima
+        (FORGETS, "backward_transfer", ((0.7 - 0.9) + (0.85 - 0.8)) / 2),
+        (FORGETS, "forward_transfer", ((0.2 - 0.1) + (0.3 - 0.15)) / 2),
+        (FORGETS, "min_accuracy", (0.7 + 0.85) / 2),  # the row where a task was learned does not count
+        (IMPROVES, "average_accuracy", 0.8),
+        (IMPROVES, "learning_accuracy", 1.9 / 3),
+        (IMPROVES, "forgetting", ((0.6 - 0.7) + (0.5 - 0.8)) / 2),  # negative
+        (IMPROVES, "backward_transfer", (0.2 + 0.3) / 2),
+        (IMPROVES, "forward_transfer", ((0.0 - 0.1) + (0.0 - 0.15)) / 2),
+        (IMPROVES, "min_accuracy", (0.6 + 0.8) / 2),
+        (LUCKY_BEFORE, "forgetting", ((0.95 - 0.7) + (0.8 - 0.75)) / 2),  # rows from j on: 0.99 does not count
+        (LUCKY_BEFORE, "forward_transfer", ((0.99 - 0.1) + (0.3 - 0.15)) / 2),
+    ],
+)
+def test_a_reading_is_what_the_formula_gives_by_hand(rows, key, expected):
+    assert summarize(matrix(rows), matrix(BEFORE), transfer=True)[key] == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_task_has_accuracies_and_no_comparisons():
+    assert summarize(matrix([[0.75]]), matrix([0.5]), transfer=True) == {
+        "average_accuracy": 0.75,
+        "learning_accuracy": 0.75,
+        "forgetting": None,
+        "backward_transfer": None,
+        "forward_transfer": None,
+        "min_accuracy": None,
+        "worst_case_accuracy": 0.75,
+        "stability_gap": None,
+    }
+
+
+def test_evaluations_inside_tasks_count_for_the_worst_case_and_the_stability_gap():
+    r = matrix([[0.9, 0.1], [0.8, 0.7]])
+    within = [
+        MidTaskEvaluation(0, 5, [0.2, 0.1]),
+        MidTaskEvaluation(1, 5, [0.5, 0.3]),
+        MidTaskEvaluation(1, 10, [0.6, 0.6]),
+    ]
+    found = summarize(r, None, False, within)
+    assert found["min_accuracy"] == pytest.approx(
+        0.5
+    )  # while task 1 was learned; what task 0 itself went through is not counted
+    assert found["worst_case_accuracy"] == pytest.approx(0.7 / 2 + 0.5 / 2)
+    assert found["stability_gap"] == pytest.approx(0.9 - 0.5)
+
+
+@pytest.mark.parametrize(("initial", "transfer"), [(None, True), (BEFORE, False)])
+def test_forward_transfer_is_none_without_an_initial_accuracy_or_with_an_untrained_head(initial, transfer):
+    found = summarize(matrix(FORGETS), None if initial is None else matrix(initial), transfer)
+    assert found["forward_transfer"] is None
+    assert found["backward_transfer"] == pytest.approx(-0.075)
+
+
+def test_the_accuracy_of_what_was_not_evaluated_is_nan():
+    r = accuracy_matrix(torch.tensor([[3, 0], [1, 2]]), torch.tensor([[4, 0], [4, 2]]))
+    assert r.dtype == torch.double
+    assert math.isnan(r[0, 1])
+    assert r[[0, 1, 1], [0, 0, 1]].tolist() == [0.75, 0.25, 1.0]
+
+
+@pytest.mark.parametrize("form", ["logits", "labels"])
+def test_accuracy_is_weighted_by_examples_over_unequal_batches(form):
+    counted = AccuracyMatrix(tasks=2)
+    for predicted, targets in (([1, 0, 2, 2], [1, 0, 2, 0]), ([1], [0])):
+        outputs = torch.tensor(predicted)
+        if form == "logits":
+            outputs = nn.functional.one_hot(outputs, 3).float()
+        counted.update(outputs, torch.tensor(targets), after=1, on=0)
+    counted.update(torch.tensor([1, 1]), torch.tensor([1, 1]), after=0, on=1)
+    r = counted.compute()
+    assert r[1, 0].item() == 3 / 5  # not the mean of 3/4 and 0
+    assert r[0, 1].item() == 1
+    assert r[0, 0].isnan() and r[1, 1].isnan()
+
+
+def test_a_reset_matrix_has_counted_nothing():
+    counted = AccuracyMatrix(tasks=1)
+    counted.update(torch.tensor([1]), torch.tensor([1]), after=0, on=0)
+    counted.reset()
+    counted.update(torch.tensor([1]), torch.tensor([0]), after=0, on=0)
+    assert counted.compute().item() == 0
+
+
+def outputs_and_targets(examples=500, classes=10, scale=3.0):
+    draw = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(examples, classes, generator=draw, dtype=torch.double)
+    return logits, torch.randint(classes, (examples,), generator=draw)
+
+
+def test_nll_is_the_cross_entropy_of_each_example():
+    logits, targets = outputs_and_targets()
+    expected = nn.functional.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(nll(logits, targets), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_nll_is_infinite_where_the_target_is_not_among_the_outputs_or_is_ruled_out():
+    logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, -torch.inf]])
+    assert nll(logits, torch.tensor([1, 2, 1])).tolist() == [pytest.approx(math.log(2)), torch.inf, torch.inf]
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+def test_the_calibration_error_is_that_of_torchmetrics(scale):
+    logits, targets = outputs_and_targets(scale=scale)
+    reference = MulticlassCalibrationError(num_classes=10, n_bins=15, norm="l1")(logits, targets).item()
+    found = calibration_gaps(logits, targets).abs().sum().item() / len(targets)
+    assert found == pytest.approx(reference, abs=1e-6)  # torchmetrics counts in float32
+    assert found > 0.01
+
+
+def test_calibration_gaps_add_up_over_unequal_batches():
+    logits, targets = outputs_and_targets()
+    whole = calibration_gaps(logits, targets)
+    parts = sum(calibration_gaps(z, y) for z, y in zip(logits.split(170), targets.split(170), strict=True))
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", range(8, 15))
+def test_a_confidence_falls_in_the_bin_that_holds_it(k):
+    p = (k + 0.5) / 15
+    gaps = calibration_gaps(torch.tensor([[p, 1 - p]], dtype=torch.double).log(), torch.tensor([1]), bins=15)
+    assert gaps.nonzero().flatten().tolist() == [k]
+    assert gaps[k].item() == pytest.approx(p)
+
+
+def test_certain_answers_fall_in_the_last_bin():
+    logits = torch.tensor([[0.0, 1e4], [0.0, 1e4], [1e4, 0.0]])
+    gaps = calibration_gaps(logits, torch.tensor([0, 1, 0]), bins=15)
+    assert gaps.tolist() == [0.0] * 14 + [1.0]

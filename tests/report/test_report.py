@@ -1,0 +1,487 @@
+"""The report: what it reads, what it computes, and what stands on the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock
+from scipy import stats
+
+from clbench.errors import ConfigError
+from clbench.metrics.interval import half_width
+from clbench.report.__main__ import main
+from clbench.report.page import troubles
+from clbench.report.section import Setting, lead
+from clbench.report.statistics import choose, difference, over_seeds, paired, pareto, shown
+from clbench.report.sweeps import commands, never_run
+from clbench.report.tables import escaped, size
+from clbench.runs.names import said
+from clbench.runs.read import chance, read
+from tests.forked import type_command
+
+SMALL = ("epochs=1", "data.tasks=2", "net.hidden=[16]", "data.examples_per_task=200")
+
+
+@pytest.fixture(scope="session")
+def real_sweep(tmp_path_factory) -> Path:
+    """A real sweep: fine-tuning, EWC with two Fishers and two lams, joint from scratch; five seeds."""
+    everyone = tmp_path_factory.getbasetemp()
+    folder = (everyone.parent if "PYTEST_XDIST_WORKER" in os.environ else everyone) / "report"
+    with FileLock(f"{folder}.lock"):  # one worker runs it, the others wait for it
+        if not folder.exists():
+            folder.mkdir()
+            options = (
+                "strategy=finetune,ewc,joint_from_scratch",
+                "lam=1,1e3",
+                "fisher=exact,empirical",
+                "seed=0,1,2,3,4",
+            )
+            done = type_command(("-m", *options, *SMALL, "output_dir=sweep", "logger=none"), folder, os.environ)
+            assert done.returncode == 0, done.stderr
+    return folder / "sweep"
+
+
+@pytest.fixture
+def copied(real_sweep, tmp_path) -> Path:
+    """The same sweep, to be damaged."""
+    return Path(shutil.copytree(real_sweep, tmp_path / "sweep"))
+
+
+@pytest.fixture(scope="session")
+def reported(real_sweep, tmp_path_factory) -> Path:
+    """The report of the real sweep."""
+    return main([str(real_sweep), "--output", str(tmp_path_factory.mktemp("out") / "report"), "--title", "A <sweep>"])
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def cell(sweep: Path, number: int) -> Path:
+    """A run of a sweep, in its order."""
+    return sweep / list(json.loads((sweep / "sweep.json").read_text())["cells"])[number]
+
+
+def change(folder: Path, **values: object) -> None:
+    (folder / "metrics.json").write_text(json.dumps({**metrics(folder), **values}))
+
+
+# ---- reading
+
+
+def test_a_run_is_a_row_with_the_numbers_of_its_metrics_json(real_sweep):
+    frame = read(real_sweep)
+    assert len(frame) == 30 and set(frame.status) == {"complete"}
+    for row in frame.itertuples():
+        there = metrics(Path(row.folder))
+        assert row.average_accuracy == there["average_accuracy"]
+        assert row.validation_average_accuracy == there["validation"]["average_accuracy"]
+        assert row.nll == pytest.approx(np.mean([task["nll"] for task in there["per_task"]]))
+        assert row.seconds_total == there["seconds"]["total"]
+        assert row.bytes == max(task["bytes"] for task in there["importance"])
+        assert row.seed == there["seed"] and row.strategy == there["strategy"]["name"]
+        assert np.array_equal(row.accuracy_matrix, there["accuracy_matrix"])
+
+
+def test_cells_are_named_by_what_differs_between_runs_and_by_nothing_else(real_sweep):
+    frame = read(real_sweep)
+    assert set(frame.setting) == {"permuted_digits, task-incremental, mlp"}
+    ewc = {f"ewc fisher={fisher} lam={lam}" for fisher in ("exact", "empirical") for lam in ("1", "1e3")}
+    assert set(frame.cell) == {"finetune", "joint_from_scratch", *ewc}
+    assert set(frame.groupby("cell").seed.apply(sorted).map(tuple)) == {(0, 1, 2, 3, 4)}
+    assert frame[frame.strategy == "finetune"].lam.isna().all()
+
+
+def test_a_key_of_the_setting_that_differs_separates_settings(real_sweep, tmp_path):
+    for number, rate in enumerate(("0.001", "0.01")):
+        copy = Path(shutil.copytree(cell(real_sweep, 0), tmp_path / str(number)))
+        file = copy / ".hydra" / "config.yaml"
+        file.write_text(file.read_text().replace("lr: 0.001", f"lr: {rate}"))
+    names = set(read(tmp_path).setting)
+    assert names == {f"permuted_digits, task-incremental, mlp, lr={rate}" for rate in ("0.001", "0.01")}
+
+
+def test_names_of_folders_say_nothing(real_sweep, tmp_path):
+    shutil.copytree(cell(real_sweep, 0), tmp_path / "mas_lam=9_seed=77")
+    row = read(tmp_path).iloc[0]
+    assert (row.strategy, row.seed) == ("finetune", 0) and np.isnan(row.lam)
+
+
+def test_folders_that_overlap_are_read_once_and_any_depth_is_searched(real_sweep):
+    assert len(read([real_sweep, cell(real_sweep, 3), real_sweep.parent, real_sweep / ".."])) == 30
+
+
+def test_the_same_run_twice_counts_once(real_sweep, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(cell(real_sweep, 0), tmp_path / name)
+    frame = read(tmp_path)
+    assert list(frame.status) == ["complete", "repeated"]
+    assert list(over_seeds(frame).seeds) == [1]
+
+
+def test_intransigence_is_beside_the_reference_of_the_same_seed(real_sweep):
+    frame = read(real_sweep).set_index(["cell", "seed"])
+    for (_, seed), row in frame.iterrows():
+        reference = np.diag(frame.loc[("joint_from_scratch", seed)].accuracy_matrix)
+        assert row.intransigence == pytest.approx(np.mean(reference - np.diag(row.accuracy_matrix)))
+
+
+def test_without_a_reference_there_is_no_intransigence(real_sweep):
+    assert read([cell(real_sweep, 0), cell(real_sweep, 1)]).intransigence.isna().all()
+
+
+def test_a_folder_without_runs_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=f"no runs in {tmp_path}: a run is a folder with"):
+        read(tmp_path)
+    with pytest.raises(ConfigError, match="is not a folder"):
+        read(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "not one of clbench"),
+        ('{"status": "complete"}', "KeyError"),
+        (None, "no metrics.json"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_named_and_hides_no_other(copied, text, why):
+    file = cell(copied, 7) / "metrics.json"
+    file.write_text(text) if text is not None else file.unlink()
+    frame = read(copied)
+    assert list(frame[frame.status == "failed"].folder) == [str(cell(copied, 7))]
+    assert why in frame.problem.dropna().item()
+    assert (frame.status == "complete").sum() == 29
+    assert str(cell(copied, 7)) in troubles(frame, [])
+
+
+def test_an_unfinished_run_does_not_count(copied):
+    r = metrics(cell(copied, 4))["accuracy_matrix"]
+    change(cell(copied, 4), status="running", accuracy_matrix=[r[0], [None, None]])
+    row = read(copied).iloc[4]
+    assert row.status == "running" and row.problem == "1 of 2 tasks done: running, or stopped"
+
+
+def test_a_run_that_failed_before_it_wrote_anything_is_listed(copied):
+    shutil.rmtree(cell(copied, 6))
+    (cell(copied, 6)).mkdir()
+    frame = read(copied)
+    assert frame.iloc[6].status == "failed" and frame.iloc[6].problem.startswith("no metrics.json")
+    assert never_run(frame) == []
+
+
+def test_cells_a_sweep_asked_for_are_missed_but_not_those_that_are_one_run(copied):
+    assert never_run(read(copied)) == []
+    shutil.rmtree(cell(copied, 0))
+    assert never_run(read(copied)) == [(str(copied), "strategy=finetune lam=1 fisher=exact seed=0")]
+
+
+def test_the_command_of_a_sweep_is_said_once(real_sweep):
+    ((command, runs),) = commands(read(real_sweep))
+    assert runs == 30
+    assert command.startswith("python -m clbench.train -m strategy=finetune,ewc,joint_from_scratch lam=1,1e3")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "scenario", "expected"),
+    [([2, 2, 2], "class", [1 / 2, 1 / 4, 1 / 6]), ([2, 4], "task", [1 / 2, 3 / 8]), ([5, 5], "domain", [0.2, 0.2])],
+)
+def test_chance_is_guessing_among_the_outputs_that_compete(sizes, scenario, expected):
+    assert chance(sizes, scenario) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_thousands_of_folders_are_read(run, tmp_path):
+    run("strategy=ewc", "steps=2", "data.tasks=2", folder="0")
+    config = (tmp_path / "0/.hydra/config.yaml").read_text()
+    for seed in range(1, 2000):
+        folder = tmp_path / str(seed)
+        shutil.copytree(tmp_path / "0/.hydra", folder / ".hydra")
+        (folder / ".hydra/config.yaml").write_text(config.replace("seed: 0\n", f"seed: {seed}\n", 1))
+        shutil.copy(tmp_path / "0/metrics.json", folder)
+    frame = read(tmp_path)
+    assert frame.seed.nunique() == 2000 and frame.cell.nunique() == 1
+
+
+# ---- statistics
+
+
+def test_means_and_intervals_are_those_of_student(real_sweep):
+    frame = read(real_sweep)
+    cells = over_seeds(frame).set_index("cell")
+    for cell, of in frame.groupby("cell"):
+        for metric in ("average_accuracy", "forgetting", "seconds_total"):
+            low, high = stats.t.interval(0.95, len(of) - 1, of[metric].mean(), stats.sem(of[metric]))
+            assert cells.loc[cell, metric] == pytest.approx((low + high) / 2)
+            assert cells.loc[cell, f"{metric}_ci"] == pytest.approx((high - low) / 2)
+
+
+def test_one_seed_has_no_interval():
+    assert np.isnan(half_width(np.array([np.nan, 0.1]), np.array([1, 1]))).all()
+    assert half_width(np.array([1.0]), np.array([4]))[0] == pytest.approx(3.182446 / 2)
+
+
+def table(*rows: tuple[str, float, int, float, float]) -> pd.DataFrame:
+    columns = ["variant", "lam", "seeds", "validation_average_accuracy", "average_accuracy"]
+    made = pd.DataFrame(rows, columns=columns).assign(setting="s", average_accuracy_ci=0.01)
+    return made.assign(strategy=made.variant, cell=made.variant + made.lam.astype(str))
+
+
+def test_lam_is_chosen_on_validation_data_and_the_oracle_on_test_data():
+    cells = table(("ewc", 1, 3, 0.8, 0.7), ("ewc", 10, 3, 0.7, 0.9), ("ewc", 100, 2, 0.99, 0.99))
+    leak_free = choose(cells, "validation")
+    assert list(leak_free.chosen) == [True, False, False]  # lam=100 has fewer seeds: it does not compete
+    assert list(leak_free.oracle) == [False, True, False]
+    assert list(choose(cells, "test").chosen) == [False, True, False]
+
+
+def test_test_data_never_choose_lam_behind_ones_back():
+    cells = table(("ewc", 1, 3, np.nan, 0.7), ("ewc", 10, 3, np.nan, 0.9))
+    chosen = choose(cells, "validation")
+    assert not chosen.chosen.any() and len(shown(chosen)) == 2
+    assert len(shown(choose(cells, "test"))) == 1
+
+
+def answer(*rows: tuple[str, float, int, float, float]) -> str:
+    cells = choose(table(*rows), "validation")
+    runs = pd.DataFrame({"chance": [[0.5, 0.25]]})
+    return re.sub("<[^>]*>", "", lead(Setting("s", cells, shown(cells), runs, cells[:0], "validation")))
+
+
+def test_the_answer_says_who_is_best_and_how_far_that_is_from_joint_training():
+    said = answer(
+        ("finetune", 0, 3, 0.4, 0.4), ("joint", 0, 3, 0.9, 0.9), ("ewc", 1, 3, 0.6, 0.6), ("mas", 1, 3, 0.8, 0.8)
+    )
+    assert "Best of 2: mas1 ends with average accuracy 0.800 ± 0.010 over 3 seeds" in said
+    assert "chance 0.250" in said and "80% of the way from fine-tuning to joint training" in said
+
+
+def test_the_answer_says_when_nothing_beats_fine_tuning():
+    tuned = ("finetune", 0, 3, 0.7, 0.7)
+    assert "Nothing beats fine-tuning (0.700). Best of 2: mas" in answer(
+        tuned, ("ewc", 1, 3, 0.5, 0.5), ("mas", 1, 3, 0.6, 0.6)
+    )
+    assert "Nothing beats" not in answer(tuned, ("ewc", 1, 3, 0.8, 0.8))
+
+
+@pytest.mark.parametrize(("best", "end"), [(0, "smallest"), (1, None), (2, "largest")])
+def test_the_answer_says_when_lam_is_the_last_of_those_tried(best, end):
+    said = answer(*(("ewc", 10**i, 3, 0.5 + 0.2 * (i == best), 0.6) for i in range(3)))
+    assert ("that was tried: the best may lie beyond" in said) is bool(end)
+    assert not end or f"It is the {end} that was tried" in said
+
+
+def test_the_pareto_front_is_what_no_other_beats():
+    learning, forgetting = [0.9, 0.8, 0.7, 0.85, 0.9], [0.5, 0.1, 0.2, 0.6, 0.4]
+    beaten = {
+        i
+        for i in range(5)
+        for j in range(5)
+        if learning[j] >= learning[i] and forgetting[j] <= forgetting[i]
+        and (learning[j], forgetting[j]) != (learning[i], forgetting[i])
+    }  # fmt: skip
+    assert pareto(learning, forgetting) == [1, 4] and set(range(5)) - beaten == {1, 4}
+
+
+def test_paired_differences_are_the_paired_t_test(real_sweep):
+    frame = read(real_sweep)
+    pairs = paired(frame, shown(choose(over_seeds(frame), "validation")))
+    assert len(pairs) == 4 * 3 / 2 and set(pairs.seeds) == {5}
+    by_cell = {cell: of.set_index("seed").sort_index() for cell, of in frame.groupby("cell")}
+    for row in pairs.itertuples():
+        a, b = by_cell[row.a].average_accuracy, by_cell[row.b].average_accuracy
+        test = stats.ttest_rel(a, b)
+        interval = test.confidence_interval(0.95)
+        assert row.average_accuracy == pytest.approx((a - b).mean())
+        assert row.average_accuracy_ci == pytest.approx((interval.high - interval.low) / 2)
+        assert row.average_accuracy_p == pytest.approx(test.pvalue, nan_ok=True)
+
+
+def test_four_seeds_are_too_few_for_paired_differences(real_sweep):
+    frame = read(real_sweep)
+    frame = frame[frame.seed < 4]
+    assert paired(frame, shown(choose(over_seeds(frame), "validation"))).empty
+    assert np.isnan(difference(pd.Series([0.1, 0.1]), "m")["m_p"])
+
+
+# ---- what is written
+
+
+class Page(HTMLParser):
+    """Tables as lists of rows of texts, ids, and every address that a browser would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.ids: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self.in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action") and not value.startswith(
+                ("#", "data:")
+            ):
+                self.loads.append(value)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.in_cell = True
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.in_cell = False
+
+    def handle_data(self, data):
+        self.text += data
+        if self.in_cell:
+            self.tables[-1][-1][-1] += data
+
+
+def test_the_page_is_one_file_that_loads_nothing(reported):
+    text = (reported / "report.html").read_text()
+    page = Page(text)
+    assert page.loads == []
+    assert not re.search(r"https?:|@import|url\((?!#)|<link|<iframe|<script src", text)
+    assert len(page.ids) == len(set(page.ids))
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    assert used <= set(page.ids)
+    assert len(text) < 1_000_000
+    assert "prefers-color-scheme: dark" in text and "A &lt;sweep&gt;" in text
+
+
+def test_the_table_of_strategies_holds_the_numbers_of_the_statistics(reported, real_sweep):
+    page = Page((reported / "report.html").read_text())
+    frame = read(real_sweep)
+    rows = shown(choose(over_seeds(frame), "validation"))
+    heads, *body, guess = page.tables[0]
+    assert heads[:4] == ["strategy", "lam", "seeds", "average accuracy"]
+    for row, line in zip(rows.itertuples(), body, strict=True):
+        assert line[0].startswith(row.strategy) and line[2] == "5"
+        assert line[3] == f"{row.average_accuracy:.3f}± {row.average_accuracy_ci:.3f}"
+        assert line[1] == ("-" if np.isnan(row.lam) else said(row.lam))
+    assert guess[0] == "chance" and guess[3] == "0.100"
+    assert "lam chosen on validation data" in page.text
+
+
+def test_every_part_is_on_the_page(reported):
+    page = Page((reported / "report.html").read_text())
+    for title in (
+        "Strategies", "Average accuracy", "lam", "Accuracy over tasks", "Forgetting against learning", "Accuracy matrices",
+        "Paired differences", "All 6 cells", "Commands", "Versions", "What the columns mean",
+    ):  # fmt: skip
+        assert title in page.text
+    assert "python -m clbench.train -m strategy=finetune,ewc,joint_from_scratch" in page.text
+    assert "Failures and missing cells" not in page.text
+    oracle = next(t for t in page.tables if "lam, test oracle" in t[0])
+    assert [line[0] for line in oracle[1:]] == ["ewc fisher=empirical", "ewc fisher=exact"]
+
+
+def test_a_number_appears_over_each_point(reported):
+    text = (reported / "report.html").read_text()
+    for cell in ("ewc fisher=exact lam=1e3", "finetune, seed 3", "joint_from_scratch: learning accuracy"):
+        assert re.search(rf"<use [^>]*><title>{cell}", text)
+
+
+def test_summary_csv_holds_every_cell_in_full_precision(reported, real_sweep):
+    there = pd.read_csv(reported / "summary.csv")
+    cells = choose(over_seeds(read(real_sweep)), "validation")
+    assert len(there) == 6
+    for name in ("average_accuracy", "average_accuracy_ci", "lam", "seconds_total", "intransigence"):
+        np.testing.assert_allclose(there[name], cells[name], rtol=1e-12)
+    assert list(there.chosen) == list(cells.chosen)
+    for name in ("strategy", "fisher"):
+        assert list(there[name].dropna()) == list(cells[name].dropna())
+
+
+def test_summary_tex_is_balanced_and_escaped(reported):
+    text = (reported / "summary.tex").read_text()
+    body = re.sub(r"(?m)^%.*\n", "", text)
+    assert body.count(r"\begin{tabular}") == body.count(r"\end{tabular}") == 1
+    unescaped = re.sub(r"\\.", "", body)
+    assert unescaped.count("{") == unescaped.count("}") and unescaped.count("$") % 2 == 0
+    assert r"joint\_from\_scratch" in body and not re.search(r"[_%#]", unescaped)
+    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 5 and len({line.count(" & ") for line in lines}) == 1
+    assert escaped(r"a_b%\c") == r"a\_b\%\textbackslash{}c"
+
+
+def test_figures_are_files_too(reported):
+    names = {"ranking", "lam_curves", "over_tasks", "tradeoff", "matrices"}
+    assert {file.name for file in (reported / "figures").iterdir()} == {
+        f"{n}.{end}" for n in names for end in ("png", "svg")
+    }
+    assert (reported / "figures" / "ranking.svg").read_text().startswith("<?xml")
+
+
+def test_the_terminal_shows_the_table_and_what_failed(copied, tmp_path, capsys):
+    (cell(copied, 7) / "metrics.json").write_text("{")
+    main([str(copied), "--output", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert "average accuracy" in out and "finetune" in out
+    assert f"failed: {cell(copied, 7)}: metrics.json cannot be read" in out
+    assert f"report in {tmp_path / 'out' / 'report.html'}" in out
+
+
+def test_test_selection_is_labelled_an_oracle(real_sweep, tmp_path):
+    out = main([str(real_sweep), "--output", str(tmp_path / "out"), "--select", "test"])
+    assert "an oracle, not a result" in (out / "report.html").read_text()
+
+
+def test_some_runs_of_a_sweep_make_a_report_in_which_the_others_are_not_missing(real_sweep, tmp_path):
+    out = main([str(cell(real_sweep, 0)), str(cell(real_sweep, 1)), "--output", str(tmp_path / "out")])
+    assert "missing" not in re.sub(
+        "<style>.*</style>|<script>.*</script>", "", (out / "report.html").read_text(), flags=re.S
+    )
+    assert "lam chosen" not in (out / "summary.tex").read_text()  # nothing was
+
+
+def test_what_is_not_ours_or_not_a_folder_is_one_line(real_sweep, copied, tmp_path):
+    (copied / "sweep.json").write_text("[]")
+    assert len(read(copied)) == 30
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--output .*file: it is a file, or lies below one; give a folder"):
+        main([str(real_sweep), "--output", str(tmp_path / "file")])
+
+
+def test_nothing_complete_is_one_line(copied, tmp_path):
+    for file in copied.glob("*/metrics.json"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"none of 30 runs is complete; .*/finetune-seed0-.*: no metrics.json"):
+        main([str(copied), "--output", str(tmp_path / "out")])
+
+
+def test_class_incremental_runs_show_chance_fine_tuning_and_joint(command, tmp_path):
+    options = ("data=split_digits", "scenario=class", "epochs=1", "net.hidden=[16]", "output_dir=s", "logger=none")
+    assert command("-m", "strategy=finetune,ewc,joint_from_scratch", *options).returncode == 0
+    out = main([str(tmp_path / "s"), "--output", str(tmp_path / "out")])
+    page = Page((out / "report.html").read_text())
+    assert {line[0].removesuffix("reference") for line in page.tables[0][1:]} == {
+        "finetune",
+        "ewc",
+        "joint_from_scratch",
+        "chance",
+    }
+    assert page.tables[0][-1][page.tables[0][0].index("average accuracy")] == "0.100"
+    assert re.search(r"fine-tuning 0\.\d+, joint from scratch 0\.\d+, chance 0\.100", page.text)
+
+
+def test_bytes_are_said_for_a_person():
+    assert [size(n) for n in (0, 999, 1500, 506_000, 2.5e9)] == ["0 B", "999 B", "1.5 kB", "506 kB", "2.5 GB"]
+    assert [said(x) for x in (1e5, 10.0, 0.5, 1e-7, 1234567.0, 3)] == ["1e5", "10", "0.5", "1e-7", "1.23457e6", "3"]

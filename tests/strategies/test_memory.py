@@ -1,0 +1,133 @@
+"""Memories: who is kept, who is drawn, and that nothing else can change them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+from clbench.strategies.memory import Memory, Reservoir, Ring
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def stream(*sizes: int) -> list[dict[str, torch.Tensor]]:
+    """Examples numbered through, in batches."""
+    numbers = torch.arange(sum(sizes))
+    return [{"x": batch[:, None].float(), "number": batch} for batch in numbers.split(list(sizes))]
+
+
+def uniformity(counts: torch.Tensor, p: float, repeats: int) -> float:
+    """p-value of equal inclusion: slots are shared, so counts have variance p (1 - p) and correlation -1 / (n - 1)."""
+    n = len(counts)
+    statistic = ((counts - repeats * p) ** 2 / (repeats * p * (1 - p))).sum().item() * (n - 1) / n
+    return float(chi2.sf(statistic, n - 1))
+
+
+@pytest.mark.parametrize("batch", [1, 7, 60])
+def test_a_reservoir_keeps_every_example_of_the_stream_equally_often(batch):
+    n, slots, repeats = 60, 10, 1500
+    counts = torch.zeros(n, dtype=torch.double)
+    generator = seeded(batch)
+    for _ in range(repeats):
+        memory = Reservoir(slots)
+        for examples in stream(*[batch] * (n // batch), *([n % batch] if n % batch else [])):
+            memory.add(examples, generator)
+        counts[memory.examples["number"]] += 1
+    assert counts.sum() == repeats * slots
+    assert uniformity(counts, slots / n, repeats) > 1e-3
+
+
+def test_a_reservoir_keeps_all_until_it_is_full():
+    memory = Reservoir(10)
+    for examples in stream(4, 4):
+        memory.add(examples, seeded(0))
+    assert memory.examples["number"][memory.filled].tolist() == list(range(8))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 6))
+@settings(max_examples=50, deadline=None)
+def test_a_ring_keeps_the_last_examples_of_every_task(sizes, each):
+    memory = Ring(2, each)
+    for task in (0, 1):
+        for examples in stream(*sizes):
+            memory.add({**examples, "task": torch.full_like(examples["number"], task)}, task)
+    kept = min(each, sum(sizes))
+    for task in (0, 1):
+        mine = memory.examples["number"][memory.of(task) & memory.filled]
+        assert sorted(mine.tolist()) == list(range(sum(sizes) - kept, sum(sizes)))
+        assert (memory.examples["task"][memory.of(task) & memory.filled] == task).all()
+
+
+@given(st.integers(1, 30), st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_a_draw_is_without_replacement_and_of_all_if_there_are_fewer(number, seed):
+    memory = Reservoir(20)
+    for examples in stream(12):
+        memory.add(examples, seeded(0))
+    drawn = memory.draw(number, seeded(seed))["number"]
+    assert len(drawn) == len(drawn.unique()) == min(number, 12)
+
+
+def test_every_example_kept_is_drawn_equally_often():
+    memory = Reservoir(12)
+    for examples in stream(12):
+        memory.add(examples, seeded(0))
+    counts, generator, repeats = torch.zeros(12, dtype=torch.double), seeded(1), 2000
+    for _ in range(repeats):
+        counts[memory.draw(5, generator)["number"]] += 1
+    assert uniformity(counts, 5 / 12, repeats) > 1e-3
+
+
+def test_a_draw_can_be_of_earlier_tasks_only():
+    memory = Ring(3, 4)
+    assert memory.draw(4, seeded(0)) is None
+    for task, examples in enumerate(stream(4, 4)):
+        memory.add({**examples, "task": torch.full((4,), task)}, task)
+    assert set(memory.draw(9, seeded(0), memory.before(1))["task"].tolist()) == {0}
+    assert memory.draw(9, seeded(0), memory.of(2)) is None
+
+
+def test_where_a_slot_is_written_twice_the_later_row_stays():
+    memory = Memory(2)
+    memory.write({"x": torch.tensor([1.0, 2.0, 3.0, 4.0])}, [0, 1, 0, -1])
+    assert memory.examples["x"].tolist() == [3.0, 2.0]
+
+
+def test_what_is_kept_is_a_copy_without_history():
+    memory, x = Reservoir(3), torch.ones(3, 2, requires_grad=True)
+    memory.add({"x": x * 2}, seeded(0))
+    assert not memory.examples["x"].requires_grad
+    before = memory.examples["x"].clone()
+    memory.draw(3, seeded(0))["x"].zero_()
+    assert torch.equal(memory.examples["x"], before)
+
+
+@pytest.mark.parametrize("make", [lambda: Reservoir(5), lambda: Ring(2, 3)], ids=["reservoir", "ring"])
+def test_a_memory_read_back_goes_on_as_if_nothing_had_been(make):
+    def add(memory, examples, generator):
+        memory.add(examples, generator) if isinstance(memory, Reservoir) else memory.add(examples, 0)
+
+    memory, copy, batches = make(), make(), stream(6, 6)
+    add(memory, batches[0], seeded(0))
+    copy.load_state_dict(memory.state_dict())
+    for m in (memory, copy):
+        add(m, batches[1], seeded(1))
+    assert torch.equal(memory.examples["number"], copy.examples["number"])
+    assert torch.equal(memory.filled, copy.filled)
+    assert memory.bytes() == copy.bytes() == sum(t.numel() * t.element_size() for t in memory.examples.values())
+
+
+def test_a_memory_without_slots_is_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        Reservoir(0)
+
+
+def test_a_state_of_another_size_is_refused():
+    memory = Reservoir(4)
+    with pytest.raises(ValueError, match="a state of 4 slots"):
+        Reservoir(5).load_state_dict(memory.state_dict())

@@ -1,0 +1,309 @@
+"""What a run logs to W&B, read back with W&B's own reader; the sweep for agents; the ready view."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from clbench.strategies.norms import gradient_norms
+from clbench.training.logging import QUANTILES, quantiles
+
+ROOT = Path(__file__).parents[2]
+SHORT = ("data.tasks=3", "net.hidden=[16]", "epochs=1", "log_every=10", "strategy=ewc", "lam=1e3")
+STEPS = 41  # of one epoch
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_logged_in(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in without_login(tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+
+def without_login(folder: Path) -> dict[str, str]:
+    """Where W&B finds neither a key nor settings."""
+    return {"NETRC": str(folder / "netrc"), "WANDB_CONFIG_DIR": str(folder / "config")}
+
+
+def inspected(folder: Path) -> list[dict]:
+    """Records of the one run in ``folder``, as `wandb leet inspect` reads them."""
+    wandb = Path(sys.executable).with_name("wandb")
+    done = subprocess.run([wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def offline(folder: Path) -> list[Path]:
+    return sorted(folder.glob("wandb/offline-run-*"))
+
+
+def of(records: list[dict], kind: str) -> list[dict]:
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def rows(records: list[dict]) -> list[dict]:
+    return [row["item"] for row in of(records, "history")]
+
+
+@pytest.fixture(scope="module")
+def logged(request, tmp_path_factory):
+    """One real offline run: its metrics.json, its folder and its records."""
+    folder = tmp_path_factory.mktemp("logged")
+    arguments = [*SHORT, "trainer=cpu", "logger=[csv,wandb]", f"output_dir={folder}"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "clbench.train", *arguments],
+        env={**environment, **without_login(folder), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = offline(folder)
+    return json.loads((folder / "metrics.json").read_text()), folder, inspected(run), done
+
+
+@pytest.mark.slow
+def test_it_says_in_one_line_that_it_is_offline_and_where(logged):
+    _, folder, _, done = logged
+    lines = [line for line in done.stdout.splitlines() if "W&B" in line]
+    assert lines == [f"W&B: offline, in {folder / 'wandb'}: wandb leet shows it, wandb sync uploads it"]
+    assert "wandb" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_can_be_told_by_its_name_and_filtered_by_tags_and_a_flat_config(logged):
+    metrics, _, records, _ = logged
+    (run,) = of(records, "run")
+    assert run["display_name"] == "ewc lam=1000 fisher=exact permuted_digits task seed=0"
+    assert run["tags"] == ["ewc", "permuted_digits", "task"]
+    config = run["config"]["update"]
+    wanted = {"strategy": "ewc", "data": "permuted_digits", "scenario": "task", "lam": 1000, "fisher": "exact"}
+    wanted |= {"samples": None, "seed": 0, "optimizer": "adam", "lr": 0.001, "epochs": 1, "tasks": 3}
+    assert {key: config[key] for key in wanted} == wanted
+    assert config["config_hash"] == metrics["config_hash"]
+    assert config["yaml"]["strategy"]["label_samples"] == 1
+    assert not {"output_dir", "data_dir"} & config["yaml"].keys()
+
+
+@pytest.mark.slow
+def test_metrics_after_a_task_are_on_the_task_axis_and_losses_on_the_step(logged):
+    axes = {m.get("glob_name", m.get("name")): m["step_metric"] for m in of(logged[2], "metric")}
+    assert axes["train/*"] == "step"
+    for metrics in ("acc/*", "cl/*", "importance/*", "seconds/*", "memory/*", "accuracy_matrix"):
+        assert axes[metrics] == "task"
+
+
+@pytest.mark.slow
+def test_the_step_never_goes_back_and_every_entry_has_losses_gradients_and_their_ratios(logged):
+    steps = [row["step"] for row in rows(logged[2])]
+    assert steps == sorted(steps)
+    losses = [row for row in rows(logged[2]) if "train/loss" in row]
+    assert [row["step"] for row in losses] == list(range(10, 3 * STEPS + 1, 10))
+    names = {"loss", "task_loss", "penalty", "penalty_ratio", "loss_gradient", "penalty_gradient", "gradient_ratio"}
+    for row in losses:
+        assert {key.removeprefix("train/") for key in row if key.startswith("train/")} == names
+        assert row["train/loss_gradient"] > 0
+        assert (row["train/penalty_gradient"] > 0) == (row["task"] > 0)
+        ratio = row["train/penalty_gradient"] / row["train/loss_gradient"]
+        assert row["train/gradient_ratio"] == pytest.approx(ratio)
+        assert row["train/penalty_ratio"] == pytest.approx(row["train/penalty"] / row["train/task_loss"])
+
+
+@pytest.mark.slow
+def test_after_each_task_there_are_accuracies_readings_importance_seconds_memory_and_the_matrix(logged):
+    metrics, folder, records, _ = logged
+    after = [row for row in rows(records) if "acc/task_0" in row]
+    assert [row["task"] for row in after] == [0, 1, 2]
+    for i, row in enumerate(after):
+        assert [row[f"acc/task_{j}"] for j in range(i + 1)] == metrics["accuracy_matrix"][i][: i + 1]
+        assert row["cl/average_accuracy"] == pytest.approx(sum(metrics["accuracy_matrix"][i][: i + 1]) / (i + 1))
+        assert ("cl/forgetting" in row) == (i > 0)
+        assert row["memory/rss_mib"] > 100
+        assert {"seconds/train", "seconds/importance", "seconds/evaluation"} <= row.keys()
+        layers = {"net.body.1", *(f"net.head.heads.{j}" for j in range(i + 1))}
+        for kind in ("importance", "log10_importance"):
+            assert {
+                key.split("/")[1].split("._")[0].split(".bins")[0].split(".values")[0]
+                for key in row
+                if key.startswith(f"{kind}/")
+            } == layers
+        assert row["log10_importance/net.body.1._type"] == "histogram"
+        assert (
+            row["importance/net.body.1/median"] <= row["importance/net.body.1/q99"] <= row["importance/net.body.1/max"]
+        )
+        (run,) = offline(folder)
+        assert (run / "files" / row["accuracy_matrix.path"]).stat().st_size > 5000
+    last = after[-1]
+    for key in ("average_accuracy", "forgetting", "backward_transfer", "learning_accuracy", "min_accuracy"):
+        assert last[f"cl/{key}"] == pytest.approx(metrics[key])
+
+
+@pytest.mark.slow
+def test_the_summary_has_the_final_metrics_under_the_names_of_metrics_json(logged):
+    metrics, folder, records, _ = logged
+    summary = {}
+    for update in of(records, "summary"):
+        summary |= update["update"]
+    for key in ("average_accuracy", "learning_accuracy", "forgetting", "backward_transfer", "worst_case_accuracy"):
+        assert summary[key] == pytest.approx(metrics[key])
+    assert summary["validation"]["average_accuracy"] == pytest.approx(metrics["validation"]["average_accuracy"])
+    for key in ("train", "total"):
+        assert summary["seconds"][key] == pytest.approx(metrics["seconds"][key], abs=0.5)
+    assert summary["warnings"] == metrics["warnings"] == []
+    (run,) = offline(folder)
+    table = json.loads((run / "files" / summary["accuracy_table"]["path"]).read_text())
+    assert table["columns"] == ["after_task", "task", "accuracy"]
+    assert table["data"] == [[i, j, a] for i, row in enumerate(metrics["accuracy_matrix"]) for j, a in enumerate(row)]
+
+
+@pytest.mark.slow
+def test_csv_has_the_same_numbers(logged):
+    import csv
+
+    _, folder, records, _ = logged
+    cells = [
+        {k: float(v) for k, v in row.items() if v}
+        for row in csv.DictReader((folder / "logs/from_task_0/metrics.csv").read_text().splitlines())
+    ]
+    for ours, theirs in zip(cells, rows(records), strict=False):
+        assert {k: theirs[k] for k in ours} == pytest.approx(ours)
+    assert cells[-1]["validation.average_accuracy"] > 0
+
+
+def test_tensorboard_has_them_too(run, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(*SHORT, "logger=tensorboard")
+    events = EventAccumulator(str(tmp_path / "run/tensorboard/from_task_0"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {"train/gradient_ratio", "acc/task_2", "cl/forgetting", "importance/net.body.1/max", "average_accuracy"} <= {
+        *tags
+    }
+
+
+def test_nothing_is_measured_between_two_entries(run):
+    """Python itself counts the calls; nothing is put in the place of anything."""
+    counted = []
+
+    def count(frame, event, argument):
+        measures = event == "call" and frame.f_code is gradient_norms.__code__
+        if measures and frame.f_back.f_globals["__name__"] == "clbench.training.logging":  # the doctor measures too
+            counted.append(1)
+
+    sys.setprofile(count)
+    try:
+        run(*SHORT, "logger=csv")
+        assert len(counted) == 3 * STEPS // 10
+        run(*SHORT, "logger=none", folder="none")
+        assert len(counted) == 3 * STEPS // 10
+    finally:
+        sys.setprofile(None)
+
+
+def test_quantiles_are_values_that_are_there():
+    assert quantiles(torch.arange(1, 1001).double()) == dict(zip(QUANTILES, (500, 900, 990, 1000), strict=True))
+    assert quantiles(torch.tensor([3.0])) == dict.fromkeys(QUANTILES, 3.0)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_offline_has_the_same_id_and_the_step_goes_on(command, tmp_path):
+    options = (*SHORT, "trainer=cpu", "logger=wandb", "output_dir=run")
+    assert command(*options).returncode == 0
+    (tmp_path / "run/checkpoints/task_2.ckpt").unlink()
+    metrics = tmp_path / "run/metrics.json"
+    metrics.write_text(metrics.read_text().replace('"complete"', '"running"'))
+    assert command(*options).returncode == 0
+    parts = offline(tmp_path / "run")
+    assert len(parts) == 2 and len({part.name.rpartition("-")[2] for part in parts}) == 1
+    first, second = (rows(inspected(part)) for part in parts)
+    kept = [row for row in first if row["step"] <= 2 * STEPS]
+    steps = [row["step"] for row in kept + second]
+    assert steps == sorted(steps)
+    assert steps[-1] == 3 * STEPS
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_sweep_share_a_directory_and_a_group_and_the_line_is_said_once(command, tmp_path):
+    done = command("-m", "seed=0,1", *SHORT, "trainer=cpu", "logger=wandb", "output_dir=lams/first")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("W&B: offline") == 1
+    runs = [of(inspected(part), "run")[0] for part in offline(tmp_path / "lams/first")]
+    assert [run["run_group"] for run in runs] == ["lams/first"] * 2
+    assert [run["config"]["update"]["seed"] for run in runs] == [0, 1]
+
+
+@pytest.mark.slow
+def test_what_an_agent_runs_for_the_sweep_is_a_run_with_the_id_it_chose(tmp_path):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep = yaml.safe_load((ROOT / "scripts/wandb_sweep.yaml").read_text())
+    chosen = {name: {"value": p["values"][0]} for name, p in sweep["parameters"].items()}
+    macros = create_sweep_command_args({"args": chosen})
+    macros |= {"env": ["/usr/bin/env"], "interpreter": [sys.executable], "program": [sweep["program"]]}
+    words = []
+    for word in create_sweep_command(sweep["command"]):  # as wandb_agent.py puts them together
+        words += macros.get(word[2:-1], []) if word.startswith("${") and word.endswith("}") else [word]
+    environment = {**os.environ, "WANDB_RUN_ID": "abc123", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*words, *SHORT[:4]], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (part,) = offline(tmp_path / "outputs/sweep/abc123")
+    (run,) = of(inspected(part), "run")
+    assert run["run_id"] == "abc123"
+    assert {name: run["config"]["update"][name] for name in chosen} == {n: p["value"] for n, p in chosen.items()}
+    assert sweep["metric"]["name"] == "validation.average_accuracy"
+
+
+def view(*arguments: str) -> subprocess.CompletedProcess[str]:
+    script = [sys.executable, str(ROOT / "scripts/wandb_workspace.py"), *arguments]
+    return subprocess.run(script, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_every_metric_of_the_ready_view_is_one_that_a_run_logs(logged):
+    pytest.importorskip("wandb_workspaces")
+    import re
+
+    done = view("me", "--project", "p", "--tasks", "3", "--print")
+    assert done.returncode == 0, done.stderr
+    view_ = json.loads(done.stdout)
+    assert (view_["entity"], view_["project"]) == ("me", "p")
+    history = {key for row in rows(logged[2]) for key in row}
+    final = {key for update in of(logged[2], "summary") for key in update["update"]} | {"validation.average_accuracy"}
+    config = of(logged[2], "run")[0]["config"]["update"]
+    panels = [p for section in view_["spec"]["section"]["panelBankConfig"]["sections"] for p in section["panels"]]
+    assert len(panels) > 15
+    for panel in panels:
+        shown = panel["config"]
+        if panel["viewType"] == "Run History Line Plot":
+            assert shown["xAxis"] in ("task", "step")
+            assert {*shown["metrics"]} <= history
+            if pattern := shown.get("metricRegex"):
+                assert any(re.search(pattern, key) for key in history)
+        elif panel["viewType"] == "Bar Chart":
+            assert {*shown["metrics"]} <= final
+        for accessor in [*(c["accessor"] for c in shown.get("columns", [])), shown.get("yAxis", "summary:forgetting")]:
+            where, _, name = accessor.partition(":")
+            assert name in final if where == "summary" else name.removesuffix(".value") in config
+
+
+@pytest.mark.slow
+def test_without_a_login_the_view_is_not_saved_and_says_so():
+    pytest.importorskip("wandb_workspaces")
+    done = view("me")
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip()
+        == "saving a view needs a login: `wandb login` first, or look at the specification with --print"
+    )

@@ -1,0 +1,168 @@
+"""Runs of a sweep that agree on all that matters in the first task train it once; each ends as if it had been alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf, open_dict
+
+from clbench.experiment.build import shared_first_task_key
+from clbench.strategies import EWC, MAS
+from tests.conftest import in_this_process
+from tests.test_train import STRATEGIES, same_checkpoint
+
+TINY = ("data.tasks=2", "data.examples_per_task=70", "net.hidden=[12]", "net.dropout=0.3", "trainer=cpu", "logger=none")
+SIZES = ("epochs=2", "batch_size=16")  # 5 steps an epoch
+IDLE = {"ewc", "finetune", "joint", "joint_from_scratch", "l2", "lwf", "mas", "online_ewc"}
+
+
+class Own(EWC):
+    """May do anything in the first task."""
+
+
+class OwnToo(MAS):
+    def first_task(self, options):
+        return {"_target_": options["_target_"]}
+
+
+@pytest.fixture
+def key(composed):
+    """``key("strategy=ewc")``: of what the run shares."""
+
+    def of(*overrides):
+        cfg = composed(*overrides)
+        OmegaConf.set_readonly(cfg, False)
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        return shared_first_task_key(cfg, instantiate(cfg.strategy))
+
+    return of
+
+
+def test_strategies_that_do_nothing_in_the_first_task_share_it_and_the_others_do_not(key):
+    keys = {name: key(f"strategy={name}", "optimizer=adam", *SIZES) for name in STRATEGIES}
+    assert len({keys[name] for name in IDLE}) == 1
+    assert len(set(keys.values())) == len(STRATEGIES) - len(IDLE) + 1
+
+
+SAME = [
+    ("ewc", "lam=7", "fisher=sample", "samples=5", "fisher_batch=4", "strategy.exclude=['*.bias']"),
+    ("si", "lam=7", "strategy.damping=2", "strategy.clamp=true"),
+    ("agem", "strategy.replay=3"),
+    ("nccl", "lam=7", "strategy.outer_lr=1", "strategy.temperature=2", "strategy.reg=3", "strategy.terms=[b]"),
+    ("ewc", "save_every=5", "log_every=3", "output_dir=elsewhere", "checkpoints=last"),
+]
+OTHER = [
+    ("ewc", "seed=1"),
+    ("ewc", "epochs=3"),
+    ("ewc", "eval_every=5"),
+    ("ewc", "net.hidden=[3]"),
+    ("mas", "strategy.online=true"),
+    ("si", "strategy.exclude=['*.bias']"),
+    ("er", "memory=3"),
+    ("er", "strategy.replay=3"),
+    ("agem", "memory=3"),
+    ("der", "strategy.alpha=3"),
+    ("nccl", "strategy.inner_steps=3"),
+    ("nccl", "memory=3"),
+    ("ewc", "strategy._target_=tests.training.test_shared_first_task.Own"),
+    ("mas", "strategy._target_=tests.training.test_shared_first_task.OwnToo"),
+]
+
+
+def test_options_that_do_not_matter_in_the_first_task_are_shared(key):
+    for strategy, *options in SAME:
+        assert key(f"strategy={strategy}") == key(f"strategy={strategy}", *options), options
+
+
+def test_options_that_matter_in_the_first_task_are_not(key):
+    for strategy, *options in OTHER:
+        assert key(f"strategy={strategy}") != key(f"strategy={strategy}", *options), options
+
+
+def test_an_option_that_something_outside_the_strategy_refers_to_matters(key):
+    for setting in ("data.examples_per_task=${samples}", "+optimizer.make.weight_decay=${lam}"):
+        assert key("lam=1", "samples=30", setting) != key("lam=2", "samples=40", setting)
+
+
+def test_what_the_doctor_said_of_one_strategy_is_not_said_of_another_that_went_on_from_it(composed, tmp_path):
+    options = ("data=split_digits", "scenario=class", "steps=2", "data.tasks=2", "net.hidden=[16]", "trainer=cpu")
+    said = {}
+    for name in ("ewc", "finetune"):
+        in_this_process(composed(f"strategy={name}", *options), tmp_path / name, tmp_path)
+        metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+        said[name] = [warning["kind"] for warning in metrics["warnings"]]
+        assert bool(metrics["shared_first_task"]) and (name == "ewc" or metrics["seconds"]["shared"] > 0)
+    assert said == {"ewc": ["class_incremental"], "finetune": []}
+
+
+def test_of_a_strategy_from_outside_everything_matters_unless_it_says_otherwise(key):
+    own = "strategy._target_=tests.training.test_shared_first_task.Own"
+    assert key("strategy=ewc", own) != key("strategy=ewc", own, "lam=7")
+    own = "strategy._target_=tests.training.test_shared_first_task.OwnToo"
+    assert key("strategy=mas", own) == key("strategy=mas", own, "lam=7")
+
+
+def test_nothing_is_shared_where_that_is_not_wanted_or_the_end_of_the_task_is_not_known(key):
+    assert key("strategy=ewc", "share_first_task=false") is None
+    assert key("strategy=ewc", "patience=2") is None
+
+
+def assert_same(a, b):
+    """Two run folders, in all but their seconds and what they shared; returns the metrics."""
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (a, b))
+    for name in first.keys() - {"seconds", "shared_first_task"}:
+        assert first[name] == second[name], name
+    states = [torch.load(folder / "checkpoints/task_1.ckpt", weights_only=True) for folder in (a, b)]
+    assert same_checkpoint(*({**state, "shared_first_task": None} for state in states))
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("options", "shared"),
+    [
+        (SIZES, True),
+        (("steps=6", "batch_size=16", "eval_every=2"), True),  # the last step begins an epoch
+        (("epochs=3", "batch_size=16", "consolidate=best", "+trainer.accumulate_grad_batches=2"), True),
+        (("epochs=3", "batch_size=100"), False),  # no step lies inside an epoch
+    ],
+    ids=["epochs", "steps", "best", "one batch"],
+)
+def test_a_run_that_goes_on_from_what_another_trained_ends_bit_identical(composed, tmp_path, options, shared):
+    def learn(strategy, folder, sweep=None):
+        in_this_process(composed(f"strategy={strategy}", *TINY, *options), tmp_path / folder, sweep)
+
+    learn("ewc", "alone")
+    learn("finetune", "sweep/0", tmp_path / "sweep")
+    learn("ewc", "sweep/1", tmp_path / "sweep")
+    first = json.loads((tmp_path / "sweep/0/metrics.json").read_text())
+    alone, forked = assert_same(tmp_path / "alone", tmp_path / "sweep/1")
+    files = [file.name for file in (tmp_path / "sweep/shared_first_tasks").glob("*.ckpt")]
+    assert files == ([f"{forked['prefix']}.ckpt"] if shared else [])
+    assert first["shared_first_task"] == forked["shared_first_task"]
+    assert alone["seconds"]["shared"] == first["seconds"]["shared"] == 0
+    assert (0 < forked["seconds"]["shared"] < forked["seconds"]["total"]) == shared
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_jobs_at_once_shares_and_every_run_ends_as_without(command, tmp_path):
+    cells = ("-m", "strategy=ewc,mas,si,nccl,lwf,er,joint_from_scratch", "lam=1,100", *TINY, *SIZES)
+    for folder, options in (
+        ("together", ["launch=joblib", "hydra.launcher.n_jobs=2"]),
+        ("apart", ["share_first_task=false"]),
+    ):
+        said = command(*cells, *options, f"output_dir={folder}", imported=folder == "apart")
+        assert said.returncode == 0, said.stderr
+    runs = sorted(file.parent.name for file in (tmp_path / "together").glob("*/metrics.json"))
+    assert len(runs) == 12  # er and joint_from_scratch have no lam
+    pairs = [assert_same(tmp_path / "together" / name, tmp_path / "apart" / name) for name in runs]
+    keys = [shared["shared_first_task"] for shared, _ in pairs]
+    assert (
+        len(set(keys)) == 4 == len(list((tmp_path / "together/shared_first_tasks").glob("*.ckpt")))
+    )  # si, nccl, er, the others
+    forked = [shared["seconds"]["shared"] > 0 for shared, _ in pairs]
+    assert sum(forked) == 12 - 4
+    assert all(apart["shared_first_task"] is None and apart["seconds"]["shared"] == 0 for _, apart in pairs)
