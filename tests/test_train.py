@@ -8,7 +8,8 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.config.options import conf_dir, config_hash, options_of
+from clbench.config.hashing import config_hash
+from clbench.config.options import conf_dir, options_of
 from clbench.errors import ConfigError
 from clbench.experiment.build import build
 from clbench.metrics import accuracy_matrix as metrics

@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from clbench.config.options import conf_dir, config_hash, refuse_foreign_options
+from clbench.config.hashing import config_hash
+from clbench.config.options import conf_dir, refuse_foreign_options
 
 
 @lru_cache

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from clbench.config.options import first_task_hash
+from clbench.config.hashing import first_task_hash
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.experiment.checks import check_optimizer, check_small_batches

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.config.options import OPTIONS, decisive, options_of
+from clbench.config.hashing import decisive
+from clbench.config.options import OPTIONS, options_of
 from clbench.data import TaskSequence
 from clbench.learner import Learner
 

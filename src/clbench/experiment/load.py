@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from clbench.config.hashing import config_hash
 from clbench.config.messages import user_message
-from clbench.config.options import config_hash
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.experiment.build import build

@@ -12,8 +12,8 @@ from traceback import format_exception
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from clbench.config.hashing import config_hash, decisive, differing, leaves
 from clbench.config.messages import user_message
-from clbench.config.options import config_hash, decisive, differing, leaves
 from clbench.errors import OtherRun
 from clbench.experiment.build import shared_first_task_key
 from clbench.runs import sweep_log

@@ -13,8 +13,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from clbench.config.display import console
+from clbench.config.hashing import differing
 from clbench.config.messages import user_message
-from clbench.config.options import ELSEWHERE, differing
+from clbench.config.options import ELSEWHERE
 from clbench.errors import ConfigError
 from clbench.runs.find import Found
 from clbench.runs.find import load as lies_in

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from clbench.config.options import leaves
+from clbench.config.hashing import leaves
 from clbench.errors import ConfigError
 from clbench.runs.folder import FAILED
 from clbench.runs.sweep_index import read_index

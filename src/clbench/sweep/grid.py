@@ -12,7 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from clbench.config.options import config_hash, drop_foreign_options, foreign_options, options_of, why_foreign
+from clbench.config.hashing import config_hash
+from clbench.config.options import drop_foreign_options, foreign_options, options_of, why_foreign
 from clbench.errors import ConfigError
 from clbench.runs.folder import FINISHED, learned
 

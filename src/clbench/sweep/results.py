@@ -14,8 +14,9 @@ from rich.text import Text
 from torch import Tensor
 
 from clbench.config.display import console
+from clbench.config.hashing import config_hash
 from clbench.config.messages import user_message
-from clbench.config.options import OPTIONS, config_hash
+from clbench.config.options import OPTIONS
 from clbench.metrics.accuracy_matrix import intransigence
 from clbench.runs.names import REFERENCES
 from clbench.runs.objective import objective
