@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from clbench.config.display import console
-from clbench.config.hashing import config_hash
+from clbench.config.hashing import content_hash
 from clbench.config.messages import user_message
 from clbench.config.options import OPTIONS
 from clbench.metrics.accuracy_matrix import intransigence
@@ -128,4 +128,4 @@ def _without_strategy(cfg: DictConfig) -> str:
         cfg.strategy = {}
         for name in OPTIONS:
             cfg[name] = None
-    return config_hash(cfg)
+    return content_hash(cfg)
