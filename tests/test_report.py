@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from filelock import FileLock
 from scipy import stats
 
 from clbench.errors import ConfigError
@@ -27,35 +25,27 @@ from clbench.report.statistics import choose, difference, over_seeds, paired, pa
 from clbench.report.sweeps import commands, never_run
 from clbench.report.tables import escaped, size
 from clbench.sweep import REFERENCES as REFERENCES_OF_A_SWEEP
-from tests.forked import type_command
-
-SMALL = ("epochs=1", "data.tasks=2", "net.hidden=[16]", "data.examples_per_task=200")
+from tests.make_finished_runs import FINISHED_RUNS
 
 
 @pytest.fixture(scope="session")
-def real_sweep(tmp_path_factory) -> Path:
-    """A real sweep: fine-tuning, EWC with two Fishers and two lams, joint from scratch; five seeds."""
-    everyone = tmp_path_factory.getbasetemp()
-    folder = (everyone.parent if "PYTEST_XDIST_WORKER" in os.environ else everyone) / "report"
-    with FileLock(f"{folder}.lock"):  # one worker runs it, the others wait for it
-        if not folder.exists():
-            folder.mkdir()
-            options = ("strategy=finetune,ewc,joint_scratch", "lam=1,1e3", "fisher=exact,empirical", "seed=0,1,2,3,4")
-            done = type_command(("-m", *options, *SMALL, "output_dir=sweep", "logger=none"), folder, os.environ)
-            assert done.returncode == 0, done.stderr
-    return folder / "sweep"
+def finished_sweep() -> Path:
+    """A sweep of 30 complete runs: fine-tuning, EWC with two Fishers and two lams, joint from scratch; five seeds."""
+    return FINISHED_RUNS / "task_incremental"
 
 
 @pytest.fixture
-def copied(real_sweep, tmp_path) -> Path:
-    """The same sweep, to be damaged."""
-    return Path(shutil.copytree(real_sweep, tmp_path / "sweep"))
+def copied(finished_sweep, tmp_path) -> Path:
+    """A copy of the sweep that a test may change."""
+    return Path(shutil.copytree(finished_sweep, tmp_path / "sweep"))
 
 
 @pytest.fixture(scope="session")
-def reported(real_sweep, tmp_path_factory) -> Path:
-    """The report of the real sweep."""
-    return main([str(real_sweep), "--output", str(tmp_path_factory.mktemp("out") / "report"), "--title", "A <sweep>"])
+def reported(finished_sweep, tmp_path_factory) -> Path:
+    """The report of the finished sweep."""
+    return main(
+        [str(finished_sweep), "--output", str(tmp_path_factory.mktemp("out") / "report"), "--title", "A <sweep>"]
+    )
 
 
 def metrics(folder: Path) -> dict:
@@ -74,8 +64,8 @@ def change(folder: Path, **values: object) -> None:
 # ---- reading
 
 
-def test_a_run_is_a_row_with_the_numbers_of_its_metrics_json(real_sweep):
-    frame = read(real_sweep)
+def test_a_run_is_a_row_with_the_numbers_of_its_metrics_json(finished_sweep):
+    frame = read(finished_sweep)
     assert len(frame) == 30 and set(frame.status) == {"complete"}
     for row in frame.itertuples():
         there = metrics(Path(row.folder))
@@ -88,8 +78,8 @@ def test_a_run_is_a_row_with_the_numbers_of_its_metrics_json(real_sweep):
         assert np.array_equal(row.accuracy_matrix, there["accuracy_matrix"])
 
 
-def test_cells_are_named_by_what_differs_between_runs_and_by_nothing_else(real_sweep):
-    frame = read(real_sweep)
+def test_cells_are_named_by_what_differs_between_runs_and_by_nothing_else(finished_sweep):
+    frame = read(finished_sweep)
     assert set(frame.setting) == {"permuted_digits, task-incremental, mlp"}
     ewc = {f"ewc fisher={fisher} lam={lam}" for fisher in ("exact", "empirical") for lam in ("1", "1e3")}
     assert set(frame.cell) == {"finetune", "joint_scratch", *ewc}
@@ -97,43 +87,43 @@ def test_cells_are_named_by_what_differs_between_runs_and_by_nothing_else(real_s
     assert frame[frame.strategy == "finetune"].lam.isna().all()
 
 
-def test_a_key_of_the_setting_that_differs_separates_settings(real_sweep, tmp_path):
+def test_a_key_of_the_setting_that_differs_separates_settings(finished_sweep, tmp_path):
     for number, rate in enumerate(("0.001", "0.01")):
-        copy = Path(shutil.copytree(cell(real_sweep, 0), tmp_path / str(number)))
+        copy = Path(shutil.copytree(cell(finished_sweep, 0), tmp_path / str(number)))
         file = copy / ".hydra" / "config.yaml"
         file.write_text(file.read_text().replace("lr: 0.001", f"lr: {rate}"))
     names = set(read(tmp_path).setting)
     assert names == {f"permuted_digits, task-incremental, mlp, optimizer.make.lr={rate}" for rate in ("0.001", "0.01")}
 
 
-def test_names_of_folders_say_nothing(real_sweep, tmp_path):
-    shutil.copytree(cell(real_sweep, 0), tmp_path / "mas_lam=9_seed=77")
+def test_names_of_folders_say_nothing(finished_sweep, tmp_path):
+    shutil.copytree(cell(finished_sweep, 0), tmp_path / "mas_lam=9_seed=77")
     row = read(tmp_path).iloc[0]
     assert (row.strategy, row.seed) == ("finetune", 0) and np.isnan(row.lam)
 
 
-def test_folders_that_overlap_are_read_once_and_any_depth_is_searched(real_sweep):
-    assert len(read([real_sweep, cell(real_sweep, 3), real_sweep.parent, real_sweep / ".."])) == 30
+def test_folders_that_overlap_are_read_once_and_any_depth_is_searched(copied):
+    assert len(read([copied, cell(copied, 3), copied.parent, copied / ".."])) == 30
 
 
-def test_the_same_run_twice_counts_once(real_sweep, tmp_path):
+def test_the_same_run_twice_counts_once(finished_sweep, tmp_path):
     for name in ("a", "b"):
-        shutil.copytree(cell(real_sweep, 0), tmp_path / name)
+        shutil.copytree(cell(finished_sweep, 0), tmp_path / name)
     frame = read(tmp_path)
     assert list(frame.status) == ["complete", "repeated"]
     assert list(over_seeds(frame).seeds) == [1]
 
 
-def test_intransigence_is_beside_the_reference_of_the_same_seed(real_sweep):
-    frame = read(real_sweep).set_index(["cell", "seed"])
+def test_intransigence_is_beside_the_reference_of_the_same_seed(finished_sweep):
+    frame = read(finished_sweep).set_index(["cell", "seed"])
     for (_, seed), row in frame.iterrows():
         reference = np.diag(frame.loc[("joint_scratch", seed)].accuracy_matrix)
         assert row.intransigence == pytest.approx(np.mean(reference - np.diag(row.accuracy_matrix)))
     assert REFERENCES == REFERENCES_OF_A_SWEEP
 
 
-def test_without_a_reference_there_is_no_intransigence(real_sweep):
-    assert read([cell(real_sweep, 0), cell(real_sweep, 1)]).intransigence.isna().all()
+def test_without_a_reference_there_is_no_intransigence(finished_sweep):
+    assert read([cell(finished_sweep, 0), cell(finished_sweep, 1)]).intransigence.isna().all()
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path):
@@ -183,8 +173,8 @@ def test_cells_a_sweep_asked_for_are_missed_but_not_those_that_are_one_run(copie
     assert never_run(read(copied)) == [(str(copied), "strategy=finetune lam=1 fisher=exact seed=0")]
 
 
-def test_the_command_of_a_sweep_is_said_once(real_sweep):
-    ((command, runs),) = commands(read(real_sweep))
+def test_the_command_of_a_sweep_is_said_once(finished_sweep):
+    ((command, runs),) = commands(read(finished_sweep))
     assert runs == 30
     assert command.startswith("python -m clbench.train -m strategy=finetune,ewc,joint_scratch lam=1,1e3")
 
@@ -198,14 +188,14 @@ def test_chance_is_guessing_among_the_outputs_that_compete(sizes, scenario, expe
 
 
 @pytest.mark.slow
-def test_thousands_of_folders_are_read(run, tmp_path):
-    run("strategy=ewc", "steps=2", "data.tasks=2", folder="0")
-    config = (tmp_path / "0/.hydra/config.yaml").read_text()
-    for seed in range(1, 2000):
+def test_thousands_of_folders_are_read(finished_sweep, tmp_path):
+    run = cell(finished_sweep, 5)
+    config = (run / ".hydra/config.yaml").read_text()
+    for seed in range(2000):
         folder = tmp_path / str(seed)
-        shutil.copytree(tmp_path / "0/.hydra", folder / ".hydra")
+        shutil.copytree(run / ".hydra", folder / ".hydra")
         (folder / ".hydra/config.yaml").write_text(config.replace("seed: 0\n", f"seed: {seed}\n", 1))
-        shutil.copy(tmp_path / "0/metrics.json", folder)
+        shutil.copy(run / "metrics.json", folder)
     frame = read(tmp_path)
     assert frame.seed.nunique() == 2000 and frame.cell.nunique() == 1
 
@@ -213,8 +203,8 @@ def test_thousands_of_folders_are_read(run, tmp_path):
 # ---- statistics
 
 
-def test_means_and_intervals_are_those_of_student(real_sweep):
-    frame = read(real_sweep)
+def test_means_and_intervals_are_those_of_student(finished_sweep):
+    frame = read(finished_sweep)
     cells = over_seeds(frame).set_index("cell")
     for cell, of in frame.groupby("cell"):
         for metric in ("average_accuracy", "forgetting", "seconds_total"):
@@ -290,8 +280,8 @@ def test_the_pareto_front_is_what_no_other_beats():
     assert pareto(learning, forgetting) == [1, 4] and set(range(5)) - beaten == {1, 4}
 
 
-def test_paired_differences_are_the_paired_t_test(real_sweep):
-    frame = read(real_sweep)
+def test_paired_differences_are_the_paired_t_test(finished_sweep):
+    frame = read(finished_sweep)
     pairs = paired(frame, shown(choose(over_seeds(frame), "validation")))
     assert len(pairs) == 4 * 3 / 2 and set(pairs.seeds) == {5}
     by_cell = {cell: of.set_index("seed").sort_index() for cell, of in frame.groupby("cell")}
@@ -304,8 +294,8 @@ def test_paired_differences_are_the_paired_t_test(real_sweep):
         assert row.average_accuracy_p == pytest.approx(test.pvalue, nan_ok=True)
 
 
-def test_four_seeds_are_too_few_for_paired_differences(real_sweep):
-    frame = read(real_sweep)
+def test_four_seeds_are_too_few_for_paired_differences(finished_sweep):
+    frame = read(finished_sweep)
     frame = frame[frame.seed < 4]
     assert paired(frame, shown(choose(over_seeds(frame), "validation"))).empty
     assert np.isnan(difference(pd.Series([0.1, 0.1]), "m")["m_p"])
@@ -364,9 +354,9 @@ def test_the_page_is_one_file_that_loads_nothing(reported):
     assert "prefers-color-scheme: dark" in text and "A &lt;sweep&gt;" in text
 
 
-def test_the_table_of_strategies_holds_the_numbers_of_the_statistics(reported, real_sweep):
+def test_the_table_of_strategies_holds_the_numbers_of_the_statistics(reported, finished_sweep):
     page = Page((reported / "report.html").read_text())
-    frame = read(real_sweep)
+    frame = read(finished_sweep)
     rows = shown(choose(over_seeds(frame), "validation"))
     heads, *body, guess = page.tables[0]
     assert heads[:4] == ["strategy", "lam", "seeds", "average accuracy"]
@@ -397,9 +387,9 @@ def test_a_number_appears_over_each_point(reported):
         assert re.search(rf"<use [^>]*><title>{cell}", text)
 
 
-def test_summary_csv_holds_every_cell_in_full_precision(reported, real_sweep):
+def test_summary_csv_holds_every_cell_in_full_precision(reported, finished_sweep):
     there = pd.read_csv(reported / "summary.csv")
-    cells = choose(over_seeds(read(real_sweep)), "validation")
+    cells = choose(over_seeds(read(finished_sweep)), "validation")
     assert len(there) == 6
     for name in ("average_accuracy", "average_accuracy_ci", "lam", "seconds_total", "intransigence"):
         np.testing.assert_allclose(there[name], cells[name], rtol=1e-12)
@@ -437,25 +427,25 @@ def test_the_terminal_shows_the_table_and_what_failed(copied, tmp_path, capsys):
     assert f"report in {tmp_path / 'out' / 'report.html'}" in out
 
 
-def test_test_selection_is_labelled_an_oracle(real_sweep, tmp_path):
-    out = main([str(real_sweep), "--output", str(tmp_path / "out"), "--select", "test"])
+def test_test_selection_is_labelled_an_oracle(finished_sweep, tmp_path):
+    out = main([str(finished_sweep), "--output", str(tmp_path / "out"), "--select", "test"])
     assert "an oracle, not a result" in (out / "report.html").read_text()
 
 
-def test_some_runs_of_a_sweep_make_a_report_in_which_the_others_are_not_missing(real_sweep, tmp_path):
-    out = main([str(cell(real_sweep, 0)), str(cell(real_sweep, 1)), "--output", str(tmp_path / "out")])
+def test_some_runs_of_a_sweep_make_a_report_in_which_the_others_are_not_missing(finished_sweep, tmp_path):
+    out = main([str(cell(finished_sweep, 0)), str(cell(finished_sweep, 1)), "--output", str(tmp_path / "out")])
     assert "missing" not in re.sub(
         "<style>.*</style>|<script>.*</script>", "", (out / "report.html").read_text(), flags=re.S
     )
     assert "lam chosen" not in (out / "summary.tex").read_text()  # nothing was
 
 
-def test_what_is_not_ours_or_not_a_folder_is_one_line(real_sweep, copied, tmp_path):
+def test_what_is_not_ours_or_not_a_folder_is_one_line(finished_sweep, copied, tmp_path):
     (copied / "sweep.json").write_text("[]")
     assert len(read(copied)) == 30
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--output .*file: it is a file, or lies below one; give a folder"):
-        main([str(real_sweep), "--output", str(tmp_path / "file")])
+        main([str(finished_sweep), "--output", str(tmp_path / "file")])
 
 
 def test_nothing_complete_is_one_line(copied, tmp_path):
@@ -465,10 +455,8 @@ def test_nothing_complete_is_one_line(copied, tmp_path):
         main([str(copied), "--output", str(tmp_path / "out")])
 
 
-def test_class_incremental_runs_show_chance_fine_tuning_and_joint(command, tmp_path):
-    options = ("data=split_digits", "scenario=class", "epochs=1", "net.hidden=[16]", "output_dir=s", "logger=none")
-    assert command("-m", "strategy=finetune,ewc,joint_scratch", *options).returncode == 0
-    out = main([str(tmp_path / "s"), "--output", str(tmp_path / "out")])
+def test_class_incremental_runs_show_chance_fine_tuning_and_joint(tmp_path):
+    out = main([str(FINISHED_RUNS / "class_incremental"), "--output", str(tmp_path / "out")])
     page = Page((out / "report.html").read_text())
     assert {line[0].removesuffix("reference") for line in page.tables[0][1:]} == {
         "finetune",
