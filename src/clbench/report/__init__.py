@@ -1,4 +1,4 @@
-"""Report: folders of runs -> a data frame, tables, figures and one page. ``python -m clbench.report FOLDER...``."""
+"""Reports: read folders of runs into a data frame, tables, figures and a page. ``python -m clbench.report FOLDER...``."""
 
 from clbench.report.read import read
 

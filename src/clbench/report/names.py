@@ -1,4 +1,4 @@
-"""What a run is called: setting, variant and lam, of the keys of the configuration that differ between the runs at hand."""
+"""Names of runs: benchmark, method and setup, from the options whose values differ between the runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ GROUPS = ("strategy", "data", "scenario", "net", "optimizer", "scheduler", "trai
 REFERENCES = ("joint_scratch", "joint", "independent")
 """Strategies that may see what others may not; intransigence is against the first there is, as in ``clbench.sweep``."""
 
-WORDS = {"finetune": "fine-tuning", "joint": "joint training", "joint_scratch": "joint from scratch"}
-"""The strategies that others are seen between."""
+BASELINE_LABELS = {"finetune": "fine-tuning", "joint": "joint training", "joint_scratch": "joint from scratch"}
+"""Strategies that other strategies are compared with -> their names in a sentence."""
 
 NOT_DECISIVE = ("seed", *ELSEWHERE, "data.memory_limit", "data.workers")
 
 
 def name_runs(runs: Sequence[Found]) -> list[dict[str, Any]]:
-    """For each run ``setting``, ``variant``, ``cell`` (variant and lam), ``strategy`` and the options it has.
+    """Return ``benchmark``, ``method``, ``setup`` (method and lam), ``strategy`` and the strategy's options of each run.
 
-    Runs of the same setting and cell have equal configurations but for the seed.
+    Runs of the same benchmark and setup have equal configurations except for the seed.
 
     A group (``data=split_mnist``) is named by its choice; a key inside a group only where it differs between runs of the
     same choice, so that ``strategy.damping`` does not tell EWC from SI; behind the strategy that is ``damping``.
@@ -34,8 +34,8 @@ def name_runs(runs: Sequence[Found]) -> list[dict[str, Any]]:
     return [_name(run, decisive, varied, several) for run, decisive in zip(runs, keys, strict=True)]
 
 
-def said(value: Any) -> str:
-    """A value as a person writes it, to six digits: 1e5 for 100000.0."""
+def format_value(value: Any) -> str:
+    """Format a value as a person writes it, with six digits: 1e5 for 100000.0."""
     if not isinstance(value, float):
         return str(value)
     mantissa, _, exponent = f"{value:.5e}".partition("e")
@@ -86,20 +86,20 @@ def _varied(runs: Sequence[Found], keys: Sequence[dict[str, Any]]) -> set[tuple[
 
 def _name(run: Found, decisive: dict[str, Any], varied: set[tuple[str, Any, str]], several: set[str]) -> dict[str, Any]:
     if not decisive:
-        return {**dict.fromkeys(("setting", "variant", "cell", "strategy", *OPTIONS)), "lam": math.nan, "options": []}
+        return {**dict.fromkeys(("benchmark", "method", "setup", "strategy", *OPTIONS)), "lam": math.nan, "options": []}
     options = options_of(run)
     turned = [key for key in decisive if _place(run, key) in varied and key != "lam"]
     of_strategy = [key for key in turned if _place(run, key)[0] == "strategy"]
     other = [key for key in turned if key not in of_strategy]
     groups = [f"{group}={run.choices.get(group)}" for group in GROUPS[4:] if group in several]
     base = [str(run.choices.get("data")), f"{run.choices.get('scenario')}-incremental", str(run.choices.get("net"))]
-    own = [f"{key.removeprefix('strategy.')}={said(decisive[key])}" for key in of_strategy]
-    variant = " ".join([str(run.choices.get("strategy")), *own])
+    own = [f"{key.removeprefix('strategy.')}={format_value(decisive[key])}" for key in of_strategy]
+    method = " ".join([str(run.choices.get("strategy")), *own])
     lam = options.get("lam")
     return {
-        "setting": ", ".join([*base, *groups, *(f"{key}={said(decisive[key])}" for key in other)]),
-        "variant": variant,
-        "cell": variant if lam is None else f"{variant} lam={said(float(lam))}",
+        "benchmark": ", ".join([*base, *groups, *(f"{key}={format_value(decisive[key])}" for key in other)]),
+        "method": method,
+        "setup": method if lam is None else f"{method} lam={format_value(float(lam))}",
         "strategy": run.choices.get("strategy"),
         **{name: options.get(name) for name in OPTIONS},
         "lam": math.nan if lam is None else float(lam),
