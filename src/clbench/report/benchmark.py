@@ -49,9 +49,15 @@ def split_benchmarks(complete: DataFrame, setups: DataFrame, select: str) -> lis
     """Return the benchmarks of the complete runs; those with the most runs come first."""
     rows = selected_rows(setups)
     differences = paired_differences(complete, rows)
-    frames = (setups, rows, complete, differences)
     return [
-        Benchmark(str(name), *(frame[frame.benchmark == name] for frame in frames), select)
+        Benchmark(
+            name=str(name),
+            setups=setups[setups.benchmark == name],
+            rows=rows[rows.benchmark == name],
+            runs=complete[complete.benchmark == name],
+            differences=differences[differences.benchmark == name],
+            select=select,
+        )
         for name in complete.benchmark.value_counts().index
     ]
 
