@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -602,3 +604,23 @@ def test_bytes_and_values_are_formatted_for_a_person():
         "1.23457e6",
         "3",
     ]
+
+
+# ---- what a report imports
+
+HEAVY = ("torch", "lightning", "hydra")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import clbench.report",
+        "from clbench.report.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        f"from clbench.report.__main__ import main\nmain([{str(FINISHED_RUNS)!r}, '--output', 'out'])",
+    ],
+    ids=["import", "help", "report"],
+)
+def test_a_report_imports_neither_torch_nor_lightning_nor_hydra(statement, tmp_path):
+    program = f"{statement}\nimport sys\nprint('IMPORTED', [name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1:] == ["IMPORTED []"], done.stdout + done.stderr

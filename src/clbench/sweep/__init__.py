@@ -1,5 +1,1 @@
-"""Sweeps: which runs there are, where they lie, how long they take, what came out."""
-
-from clbench.sweep.results import REFERENCES
-
-__all__ = ["REFERENCES"]
+"""Sweeps: the runs of a grid, their folders, their duration and their results."""

@@ -6,12 +6,14 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from clbench.folder import atomically
-from clbench.sweep.cells import Cell
+
+if TYPE_CHECKING:
+    from clbench.sweep.cells import Cell
 
 FILE = "sweep.json"
 
