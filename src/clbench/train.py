@@ -130,6 +130,10 @@ def free_run_memory() -> Iterator[None]:
 
 def cli() -> None:
     """The command ``clbench-train``; ``--dry-run`` is short for ``dry_run=true``, as Hydra has no options of ours."""
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
+        from clbench.__main__ import show_version
+
+        return show_version()
     sys.argv = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv]
     with errors_in_one_line():
         reject_dashes(sys.argv[1:])
