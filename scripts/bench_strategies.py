@@ -24,7 +24,7 @@ from clbench.config.messages import silence_lightning
 from clbench.config.options import budget, conf_dir
 from clbench.experiment.build import build
 from clbench.runs.folder import RunFolder
-from clbench.training.loop import run
+from clbench.training.loop import LoopOptions, TaskLoop
 
 DEFAULTS = ("data=permuted_digits", "net.hidden=[400,400]", "batch_size=128", "steps=200", "data.tasks=2")
 
@@ -67,7 +67,11 @@ def measure(name: str, overrides: list[str], scratch: Path) -> dict[str, float]:
             enable_model_summary=False,
         )
 
-    results = run(sequence, learner, strategy, make_trainer, RunFolder(scratch, "bench", "none"), cfg.seed)
+    folder = RunFolder(scratch, "bench", "none")
+    loop = TaskLoop(sequence, learner, strategy, folder, LoopOptions(seed=cfg.seed))
+    for index in loop.remaining:
+        loop.train_task(index, make_trainer)
+    results = loop.results()
     first, *_, last = (cost["bytes"] for cost in results["importance"])
     seconds = results["seconds"]["importance"] / len(sequence)
     return {"step": clock.seconds[-1], "consolidation": seconds, "first": first, "last": last, "tasks": len(sequence)}

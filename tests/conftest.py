@@ -1,4 +1,4 @@
-"""What many tests share: composing the real configuration, running it in this process, real data where it lies."""
+"""What many tests share: the real configuration, composed; runs in this process; the command; real data."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
-from clbench.config.composing import composed as compose_command
+import clbench
+from clbench.config.compose import compose
 from clbench.config.messages import silence_lightning
-from clbench.train import train
 from tests.forked import type_command
 
 Run = Callable[..., dict[str, Any]]
@@ -36,37 +35,13 @@ def _one_thread_and_quiet():
 def composed() -> Callable[..., DictConfig]:
     """``composed("strategy=mas", ...)``: the configuration that the command would have, Hydra's part included."""
 
-    def make(*overrides: str) -> DictConfig:
-        return compose_command(overrides, with_hydra=True)
-
-    return make
-
-
-def in_this_process(cfg: DictConfig, path: Path, sweep: Path | None = None) -> None:
-    """What the command does once ``cfg`` is composed: a run in ``path``, alone or of a sweep in ``sweep``."""
-    with open_dict(cfg):
-        cfg.hydra.runtime.output_dir = str(path)
-        cfg.hydra.mode = "RUN" if sweep is None else "MULTIRUN"
-        cfg.hydra.sweep.dir = str(sweep)
-    HydraConfig.instance().set_config(cfg)
-    task_cfg = cfg.copy()
-    OmegaConf.set_readonly(task_cfg, False)
-    with open_dict(task_cfg):
-        task_cfg.pop("hydra")
-    path.mkdir(parents=True, exist_ok=True)
-    train(task_cfg)
+    return lambda *overrides: compose(overrides)
 
 
 @pytest.fixture
-def run(composed, tmp_path) -> Run:
+def run(tmp_path) -> Run:
     """``run("strategy=mas", folder="a")``: the command in this process; returns metrics.json."""
-
-    def go(*overrides: str, folder: str = "run") -> dict[str, Any]:
-        path = tmp_path / folder
-        in_this_process(composed(*overrides, f"output_dir={path}", "trainer=cpu"), path)
-        return json.loads((path / "metrics.json").read_text())
-
-    return go
+    return lambda *overrides, folder="run": clbench.run([*overrides, "trainer=cpu"], tmp_path / folder)
 
 
 def stopped_after(task: int, whole: Path, again: Path) -> Path:

@@ -24,6 +24,8 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from clbench.__main__ import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FAST = ("README.md",)  # pages of the fast tier
@@ -144,12 +146,19 @@ def execute(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def entry_of(words: list[str]) -> tuple[str | None, list[str]]:
     """(``module:function`` of a command of clbench, its arguments); (None, words) of any other."""
+    if words[:3] == ["python", "-m", "clbench"]:
+        words = words[2:]
+    if words[0] == "clbench" and words[1] in COMMANDS:
+        words = ["python", "-m", COMMANDS[words[1]][0], *words[2:]]
     if words[0] in SCRIPTS:
         return SCRIPTS[words[0]], words[1:]
     if words[:2] == ["python", "-m"] and words[2].startswith("clbench."):
-        of = {entry.partition(":")[0].removesuffix(".__main__"): entry for entry in SCRIPTS.values()}
-        return of[words[2]], words[3:]
+        return f"{words[2]}.__main__:cli" if is_package(words[2]) else f"{words[2]}:cli", words[3:]
     return None, words
+
+
+def is_package(module: str) -> bool:
+    return hasattr(importlib.import_module(module), "__path__")
 
 
 def smaller(arguments: list[str]) -> list[str]:
@@ -237,6 +246,26 @@ def given(page: str) -> dict[str, Any]:
 )
 def test_a_page_can_be_followed_from_top_to_bottom(page, shell, tmp_path):
     follow(page, shell, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("typed", "entry"),
+    [
+        ("clbench train lam=1", "clbench.train:cli lam=1"),
+        ("python -m clbench train -m seed=0,1", "clbench.train:cli -m seed=0,1"),
+        ("python -m clbench.train lam=1", "clbench.train:cli lam=1"),
+        ("clbench-train lam=1", "clbench.train:cli lam=1"),
+        ("clbench report a", "clbench.report.__main__:cli a"),
+        ("python -m clbench.report a", "clbench.report.__main__:cli a"),
+        ("clbench diff a b", "clbench.runs.diff:cli a b"),
+        ("clbench new net my_net", "clbench.experiment.new:cli net my_net"),
+        ("clbench --version", "clbench.__main__:cli --version"),
+        ("ls clbench", "None ls clbench"),
+    ],
+)
+def test_commands_of_clbench_are_recognised_however_they_are_typed(typed, entry):
+    found, arguments = entry_of(typed.split())
+    assert f"{found} {' '.join(arguments)}" == entry
 
 
 @pytest.mark.parametrize("exception", [*NOT_RUN, *COMPOSED, *SHORTER])

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from tests.conftest import in_this_process
+import clbench
 
 pytestmark = pytest.mark.slow
 
 
-def test_ewc_from_mnist_to_fashion_mnist_is_in_the_published_range(composed, real_data, tmp_path):
+def test_ewc_from_mnist_to_fashion_mnist_is_in_the_published_range(real_data, tmp_path):
     """One seed; results/seed_mnist_fashion.md has all."""
     rows = {}
     for lam in ("1e5", "0"):  # of a sweep: the second goes on from the first task of the first
-        cfg = composed("experiment=seed_mnist_fashion", f"lam={lam}", f"data_dir={real_data}", "trainer=cpu")
-        in_this_process(cfg, tmp_path / lam, tmp_path)
-        rows[lam] = json.loads((tmp_path / lam / "metrics.json").read_text())["accuracy_matrix"][1]
+        overrides = ["experiment=seed_mnist_fashion", f"lam={lam}", f"data_dir={real_data}", "trainer=cpu"]
+        rows[lam] = clbench.run(overrides, tmp_path / lam, quiet=True, sweep=tmp_path)["accuracy_matrix"][1]
     mnist, fashion = rows["1e5"]
     assert 0.94 <= mnist <= 0.98
     assert 0.81 <= fashion <= 0.85

@@ -43,6 +43,12 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.parametrize("strategy", ["nccl", "independent"])
+def test_the_parameters_of_the_net_are_counted_without_those_that_a_strategy_adds(run, strategy):
+    runs = [run("data.tasks=2", "steps=2", f"strategy={name}", folder=name) for name in ("finetune", strategy)]
+    assert runs[0]["net"]["parameters"] == runs[1]["net"]["parameters"]
+
+
 def test_a_run_leaves_every_file_it_promises(run, tmp_path):
     result = run(*SHORT, "strategy=ewc", "lam=1e5", "samples=100")
     folder = tmp_path / "run"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from clbench.metrics.accuracy_matrix import AccuracyMatrix
     from clbench.runs.read import read
     from clbench.strategies import AGEM, DER, ER, EWC, L2, MAS, NCCL, SI, DERpp, LwF, OnlineEWC
+    from clbench.train import run
     from clbench.training.monitor import PenaltyMonitor
 
 WHERE = {
@@ -19,6 +20,7 @@ WHERE = {
     "PenaltyMonitor": "training.monitor",
     "load": "experiment.load",
     "read": "runs.read",
+    "run": "train",
     **dict.fromkeys(("AGEM", "DER", "ER", "EWC", "L2", "MAS", "NCCL", "SI", "DERpp", "LwF", "OnlineEWC"), "strategies"),
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "mas",
     "mas_local",
     "read",
+    "run",
 ]
 
 

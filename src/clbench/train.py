@@ -1,55 +1,126 @@
-"""``python -m clbench.train strategy=ewc lam=1e5``: config -> objects -> run -> files."""
+"""``python -m clbench.train strategy=ewc lam=1e5``, and the same from Python: compose, build, train, write.
+
+Only Hydra is imported before a configuration is composed, so ``--help`` and wrong options take no time.
+"""
 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from time import perf_counter
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
-from lightning import Callback, Trainer
-from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
-from clbench.config.display import Display, print_once
-from clbench.config.messages import errors_in_one_line, refuse_renamed, reject_dashes, silence_lightning
-from clbench.config.options import budget, check_numbers, conf_dir, drop_foreign_options, refuse_foreign_options
-from clbench.errors import ConfigError
-from clbench.experiment.build import build, build_trainer
-from clbench.experiment.checks import check_device, check_precision
-from clbench.experiment.describe import describe, flat, plan
-from clbench.experiment.session import exclusive_run, open_run_folder, print_status, save_config, shared_first_task_of
-from clbench.runs.folder import FINISHED, learned
-from clbench.runs.objective import objective
-from clbench.training.early_stopping import EarlyStopping
-from clbench.training.loggers import LoggerContext
-from clbench.training.loop import empty_results, run
-from clbench.training.monitor import PenaltyMonitor
-from clbench.training.progress_bar import ProgressBar
-from clbench.training.timing import total_seconds
+from clbench.config.messages import config_errors, errors_in_one_line, reject_dashes, stopped
+from clbench.config.options import conf_dir
+
+if TYPE_CHECKING:
+    from clbench.experiment.launch import Launch
 
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    """One run; returns the objective, so that a Hydra sweeper can optimise it."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return train(cfg)  # the sweeper shows what failed
-    with errors_in_one_line():
-        return train(cfg)
+    """One run of the command or of a sweep; returns the objective, so that a Hydra sweeper can optimise it."""
+    launch = launched_by_hydra()
+    if launch.sweep is not None:
+        return train_and_free(cfg, launch)  # the sweeper shows what failed
+    with errors_in_one_line(partial(stopped, launch.folder)):
+        return train_and_free(cfg, launch)
+
+
+def train(cfg: DictConfig, launch: Launch) -> float | None:
+    """Train the run that ``cfg`` describes and write its folder; return its objective, None while there is none."""
+    from clbench.experiment.experiment import Experiment
+
+    experiment = Experiment(cfg, launch)
+    with experiment.opened():
+        if experiment.is_finished:
+            return experiment.reuse()
+        experiment.build()
+        if cfg.dry_run:
+            return None
+        experiment.resume()
+        experiment.train_tasks()
+        return experiment.finish()
+
+
+def run(
+    overrides: Sequence[str] = (),
+    folder: str | os.PathLike[str] | None = None,
+    config_dir: str | os.PathLike[str] | None = None,
+    *,
+    quiet: bool = False,
+    sweep: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Train one run in this process, as the command ``clbench train OVERRIDES`` does, and return its metrics.
+
+    A run that is already in ``folder`` is continued, and returned at once if it is complete.
+
+    Args:
+        overrides: What follows the command, such as ``["strategy=ewc", "lam=1e5"]``.
+        folder: The run's folder, None for ``output_dir`` of the configuration.
+        config_dir: A folder with configuration groups of your own, as the command's ``--config-dir``.
+        quiet: Whether to show nothing in the terminal. ``train.log`` in the folder has the same text.
+        sweep: A folder of several runs, in which they share their first tasks. None for a single run.
+
+    Returns:
+        The contents of metrics.json; empty after ``dry_run=true``.
+
+    Raises:
+        ConfigError: The configuration cannot be composed or trained.
+        Unstable: The weights became non-finite.
+
+    Example:
+        >>> metrics = clbench.run(["strategy=ewc", "lam=1e5"], folder="runs/a")  # doctest: +SKIP
+        >>> metrics["average_accuracy"]  # doctest: +SKIP
+    """
+    from clbench.config.compose import compose, hydra_state, without_hydra
+    from clbench.experiment.launch import Launch
+
+    with hydra_state(), config_errors():
+        whole = compose(overrides, config_dir)
+        with open_dict(whole):
+            if folder is not None:
+                whole.output_dir = str(folder)
+            path = Path(whole.output_dir).expanduser().absolute()
+            whole.hydra.runtime.output_dir = str(path)
+        HydraConfig.instance().set_config(whole)
+        path.mkdir(parents=True, exist_ok=True)
+        together = None if sweep is None else Path(sweep).expanduser().absolute()
+        train_and_free(without_hydra(whole), Launch(path, HydraConfig.instance().cfg, together, quiet))
+    file = path / "metrics.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def launched_by_hydra() -> Launch:
+    """Return where and how the command, or Hydra's launcher of a sweep, has started this run."""
+    from clbench.experiment.launch import Launch
+
+    config = HydraConfig.get()
+    sweeping = config.mode == RunMode.MULTIRUN
+    sweep = Path(config.runtime.cwd, config.sweep.dir) if sweeping else None
+    return Launch(Path(config.runtime.output_dir), HydraConfig.instance().cfg, sweep, quiet=sweeping)
+
+
+def train_and_free(cfg: DictConfig, launch: Launch) -> float | None:
+    """Train one of possibly many runs of this process, and free its memory afterwards."""
+    with free_run_memory():  # a decorator could not be sent to the workers of a sweep
+        return train(cfg, launch)
 
 
 @contextmanager
 def free_run_memory() -> Iterator[None]:
-    """At its end a run's Trainer and data, which refer to each other, are given back; a sweep has many in one process."""
-    gc.freeze()  # what was there before, torch among it, is not looked through
+    """Collect what a run leaves in reference cycles, and spend no time on what was there before, torch among it."""
+    gc.freeze()
     try:
         yield
     finally:
@@ -57,125 +128,12 @@ def free_run_memory() -> Iterator[None]:
         gc.unfreeze()
 
 
-def train(cfg: DictConfig) -> float | None:
-    """From configuration to files; see ``main``."""
-    with free_run_memory():  # as a decorator it could not be sent to the workers of a sweep
-        return _train(cfg)
-
-
-def _train(cfg: DictConfig) -> float | None:
-    began = perf_counter()
-    choices = HydraConfig.get().runtime.choices
-    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-    first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    refuse_renamed(cfg)
-    check_numbers(cfg)
-    grid = "UniqueSweeper" in HydraConfig.get().sweeper["_target_"]
-    if cfg.select_lam_on_first_tasks is not None and not (sweeping and grid):
-        raise ConfigError(
-            f"select_lam_on_first_tasks={cfg.select_lam_on_first_tasks} is for a grid: add -m and several values of lam, or "
-            "leave it out"
-        )
-    if cfg.dry_run and not grid:
-        raise ConfigError("dry_run=true is for a run and for a grid: what a search runs is not known before")
-    if sweeping:
-        drop_foreign_options(cfg)
-    else:
-        refuse_foreign_options(cfg, choices["strategy"])
-    if threads := cfg.threads or (1 if sweeping else None):
-        torch.set_num_threads(threads)
-    check_device(cfg.trainer.accelerator, cfg.trainer.devices)
-    check_precision(cfg.trainer.get("precision"))
-    silence_lightning()
-
-    folder = open_run_folder(cfg)
-    earlier = folder.metrics()
-    with (
-        exclusive_run(folder, sweeping) if first_process else nullcontext(),
-        Display(folder.path / "train.log", quiet=sweeping or not first_process) as display,
-    ):
-        if earlier is not None and earlier["status"] == FINISHED:
-            display.note(f"this run is complete, nothing to do: {folder.path}")
-            return objective(earlier, cfg.objective)
-
-        sequence, learner, strategy = build(cfg)
-        budget(cfg, 0, len(sequence))
-        objective(empty_results(sequence), cfg.objective)
-        validation = EarlyStopping(cfg.patience, cfg.consolidate)
-        display.plan(plan(cfg, choices, sequence, learner))
-        if cfg.dry_run:
-            return None
-        if earlier is not None:
-            display.note(f"going on after task {learned(earlier)}/{len(sequence)}")
-        if first_process:
-            save_config(cfg, folder.path)
-        about = describe(cfg, choices, sequence, learner) | {"config_hash": folder.config_hash}
-        outside = perf_counter() - began  # of the loop over tasks, in this process and those before
-        if earlier is not None:
-            outside += earlier["seconds"]["total"] - total_seconds(earlier["seconds"])
-
-        def metrics(results: dict[str, Any], status: str) -> dict[str, Any]:
-            return {"status": status, **about, **results}
-
-        def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
-            return build_trainer(cfg, [*callbacks, ProgressBar(display.terminal)], budget(cfg, index, len(sequence)))
-
-        def after_task(index: int, results: dict[str, Any]) -> None:
-            so_far = metrics(results, "running")
-            folder.write_metrics(so_far)
-            display.after_task(index, len(sequence), results["accuracy_matrix"][index], so_far["seconds"]["total"])
-
-        def make_loggers(start: int) -> list[Logger]:
-            if not first_process:
-                return []
-            shared = folder.path.parent if sweeping else folder.path
-            flattened = flat(cfg, choices, about) | {"config_hash": folder.config_hash}
-            place = LoggerContext(folder.path, shared, start, flattened, print_once if sweeping else display.note)
-            return [instantiate(logger)(place) for logger in cfg.logger.values()]
-
-        results = run(
-            sequence,
-            learner,
-            strategy,
-            make_trainer,
-            folder,
-            seed=cfg.seed,
-            after_task=after_task,
-            validation=validation,
-            eval_every=cfg.eval_every,
-            make_loggers=make_loggers,
-            log_every=cfg.log_every,
-            save_every=cfg.save_every,
-            shared_first_task=shared_first_task_of(cfg, strategy) if sweeping else None,
-            stop_after_task=cfg.stop_after_task,
-            doctor=PenaltyMonitor(report=display.warn),
-            outside=outside,
-        )
-        if cfg.stop_after_task is not None and cfg.stop_after_task < len(sequence):
-            if sweeping:
-                print_status(folder.path, f"{cfg.stop_after_task} of {len(sequence)} tasks")
-            return None  # metrics.json has what there is so far
-        complete = metrics(results, FINISHED)
-        value = objective(complete, cfg.objective)
-        if first_process:
-            # matplotlib takes long to import: only when there is something to draw
-            from clbench.runs.plots import save_plots
-
-            title = f"{choices.strategy} on {cfg.data.name}, seed {cfg.seed}"
-            try:
-                save_plots(torch.tensor(complete["accuracy_matrix"]), complete["within_tasks"], title, folder.path)
-            finally:  # no picture is worth a run
-                folder.write_metrics(complete)
-            display.summary(complete, folder.path)
-            if sweeping:
-                said = "-" if value is None else f"{value:.4f}"
-                seconds = complete["seconds"]["total"]
-                print_status(folder.path, f"{said}, {seconds:.1f} s")
-        return value
-
-
 def cli() -> None:
     """The command ``clbench-train``; ``--dry-run`` is short for ``dry_run=true``, as Hydra has no options of ours."""
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
+        from clbench.__main__ import show_version
+
+        return show_version()
     sys.argv = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv]
     with errors_in_one_line():
         reject_dashes(sys.argv[1:])

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from clbench.config.composing import composed
+from clbench.config.compose import compose, without_hydra
 from clbench.config.hashing import SCHEMA, SCHEMA_CHANGES, config_hash, identity, leaves
 from clbench.config.options import conf_dir
 
@@ -24,12 +24,8 @@ DECLARED = Path(__file__).with_name("declared.json")
 
 def split(*overrides: str) -> tuple[DictConfig, Any]:
     """The configuration of a command without Hydra's part, and its choices."""
-    whole = composed(overrides, with_hydra=True)
-    choices = whole.hydra.runtime.choices
-    OmegaConf.set_readonly(whole, False)
-    with open_dict(whole):
-        whole.pop("hydra")
-    return whole, choices
+    whole = compose(overrides)
+    return without_hydra(whole), whole.hydra.runtime.choices
 
 
 def test_a_default_does_not_enter_the_identity_however_it_was_written():

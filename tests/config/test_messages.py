@@ -152,7 +152,7 @@ def test_help_lists_the_groups_and_says_how(command):
     done = command("--help")
     assert done.returncode == 0
     for text in (
-        "python -m clbench.train strategy=ewc lam=1e5",
+        "clbench train strategy=ewc lam=1e5",
         "strategy: agem, der, derpp",
         "GROUP=CHOICE",
         "lam:",

@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.conftest import in_this_process
+import clbench
 from tests.forked import FORK
 from tests.test_train import STRATEGIES, same_checkpoint
 
@@ -27,7 +27,7 @@ SMALL = ("data.tasks=2", "data.examples_per_task=70", "net.hidden=[12]", "net.dr
 OFTEN = ("epochs=2", "batch_size=16", "save_every=2", "trainer=cpu", "logger=none", "threads=1")
 
 
-def work(cfg, path, sweep, kill):
+def work(overrides, path, sweep, kill):
     """A process: the run in ``path``, killed in the middle of writing file ``kill``, or any file at that many bytes."""
     if isinstance(kill, int):  # the kernel ends a process that writes more, in the middle of its file
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -41,19 +41,16 @@ def work(cfg, path, sweep, kill):
 
         sys.addaudithook(hook)
     torch.set_num_threads(1)
-    in_this_process(cfg, path, sweep)
+    clbench.run(overrides, path, quiet=True, sweep=sweep)
 
 
 @pytest.fixture
-def start(composed, tmp_path):
+def start(tmp_path):
     """``start("strategy=si", folder="a")``: a process on its way."""
-    configurations = {}
 
     def go(*overrides, folder, sweep=None, kill=None):
-        if overrides not in configurations:
-            configurations[overrides] = composed(*SMALL, *overrides, *OFTEN)
         sweep = None if sweep is None else tmp_path / sweep
-        arguments = (configurations[overrides].copy(), (sweep or tmp_path) / folder, sweep, kill)
+        arguments = ([*SMALL, *overrides, *OFTEN], (sweep or tmp_path) / folder, sweep, kill)
         process = FORK.Process(target=work, args=arguments)
         process.start()
         return process

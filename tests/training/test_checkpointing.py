@@ -17,8 +17,7 @@ from clbench.errors import ConfigError
 from clbench.experiment.build import build
 from clbench.runs.folder import RunFolder
 from clbench.strategies import EWC, MAS, SI
-from clbench.training.early_stopping import EarlyStopping
-from clbench.training.loop import run
+from clbench.training.loop import LoopOptions, TaskLoop
 from tests.conftest import trainer
 from tests.test_train import same_checkpoint
 
@@ -57,10 +56,14 @@ def learn(composed, tmp_path):
             return make(callbacks=[*callbacks, Stop(*stop)], **budget(cfg, index, len(sequence)))
 
         place = RunFolder(tmp_path / folder, hashed, cfg.checkpoints)
-        validation = EarlyStopping(cfg.patience, cfg.consolidate)
-        options = {"validation": validation, "eval_every": cfg.eval_every, "save_every": save_every, "seed": cfg.seed}
-        results = run(sequence, learner, strategy, make_trainer, place, **options)
-        return results, torch.load(tmp_path / folder / "checkpoints/task_1.ckpt", weights_only=True)
+        stopping = {"patience": cfg.patience, "consolidate": cfg.consolidate}
+        options = LoopOptions(cfg.seed, **stopping, eval_every=cfg.eval_every, save_every=save_every)
+        loop = TaskLoop(sequence, learner, strategy, place, options)
+        loop.resume()
+        for index in loop.remaining:
+            loop.train_task(index, make_trainer)
+            loop.save(index)
+        return loop.results(), torch.load(tmp_path / folder / "checkpoints/task_1.ckpt", weights_only=True)
 
     return go
 

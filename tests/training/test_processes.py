@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests.conftest import in_this_process
+import clbench
 from tests.forked import FORK
 
 pytestmark = pytest.mark.slow
@@ -104,8 +104,8 @@ def rank(number, port, runs):
     """One of two processes that Lightning finds already started, as under Slurm or torchrun."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_RANK": str(number)}
     torch.set_num_threads(1)
-    for cfg, path in runs:
-        in_this_process(cfg, path)
+    for overrides, path in runs:
+        clbench.run(overrides, path)
 
 
 def test_two_processes_that_the_command_starts_give_what_one_gives(run, command, tmp_path):
@@ -115,10 +115,10 @@ def test_two_processes_that_the_command_starts_give_what_one_gives(run, command,
     assert_alike("ewc of all", tmp_path / "one", tmp_path / "two")
 
 
-def test_two_processes_give_what_one_gives_under_every_way_to_measure(run, composed, tmp_path):
+def test_two_processes_give_what_one_gives_under_every_way_to_measure(run, tmp_path):
     for name, options in OTHERS.items():
         run(*TWO, *options, folder=f"one/{name}")
-    runs = [(composed(*TWO, *options, "trainer=ddp"), tmp_path / "two" / name) for name, options in OTHERS.items()]
+    runs = [([*TWO, *options, "trainer=ddp"], tmp_path / "two" / name) for name, options in OTHERS.items()]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

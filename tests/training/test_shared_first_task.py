@@ -9,9 +9,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
+import clbench
 from clbench.experiment.build import shared_first_task_key
 from clbench.strategies import EWC, MAS
-from tests.conftest import in_this_process
 from tests.test_train import STRATEGIES, same_checkpoint
 
 TINY = ("data.tasks=2", "data.examples_per_task=70", "net.hidden=[12]", "net.dropout=0.3", "trainer=cpu", "logger=none")
@@ -88,12 +88,11 @@ def test_an_option_that_something_outside_the_strategy_refers_to_matters(key):
         assert key("lam=1", "samples=30", setting) != key("lam=2", "samples=40", setting)
 
 
-def test_what_the_doctor_said_of_one_strategy_is_not_said_of_another_that_went_on_from_it(composed, tmp_path):
+def test_what_the_doctor_said_of_one_strategy_is_not_said_of_another_that_went_on_from_it(tmp_path):
     options = ("data=split_digits", "scenario=class", "steps=2", "data.tasks=2", "net.hidden=[16]", "trainer=cpu")
     said = {}
     for name in ("ewc", "finetune"):
-        in_this_process(composed(f"strategy={name}", *options), tmp_path / name, tmp_path)
-        metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+        metrics = clbench.run([f"strategy={name}", *options], tmp_path / name, quiet=True, sweep=tmp_path)
         said[name] = [warning["kind"] for warning in metrics["warnings"]]
         assert bool(metrics["shared_first_task"]) and (name == "ewc" or metrics["seconds"]["shared"] > 0)
     assert said == {"ewc": ["class_incremental"], "finetune": []}
@@ -131,9 +130,9 @@ def assert_same(a, b):
     ],
     ids=["epochs", "steps", "best", "one batch"],
 )
-def test_a_run_that_goes_on_from_what_another_trained_ends_bit_identical(composed, tmp_path, options, shared):
+def test_a_run_that_goes_on_from_what_another_trained_ends_bit_identical(tmp_path, options, shared):
     def learn(strategy, folder, sweep=None):
-        in_this_process(composed(f"strategy={strategy}", *TINY, *options), tmp_path / folder, sweep)
+        clbench.run([f"strategy={strategy}", *TINY, *options], tmp_path / folder, quiet=True, sweep=sweep)
 
     learn("ewc", "alone")
     learn("finetune", "sweep/0", tmp_path / "sweep")

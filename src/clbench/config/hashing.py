@@ -117,14 +117,14 @@ def _declared(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
     A group whose choice is from outside the package is left out, so every option of it counts as changed.
     """
-    from clbench.config.composing import composed  # Hydra is not needed to read runs
+    from clbench.config.compose import compose, without_hydra  # Hydra is not needed to read runs
 
     folder = conf_dir()
     overrides = [
         f"{group}={choice}" if (folder / group / f"{choice}.yaml").is_file() else f"~{group}"
         for group, choice in choices
     ]
-    declared = OmegaConf.to_container(composed(overrides), resolve=False)
+    declared = OmegaConf.to_container(without_hydra(compose(overrides)), resolve=False)
     assert isinstance(declared, dict)
     return {
         str(key): value

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,10 +35,13 @@ RENAMED = {
 
 
 @contextmanager
-def errors_in_one_line() -> Iterator[None]:
+def errors_in_one_line(interrupted: Callable[[], str] = lambda: "stopped") -> Iterator[None]:
     """An error of the user's making ends the process with one line on stderr and exit code 1.
 
     Without a traceback, unless ``HYDRA_FULL_ERROR=1`` asks for it, as it does in every program with Hydra.
+
+    Args:
+        interrupted: Returns the line after Ctrl-C.
     """
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own three lines
@@ -48,7 +51,7 @@ def errors_in_one_line() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(stopped())
+        sys.exit(interrupted())
     except Exception as error:
         said = user_message(error)
         if WITH_TRACEBACK or not said:
@@ -70,18 +73,27 @@ def reject_dashes(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{argument}: options are written without dashes: {name}={value or '...'}")
 
 
-def stopped() -> str:
-    """What Ctrl-C leaves of a run, and how to go on; a sweep says so itself."""
-    from hydra.core.hydra_config import HydraConfig
-
-    hydra = HydraConfig.instance().cfg
-    if hydra is None:
-        return "stopped"
-    folder = Path(hydra.hydra.runtime.output_dir)
+def stopped(folder: Path) -> str:
+    """What Ctrl-C leaves of the run in ``folder``, and how to go on; a sweep says so itself."""
     if not list(folder.glob("checkpoints/*.ckpt")):
         return "stopped; nothing was finished yet"
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     return f"stopped; the same command with output_dir={here} goes on after what is finished"
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """Raise what the user can mend as ConfigError, or as Unstable, with the line that the command would print."""
+    try:
+        yield
+    except (ConfigError, Unstable):
+        raise
+    except Exception as error:
+        if isinstance(error.__cause__, ConfigError | Unstable):  # raised inside hydra.utils.instantiate
+            raise error.__cause__ from error
+        if (said := user_message(error)) is None:
+            raise
+        raise ConfigError(said) from error
 
 
 def user_message(error: BaseException) -> str | None:

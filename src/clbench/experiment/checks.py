@@ -14,7 +14,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from clbench.config.options import budget
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
+from clbench.experiment.launch import Launch
 from clbench.strategies import Strategy
+
+
+def check_launch(cfg: DictConfig, launch: Launch) -> None:
+    """Raise ConfigError if an option needs another kind of sweep than the one the run belongs to."""
+    if cfg.select_lam_on_first_tasks is not None and (launch.sweep is None or not launch.is_grid):
+        raise ConfigError(
+            f"select_lam_on_first_tasks={cfg.select_lam_on_first_tasks} is for a grid: add -m and several values of lam, or "
+            "leave it out"
+        )
+    if cfg.dry_run and not launch.is_grid:
+        raise ConfigError("dry_run=true is for a run and for a grid: what a search runs is not known before")
 
 
 def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequence, cfg: DictConfig) -> None:

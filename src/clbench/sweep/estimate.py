@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from hydra.errors import InstantiationException
@@ -22,7 +21,7 @@ from clbench.experiment.build import build, build_trainer, shared_first_task_key
 from clbench.runs.folder import RunFolder
 from clbench.runs.sweep_log import duration
 from clbench.sweep.grid import PlannedRun
-from clbench.training import loop
+from clbench.training.loop import LoopOptions, TaskLoop
 
 STEPS = 20  # of a trial
 
@@ -41,10 +40,6 @@ class CostEstimate(NamedTuple):
     first: float
     bytes: int
     key: str | None
-
-
-class _Enough(Exception):
-    """The first task has been learned."""
 
 
 def estimate_cost(runs: Sequence[PlannedRun]) -> str:
@@ -94,22 +89,18 @@ def time_trial(run: PlannedRun) -> CostEstimate:
     )
     few = min(STEPS, steps)
     in_first = limits[0]["max_steps"] if limits[0]["max_steps"] > 0 else limits[0]["max_epochs"] * batches[0]
-    found: dict[str, Any] = {}
 
     def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
         length = {"max_epochs": -1, "max_steps": few}
         return build_trainer(cfg, callbacks, length | {"enable_progress_bar": False})
 
-    def after_first(index: int, results: dict[str, Any]) -> None:
-        found.update(results)
-        raise _Enough
-
     with TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary), run.hash, cfg.checkpoints)
-        with suppress(_Enough):
-            loop.run(sequence, learner, strategy, make_trainer, folder, seed=cfg.seed, after_task=after_first)
+        loop = TaskLoop(sequence, learner, strategy, folder, LoopOptions(seed=cfg.seed))
+        loop.train_task(0, make_trainer)
+        loop.save(0)
+        seconds = loop.results()["seconds"]
         kept = sum(file.stat().st_size for file in Path(temporary).rglob("*.ckpt"))
-    seconds = found["seconds"]
     evaluations = (tasks + 1) / 2  # two were timed, before and after the first task
     step = seconds["train"] / few
     return CostEstimate(

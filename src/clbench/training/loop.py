@@ -1,16 +1,17 @@
-"""run: the only loop over tasks. Trains, consolidates, evaluates, saves; goes on where an earlier process stopped."""
+"""TaskLoop: trains, consolidates, evaluates and saves one task after the other, and resumes where an earlier process stopped."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import Logger
 
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
@@ -27,131 +28,189 @@ from clbench.training.shared_first_task import SharedFirstTask
 from clbench.training.timing import Stopwatch, total_seconds
 
 MakeTrainer = Callable[[int, list[L.Callback]], L.Trainer]
-AfterTask = Callable[[int, dict[str, Any]], None]
-MakeLoggers = Callable[[int], Sequence[Logger]]
+"""``make_trainer(index, callbacks)`` returns a new Trainer for task ``index``."""
 
 
-def run(
-    sequence: TaskSequence,
-    learner: Learner,
-    strategy: Strategy,
-    make_trainer: MakeTrainer,
-    folder: RunFolder,
-    seed: int = 0,
-    after_task: AfterTask | None = None,
-    validation: EarlyStopping | None = None,
-    eval_every: int | None = None,
-    make_loggers: MakeLoggers | None = None,
-    log_every: int = 50,
-    save_every: int | None = None,
-    shared_first_task: SharedFirstTask | None = None,
-    stop_after_task: int | None = None,
-    doctor: PenaltyMonitor | None = None,
-    outside: float = 0.0,
-) -> dict[str, Any]:
-    """Learn the tasks of ``sequence`` one after the other with ``strategy``.
-
-    Every task starts from seeds derived from ``seed`` and its index, and a checkpoint inside a task holds all that goes on
-    there, so a run that was stopped ends bit-identical to one that was not.
+@dataclass(frozen=True)
+class LoopOptions:
+    """Options of a TaskLoop, under their names in the configuration.
 
     Args:
-        sequence: the tasks.
-        learner: what learns them; changed in place.
-        strategy: what is done against forgetting; changed in place.
-        make_trainer: ``make_trainer(index, callbacks)`` gives a new Trainer for a task.
-        folder: where the checkpoints lie.
-        seed: of training.
-        after_task: called with the task's index and the results so far.
-        validation: early stopping and the choice of the weights that are consolidated.
-        eval_every: steps between evaluations inside tasks; None = after each task only.
-        make_loggers: ``make_loggers(start)`` gives the loggers of a run that begins with task ``start``.
-        log_every: steps between two entries of the training loss.
-        save_every: steps between two checkpoints inside a task; None = only after each task.
-        prefix: what is shared with other runs of the first task; None = nothing.
-        stop_after_task: learn only so many tasks now; a later call goes on after them. None = all.
-        doctor: what examines the penalty; None = one that gives Python warnings.
-        outside: seconds that the run has taken outside this loop (data read, net built); they count in ``seconds.total_seconds``.
+        seed: Random seed of training.
+        patience: Epochs without a lower validation loss until a task is stopped early, None for never.
+        consolidate: The weights of a task that are kept, ``last`` or ``best``.
+        eval_every: Steps between evaluations inside tasks, None for after each task only.
+        log_every: Steps between two entries of the training loss.
+        save_every: Steps between two mid-task checkpoints, None for none.
+        stop_after_task: Number of tasks to learn now, None for all. A later process continues after them.
+    """
 
-    Returns:
-        The results: accuracy matrix and readings of it, on test and validation data; seconds; importance per task.
+    seed: int = 0
+    patience: int | None = None
+    consolidate: str = "last"
+    eval_every: int | None = None
+    log_every: int = 50
+    save_every: int | None = None
+    stop_after_task: int | None = None
+
+
+class TaskLoop:
+    """Learns the tasks of a sequence in order with a strategy.
+
+    Every task starts from seeds derived from the run's seed and the task's index, and a checkpoint holds everything the
+    following tasks depend on, so a run that was stopped ends bit-identical to one that was not::
+
+        loop = TaskLoop(sequence, learner, strategy, folder)
+        loop.resume()
+        for index in loop.remaining:
+            loop.train_task(index, make_trainer)
+            loop.save(index)
+        loop.results()
+
+    Args:
+        sequence: The tasks.
+        learner: The module that learns them. It is changed in place.
+        strategy: The strategy against forgetting. It is changed in place.
+        folder: The run's folder, where the checkpoints are stored.
+        options: See ``LoopOptions``.
+        shared_first_task: A first task that is trained once for several runs, None to train it here.
+        report: Called with the text of each warning of the penalty monitor.
+
+    Attributes:
+        callbacks: The callbacks of every Trainer, in the order that they rely on.
+        logs: The callback that logs. ``logs.to(loggers)`` sets where to.
+        next_task: Index of the first task that is not learned yet.
+        outside: Seconds that the run has spent outside this loop, on reading data for example. They count in
+            ``seconds.total``.
 
     Raises:
-        ConfigError: the strategy cannot run on this sequence; the folder is another run's; ``stop_after_task`` is not one of
-            1 to their number.
-        Unstable: weights became non-finite.
+        ConfigError: The strategy cannot run on this sequence, or an option is out of its range.
     """
-    tasks = len(sequence) if stop_after_task is None else stop_after_task
-    if not 1 <= tasks <= len(sequence):
-        raise ConfigError(
-            f"stop_after_task={stop_after_task}: there are {len(sequence)} tasks; null learns all of them"
+
+    def __init__(
+        self,
+        sequence: TaskSequence,
+        learner: Learner,
+        strategy: Strategy,
+        folder: RunFolder,
+        options: LoopOptions | None = None,
+        shared_first_task: SharedFirstTask | None = None,
+        report: Callable[[str], Any] = warnings.warn,
+    ) -> None:
+        options = options or LoopOptions()
+        self.tasks = tasks_to_learn(options.stop_after_task, len(sequence))
+        strategy.check(sequence)
+        strategy.attach(learner, sequence)
+        self.sequence, self.learner, self.strategy, self.options = sequence, learner, strategy, options
+        self.evaluation = Evaluation(len(sequence), options.eval_every)
+        self.logs = LoggingCallback(strategy, self.evaluation, options.log_every)
+        self.monitor = PenaltyMonitor(report=report)
+        self.seconds = Stopwatch(strategy, self.evaluation)
+        self.mid_task = MidTaskCheckpoint(folder, self.seconds, options.save_every, shared_first_task)
+        early_stopping = EarlyStopping(options.patience, options.consolidate)
+        self.callbacks: list[L.Callback] = [
+            *([early_stopping] if early_stopping.needed else []),
+            *(strategy, self.evaluation, self.monitor, self.logs, self.mid_task),
+        ]
+        self.checkpoints = Checkpoints(folder)
+        self.importance: list[dict[str, float]] = []
+        self.next_task = 0
+        self.outside = 0.0
+
+    @property
+    def remaining(self) -> range:
+        """The indices of the tasks that are still to be learned now."""
+        return range(self.next_task, self.tasks)
+
+    def resume(self) -> None:
+        """Load the newest task checkpoint of the folder, if it has one.
+
+        Raises:
+            ConfigError: The checkpoint belongs to another configuration.
+        """
+        state = self.checkpoints.load()
+        if state is None:
+            return
+        restore(state, self.learner, self.strategy)
+        self.evaluation.load_state_dict(state["evaluation"])
+        self.logs.step = state["step"]
+        self.monitor.load_state_dict(state["monitor"])
+        self.seconds.load(state["seconds"])
+        self.mid_task.shared = state["shared_first_task"]
+        self.importance = state["importance"]
+        self.next_task = state["task"] + 1
+
+    def train_task(self, index: int, make_trainer: MakeTrainer) -> L.Trainer:
+        """Train task ``index``, consolidate it, evaluate and log; return the Trainer that did.
+
+        Raises:
+            ConfigError: The strategy has state per process, which a mid-task checkpoint of several processes lacks.
+            KeyboardInterrupt: The user has interrupted the training.
+            Unstable: The weights became non-finite.
+        """
+        reseed(derive(self.options.seed, "task", index))
+        trainer = make_trainer(index, self.callbacks)
+        check_mid_task(self.options.save_every, self.strategy, trainer.world_size)
+        task = self.strategy.training_data(self.sequence, index)
+        with self.mid_task.learning(index, trainer) as checkpoint:
+            try:
+                trainer.fit(self.learner, datamodule=task, ckpt_path=checkpoint, weights_only=True)
+            except SystemExit as stop:  # Lightning turns Ctrl-C into this
+                raise KeyboardInterrupt from stop
+        self.importance.append(self.strategy.cost())
+        self.next_task = index + 1
+        self.logs.after_task(index, self.results())
+        return trainer
+
+    def save(self, index: int) -> None:
+        """Write the task checkpoint after task ``index``."""
+        self.checkpoints.save(
+            index,
+            {
+                "learner": self.learner.state_dict(),
+                "optimizer": self.learner.optimizer_state,
+                "strategy": self.strategy.state_dict(),
+                "evaluation": self.evaluation.state_dict(),
+                "step": self.logs.step,
+                "monitor": self.monitor.state_dict(),
+                "seconds": self.seconds.spent(),
+                "importance": self.importance,
+                "shared_first_task": self.mid_task.shared,
+            },
         )
-    strategy.check(sequence)
-    strategy.attach(learner, sequence)
-    evaluation = Evaluation(len(sequence), eval_every)
-    first = [validation] if validation is not None and validation.needed else []
-    logs = LoggingCallback(strategy, evaluation, log_every)
-    doctor = PenaltyMonitor() if doctor is None else doctor
-    seconds = Stopwatch(strategy, evaluation)
-    midtask = MidTaskCheckpoint(folder, seconds, save_every, shared_first_task)
-    importance: list[dict[str, float]] = []
-    start = 0
-    checkpoints = Checkpoints(folder)
-    state = checkpoints.load()
-    if state is not None:
-        restore(state, learner, strategy)
-        evaluation.load_state_dict(state["evaluation"])
-        logs.step = state["step"]
-        doctor.load_state_dict(state["doctor"])
-        seconds.load(state["seconds"])
-        midtask.shared = state["shared_first_task"]
-        importance = state["importance"]
-        start = state["task"] + 1
 
-    def results() -> dict[str, Any]:
-        spent = seconds.spent()
-        spent["total"] = outside + total_seconds(spent)
-        measured = {"seconds": spent, "importance": list(importance), "shared_first_task": midtask.shared}
-        said = [warning._asdict() for warning in doctor.warnings]
-        return {**_readings(sequence, evaluation), **measured, "warnings": said}
+    def results(self) -> dict[str, Any]:
+        """Return the metrics so far on test and validation data, the seconds, the cost per task and the warnings."""
+        spent = self.seconds.spent()
+        spent["total"] = self.outside + total_seconds(spent)
+        return {
+            **_readings(self.sequence, self.evaluation),
+            "seconds": spent,
+            "importance": list(self.importance),
+            "shared_first_task": self.mid_task.shared,
+            "warnings": [warning._asdict() for warning in self.monitor.warnings],
+        }
 
-    if start >= tasks:
-        return results()
-    with logs.to(make_loggers(start) if make_loggers is not None else []):
-        for index in range(start, tasks):
-            reseed(derive(seed, "task", index))
-            trainer = make_trainer(index, [*first, strategy, evaluation, doctor, logs, midtask])
-            if save_every is not None and strategy.per_process and trainer.world_size > 1:
-                raise ConfigError(
-                    f"save_every={save_every}: {type(strategy).__name__} sums up in each of the {trainer.world_size} processes: "
-                    "use save_every=null or trainer.devices=1"
-                )
-            task = strategy.training_data(sequence, index)
-            with midtask.learning(index, trainer) as checkpoint:
-                try:
-                    trainer.fit(learner, datamodule=task, ckpt_path=checkpoint, weights_only=True)
-                except SystemExit as stop:  # what Lightning makes of Ctrl-C
-                    raise KeyboardInterrupt from stop
-            importance.append(strategy.cost())
-            logs.after_task(index, results())
-            if trainer.is_global_zero:
-                checkpoints.save(
-                    index,
-                    {
-                        "learner": learner.state_dict(),
-                        "optimizer": learner.optimizer_state,
-                        "strategy": strategy.state_dict(),
-                        "evaluation": evaluation.state_dict(),
-                        "step": logs.step,
-                        "doctor": doctor.state_dict(),
-                        "seconds": seconds.spent(),
-                        "importance": importance,
-                        "shared_first_task": midtask.shared,
-                    },
-                )
-                if after_task is not None:
-                    after_task(index, results())
-        logs.final(results())
-    return results()
+
+def tasks_to_learn(stop_after_task: int | None, tasks: int) -> int:
+    """Return how many of ``tasks`` tasks are learned now.
+
+    Raises:
+        ConfigError: ``stop_after_task`` is not between 1 and ``tasks``.
+    """
+    asked = tasks if stop_after_task is None else stop_after_task
+    if not 1 <= asked <= tasks:
+        raise ConfigError(f"stop_after_task={stop_after_task}: there are {tasks} tasks; null learns all of them")
+    return asked
+
+
+def check_mid_task(save_every: int | None, strategy: Strategy, processes: int) -> None:
+    """Raise ConfigError if a mid-task checkpoint would lack the state of the other processes."""
+    if save_every is not None and strategy.per_process and processes > 1:
+        raise ConfigError(
+            f"save_every={save_every}: {type(strategy).__name__} sums up in each of the {processes} processes: "
+            "use save_every=null or trainer.devices=1"
+        )
 
 
 def empty_results(sequence: TaskSequence) -> dict[str, Any]:

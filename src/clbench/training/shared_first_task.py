@@ -15,12 +15,11 @@ class SharedFirstTask:
     The system takes the lock from a process that ends, however it ends, so nobody waits for one that was killed.
 
     Args:
-        folder: of the prefixes of a sweep, made if it is not there.
+        folder: The sweep's folder of shared first tasks. It is created when the checkpoint is first looked for.
         key: of all that the runs have in common, see ``first_task_hash``.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.key = key
         self.path = folder / f"{key}.ckpt"
         self._lock = FileLock(folder / f".{key}.lock")
@@ -33,6 +32,7 @@ class SharedFirstTask:
     def find(self) -> Path | None:
         """The checkpoint, after waiting for the process that trains it; None: this one does, until ``release``."""
         if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             remove_parts(self.path.parent)
             if not self.path.exists():

@@ -1,0 +1,65 @@
+"""compose: the configuration that a command would have, composed in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from clbench.config.messages import reject_dashes
+from clbench.config.options import conf_dir
+from clbench.errors import ConfigError
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike[str] | None = None) -> DictConfig:
+    """Return the configuration that ``python -m clbench.train OVERRIDES`` would have, with Hydra's own part under ``hydra``.
+
+    Args:
+        overrides: What follows the command, such as ``["strategy=ewc", "lam=1e5"]``.
+        config_dir: A folder with configuration groups of your own, as the command's ``--config-dir``.
+
+    Raises:
+        ConfigError: ``overrides`` is not a list of ``option=value``, or ``config_dir`` is not a folder.
+        hydra.errors.HydraException: An override that Hydra refuses.
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(
+            f"overrides={overrides!r}: expected a list of option=value, got a string. Try [{overrides!r}]."
+        )
+    reject_dashes(overrides)
+    more = []
+    if config_dir is not None:
+        folder = Path(config_dir).expanduser().absolute()
+        if not folder.is_dir():
+            raise ConfigError(f"config_dir={config_dir}: expected a folder with configuration groups, found none.")
+        quoted = f"file://{folder}".replace("'", "\\'")
+        more = [f"hydra.searchpath=['{quoted}']"]
+    with hydra_state(), hydra.initialize_config_dir(str(conf_dir()), job_name="train", version_base="1.3"):
+        return hydra.compose("train", [*overrides, *more], return_hydra_config=True)
+
+
+def without_hydra(whole: DictConfig) -> DictConfig:
+    """Return a copy of a composed configuration without Hydra's own part."""
+    cfg = whole.copy()
+    OmegaConf.set_readonly(cfg, False)
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    return cfg
+
+
+@contextmanager
+def hydra_state() -> Iterator[None]:
+    """Start without an initialised Hydra, and restore the caller's afterwards."""
+    outer, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+        HydraConfig.instance().cfg = config

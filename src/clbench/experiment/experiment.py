@@ -1,0 +1,206 @@
+"""Experiment: one run of a configuration, from its checks to the files in its folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from time import perf_counter
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from clbench.config.display import Display, print_once
+from clbench.config.messages import refuse_renamed, silence_lightning
+from clbench.config.options import budget, check_numbers, drop_foreign_options, refuse_foreign_options
+from clbench.experiment.build import build, build_trainer
+from clbench.experiment.checks import check_device, check_launch, check_precision
+from clbench.experiment.describe import describe, flat, plan
+from clbench.experiment.launch import Launch
+from clbench.experiment.session import exclusive_run, open_run_folder, print_status, save_config, shared_first_task_of
+from clbench.runs.folder import FINISHED, learned
+from clbench.runs.objective import objective
+from clbench.training.loggers import LoggerContext
+from clbench.training.loop import LoopOptions, TaskLoop, empty_results
+from clbench.training.progress_bar import ProgressBar
+from clbench.training.timing import total_seconds
+
+
+class Experiment:
+    """One run of a configuration; ``clbench.train.train`` calls its methods in order.
+
+    Args:
+        cfg: The composed configuration, without Hydra's own part. In a sweep, the options that its strategy does not have
+            are set to null.
+        launch: Where and how the run was started.
+
+    Attributes:
+        folder: The run's folder.
+        display: The terminal and ``train.log``, while the experiment is open.
+        earlier: metrics.json as an earlier process left it, None if there is none.
+        sequence: The tasks, once built.
+        learner: The module that learns them, once built.
+        strategy: The strategy against forgetting, once built.
+        loop: The loop over the tasks, once built.
+        about: The description of the run in metrics.json, once built.
+
+    Raises:
+        ConfigError: The configuration cannot be trained, or the folder holds another run.
+    """
+
+    def __init__(self, cfg: DictConfig, launch: Launch) -> None:
+        self._began = perf_counter()
+        self.cfg = cfg
+        self.launch = launch
+        self.is_first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        self.check()
+        self.folder = open_run_folder(cfg, launch.choices, launch.folder)
+
+    def check(self) -> None:
+        """Raise ConfigError for what can be seen to be wrong before anything is built."""
+        refuse_renamed(self.cfg)
+        check_numbers(self.cfg)
+        check_launch(self.cfg, self.launch)
+        if self.launch.sweep is None:
+            refuse_foreign_options(self.cfg, self.launch.choices["strategy"])
+        else:
+            drop_foreign_options(self.cfg)
+        check_device(self.cfg.trainer.accelerator, self.cfg.trainer.devices)
+        check_precision(self.cfg.trainer.get("precision"))
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Lock the folder, open the display and set the number of threads, until the experiment ends or fails."""
+        silence_lightning()
+        owned = exclusive_run(self.folder, self.launch.sweep) if self.is_first_process else nullcontext()
+        quiet = self.launch.quiet or not self.is_first_process
+        threads = self.cfg.threads or (None if self.launch.sweep is None else 1)
+        with owned, torch_threads(threads), Display(self.folder.path / "train.log", quiet) as self.display:
+            self.earlier = self.folder.metrics()
+            yield
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier process has learned all tasks."""
+        return self.earlier is not None and self.earlier["status"] == FINISHED
+
+    def reuse(self) -> float | None:
+        """Return the objective of a finished run from its metrics.json."""
+        assert self.earlier is not None
+        self.display.note(f"this run is complete, nothing to do: {self.folder.path}")
+        return objective(self.earlier, self.cfg.objective)
+
+    def build(self) -> None:
+        """Build tasks, learner, strategy and loop, check that they fit together, and show what will run."""
+        self.sequence, self.learner, self.strategy = build(self.cfg)
+        budget(self.cfg, 0, len(self.sequence))
+        objective(empty_results(self.sequence), self.cfg.objective)
+        # the net is described as it was built: the loop attaches the strategy, which may add parameters
+        parts = (self.cfg, self.launch.choices, self.sequence, self.learner)
+        self.about = describe(*parts) | {"config_hash": self.folder.config_hash}
+        shown = plan(*parts)
+        shared = shared_first_task_of(self.cfg, self.strategy, self.launch.sweep)
+        options = LoopOptions(**{name: self.cfg[name] for name in LoopOptions.__dataclass_fields__})
+        self.loop = TaskLoop(
+            self.sequence, self.learner, self.strategy, self.folder, options, shared, self.display.warn
+        )
+        self.display.plan(shown)
+
+    def resume(self) -> None:
+        """Save the configuration and continue from what an earlier process has learned."""
+        if self.is_first_process:
+            save_config(self.cfg, self.launch)
+        self.loop.outside = perf_counter() - self._began
+        if self.earlier is not None:
+            self.display.note(f"going on after task {learned(self.earlier)}/{len(self.sequence)}")
+            seconds = self.earlier["seconds"]
+            self.loop.outside += seconds["total"] - total_seconds(seconds)
+        self.loop.resume()
+
+    def train_tasks(self) -> None:
+        """Train the remaining tasks one after the other, with the configured loggers."""
+        if not self.loop.remaining:
+            return
+        with self.loop.logs.to(self._loggers()):
+            for index in self.loop.remaining:
+                self.train_task(index)
+            self.loop.logs.final(self.loop.results())
+
+    def train_task(self, index: int) -> None:
+        """Train task ``index``, then save its checkpoint and the metrics so far."""
+        trainer = self.loop.train_task(index, self._trainer)
+        if trainer.is_global_zero:
+            self.save(index)
+
+    def save(self, index: int) -> None:
+        """Write the checkpoint and the metrics after task ``index``, and show its accuracies."""
+        self.loop.save(index)
+        results = self.results("running")
+        self.folder.write_metrics(results)
+        row = results["accuracy_matrix"][index]
+        self.display.after_task(index, len(self.sequence), row, results["seconds"]["total"])
+
+    def results(self, status: str) -> dict[str, Any]:
+        """Return the contents of metrics.json."""
+        return {"status": status, **self.about, **self.loop.results()}
+
+    def finish(self) -> float | None:
+        """Write the final metrics and plots, show the summary, and return the objective; None if tasks are left."""
+        if self.loop.tasks < len(self.sequence):
+            self._end_in_sweep(f"{self.loop.tasks} of {len(self.sequence)} tasks")
+            return None  # metrics.json has the metrics so far
+        results = self.results(FINISHED)
+        value = objective(results, self.cfg.objective)
+        if self.is_first_process:
+            try:
+                self.save_plots(results)
+            finally:  # no picture is worth a run
+                self.folder.write_metrics(results)
+            self.display.summary(results, self.folder.path)
+            shown = "-" if value is None else f"{value:.4f}"
+            self._end_in_sweep(f"{shown}, {results['seconds']['total']:.1f} s")
+        return value
+
+    def save_plots(self, results: dict[str, Any]) -> None:
+        """Draw the accuracy matrix and the accuracy over tasks."""
+        # matplotlib takes long to import: only when there is something to draw
+        from clbench.runs.plots import save_plots
+
+        title = f"{self.launch.choices.strategy} on {self.cfg.data.name}, seed {self.cfg.seed}"
+        matrix = torch.tensor(results["accuracy_matrix"])
+        save_plots(matrix, results["within_tasks"], title, self.folder.path)
+
+    def _trainer(self, index: int, callbacks: list[Callback]) -> Trainer:
+        length = budget(self.cfg, index, len(self.sequence))
+        return build_trainer(self.cfg, [*callbacks, ProgressBar(self.display.terminal)], length)
+
+    def _loggers(self) -> list[Logger]:
+        if not self.is_first_process:
+            return []
+        about = flat(self.cfg, self.launch.choices, self.about) | {"config_hash": self.folder.config_hash}
+        report = self.display.note if self.launch.sweep is None else print_once
+        shared = self.launch.sweep or self.folder.path
+        context = LoggerContext(self.folder.path, shared, self.loop.next_task, about, report)
+        return [instantiate(logger)(context) for logger in self.cfg.logger.values()]
+
+    def _end_in_sweep(self, said: str) -> None:
+        if self.launch.sweep is not None:
+            print_status(self.launch.sweep, self.folder.path, said)
+
+
+@contextmanager
+def torch_threads(number: int | None) -> Iterator[None]:
+    """Let torch use ``number`` threads and restore the number afterwards; None changes nothing."""
+    if number is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

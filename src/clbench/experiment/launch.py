@@ -1,0 +1,36 @@
+"""Launch: where and how a run was started, by the command, by a sweep or from Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where and how a run was started.
+
+    Args:
+        folder: The run's folder, an absolute path.
+        hydra: Hydra's own part of the composed configuration, under the key ``hydra``.
+        sweep: The folder of the run's sweep, None for a single run. Runs of a sweep drop the options that their strategy
+            does not have, share first tasks, use one thread each and print one line when they end.
+        quiet: Whether the plan, the progress and the summary go to ``train.log`` only.
+    """
+
+    folder: Path
+    hydra: DictConfig
+    sweep: Path | None = None
+    quiet: bool = False
+
+    @property
+    def choices(self) -> DictConfig:
+        """The chosen option of each configuration group."""
+        return self.hydra.hydra.runtime.choices
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether a sweep of this configuration is a grid, whose runs are known in advance."""
+        return "UniqueSweeper" in self.hydra.hydra.sweeper["_target_"]

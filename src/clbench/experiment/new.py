@@ -1,0 +1,96 @@
+"""``clbench new strategy|net|data|metric NAME``: write a commented skeleton and print the command that runs it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import keyword
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from clbench.config.messages import errors_in_one_line
+from clbench.config.options import conf_dir
+from clbench.errors import ConfigError
+
+SKELETONS = Path(__file__).parent / "skeletons"
+KINDS = {
+    "strategy": "strategy=NAME",
+    "net": "net=NAME",
+    "data": "data=NAME",
+    "metric": "metrics.extra=[NAME.NAME]",
+}
+"""What can be written -> the option of ``clbench train`` that uses it."""
+
+
+def write(kind: str, name: str, folder: Path) -> list[Path]:
+    """Write the skeleton of a ``kind`` called ``name`` into ``folder`` and return its files.
+
+    Args:
+        kind: One of ``KINDS``.
+        name: The name of the Python file, of what it defines and of the choice in the configuration.
+        folder: Where the Python file is written. Its yaml, if it needs one, is written to ``more/KIND/`` there.
+
+    Raises:
+        ConfigError: The name cannot be used, or a file exists already. Nothing is written then.
+    """
+    files = {folder / f"{name}.py": SKELETONS / f"{kind}.py.txt"}
+    if (yaml := SKELETONS / f"{kind}.yaml.txt").is_file():
+        files[folder / "more" / kind / f"{name}.yaml"] = yaml
+    check_name(kind, name)
+    for file in files:
+        if file.exists():
+            raise ConfigError(f"{file} exists: expected a new file. Try another name, or remove it.")
+    if importlib.util.find_spec(name) is not None:
+        raise ConfigError(f"NAME={name}: expected a new name, but Python has a module {name} already. Try my_{name}.")
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    for file, skeleton in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(skeleton.read_text().replace("CLASS", class_name).replace("NAME", name))
+    return list(files)
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raise ConfigError if ``name`` is not a Python name in lower case, or one of clbench's own choices."""
+    if not name.isidentifier() or not name.islower() or keyword.iskeyword(name):
+        near = "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")
+        remedy = f" Try {near}." if near.isidentifier() and not keyword.iskeyword(near) else ""
+        raise ConfigError(f"NAME={name}: expected a Python name in lower case, such as my_{kind}.{remedy}")
+    if (conf_dir() / kind / f"{name}.yaml").is_file():
+        raise ConfigError(f"NAME={name}: expected a new name, but clbench has {kind}={name} already. Try my_{name}.")
+
+
+def command_of(kind: str, name: str, folder: Path) -> str:
+    """Return the command that trains with what ``write`` has written."""
+    more = f"--config-dir {shlex.quote(str(folder / 'more'))} " if kind != "metric" else ""
+    option = shlex.quote(KINDS[kind].replace("NAME", name))
+    return f"PYTHONPATH={shlex.quote(str(folder))} clbench train {more}{option}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a skeleton and print its files and the command that runs it."""
+    asked = _parser().parse_args(arguments)
+    folder = Path(asked.folder)
+    for file in write(asked.kind, asked.name, folder):
+        print(f"wrote {file}")
+    print(f"run it: {command_of(asked.kind, asked.name, folder)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "clbench new", description="Write a commented skeleton that runs, and print the command that runs it."
+    )
+    parser.add_argument("kind", choices=KINDS, help="what to write")
+    parser.add_argument("name", metavar="NAME", help="a new Python name in lower case, such as my_ewc")
+    parser.add_argument("--folder", default=".", help="where to write it (default: here)")
+    return parser
+
+
+def cli() -> None:
+    """The command ``clbench new``."""
+    with errors_in_one_line():
+        main()
+
+
+if __name__ == "__main__":
+    cli()

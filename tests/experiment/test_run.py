@@ -1,0 +1,164 @@
+"""clbench.run: the command from Python, in this process, leaving nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+import clbench
+from clbench.config.options import conf_dir
+from clbench.errors import ConfigError, Unstable
+
+TINY = ["data.tasks=2", "steps=2", "net.hidden=[8]", "trainer=cpu", "logger=none", "samples=5"]
+
+
+def test_run_returns_what_the_command_writes(command, tmp_path):
+    done = command(*TINY, "output_dir=typed")
+    assert done.returncode == 0, done.stderr
+    typed = json.loads((tmp_path / "typed/metrics.json").read_text())
+    called = clbench.run(TINY, tmp_path / "called")
+    assert called == json.loads((tmp_path / "called/metrics.json").read_text())
+    assert {**called, "seconds": 0} == {**typed, "seconds": 0}
+    names = sorted(file.name for file in (tmp_path / "typed").rglob("*"))
+    assert sorted(file.name for file in (tmp_path / "called").rglob("*")) == names
+
+
+def test_runs_follow_each_other_also_after_an_error(tmp_path):
+    first = clbench.run(TINY, tmp_path / "a")
+    with pytest.raises(ConfigError, match="lam=-1: the strength of the penalty"):
+        clbench.run([*TINY, "lam=-1"], tmp_path / "b")
+    second = clbench.run(TINY, tmp_path / "c")
+    assert first["accuracy_matrix"] == second["accuracy_matrix"]
+
+
+def test_a_complete_run_is_returned_and_not_trained_again(tmp_path, capsys):
+    first = clbench.run(TINY, tmp_path / "a")
+    capsys.readouterr()
+    assert clbench.run(TINY, tmp_path / "a") == first
+    assert "this run is complete, nothing to do" in capsys.readouterr().out
+
+
+def test_without_a_folder_a_run_is_stored_in_output_dir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clbench.run([*TINY, "output_dir=here"])
+    assert (tmp_path / "here/metrics.json").exists()
+    first, second = (clbench.run(TINY, quiet=True) for _ in range(2))
+    assert first["accuracy_matrix"] == second["accuracy_matrix"]
+    assert len(list(tmp_path.glob("outputs/*/*/metrics.json"))) == 2
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_display_is_shown_unless_quiet_and_always_logged(tmp_path, capsys, quiet):
+    clbench.run(TINY, tmp_path / "a", quiet=quiet)
+    assert ("task 2/2" in capsys.readouterr().out) is not quiet
+    assert "task 2/2" in (tmp_path / "a/train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("strategy=ewc", r"overrides='strategy=ewc': expected a list .* Try \['strategy=ewc'\]"),
+        (["strategy=ewcc"], "strategy=ewcc does not exist"),
+        (["lam"], "'lam' is no option=value"),
+        (["--lam=1"], "options are written without dashes: lam=1"),
+        (["depth=3"], "there is no option depth"),
+        (["choose_lam_on=3"], "choose_lam_on is now select_lam_on_first_tasks"),
+        (["select_lam_on_first_tasks=2"], "is for a grid"),
+        (["strategy=finetune", "lam=3"], "strategy=finetune has no lam"),
+        (["net=custom", "net._target_=nowhere.Net"], "_target_=nowhere.Net cannot be imported"),
+    ],
+)
+def test_a_wrong_configuration_is_a_config_error(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        clbench.run(overrides, tmp_path / "a")
+    with pytest.raises(ConfigError, match="config_dir=nowhere: expected a folder"):
+        clbench.run(TINY, tmp_path / "a", config_dir="nowhere")
+
+
+def test_non_finite_weights_are_unstable_as_in_the_command(tmp_path):
+    options = ("optimizer=sgd", "lr=1e30", "steps=5", "data.tasks=2", "trainer=cpu", "logger=none")
+    with pytest.raises(Unstable, match="non-finite"):
+        clbench.run(options, tmp_path / "a")
+    assert "non-finite" in (tmp_path / "a/failed.txt").read_text()
+
+
+def test_the_state_of_hydra_and_the_threads_of_torch_are_left_as_they_were(tmp_path):
+    def state():
+        return GlobalHydra.instance().hydra, HydraConfig.instance().cfg, torch.get_num_threads()
+
+    GlobalHydra.instance().clear()
+    before = state()
+    clbench.run([*TINY, "threads=2"], tmp_path / "a", quiet=True)
+    assert state() == before
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):  # inside a Hydra of the caller
+        before = state()
+        clbench.run(TINY, tmp_path / "b", quiet=True)
+        with pytest.raises(ConfigError):
+            clbench.run(["depth=3"], tmp_path / "c")
+        assert state() == before
+        assert hydra.compose("train", ["seed=3"]).seed == 3
+
+
+def test_dry_run_trains_nothing_and_stop_after_task_returns_the_metrics_so_far(tmp_path):
+    assert clbench.run([*TINY, "dry_run=true"], tmp_path / "a") == {}
+    assert not (tmp_path / "a/checkpoints").exists()
+    part = clbench.run([*TINY, "stop_after_task=1"], tmp_path / "a")
+    assert part["status"] == "running" and part["accuracy_matrix"][1] == [None, None]
+    assert clbench.run(TINY, tmp_path / "a")["status"] == "complete"
+
+
+def test_a_folder_of_configuration_groups_is_searched(tmp_path):
+    folder = tmp_path / "it's more"
+    (folder / "strategy").mkdir(parents=True)
+    yaml = "# @package _global_\ndefaults: [/strategy/ewc, _self_]\nlam: 0.5\n"
+    (folder / "strategy/weak.yaml").write_text(yaml)
+    metrics = clbench.run([*TINY, "strategy=weak"], tmp_path / "a", config_dir=folder)
+    assert (metrics["strategy"]["name"], metrics["strategy"]["lam"]) == ("weak", 0.5)
+
+
+def test_a_configuration_may_refer_to_hydras_own(tmp_path):
+    metrics = clbench.run([*TINY, "+note=${hydra:runtime.choices.net}"], tmp_path / "a")
+    assert metrics["status"] == "complete"
+    assert clbench.read(tmp_path / "a").net[0] == "mlp"
+
+
+def test_runs_of_one_sweep_folder_share_their_first_task(tmp_path):
+    options = ("steps=4", "data.tasks=2", "trainer=cpu", "logger=none")
+    mas, l2 = (
+        clbench.run([f"strategy={name}", *options], tmp_path / name, quiet=True, sweep=tmp_path)
+        for name in ("mas", "l2")
+    )
+    assert mas["shared_first_task"] == l2["shared_first_task"] is not None
+    assert mas["seconds"]["shared"] == 0 < l2["seconds"]["shared"]
+
+
+def test_run_works_inside_an_event_loop_as_in_a_notebook(tmp_path):
+    async def cell():
+        return clbench.run(TINY, tmp_path / "a")["status"]
+
+    assert asyncio.run(cell()) == "complete"
+
+
+def test_a_run_in_a_notebook_writes_its_log_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    clbench.run(TINY, tmp_path / "a", quiet=True)
+    assert "task 2/2" in (tmp_path / "a/train.log").read_text()
+
+
+def test_a_wrong_option_is_reported_before_torch_is_imported():
+    program = (
+        "import sys, clbench\n"
+        "try: clbench.run(['depth=3'])\n"
+        "except ValueError as error: print(error)\n"
+        "print([name for name in ('torch', 'lightning') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["there is no option depth: --help lists what there is", "[]"], done.stderr
