@@ -170,7 +170,7 @@ def test_no_file_is_written_if_one_of_them_exists(tmp_path):
 
 
 def test_every_kind_has_a_skeleton():
-    folder = Path(clbench.__file__).parent / "new/skeletons"
+    folder = Path(clbench.__file__).parent / "experiment/skeletons"
     assert {file.name.partition(".")[0] for file in folder.iterdir()} == set(KINDS)
 
 
