@@ -27,6 +27,7 @@ from clbench.experiment.build import build, build_trainer
 from clbench.experiment.checks import check_device, check_precision
 from clbench.experiment.describe import describe, flat, plan
 from clbench.experiment.session import exclusive_run, open_run_folder, print_status, save_config, shared_first_task_of
+from clbench.metrics.registry import load_metrics
 from clbench.runs.folder import FINISHED, learned
 from clbench.runs.objective import objective
 from clbench.training.early_stopping import EarlyStopping
@@ -98,9 +99,10 @@ def _train(cfg: DictConfig) -> float | None:
             display.note(f"this run is complete, nothing to do: {folder.path}")
             return objective(earlier, cfg.objective)
 
+        metrics = load_metrics(cfg.metrics.extra)
         sequence, learner, strategy = build(cfg)
         budget(cfg, 0, len(sequence))
-        objective(empty_results(sequence), cfg.objective)
+        objective(empty_results(sequence, metrics), cfg.objective)
         validation = EarlyStopping(cfg.patience, cfg.consolidate)
         display.plan(plan(cfg, choices, sequence, learner))
         if cfg.dry_run:
@@ -114,14 +116,14 @@ def _train(cfg: DictConfig) -> float | None:
         if earlier is not None:
             outside += earlier["seconds"]["total"] - total_seconds(earlier["seconds"])
 
-        def metrics(results: dict[str, Any], status: str) -> dict[str, Any]:
+        def metrics_json(results: dict[str, Any], status: str) -> dict[str, Any]:
             return {"status": status, **about, **results}
 
         def make_trainer(index: int, callbacks: list[Callback]) -> Trainer:
             return build_trainer(cfg, [*callbacks, ProgressBar(display.terminal)], budget(cfg, index, len(sequence)))
 
         def after_task(index: int, results: dict[str, Any]) -> None:
-            so_far = metrics(results, "running")
+            so_far = metrics_json(results, "running")
             folder.write_metrics(so_far)
             display.after_task(index, len(sequence), results["accuracy_matrix"][index], so_far["seconds"]["total"])
 
@@ -149,13 +151,14 @@ def _train(cfg: DictConfig) -> float | None:
             shared_first_task=shared_first_task_of(cfg, strategy) if sweeping else None,
             stop_after_task=cfg.stop_after_task,
             doctor=PenaltyMonitor(report=display.warn),
+            metrics=metrics,
             outside=outside,
         )
         if cfg.stop_after_task is not None and cfg.stop_after_task < len(sequence):
             if sweeping:
                 print_status(folder.path, f"{cfg.stop_after_task} of {len(sequence)} tasks")
             return None  # metrics.json has what there is so far
-        complete = metrics(results, FINISHED)
+        complete = metrics_json(results, FINISHED)
         value = objective(complete, cfg.objective)
         if first_process:
             # matplotlib takes long to import: only when there is something to draw
@@ -166,7 +169,7 @@ def _train(cfg: DictConfig) -> float | None:
                 save_plots(torch.tensor(complete["accuracy_matrix"]), complete["within_tasks"], title, folder.path)
             finally:  # no picture is worth a run
                 folder.write_metrics(complete)
-            display.summary(complete, folder.path)
+            display.summary(complete, metrics, folder.path)
             if sweeping:
                 said = "-" if value is None else f"{value:.4f}"
                 seconds = complete["seconds"]["total"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,6 +15,8 @@ from lightning.pytorch.loggers import Logger
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.learner import Learner
+from clbench.metrics.metric import Metric
+from clbench.metrics.registry import describe_extra
 from clbench.runs.folder import RunFolder
 from clbench.seeding import derive
 from clbench.strategies import Strategy
@@ -47,6 +49,7 @@ def run(
     shared_first_task: SharedFirstTask | None = None,
     stop_after_task: int | None = None,
     doctor: PenaltyMonitor | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     outside: float = 0.0,
 ) -> dict[str, Any]:
     """Learn the tasks of ``sequence`` one after the other with ``strategy``.
@@ -70,10 +73,11 @@ def run(
         prefix: what is shared with other runs of the first task; None = nothing.
         stop_after_task: learn only so many tasks now; a later call goes on after them. None = all.
         doctor: what examines the penalty; None = one that gives Python warnings.
+        metrics: what is computed from the accuracies; None = all metrics of this process.
         outside: seconds that the run has taken outside this loop (data read, net built); they count in ``seconds.total_seconds``.
 
     Returns:
-        The results: accuracy matrix and readings of it, on test and validation data; seconds; importance per task.
+        The results: accuracy matrix and metrics, on test and validation data; seconds; importance per task.
 
     Raises:
         ConfigError: the strategy cannot run on this sequence; the folder is another run's; ``stop_after_task`` is not one of
@@ -87,7 +91,7 @@ def run(
         )
     strategy.check(sequence)
     strategy.attach(learner, sequence)
-    evaluation = Evaluation(len(sequence), eval_every)
+    evaluation = Evaluation(len(sequence), eval_every, metrics, sequence.scenario.shares_outputs)
     first = [validation] if validation is not None and validation.needed else []
     logs = LoggingCallback(strategy, evaluation, log_every)
     doctor = PenaltyMonitor() if doctor is None else doctor
@@ -112,7 +116,7 @@ def run(
         spent["total"] = outside + total_seconds(spent)
         measured = {"seconds": spent, "importance": list(importance), "shared_first_task": midtask.shared}
         said = [warning._asdict() for warning in doctor.warnings]
-        return {**_readings(sequence, evaluation), **measured, "warnings": said}
+        return {**_measured(sequence, evaluation), **measured, "warnings": said}
 
     if start >= tasks:
         return results()
@@ -154,10 +158,10 @@ def run(
     return results()
 
 
-def empty_results(sequence: TaskSequence) -> dict[str, Any]:
-    """The numbers of a run that has learned nothing, under the same keys as later."""
+def empty_results(sequence: TaskSequence, metrics: Mapping[str, Metric] | None = None) -> dict[str, Any]:
+    """Return the results of a run that has learned nothing, under the same keys as later."""
     spent = dict.fromkeys(("train", "importance", "evaluation", "shared", "total"), 0.0)
-    return {**_readings(sequence, Evaluation(len(sequence))), "seconds": spent}
+    return {**_measured(sequence, Evaluation(len(sequence), metrics=metrics)), "seconds": spent}
 
 
 def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None:
@@ -174,12 +178,15 @@ def reseed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _readings(sequence: TaskSequence, evaluation: Evaluation) -> dict[str, Any]:
-    transfer = sequence.scenario.shares_outputs
+def _measured(sequence: TaskSequence, evaluation: Evaluation) -> dict[str, Any]:
+    def summarized(which: str) -> dict[str, Any]:
+        return {"accuracy_matrix": evaluation.matrix(which).tolist(), **evaluation.summarize(which)}
+
     return {
-        **evaluation.summarize("test", transfer),
+        **summarized("test"),
         "initial_accuracy": [math.nan] * len(sequence) if evaluation.initial is None else evaluation.initial.tolist(),
         "per_task": evaluation.per_task,
         "within_tasks": [w._asdict() for w in evaluation.within],
-        "validation": evaluation.summarize("validation", transfer) if sequence.has_validation else None,
+        "validation": summarized("validation") if sequence.has_validation else None,
+        "extra_metrics": describe_extra(evaluation.metrics),
     }
