@@ -14,12 +14,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from clbench.config.composing import composed as compose_command
 from clbench.config.messages import silence_lightning
-from clbench.config.options import conf_dir
 from clbench.train import train
 from tests.forked import type_command
 
@@ -38,8 +37,7 @@ def composed() -> Callable[..., DictConfig]:
     """``composed("strategy=mas", ...)``: the configuration that the command would have, Hydra's part included."""
 
     def make(*overrides: str) -> DictConfig:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose("train", list(overrides), return_hydra_config=True)
+        return compose_command(overrides, with_hydra=True)
 
     return make
 

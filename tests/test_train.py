@@ -93,7 +93,7 @@ def test_metrics_json_is_the_documented_contract(run):
     assert result["data"]["scenario"] == "task"
     assert result["seed"] == 0
     assert result["status"] == "complete"
-    assert len(result["config_hash"]) == 8
+    assert len(result["config_hash"]) == 16
     assert {"python", "torch", "lightning", "clbench"} <= set(result["versions"])
 
 
@@ -182,10 +182,11 @@ def test_checkpoints_are_kept_as_asked(run, tmp_path, keep, left):
 def test_the_config_hash_follows_what_decides_the_results_and_nothing_else(composed):
     def hashed(*overrides):
         cfg = composed(*overrides).copy()
+        choices = cfg.hydra.runtime.choices
         OmegaConf.set_readonly(cfg, False)
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra")
-        return config_hash(cfg)
+        return config_hash(cfg, choices)
 
     same = {
         hashed(),

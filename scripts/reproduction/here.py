@@ -33,7 +33,7 @@ def hash_of(overrides: tuple[str, ...], seed: int) -> str:
     cfg = _task_part(whole)
     cfg.seed = seed
     refuse_foreign_options(cfg, whole.hydra.runtime.choices["strategy"])
-    return config_hash(cfg)
+    return config_hash(cfg, whole.hydra.runtime.choices)
 
 
 def train_here(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_a_run_that_started_from_weights_in_a_file_is_loaded_without_the_file(ru
 def test_what_cannot_be_loaded_is_said(run, tmp_path):
     with pytest.raises(ConfigError, match="nowhere is not a folder: give the output_dir of a run"):
         clbench.load(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"has no .hydra/config.yaml: give the output_dir of a run"):
+    with pytest.raises(ConfigError, match=r"has no config.json: give the output_dir of a run"):
         clbench.load(tmp_path)
     run("strategy=finetune", "checkpoints=none", *SMALL, folder="bare")
     with pytest.raises(ConfigError, match="has no checkpoints: the run needs checkpoints=all or last"):
@@ -80,14 +80,18 @@ def test_what_cannot_be_loaded_is_said(run, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("_target_: clbench.nets.mlp", "_target_: clbench.nets.perceptron", "it was changed since"),
+        (
+            '"_target_": "clbench.nets.mlp"',
+            '"_target_": "clbench.nets.perceptron"',
+            "no longer holds: the file was changed",
+        ),
         (None, None, "cannot be rebuilt: .*its code has changed since it ran: use the versions in its metrics.json"),
     ],
 )
 def test_a_changed_configuration_and_changed_code_are_told_apart(run, tmp_path, old, new, message):
     run("strategy=finetune", *SMALL)
     if old is not None:
-        file = tmp_path / "run/.hydra/config.yaml"
+        file = tmp_path / "run/config.json"
         file.write_text(file.read_text().replace(old, new))
     else:  # as if the head had another name when the run was made
         file = tmp_path / "run/checkpoints/task_2.ckpt"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clbench.config.hashing import SCHEMA
 from clbench.errors import ConfigError
 from clbench.runs.folder import RunFolder, atomically
 from clbench.training.checkpointing import Checkpoints
@@ -153,7 +154,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
 def test_the_checkpoint_after_a_task_takes_the_place_of_those_inside_it(tmp_path):
     folder = RunFolder(tmp_path, "abc")
     Checkpoints(folder).save(0, {})
-    torch.save({"run": {"config_hash": "abc"}}, Checkpoints(folder).mid_task_path(1))
+    torch.save({"run": {"schema": SCHEMA, "config_hash": "abc"}}, Checkpoints(folder).mid_task_path(1))
     assert Checkpoints(folder).find_mid_task(0) is None and Checkpoints(folder).find_mid_task(1) == Checkpoints(
         folder
     ).mid_task_path(1)

@@ -141,7 +141,7 @@ def test_a_run_that_goes_on_from_what_another_trained_ends_bit_identical(compose
     first = json.loads((tmp_path / "sweep/0/metrics.json").read_text())
     alone, forked = assert_same(tmp_path / "alone", tmp_path / "sweep/1")
     files = [file.name for file in (tmp_path / "sweep/shared_first_tasks").glob("*.ckpt")]
-    assert files == ([f"{forked['prefix']}.ckpt"] if shared else [])
+    assert files == ([f"{forked['shared_first_task']}.ckpt"] if shared else [])
     assert first["shared_first_task"] == forked["shared_first_task"]
     assert alone["seconds"]["shared"] == first["seconds"]["shared"] == 0
     assert (0 < forked["seconds"]["shared"] < forked["seconds"]["total"]) == shared

@@ -9,17 +9,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from clbench.config.hashing import config_hash
+from clbench.config.hashing import content_hash
 from clbench.config.messages import user_message
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.experiment.build import build
 from clbench.learner import Learner
 from clbench.nets import Net
+from clbench.runs.config_file import configuration, read_config
 from clbench.runs.folder import checkpoints
 from clbench.strategies import Strategy
+from clbench.training.checkpointing import check_schema
 from clbench.training.loop import restore
 
 
@@ -67,10 +69,7 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
         >>> run.strategy.penalty.importance["net.body.1.weight"]  # doctest: +SKIP
     """
     folder = Path(folder).expanduser()
-    file = folder / ".hydra/config.yaml"
-    if not file.is_file():
-        what = "has no .hydra/config.yaml" if folder.is_dir() else "is not a folder"
-        raise ConfigError(f"{folder} {what}: give the output_dir of a run, or the folder of a run in a sweep")
+    content = read_config(folder)
     saved = checkpoints(folder)
     if not saved:
         raise ConfigError(f"{folder} has no checkpoints: the run needs checkpoints=all or last, and one finished task")
@@ -81,12 +80,13 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
             f"task={task}: {folder} has no checkpoint of it, only of {', '.join(map(str, saved))}; a run with checkpoints=all "
             "keeps every task"
         )
-    cfg = OmegaConf.load(file)
-    assert isinstance(cfg, DictConfig)
+    cfg = configuration(content)
     state = torch.load(saved[task], map_location="cpu", weights_only=True)
-    if (now := config_hash(cfg)) != state["config_hash"]:
+    check_schema(saved[task], state)
+    if content_hash(cfg) != content["content_hash"] or content["config_hash"] != state["config_hash"]:
         raise ConfigError(
-            f"{saved[task]} was written with configuration {state['config_hash']}, but {file} is {now}: it was changed since"
+            f"{saved[task]} was written with configuration {state['config_hash']}, which {folder / 'config.json'} no longer "
+            "holds: the file was changed"
         )
     cfg.init_from = None  # the weights come from the checkpoint
     python, numpy = random.getstate(), np.random.get_state()

@@ -17,6 +17,7 @@ from clbench.config.messages import user_message
 from clbench.errors import OtherRun
 from clbench.experiment.build import shared_first_task_key
 from clbench.runs import sweep_log
+from clbench.runs.config_file import configuration, read_config, write_config
 from clbench.runs.folder import FAILED, RunFolder, atomically
 from clbench.strategies import Strategy
 from clbench.training.shared_first_task import SharedFirstTask
@@ -28,10 +29,9 @@ def open_run_folder(cfg: DictConfig) -> RunFolder:
     """Where the run lies; what differs is said if it is another's."""
     path = Path(HydraConfig.get().runtime.output_dir)
     try:
-        return RunFolder(path, config_hash(cfg), cfg.checkpoints)
+        return RunFolder(path, config_hash(cfg, HydraConfig.get().runtime.choices), cfg.checkpoints)
     except OtherRun as error:
-        there = OmegaConf.load(path / ".hydra/config.yaml")
-        assert isinstance(there, DictConfig)
+        there = configuration(read_config(path))
         pairs = differing(*(dict(leaves(decisive(each))) for each in (there, cfg)))
         said = [
             f"{key}={pairs[key][0]} there, {pairs[key][1]} here" for key in sorted(pairs, key=lambda k: k.count("."))
@@ -79,3 +79,4 @@ def save_config(cfg: DictConfig, path: Path) -> None:
     for name, content in contents.items():
         text = OmegaConf.to_yaml(content)
         atomically(path / ".hydra" / f"{name}.yaml", partial(Path.write_text, data=text))
+    write_config(path, cfg, hydra_cfg.hydra.runtime.choices, hydra_cfg.hydra.overrides.task)

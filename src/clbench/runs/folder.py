@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from clbench.config.hashing import SCHEMA
 from clbench.errors import ConfigError, OtherRun
 
 KEEP = ("all", "last", "none")
@@ -98,14 +99,22 @@ class RunFolder:
         try:
             found = json.loads(file.read_text())
             found["config_hash"], found["strategy"]["name"], found["seed"], found["status"]
+            schema = found.get("schema")
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{file} is not a metrics.json of clbench: choose another output_dir or remove it"
             ) from error
+        if schema != SCHEMA:
+            version = "without schema numbers" if schema is None else f"with schema {schema}"
+            raise ConfigError(
+                f"output_dir={self.path} was written by a version of clbench {version}, this one writes schema {SCHEMA}: "
+                "clbench-report reads it, but no run can be resumed in it; choose another folder"
+            )
         return found
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write metrics.json and accuracy_matrix.csv, both with indices from 0; nan and inf become null."""
+        metrics = {"schema": SCHEMA, **metrics}
         matrix = metrics["accuracy_matrix"]
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")

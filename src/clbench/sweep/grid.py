@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from clbench.config.hashing import config_hash
+from clbench.config.hashing import config_hash, content_hash
 from clbench.config.options import drop_foreign_options, foreign_options, options_of, why_foreign
 from clbench.errors import ConfigError
 from clbench.runs.folder import FINISHED, learned
@@ -49,7 +49,7 @@ class PlannedRun:
         OmegaConf.set_readonly(cfg, False)
         with open_dict(cfg):
             cfg.seed, cfg.lam = 0, None
-        return config_hash(cfg)
+        return content_hash(cfg)
 
     def settings(self, keys: Sequence[str]) -> list[str]:
         """The values of ``keys`` as they were typed, "-" where the strategy does not have that option."""
@@ -88,17 +88,17 @@ def plan_runs(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Plan
     wrong: dict[str, str] = {}
     for run in overrides:
         cfg = compose(run)
-        strategy = cfg.hydra.runtime.choices.strategy
+        choices = cfg.hydra.runtime.choices
         OmegaConf.set_readonly(cfg, False)
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra")
         typed = {override.partition("=")[0].removeprefix("strategy.") for override in run}
         had.update(options_of(cfg))
         for name in foreign_options(cfg).keys() & typed - wrong.keys():
-            wrong[name] = why_foreign(cfg, strategy, name)
+            wrong[name] = why_foreign(cfg, choices.strategy, name)
         drop_foreign_options(cfg)
-        key = config_hash(cfg)
-        runs.setdefault(key, PlannedRun(tuple(run), strategy, cfg, key))
+        key = config_hash(cfg, choices)
+        runs.setdefault(key, PlannedRun(tuple(run), choices.strategy, cfg, key))
     for name in sorted(wrong.keys() - had):
         raise ConfigError(wrong[name])
     return list(runs.values())
@@ -134,9 +134,9 @@ def stable_folder(fixed: DictConfig, varied_keys: Sequence[str]) -> Path:
     fixed = fixed.copy()
     OmegaConf.set_readonly(fixed, False)
     OmegaConf.set_struct(fixed, False)
-    fixed.pop("hydra", None)
+    choices = fixed.pop("hydra").runtime.choices
     keys = sorted(varied_keys)
-    digest = hashlib.sha256(f"{config_hash(fixed)} {keys}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{config_hash(fixed, choices)} {keys}".encode()).hexdigest()[:8]
     label = re.sub(r"[^\w-]", "", "_".join(key.rpartition(".")[2] for key in keys))[:50] or "runs"
     return Path("outputs/sweeps") / f"{label}-{digest}"
 

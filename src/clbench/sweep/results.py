@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clbench.config.display import console
-from clbench.config.hashing import config_hash
+from clbench.config.hashing import content_hash
 from clbench.config.messages import user_message
 from clbench.config.options import OPTIONS
 from clbench.metrics.formulas import intransigence
@@ -131,4 +131,4 @@ def _without_strategy(cfg: DictConfig) -> str:
         cfg.strategy = {}
         for name in OPTIONS:
             cfg[name] = None
-    return config_hash(cfg)
+    return content_hash(cfg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from clbench.config.hashing import SCHEMA
 from clbench.errors import ConfigError
 from clbench.runs.folder import RunFolder, atomically, checkpoints
 from clbench.seeding import random_states, set_random_states
@@ -25,6 +26,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(exist_ok=True)
         atomically(Path(path), partial(torch.save, checkpoint))
+
+
+def check_schema(path: Path, state: Mapping[str, Any]) -> None:
+    """Raise ConfigError if another version of clbench wrote the checkpoint ``state`` at ``path``."""
+    if state.get("schema") != SCHEMA:
+        raise ConfigError(
+            f"{path} was written by a version of clbench with schema {state.get('schema', 'unknown')}, this one reads schema "
+            f"{SCHEMA}: use the version that wrote it"
+        )
 
 
 class Checkpoints:
@@ -43,7 +53,7 @@ class Checkpoints:
             return
         folder = self.folder.path / "checkpoints"
         folder.mkdir(exist_ok=True)
-        state = {"config_hash": self.folder.config_hash, "task": task, **state}
+        state = {"schema": SCHEMA, "config_hash": self.folder.config_hash, "task": task, **state}
         atomically(folder / f"task_{task}.ckpt", partial(torch.save, state))
         earlier = list(checkpoints(self.folder.path).values())[:-1] if self.folder.checkpoints == "last" else []
         for old in [*earlier, *folder.glob("mid_task_*.ckpt")]:
@@ -59,7 +69,7 @@ class Checkpoints:
         if not saved:
             return None
         state: dict[str, Any] = torch.load(saved[-1], map_location="cpu", weights_only=True)
-        self._check(saved[-1], state["config_hash"])
+        self._check(saved[-1], state)
         return state
 
     def mid_task_path(self, task: int) -> Path:
@@ -76,13 +86,14 @@ class Checkpoints:
         if not path.exists():
             return None
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        self._check(path, state["run"]["config_hash"])
+        self._check(path, state["run"])
         return path
 
-    def _check(self, path: Path, config_hash: str) -> None:
-        if config_hash != self.folder.config_hash:
+    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
+        check_schema(path, state)
+        if state["config_hash"] != self.folder.config_hash:
             raise ConfigError(
-                f"{path} is of another run (config {config_hash}, this is {self.folder.config_hash}): choose another "
+                f"{path} is of another run (config {state['config_hash']}, this is {self.folder.config_hash}): choose another "
                 "output_dir or remove it"
             )
 
@@ -178,6 +189,7 @@ class MidTaskCheckpoint(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = {
+            "schema": SCHEMA,
             "config_hash": self.folder.config_hash,
             "random": random_states(pl_module.device),
             "seconds": self.seconds.spent(),

@@ -1,0 +1,76 @@
+"""config.json: the configuration of a run in plain values, the only one that clbench reads back.
+
+``.hydra/*.yaml`` in the same folder is for people and for Hydra.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from clbench.config.hashing import SCHEMA, config_hash, content_hash, derived_keys
+from clbench.config.options import options_of
+from clbench.errors import ConfigError
+from clbench.runs.folder import atomically
+
+FILE = "config.json"
+
+
+def write_config(path: Path, cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Write config.json into the run folder ``path``.
+
+    Args:
+        path: The run's folder.
+        cfg: The composed configuration, without Hydra's part.
+        choices: The yaml chosen in each group.
+        overrides: What was typed.
+    """
+    content = {
+        "schema": SCHEMA,
+        "config_hash": config_hash(cfg, choices),
+        "content_hash": content_hash(cfg),
+        "choices": {str(group): choice for group, choice in choices.items() if not str(group).startswith("hydra/")},
+        "options": options_of(cfg),
+        "derived": derived_keys(cfg),
+        "overrides": list(overrides),
+        "config": OmegaConf.to_container(cfg, resolve=True),
+    }
+    atomically(path / FILE, partial(Path.write_text, data=json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return config.json of the run folder ``path``: see ``write_config`` for its keys.
+
+    Raises:
+        ConfigError: there is none, it cannot be read, or another version of clbench wrote it.
+    """
+    file = path / FILE
+    if not file.is_file():
+        if (path / ".hydra/config.yaml").is_file():
+            raise ConfigError(
+                f"{path} was written by a version of clbench without schema numbers: clbench-report reads it, nothing else does"
+            )
+        what = "has no config.json" if path.is_dir() else "is not a folder"
+        raise ConfigError(f"{path} {what}: give the output_dir of a run, or the folder of a run in a sweep")
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        schema = content["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is not a config.json of clbench: restore it or remove the folder") from error
+    if schema != SCHEMA:
+        raise ConfigError(f"{file} has schema {schema}, this clbench writes {SCHEMA}: use the version that wrote it")
+    return content
+
+
+def configuration(content: Mapping[str, Any]) -> DictConfig:
+    """Return the configuration in ``content`` of ``read_config``, whose data folder follows the present ``data_dir``."""
+    cfg = OmegaConf.create(content["config"])
+    for key, raw in content["derived"].items():
+        if "${data_dir}" in raw or key == "data_dir":
+            OmegaConf.update(cfg, key, raw)
+    return cfg
