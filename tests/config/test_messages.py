@@ -61,10 +61,10 @@ ERRORS = [
     (["net=mlp_bn", "batch_size=1"], "batch_size=1: BatchNorm cannot be trained on one example"),
     (["net=mlp_bn", "strategy=agem", "strategy.replay=1"], "AGEM would pass old examples through the net one at a time"),
     (["net=mlp_bn", "strategy=nccl", "memory=1"], "NCCL would pass old examples through the net one at a time"),
-    (["net=mlp_bn", "steps=20", "data.examples_per_task=65"], "batch_size=32 leaves a last batch of one example in task 0"),
+    (["net=mlp_bn", "steps=20", "data.examples_per_task=65"], "batch_size=32 leaves a last batch of one example in task 1"),
     (
         ["net=mlp_bn", "strategy=joint", "data.tasks=2", "data.validation=0", "data.examples_per_task=[40,57]"],
-        "batch_size=32 leaves a last batch of one example in task 1",
+        "batch_size=32 leaves a last batch of one example in task 2",
     ),
     (["lamda=3"], "there is no option lamda: --help lists what there is; did you mean lam?"),
     (["lam=1,10"], "lam=1,10 has several values: add -m to run each of them, or write lam=[1,10] for a list"),

@@ -213,7 +213,7 @@ def test_lam_is_not_chosen_where_there_is_nothing_to_choose_by(command, tmp_path
 def test_a_lam_that_gives_non_finite_weights_is_not_chosen_and_says_why(command, tmp_path):
     done = command(*CHOICE, "lam=1e9,1", "optimizer=sgd", "select_lam_on_first_tasks=2")
     assert done.returncode == 0, done.stderr
-    assert "failed: training on task 1 gave non-finite weights" in " ".join(done.stdout.split())
+    assert "failed: training on task 2 gave non-finite weights" in " ".join(done.stdout.split())
     (metrics,) = [m for m in metrics_of(tmp_path / "sweep").values() if m["status"] == "complete"]
     assert metrics["strategy"]["lam"] == 1
 
@@ -254,7 +254,7 @@ def test_why_a_run_failed_stays_in_its_folder_until_it_is_started_again(run, tmp
     with pytest.raises(Unstable):
         run(*options)
     first, *rest = (tmp_path / "run/failed.txt").read_text().splitlines()
-    assert first.startswith("training on task 1 gave non-finite weights") and "Traceback" in "\n".join(rest)
+    assert first.startswith("training on task 2 gave non-finite weights") and "Traceback" in "\n".join(rest)
     (row,) = read(tmp_path / "run").itertuples()
     assert row.status == "failed" and row.problem == first
     run(*options, "stop_after_task=1")
