@@ -1,73 +1,83 @@
-"""The report: what it reads, what it computes, and what stands on the page."""
+"""Reports: what is read of run folders, the statistics, and what is written."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from filelock import FileLock
 from scipy import stats
 
 from clbench.errors import ConfigError
 from clbench.metrics.interval import half_width
 from clbench.report.__main__ import main
-from clbench.report.page import troubles
-from clbench.report.section import Setting, lead
-from clbench.report.statistics import choose, difference, over_seeds, paired, pareto, shown
-from clbench.report.sweeps import commands, never_run
-from clbench.report.tables import escaped, size
-from clbench.runs.names import said
+from clbench.report.benchmark import Benchmark, lead_context
+from clbench.report.columns import COLUMNS, format_bytes
+from clbench.report.html_tables import Cell, Table, strategies_table
+from clbench.report.page import (
+    excluded_counts,
+    failures_card,
+    make_environment,
+    run_counts,
+    versions_card,
+    warnings_table,
+)
+from clbench.report.provenance import count_commands, find_missing_runs
+from clbench.report.style import assign_colours
+from clbench.report.summary import (
+    paired_difference,
+    paired_differences,
+    pareto_front,
+    select_lam,
+    selected_rows,
+    summarize_seeds,
+)
+from clbench.report.tables import escape_tex
+from clbench.runs.names import REFERENCES, format_value
 from clbench.runs.read import chance, read
-from tests.forked import type_command
-
-SMALL = ("epochs=1", "data.tasks=2", "net.hidden=[16]", "data.examples_per_task=200")
+from clbench.sweep.results import REFERENCES as REFERENCES_OF_A_SWEEP
+from tests.make_finished_runs import FINISHED_RUNS, edit
 
 
 @pytest.fixture(scope="session")
-def real_sweep(tmp_path_factory) -> Path:
-    """A real sweep: fine-tuning, EWC with two Fishers and two lams, joint from scratch; five seeds."""
-    everyone = tmp_path_factory.getbasetemp()
-    folder = (everyone.parent if "PYTEST_XDIST_WORKER" in os.environ else everyone) / "report"
-    with FileLock(f"{folder}.lock"):  # one worker runs it, the others wait for it
-        if not folder.exists():
-            folder.mkdir()
-            options = (
-                "strategy=finetune,ewc,joint_from_scratch",
-                "lam=1,1e3",
-                "fisher=exact,empirical",
-                "seed=0,1,2,3,4",
-            )
-            done = type_command(("-m", *options, *SMALL, "output_dir=sweep", "logger=none"), folder, os.environ)
-            assert done.returncode == 0, done.stderr
-    return folder / "sweep"
+def finished_sweep() -> Path:
+    """A sweep of 30 complete runs: fine-tuning, EWC with two Fishers and two lams, joint from scratch; five seeds."""
+    return FINISHED_RUNS / "task_incremental"
 
 
 @pytest.fixture
-def copied(real_sweep, tmp_path) -> Path:
-    """The same sweep, to be damaged."""
-    return Path(shutil.copytree(real_sweep, tmp_path / "sweep"))
+def copied(finished_sweep, tmp_path) -> Path:
+    """A copy of the sweep that a test may change."""
+    return Path(shutil.copytree(finished_sweep, tmp_path / "sweep"))
 
 
 @pytest.fixture(scope="session")
-def reported(real_sweep, tmp_path_factory) -> Path:
-    """The report of the real sweep."""
-    return main([str(real_sweep), "--output", str(tmp_path_factory.mktemp("out") / "report"), "--title", "A <sweep>"])
+def reported(finished_sweep, tmp_path_factory) -> Path:
+    """The report of the finished sweep."""
+    return main(
+        [str(finished_sweep), "--output", str(tmp_path_factory.mktemp("out") / "report"), "--title", "A <sweep>"]
+    )
 
 
 def metrics(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def cell(sweep: Path, number: int) -> Path:
-    """A run of a sweep, in its order."""
-    return sweep / list(json.loads((sweep / "sweep.json").read_text())["cells"])[number]
+def run_folder(sweep: Path, number: int) -> Path:
+    """Return a run folder of a sweep, by its position in sweep.json."""
+    return sweep / list(json.loads((sweep / "sweep.json").read_text())["runs"])[number]
+
+
+def texts(table: Table) -> list[str]:
+    """Return the texts of the cells of a table of the page, row by row."""
+    return [cell.text for row in table.rows for cell in row.cells]
 
 
 def change(folder: Path, **values: object) -> None:
@@ -77,8 +87,8 @@ def change(folder: Path, **values: object) -> None:
 # ---- reading
 
 
-def test_a_run_is_a_row_with_the_numbers_of_its_metrics_json(real_sweep):
-    frame = read(real_sweep)
+def test_a_run_is_a_row_with_the_numbers_of_its_metrics_json(finished_sweep):
+    frame = read(finished_sweep)
     assert len(frame) == 30 and set(frame.status) == {"complete"}
     for row in frame.itertuples():
         there = metrics(Path(row.folder))
@@ -91,51 +101,52 @@ def test_a_run_is_a_row_with_the_numbers_of_its_metrics_json(real_sweep):
         assert np.array_equal(row.accuracy_matrix, there["accuracy_matrix"])
 
 
-def test_cells_are_named_by_what_differs_between_runs_and_by_nothing_else(real_sweep):
-    frame = read(real_sweep)
-    assert set(frame.setting) == {"permuted_digits, task-incremental, mlp"}
+def test_setups_are_named_by_what_differs_between_runs_and_by_nothing_else(finished_sweep):
+    frame = read(finished_sweep)
+    assert set(frame.benchmark) == {"permuted_digits, task-incremental, mlp"}
     ewc = {f"ewc fisher={fisher} lam={lam}" for fisher in ("exact", "empirical") for lam in ("1", "1e3")}
-    assert set(frame.cell) == {"finetune", "joint_from_scratch", *ewc}
-    assert set(frame.groupby("cell").seed.apply(sorted).map(tuple)) == {(0, 1, 2, 3, 4)}
+    assert set(frame.setup) == {"finetune", "joint_from_scratch", *ewc}
+    assert set(frame.groupby("setup").seed.apply(sorted).map(tuple)) == {(0, 1, 2, 3, 4)}
     assert frame[frame.strategy == "finetune"].lam.isna().all()
 
 
-def test_a_key_of_the_setting_that_differs_separates_settings(real_sweep, tmp_path):
+def test_an_option_outside_the_strategy_that_differs_separates_benchmarks(finished_sweep, tmp_path):
     for number, rate in enumerate(("0.001", "0.01")):
-        copy = Path(shutil.copytree(cell(real_sweep, 0), tmp_path / str(number)))
-        file = copy / ".hydra" / "config.yaml"
-        file.write_text(file.read_text().replace("lr: 0.001", f"lr: {rate}"))
-    names = set(read(tmp_path).setting)
+        copy = Path(shutil.copytree(run_folder(finished_sweep, 0), tmp_path / str(number)))
+        file = copy / "config.json"
+        file.write_text(file.read_text().replace('"lr": 0.001', f'"lr": {rate}'))
+    names = set(read(tmp_path).benchmark)
     assert names == {f"permuted_digits, task-incremental, mlp, lr={rate}" for rate in ("0.001", "0.01")}
 
 
-def test_names_of_folders_say_nothing(real_sweep, tmp_path):
-    shutil.copytree(cell(real_sweep, 0), tmp_path / "mas_lam=9_seed=77")
+def test_folder_names_are_ignored(finished_sweep, tmp_path):
+    shutil.copytree(run_folder(finished_sweep, 0), tmp_path / "mas_lam=9_seed=77")
     row = read(tmp_path).iloc[0]
     assert (row.strategy, row.seed) == ("finetune", 0) and np.isnan(row.lam)
 
 
-def test_folders_that_overlap_are_read_once_and_any_depth_is_searched(real_sweep):
-    assert len(read([real_sweep, cell(real_sweep, 3), real_sweep.parent, real_sweep / ".."])) == 30
+def test_folders_that_overlap_are_read_once_and_any_depth_is_searched(copied):
+    assert len(read([copied, run_folder(copied, 3), copied.parent, copied / ".."])) == 30
 
 
-def test_the_same_run_twice_counts_once(real_sweep, tmp_path):
+def test_the_same_run_twice_counts_once(finished_sweep, tmp_path):
     for name in ("a", "b"):
-        shutil.copytree(cell(real_sweep, 0), tmp_path / name)
+        shutil.copytree(run_folder(finished_sweep, 0), tmp_path / name)
     frame = read(tmp_path)
     assert list(frame.status) == ["complete", "repeated"]
-    assert list(over_seeds(frame).seeds) == [1]
+    assert list(summarize_seeds(frame).seeds) == [1]
 
 
-def test_intransigence_is_beside_the_reference_of_the_same_seed(real_sweep):
-    frame = read(real_sweep).set_index(["cell", "seed"])
+def test_intransigence_is_relative_to_the_reference_of_the_same_seed(finished_sweep):
+    frame = read(finished_sweep).set_index(["setup", "seed"])
     for (_, seed), row in frame.iterrows():
         reference = np.diag(frame.loc[("joint_from_scratch", seed)].accuracy_matrix)
         assert row.intransigence == pytest.approx(np.mean(reference - np.diag(row.accuracy_matrix)))
+    assert REFERENCES == REFERENCES_OF_A_SWEEP
 
 
-def test_without_a_reference_there_is_no_intransigence(real_sweep):
-    assert read([cell(real_sweep, 0), cell(real_sweep, 1)]).intransigence.isna().all()
+def test_without_a_reference_there_is_no_intransigence(finished_sweep):
+    assert read([run_folder(finished_sweep, 0), run_folder(finished_sweep, 1)]).intransigence.isna().all()
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path):
@@ -154,39 +165,39 @@ def test_a_folder_without_runs_is_one_line(tmp_path):
         (None, "no metrics.json"),
     ],
 )
-def test_a_run_that_cannot_be_read_is_named_and_hides_no_other(copied, text, why):
-    file = cell(copied, 7) / "metrics.json"
+def test_a_run_that_cannot_be_read_is_listed_and_does_not_hide_others(copied, text, why):
+    file = run_folder(copied, 7) / "metrics.json"
     file.write_text(text) if text is not None else file.unlink()
     frame = read(copied)
-    assert list(frame[frame.status == "failed"].folder) == [str(cell(copied, 7))]
+    assert list(frame[frame.status == "failed"].folder) == [str(run_folder(copied, 7))]
     assert why in frame.problem.dropna().item()
     assert (frame.status == "complete").sum() == 29
-    assert str(cell(copied, 7)) in troubles(frame, [])
+    assert str(run_folder(copied, 7)) in texts(failures_card(frame, [])["table"])
 
 
-def test_an_unfinished_run_does_not_count(copied):
-    r = metrics(cell(copied, 4))["accuracy_matrix"]
-    change(cell(copied, 4), status="running", accuracy_matrix=[r[0], [None, None]])
+def test_an_unfinished_run_is_excluded(copied):
+    r = metrics(run_folder(copied, 4))["accuracy_matrix"]
+    change(run_folder(copied, 4), status="running", accuracy_matrix=[r[0], [None, None]])
     row = read(copied).iloc[4]
     assert row.status == "running" and row.problem == "1 of 2 tasks done: running, or stopped"
 
 
 def test_a_run_that_failed_before_it_wrote_anything_is_listed(copied):
-    shutil.rmtree(cell(copied, 6))
-    (cell(copied, 6)).mkdir()
+    shutil.rmtree(run_folder(copied, 6))
+    run_folder(copied, 6).mkdir()
     frame = read(copied)
     assert frame.iloc[6].status == "failed" and frame.iloc[6].problem.startswith("no metrics.json")
-    assert never_run(frame) == []
+    assert find_missing_runs(frame) == []
 
 
-def test_cells_a_sweep_asked_for_are_missed_but_not_those_that_are_one_run(copied):
-    assert never_run(read(copied)) == []
-    shutil.rmtree(cell(copied, 0))
-    assert never_run(read(copied)) == [(str(copied), "strategy=finetune lam=1 fisher=exact seed=0")]
+def test_runs_that_a_sweep_requested_are_missing_but_not_merged_duplicates(copied):
+    assert find_missing_runs(read(copied)) == []
+    shutil.rmtree(run_folder(copied, 0))
+    assert find_missing_runs(read(copied)) == [(str(copied), "strategy=finetune lam=1 fisher=exact seed=0")]
 
 
-def test_the_command_of_a_sweep_is_said_once(real_sweep):
-    ((command, runs),) = commands(read(real_sweep))
+def test_the_command_of_a_sweep_is_listed_once(finished_sweep):
+    ((command, runs),) = count_commands(read(finished_sweep)).items()
     assert runs == 30
     assert command.startswith("python -m clbench.train -m strategy=finetune,ewc,joint_from_scratch lam=1,1e3")
 
@@ -199,30 +210,36 @@ def test_chance_is_guessing_among_the_outputs_that_compete(sizes, scenario, expe
     assert chance(sizes, scenario) == pytest.approx(expected)
 
 
+def test_a_folder_without_config_json_is_read_from_the_files_of_hydra():
+    (row,) = read(Path(__file__).parents[1] / "older_run").itertuples()
+    assert row.status == "complete" and row.seed == 0 and row.lam == 1
+    assert row.setup == "ewc lam=1" and row.overrides[0] == "strategy=ewc"
+
+
 @pytest.mark.slow
-def test_thousands_of_folders_are_read(run, tmp_path):
-    run("strategy=ewc", "steps=2", "data.tasks=2", folder="0")
-    config = (tmp_path / "0/.hydra/config.yaml").read_text()
-    for seed in range(1, 2000):
+def test_thousands_of_folders_are_read(finished_sweep, tmp_path):
+    run = run_folder(finished_sweep, 5)
+    config = (run / "config.json").read_text()
+    for seed in range(2000):
         folder = tmp_path / str(seed)
-        shutil.copytree(tmp_path / "0/.hydra", folder / ".hydra")
-        (folder / ".hydra/config.yaml").write_text(config.replace("seed: 0\n", f"seed: {seed}\n", 1))
-        shutil.copy(tmp_path / "0/metrics.json", folder)
+        folder.mkdir()
+        (folder / "config.json").write_text(config.replace('"seed": 0,\n', f'"seed": {seed},\n', 1))
+        shutil.copy(run / "metrics.json", folder)
     frame = read(tmp_path)
-    assert frame.seed.nunique() == 2000 and frame.cell.nunique() == 1
+    assert frame.seed.nunique() == 2000 and frame.setup.nunique() == 1
 
 
 # ---- statistics
 
 
-def test_means_and_intervals_are_those_of_student(real_sweep):
-    frame = read(real_sweep)
-    cells = over_seeds(frame).set_index("cell")
-    for cell, of in frame.groupby("cell"):
+def test_means_and_intervals_are_those_of_student(finished_sweep):
+    frame = read(finished_sweep)
+    setups = summarize_seeds(frame).set_index("setup")
+    for setup, runs in frame.groupby("setup"):
         for metric in ("average_accuracy", "forgetting", "seconds_total"):
-            low, high = stats.t.interval(0.95, len(of) - 1, of[metric].mean(), stats.sem(of[metric]))
-            assert cells.loc[cell, metric] == pytest.approx((low + high) / 2)
-            assert cells.loc[cell, f"{metric}_ci"] == pytest.approx((high - low) / 2)
+            low, high = stats.t.interval(0.95, len(runs) - 1, runs[metric].mean(), stats.sem(runs[metric]))
+            assert setups.loc[setup, metric] == pytest.approx((low + high) / 2)
+            assert setups.loc[setup, f"{metric}_ci"] == pytest.approx((high - low) / 2)
 
 
 def test_one_seed_has_no_interval():
@@ -231,53 +248,55 @@ def test_one_seed_has_no_interval():
 
 
 def table(*rows: tuple[str, float, int, float, float]) -> pd.DataFrame:
-    columns = ["variant", "lam", "seeds", "validation_average_accuracy", "average_accuracy"]
-    made = pd.DataFrame(rows, columns=columns).assign(setting="s", average_accuracy_ci=0.01)
-    return made.assign(strategy=made.variant, cell=made.variant + made.lam.astype(str))
+    columns = ["method", "lam", "seeds", "validation_average_accuracy", "average_accuracy"]
+    frame = pd.DataFrame(rows, columns=columns).assign(benchmark="s", average_accuracy_ci=0.01)
+    return frame.assign(strategy=frame.method, setup=frame.method + frame.lam.astype(str))
 
 
-def test_lam_is_chosen_on_validation_data_and_the_oracle_on_test_data():
-    cells = table(("ewc", 1, 3, 0.8, 0.7), ("ewc", 10, 3, 0.7, 0.9), ("ewc", 100, 2, 0.99, 0.99))
-    leak_free = choose(cells, "validation")
-    assert list(leak_free.chosen) == [True, False, False]  # lam=100 has fewer seeds: it does not compete
+def test_lam_is_selected_on_validation_data_and_the_oracle_on_test_data():
+    setups = table(("ewc", 1, 3, 0.8, 0.7), ("ewc", 10, 3, 0.7, 0.9), ("ewc", 100, 2, 0.99, 0.99))
+    leak_free = select_lam(setups, "validation")
+    assert list(leak_free.selected) == [True, False, False]  # lam=100 has fewer seeds: it does not compete
     assert list(leak_free.oracle) == [False, True, False]
-    assert list(choose(cells, "test").chosen) == [False, True, False]
+    assert list(select_lam(setups, "test").selected) == [False, True, False]
 
 
-def test_test_data_never_choose_lam_behind_ones_back():
-    cells = table(("ewc", 1, 3, np.nan, 0.7), ("ewc", 10, 3, np.nan, 0.9))
-    chosen = choose(cells, "validation")
-    assert not chosen.chosen.any() and len(shown(chosen)) == 2
-    assert len(shown(choose(cells, "test"))) == 1
+def test_test_data_select_lam_only_on_request():
+    setups = table(("ewc", 1, 3, np.nan, 0.7), ("ewc", 10, 3, np.nan, 0.9))
+    none_selected = select_lam(setups, "validation")
+    assert not none_selected.selected.any() and len(selected_rows(none_selected)) == 2
+    assert len(selected_rows(select_lam(setups, "test"))) == 1
 
 
 def answer(*rows: tuple[str, float, int, float, float]) -> str:
-    cells = choose(table(*rows), "validation")
+    setups = select_lam(table(*rows), "validation")
     runs = pd.DataFrame({"chance": [[0.5, 0.25]]})
-    return re.sub("<[^>]*>", "", lead(Setting("s", cells, shown(cells), runs, cells[:0], "validation")))
+    benchmark = Benchmark("s", setups, selected_rows(setups), runs, setups[:0], "validation")
+    html = make_environment().get_template("lead.html").render(lead=lead_context(benchmark))
+    return re.sub("<[^>]*>", "", html)
 
 
 def test_the_answer_says_who_is_best_and_how_far_that_is_from_joint_training():
-    said = answer(
+    text = answer(
         ("finetune", 0, 3, 0.4, 0.4), ("joint", 0, 3, 0.9, 0.9), ("ewc", 1, 3, 0.6, 0.6), ("mas", 1, 3, 0.8, 0.8)
     )
-    assert "Best of 2: mas1 ends with average accuracy 0.800 ± 0.010 over 3 seeds" in said
-    assert "chance 0.250" in said and "80% of the way from fine-tuning to joint training" in said
+    assert "Best of 2 methods: mas1 reaches average accuracy 0.800 ± 0.010 over 3 seeds" in text
+    assert "chance 0.250" in text and "80% of the way from fine-tuning to joint training" in text
 
 
-def test_the_answer_says_when_nothing_beats_fine_tuning():
+def test_the_answer_says_when_no_method_beats_fine_tuning():
     tuned = ("finetune", 0, 3, 0.7, 0.7)
-    assert "Nothing beats fine-tuning (0.700). Best of 2: mas" in answer(
+    assert "No method beats fine-tuning (0.700). Best of 2 methods: mas" in answer(
         tuned, ("ewc", 1, 3, 0.5, 0.5), ("mas", 1, 3, 0.6, 0.6)
     )
-    assert "Nothing beats" not in answer(tuned, ("ewc", 1, 3, 0.8, 0.8))
+    assert "No method beats" not in answer(tuned, ("ewc", 1, 3, 0.8, 0.8))
 
 
 @pytest.mark.parametrize(("best", "end"), [(0, "smallest"), (1, None), (2, "largest")])
 def test_the_answer_says_when_lam_is_the_last_of_those_tried(best, end):
-    said = answer(*(("ewc", 10**i, 3, 0.5 + 0.2 * (i == best), 0.6) for i in range(3)))
-    assert ("that was tried: the best may lie beyond" in said) is bool(end)
-    assert not end or f"It is the {end} that was tried" in said
+    text = answer(*(("ewc", 10**i, 3, 0.5 + 0.2 * (i == best), 0.6) for i in range(3)))
+    assert ("lam that was tried" in text and "one may be better" in text) is bool(end)
+    assert not end or f"It is the {end} lam that was tried" in text
 
 
 def test_the_pareto_front_is_what_no_other_beats():
@@ -289,16 +308,16 @@ def test_the_pareto_front_is_what_no_other_beats():
         if learning[j] >= learning[i] and forgetting[j] <= forgetting[i]
         and (learning[j], forgetting[j]) != (learning[i], forgetting[i])
     }  # fmt: skip
-    assert pareto(learning, forgetting) == [1, 4] and set(range(5)) - beaten == {1, 4}
+    assert pareto_front(learning, forgetting) == [1, 4] and set(range(5)) - beaten == {1, 4}
 
 
-def test_paired_differences_are_the_paired_t_test(real_sweep):
-    frame = read(real_sweep)
-    pairs = paired(frame, shown(choose(over_seeds(frame), "validation")))
+def test_paired_differences_are_the_paired_t_test(finished_sweep):
+    frame = read(finished_sweep)
+    pairs = paired_differences(frame, selected_rows(select_lam(summarize_seeds(frame), "validation")))
     assert len(pairs) == 4 * 3 / 2 and set(pairs.seeds) == {5}
-    by_cell = {cell: of.set_index("seed").sort_index() for cell, of in frame.groupby("cell")}
+    by_setup = {setup: runs.set_index("seed").sort_index() for setup, runs in frame.groupby("setup")}
     for row in pairs.itertuples():
-        a, b = by_cell[row.a].average_accuracy, by_cell[row.b].average_accuracy
+        a, b = by_setup[row.a].average_accuracy, by_setup[row.b].average_accuracy
         test = stats.ttest_rel(a, b)
         interval = test.confidence_interval(0.95)
         assert row.average_accuracy == pytest.approx((a - b).mean())
@@ -306,11 +325,80 @@ def test_paired_differences_are_the_paired_t_test(real_sweep):
         assert row.average_accuracy_p == pytest.approx(test.pvalue, nan_ok=True)
 
 
-def test_four_seeds_are_too_few_for_paired_differences(real_sweep):
-    frame = read(real_sweep)
+def test_four_seeds_are_too_few_for_paired_differences(finished_sweep):
+    frame = read(finished_sweep)
     frame = frame[frame.seed < 4]
-    assert paired(frame, shown(choose(over_seeds(frame), "validation"))).empty
-    assert np.isnan(difference(pd.Series([0.1, 0.1]), "m")["m_p"])
+    assert paired_differences(frame, selected_rows(select_lam(summarize_seeds(frame), "validation"))).empty
+    assert np.isnan(paired_difference(pd.Series([0.1, 0.1]), "m")["m_p"])
+
+
+# ---- the page as plain data
+
+
+def test_cells_of_the_table_of_strategies_are_plain_data(finished_sweep):
+    frame = read(finished_sweep)
+    rows = selected_rows(select_lam(summarize_seeds(frame), "validation"))
+    table = strategies_table(rows, 0.1, assign_colours(rows.strategy))
+    first, row = table.rows[0], rows.iloc[0]
+    assert first.cells[0] == Cell("joint_from_scratch", is_reference=True, colour="--c-joint-from-scratch")
+    assert first.cells[1] == Cell("-", sort="") and first.cells[2] == Cell("5") and first.css == "reference"
+    accuracy, half = row.average_accuracy, row.average_accuracy_ci
+    assert first.cells[3] == Cell(f"{accuracy:.3f}", f"{accuracy:.10g}", f"{half:.3f}")
+    bold = [[cell.is_bold for cell in row.cells] for row in table.rows]
+    metrics = [heading.text for heading in table.headings]
+    competing = rows[rows.strategy != "joint_from_scratch"].set_index("setup")
+    best = competing.average_accuracy.idxmax()
+    assert [row[metrics.index("average accuracy")] for row in bold] == [*(rows.setup == best), False]
+    assert {heading.text for heading in table.headings if not heading.is_ascending} == {
+        column.heading for column in COLUMNS.values() if column.better == "higher"
+    } - {"forward transfer"}
+    assert table.rows[-1].cells[0] == Cell("chance") and table.rows[-1].cells[3] == Cell("0.100", "0.1")
+
+
+def test_failed_unfinished_repeated_and_missing_runs_are_listed_with_the_reason(copied):
+    shutil.copytree(run_folder(copied, 1), copied / "again")
+    shutil.rmtree(run_folder(copied, 2))
+    (run_folder(copied, 3) / "metrics.json").unlink()
+    (run_folder(copied, 3) / "failed.txt").write_text("weights are not finite\nTraceback\n")
+    change(run_folder(copied, 4), status="running")
+    frame = read(copied)
+    table = failures_card(frame, find_missing_runs(frame))["table"]
+    lines = {(row.cells[3].text, row.cells[4].text) for row in table.rows}
+    assert lines == {
+        ("repeated", "same configuration and seed as a run above, so it is counted once"),
+        ("failed", "weights are not finite"),
+        ("running", "2 of 2 tasks done: running, or stopped"),
+        ("missing", "requested by the sweep, but there is no such run"),
+    }
+    counts = {count["noun"]: count["number"] for count in [*run_counts(frame), *excluded_counts(frame, missing=1)]}
+    assert counts == {
+        **{"complete runs": "27", "setups": "6", "seeds": "5"},
+        **{"unfinished": "1", "failed": "1", "repeated": "1", "missing": "1"},
+    }
+
+
+def test_only_so_many_failed_runs_are_listed_and_all_are_counted(finished_sweep):
+    frame = pd.concat([read(finished_sweep).assign(status="failed")] * 10)
+    card = failures_card(frame, [("sweep", "seed=9")])
+    assert len(card["table"].rows) == 201
+    assert card["note"] == "These runs are excluded from all statistics. 100 more are not listed."
+
+
+def test_warnings_of_complete_runs_are_listed_once_per_kind(copied):
+    assert warnings_table(read(copied)) is None
+    for number, text in ((0, "first"), (1, "second")):
+        change(run_folder(copied, number), warnings=[{"kind": "penalty", "text": text}])
+    assert texts(warnings_table(read(copied))) == ["penalty", "2", "finetune", "first"]
+
+
+def test_several_versions_of_a_package_are_noted(copied):
+    card = versions_card(read(copied))
+    assert card["note"] == ""
+    versions = metrics(run_folder(copied, 0))["versions"]
+    change(run_folder(copied, 0), versions={**versions, "torch": "1.0"})
+    card = versions_card(read(copied))
+    assert card["note"] == "Runs with different versions of torch are averaged together."
+    assert f"1.0 (1 run), {versions['torch']} (29 runs)" in texts(card["table"])
 
 
 # ---- what is written
@@ -366,51 +454,79 @@ def test_the_page_is_one_file_that_loads_nothing(reported):
     assert "prefers-color-scheme: dark" in text and "A &lt;sweep&gt;" in text
 
 
-def test_the_table_of_strategies_holds_the_numbers_of_the_statistics(reported, real_sweep):
+def test_a_page_of_several_benchmarks_links_to_each_and_its_figures_share_no_ids(tmp_path):
+    out = main([str(FINISHED_RUNS), "--output", str(tmp_path / "out")])
+    text = (out / "report.html").read_text()
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) <= set(page.ids)
+    links = re.search(r'<nav aria-label="benchmarks">(.*?)</nav>', text, re.DOTALL)[1]
+    names = ["permuted_digits, task-incremental, mlp, epochs=10", "split_digits, class-incremental, mlp, epochs=1"]
+    assert re.findall(r'<a href="#(s\d)">(.*?)</a>', links) == [("s0", names[0]), ("s1", names[1])]
+    assert (out / "figures/0_ranking.svg").exists() and (out / "figures/1_ranking.svg").exists()
+
+
+def test_everything_on_the_page_but_figures_is_escaped(copied, tmp_path):
+    evil = "<img src=x>&\"'"
+    change(run_folder(copied, 0), warnings=[{"kind": evil, "text": evil}])
+    (run_folder(copied, 1) / "metrics.json").unlink()
+    (run_folder(copied, 1) / "failed.txt").write_text(evil)
+    edit(run_folder(copied, 2) / "config.json", overrides=[f"data.name={evil}"])
+    shutil.copytree(run_folder(copied, 2), tmp_path / evil)
+    out = main([str(copied), str(tmp_path / evil), "--output", str(tmp_path / "out"), "--title", evil])
+    text = (out / "report.html").read_text()
+    assert "<img" not in text
+    assert Page(text).text.count("<img src=x>") >= 6
+    templates = make_environment()
+    sources = [templates.loader.get_source(templates, name)[0] for name in templates.list_templates()]
+    assert sum(source.count("|safe") for source in sources) == 1
+
+
+def test_the_table_of_strategies_holds_the_numbers_of_the_statistics(reported, finished_sweep):
     page = Page((reported / "report.html").read_text())
-    frame = read(real_sweep)
-    rows = shown(choose(over_seeds(frame), "validation"))
+    frame = read(finished_sweep)
+    rows = selected_rows(select_lam(summarize_seeds(frame), "validation"))
     heads, *body, guess = page.tables[0]
     assert heads[:4] == ["strategy", "lam", "seeds", "average accuracy"]
     for row, line in zip(rows.itertuples(), body, strict=True):
         assert line[0].startswith(row.strategy) and line[2] == "5"
         assert line[3] == f"{row.average_accuracy:.3f}± {row.average_accuracy_ci:.3f}"
-        assert line[1] == ("-" if np.isnan(row.lam) else said(row.lam))
+        assert line[1] == ("-" if np.isnan(row.lam) else format_value(row.lam))
     assert guess[0] == "chance" and guess[3] == "0.100"
-    assert "lam chosen on validation data" in page.text
+    assert "lam is selected on validation data" in page.text
 
 
 def test_every_part_is_on_the_page(reported):
     page = Page((reported / "report.html").read_text())
     for title in (
         "Strategies", "Average accuracy", "lam", "Accuracy over tasks", "Forgetting against learning", "Accuracy matrices",
-        "Paired differences", "All 6 cells", "Commands", "Versions", "What the columns mean",
+        "Paired differences", "All 6 setups", "Commands", "Versions", "What the columns mean",
     ):  # fmt: skip
         assert title in page.text
     assert "python -m clbench.train -m strategy=finetune,ewc,joint_from_scratch" in page.text
-    assert "Failures and missing cells" not in page.text
+    assert "Failed and missing runs" not in page.text
     oracle = next(t for t in page.tables if "lam, test oracle" in t[0])
     assert [line[0] for line in oracle[1:]] == ["ewc fisher=empirical", "ewc fisher=exact"]
 
 
 def test_a_number_appears_over_each_point(reported):
     text = (reported / "report.html").read_text()
-    for cell in ("ewc fisher=exact lam=1e3", "finetune, seed 3", "joint_from_scratch: learning accuracy"):
-        assert re.search(rf"<use [^>]*><title>{cell}", text)
+    for title in ("ewc fisher=exact lam=1e3", "finetune, seed 3", "joint_from_scratch: learning accuracy"):
+        assert re.search(rf"<use [^>]*><title>{title}", text)
 
 
-def test_summary_csv_holds_every_cell_in_full_precision(reported, real_sweep):
+def test_summary_csv_has_every_setup_in_full_precision(reported, finished_sweep):
     there = pd.read_csv(reported / "summary.csv")
-    cells = choose(over_seeds(read(real_sweep)), "validation")
+    setups = select_lam(summarize_seeds(read(finished_sweep)), "validation")
     assert len(there) == 6
     for name in ("average_accuracy", "average_accuracy_ci", "lam", "seconds_total", "intransigence"):
-        np.testing.assert_allclose(there[name], cells[name], rtol=1e-12)
-    assert list(there.chosen) == list(cells.chosen)
+        np.testing.assert_allclose(there[name], setups[name], rtol=1e-12)
+    assert list(there.selected) == list(setups.selected)
     for name in ("strategy", "fisher"):
-        assert list(there[name].dropna()) == list(cells[name].dropna())
+        assert list(there[name].dropna()) == list(setups[name].dropna())
 
 
-def test_summary_tex_is_balanced_and_escaped(reported):
+def test_summary_tex_is_balanced_and_escape_tex(reported):
     text = (reported / "summary.tex").read_text()
     body = re.sub(r"(?m)^%.*\n", "", text)
     assert body.count(r"\begin{tabular}") == body.count(r"\end{tabular}") == 1
@@ -419,7 +535,7 @@ def test_summary_tex_is_balanced_and_escaped(reported):
     assert r"joint\_from\_scratch" in body and not re.search(r"[_%#]", unescaped)
     lines = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert len(lines) == 5 and len({line.count(" & ") for line in lines}) == 1
-    assert escaped(r"a_b%\c") == r"a\_b\%\textbackslash{}c"
+    assert escape_tex(r"a_b%\c") == r"a\_b\%\textbackslash{}c"
 
 
 def test_figures_are_files_too(reported):
@@ -431,33 +547,35 @@ def test_figures_are_files_too(reported):
 
 
 def test_the_terminal_shows_the_table_and_what_failed(copied, tmp_path, capsys):
-    (cell(copied, 7) / "metrics.json").write_text("{")
+    (run_folder(copied, 7) / "metrics.json").write_text("{")
     main([str(copied), "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out
     assert "average accuracy" in out and "finetune" in out
-    assert f"failed: {cell(copied, 7)}: metrics.json cannot be read" in out
+    assert f"failed: {run_folder(copied, 7)}: metrics.json cannot be read" in out
     assert f"report in {tmp_path / 'out' / 'report.html'}" in out
 
 
-def test_test_selection_is_labelled_an_oracle(real_sweep, tmp_path):
-    out = main([str(real_sweep), "--output", str(tmp_path / "out"), "--select", "test"])
+def test_selection_on_test_data_is_labelled_an_oracle(finished_sweep, tmp_path):
+    out = main([str(finished_sweep), "--output", str(tmp_path / "out"), "--select", "test"])
     assert "an oracle, not a result" in (out / "report.html").read_text()
 
 
-def test_some_runs_of_a_sweep_make_a_report_in_which_the_others_are_not_missing(real_sweep, tmp_path):
-    out = main([str(cell(real_sweep, 0)), str(cell(real_sweep, 1)), "--output", str(tmp_path / "out")])
+def test_runs_of_a_sweep_that_were_not_asked_for_are_not_missing(finished_sweep, tmp_path):
+    out = main(
+        [str(run_folder(finished_sweep, 0)), str(run_folder(finished_sweep, 1)), "--output", str(tmp_path / "out")]
+    )
     assert "missing" not in re.sub(
         "<style>.*</style>|<script>.*</script>", "", (out / "report.html").read_text(), flags=re.S
     )
-    assert "lam chosen" not in (out / "summary.tex").read_text()  # nothing was
+    assert "lam selected" not in (out / "summary.tex").read_text()  # no lam was
 
 
-def test_what_is_not_ours_or_not_a_folder_is_one_line(real_sweep, copied, tmp_path):
+def test_what_is_not_ours_or_not_a_folder_is_one_line(finished_sweep, copied, tmp_path):
     (copied / "sweep.json").write_text("[]")
     assert len(read(copied)) == 30
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="--output .*file: it is a file, or lies below one; give a folder"):
-        main([str(real_sweep), "--output", str(tmp_path / "file")])
+    with pytest.raises(ConfigError, match="--output .*file: expected a folder, got a file or a path below one"):
+        main([str(finished_sweep), "--output", str(tmp_path / "file")])
 
 
 def test_nothing_complete_is_one_line(copied, tmp_path):
@@ -467,10 +585,8 @@ def test_nothing_complete_is_one_line(copied, tmp_path):
         main([str(copied), "--output", str(tmp_path / "out")])
 
 
-def test_class_incremental_runs_show_chance_fine_tuning_and_joint(command, tmp_path):
-    options = ("data=split_digits", "scenario=class", "epochs=1", "net.hidden=[16]", "output_dir=s", "logger=none")
-    assert command("-m", "strategy=finetune,ewc,joint_from_scratch", *options).returncode == 0
-    out = main([str(tmp_path / "s"), "--output", str(tmp_path / "out")])
+def test_class_incremental_runs_show_chance_fine_tuning_and_joint(tmp_path):
+    out = main([str(FINISHED_RUNS / "class_incremental"), "--output", str(tmp_path / "out")])
     page = Page((out / "report.html").read_text())
     assert {line[0].removesuffix("reference") for line in page.tables[0][1:]} == {
         "finetune",
@@ -482,6 +598,33 @@ def test_class_incremental_runs_show_chance_fine_tuning_and_joint(command, tmp_p
     assert re.search(r"fine-tuning 0\.\d+, joint from scratch 0\.\d+, chance 0\.100", page.text)
 
 
-def test_bytes_are_said_for_a_person():
-    assert [size(n) for n in (0, 999, 1500, 506_000, 2.5e9)] == ["0 B", "999 B", "1.5 kB", "506 kB", "2.5 GB"]
-    assert [said(x) for x in (1e5, 10.0, 0.5, 1e-7, 1234567.0, 3)] == ["1e5", "10", "0.5", "1e-7", "1.23457e6", "3"]
+def test_bytes_and_values_are_formatted_for_a_person():
+    assert [format_bytes(n) for n in (0, 999, 1500, 506_000, 2.5e9)] == ["0 B", "999 B", "1.5 kB", "506 kB", "2.5 GB"]
+    assert [format_value(x) for x in (1e5, 10.0, 0.5, 1e-7, 1234567.0, 3)] == [
+        "1e5",
+        "10",
+        "0.5",
+        "1e-7",
+        "1.23457e6",
+        "3",
+    ]
+
+
+# ---- what a report imports
+
+HEAVY = ("torch", "lightning", "hydra")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import clbench.report",
+        "from clbench.report.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        f"from clbench.report.__main__ import main\nmain([{str(FINISHED_RUNS)!r}, '--output', 'out'])",
+    ],
+    ids=["import", "help", "report"],
+)
+def test_a_report_imports_neither_torch_nor_lightning_nor_hydra(statement, tmp_path):
+    program = f"{statement}\nimport sys\nprint('IMPORTED', [name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1:] == ["IMPORTED []"], done.stdout + done.stderr

@@ -31,7 +31,7 @@ def test_a_sweep_with_a_reference_shows_intransigence_beside_each_run_of_the_sam
     assert said.returncode == 0, said.stderr
     assert "intransigence" in said.stdout
     assert "(joint)" in said.stdout
-    names = json.loads((tmp_path / "sweep/sweep.json").read_text())["cells"]
+    names = json.loads((tmp_path / "sweep/sweep.json").read_text())["runs"]
     files = [tmp_path / "sweep" / name / "metrics.json" for name in names]
     r = [torch.tensor(json.loads(file.read_text())["accuracy_matrix"]) for file in files]
     rows = [line for line in said.stdout.splitlines() if line.startswith("│") and "-seed" in line]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from clbench.config.options import SAID_AS, conf_dir
+from clbench.config.options import conf_dir
 from clbench.errors import ConfigError, Unstable
 
 WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -36,9 +32,6 @@ RENAMED = {
     "strategy=joint_scratch": "strategy=joint_from_scratch",
 }
 """Names of an earlier version -> their names now; used for error texts only."""
-
-EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
-"""Plugins of Hydra, and which extra of ours brings each."""
 
 
 @contextmanager
@@ -73,12 +66,14 @@ def reject_dashes(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         name, _, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name in _options():
+        if argument.startswith("--") and name in option_names():
             raise ConfigError(f"{argument}: options are written without dashes: {name}={value or '...'}")
 
 
 def stopped() -> str:
     """What Ctrl-C leaves of a run, and how to go on; a sweep says so itself."""
+    from hydra.core.hydra_config import HydraConfig
+
     hydra = HydraConfig.instance().cfg
     if hydra is None:
         return "stopped"
@@ -90,47 +85,16 @@ def stopped() -> str:
 
 
 def user_message(error: BaseException) -> str | None:
-    """One line for an error that the user can mend, None for a bug of ours."""
+    """Return one line for an error that the user can correct, None for a bug of ours."""
     if isinstance(error, ConfigError | Unstable):
         return str(error)
-    cause = error.__cause__
-    if isinstance(cause, ConfigError | Unstable):  # raised inside hydra.utils.instantiate
-        return str(cause)
-    text = str(error)
-    if (match := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", text)) and match.group(2) in EXTRAS:
-        kind, name = match.groups()
-        return f'the {kind} {name} is a package of its own: pip install "clbench[{EXTRAS[name]}]"'
-    if match := re.search(r"Could not find '(\w+)/(\S+)'", text):
-        group, choice = match.groups()
-        if f"{group}={choice}" in RENAMED:
-            return f"{group}={choice} is now {RENAMED[f'{group}={choice}']}"
-        there = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return f"{group}={choice} does not exist: use one of {', '.join(there)}" + _near(choice, there)
-    if match := re.search(r"Could not override '(\S+?)'", text):
-        name = match.group(1)
-        if (new := renamed(name)) is not None:
-            return f"{name} is now {new}: write {new}=..."
-        if name in SAID_AS:
-            return f"there is no option {name}: write {SAID_AS[name]}=..."
-        more = f"; +{name}=... adds a new key" if "." in name else ""
-        return f"there is no option {name}: --help lists what there is{more}" + _near(name, _options())
-    if match := re.search(r"Ambiguous value for argument '(\S+)=(\S+)'", text):
-        key, values = match.groups()
-        return f"{key}={values} has several values: add -m to run each of them, or write {key}=[{values}] for a list"
-    if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override!r} is no option=value: write lam=10, and -m lam=1,10 for several values, without spaces"
-        )
-    if isinstance(error, OmegaConfBaseException | ConfigCompositionException):
-        return " ".join((text or repr(cause)).split())
-    if type(error) is HydraException:  # interval(1, 10) in a grid, say
-        return " ".join(text.split())
-    if match := re.search(r"Error locating target '(\S+)'", text):
-        *_, why = str(cause or "it cannot be found").splitlines()
-        return f"_target_={match.group(1)} cannot be imported. {why}"
-    if isinstance(cause, ImportError | AttributeError):
-        return " ".join(text.split())
-    return None
+    if isinstance(error.__cause__, ConfigError | Unstable):  # raised inside hydra.utils.instantiate
+        return str(error.__cause__)
+    if "hydra" not in sys.modules:  # a report loads no Hydra
+        return None
+    from clbench.config.hydra_messages import hydra_message
+
+    return hydra_message(error)
 
 
 def renamed(key: str) -> str | None:
@@ -148,13 +112,13 @@ def refuse_renamed(cfg: DictConfig) -> None:
             raise ConfigError(f"{old} is now {new}: rename it in your yaml")
 
 
-def _near(name: str, there: list[str]) -> str:
+def near_name(name: str, there: list[str]) -> str:
     """A question, if one of those there are nearly has that name."""
     close = get_close_matches(name.lower(), there, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _options() -> list[str]:
+def option_names() -> list[str]:
     """Keys of the top level."""
     return [str(key) for key in OmegaConf.load(conf_dir() / "train.yaml")]
 

@@ -1,4 +1,4 @@
-"""``python -m clbench.report FOLDER...``: runs -> report.html, summary.csv, summary.tex, figures, a table in the terminal."""
+"""``python -m clbench.report FOLDER...``: write report.html, summary.csv, summary.tex and figures of runs, print a table."""
 
 from __future__ import annotations
 
@@ -8,105 +8,126 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from clbench.config.display import console
 from clbench.config.messages import errors_in_one_line
 from clbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from rich.table import Table
 
-SAID = 5  # runs that do not count, in the terminal; the page lists more
-DRAWN = 6  # settings with figures, those with the most runs; drawing takes a second or two for each
+    from clbench.report.benchmark import Benchmark
+
+MAX_PRINTED = 5
+"""Excluded runs that are printed; the page lists more."""
+
+MAX_DRAWN = 6
+"""Benchmarks with figures, those with the most runs; the figures of one take a second or two."""
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Read, compute, draw, write; returns the folder of the report.
+    """Write the report and return its folder.
 
     Raises:
-        ConfigError: a folder without runs, or no run that is complete.
+        ConfigError: a folder contains no runs, no run is complete, or the output cannot be a folder.
     """
-    asked = parser().parse_args(arguments)
-    # these take a second to import: --help and wrong arguments answer at once
+    options = make_parser().parse_args(arguments)
+    # these imports take a second: --help and wrong arguments are answered without them
     from clbench.report import tables
-    from clbench.report.draw import draw
-    from clbench.report.page import page
-    from clbench.report.section import Setting, section
-    from clbench.report.statistics import choose, over_seeds, paired, shown
-    from clbench.report.style import colours_of
+    from clbench.report.benchmark import split_benchmarks
+    from clbench.report.summary import select_lam, selected_rows, summarize_seeds
     from clbench.runs.read import read
 
-    folders = [Path(folder) for folder in asked.folders]
+    folders, output = [Path(folder) for folder in options.folders], Path(options.output)
     runs = read(folders)
     complete = runs[runs.status == "complete"]
     if complete.empty:
-        raise ConfigError(_nothing_complete(runs))
-    cells = choose(over_seeds(complete), asked.select)
-    rows = shown(cells)
-    pairs = paired(complete, rows)
-    colours = colours_of(cells.strategy)
-    output = Path(asked.output)
-    try:
-        (output / "figures").mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ConfigError(f"--output {output}: it is a file, or lies below one; give a folder") from None
-
-    order = list(complete.setting.value_counts().index)
-    sections = []
-    for number, name in enumerate(order):
-        of_all, of_rows, of_runs, of_pairs = (f[f.setting == name] for f in (cells, rows, complete, pairs))
-        setting = Setting(name, of_all, of_rows, of_runs, of_pairs, asked.select)
-        prefix = "" if len(order) == 1 else f"{number}_"
-        figures = draw(setting, colours, output / "figures", prefix) if number < DRAWN else {}
-        sections.append(section(number, setting, figures, colours))
-    note = f"{', '.join(map(str, folders[:3]))}{' and more' * (len(folders) > 3)}, {datetime.now():%d %B %Y %H:%M}"
-    (output / "report.html").write_text(page(asked.title, runs, sections, order, note))
-    tables.write_csv(cells, output / "summary.csv")
-    tables.write_tex(rows, asked.select, output / "summary.tex")
-    _say(tables.for_terminal(rows), runs, order, output)
+        first = runs.iloc[0]
+        raise ConfigError(f"none of {len(runs)} runs is complete; {first.folder}: {first.problem}")
+    setups = select_lam(summarize_seeds(complete), options.select)
+    rows = selected_rows(setups)
+    benchmarks = split_benchmarks(complete, setups, options.select)
+    _make_folder(output)
+    write_page(options.title, _describe_sources(folders), runs, benchmarks, output)
+    tables.write_csv(setups, output / "summary.csv")
+    tables.write_tex(rows, options.select, output / "summary.tex")
+    _print_summary(tables.terminal_tables(rows), runs, output)
     return output
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments."""
-    made = argparse.ArgumentParser("clbench-report", description=__doc__.split(": ", 1)[1])
-    made.add_argument("folders", nargs="+", metavar="FOLDER", help="runs, sweeps, or any folder above them")
-    made.add_argument(
-        "--output", default="report", metavar="FOLDER", help="where the report is written (default: report)"
+def write_page(title: str, note: str, runs: DataFrame, benchmarks: Sequence[Benchmark], output: Path) -> None:
+    """Write ``output``/report.html and the figures in ``output``/figures.
+
+    Args:
+        title: the page's title.
+        note: when and from which folders the report was made.
+        runs: all runs, from ``read``.
+        benchmarks: the results of the complete runs, from ``split_benchmarks``.
+        output: an existing folder with a folder ``figures``.
+    """
+    from clbench.report.benchmark import section_context
+    from clbench.report.figures import draw_figures
+    from clbench.report.page import page_context, render_page
+    from clbench.report.style import assign_colours
+
+    colours = assign_colours(strategy for benchmark in benchmarks for strategy in benchmark.setups.strategy)
+    sections = []
+    for number, benchmark in enumerate(benchmarks):
+        prefix = "" if len(benchmarks) == 1 else f"{number}_"
+        figures = draw_figures(benchmark, colours, output / "figures", prefix) if number < MAX_DRAWN else {}
+        sections.append(section_context(number, benchmark, figures, colours))
+    (output / "report.html").write_text(render_page(page_context(title, note, runs, sections)))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = argparse.ArgumentParser(
+        "clbench-report",
+        description="Write report.html, summary.csv, summary.tex and figures of runs, and print a table.",
     )
-    made.add_argument(
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="runs, sweeps, or any folder above them")
+    parser.add_argument(
+        "--output", default="report", metavar="FOLDER", help="the folder of the report (default: report)"
+    )
+    parser.add_argument(
         "--select",
         choices=("validation", "test"),
         default="validation",
-        help="the data lam is chosen on; test is an oracle, and labelled so (default: validation)",
+        help="the data lam is selected on; test is an oracle and labelled as one (default: validation)",
     )
-    made.add_argument("--title", default="clbench report", help="of the page")
-    return made
+    parser.add_argument("--title", default="clbench report", help="the page's title (default: clbench report)")
+    return parser
 
 
-def _say(tables: Sequence[Table], runs: DataFrame, settings: Sequence[str], output: Path) -> None:
-    """The tables, what is wrong, and where the rest is."""
+def _make_folder(output: Path) -> None:
+    try:
+        (output / "figures").mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"--output {output}: expected a folder, got a file or a path below one") from None
+
+
+def _describe_sources(folders: Sequence[Path]) -> str:
+    more = " and more" if len(folders) > 3 else ""
+    return f"{', '.join(map(str, folders[:3]))}{more}, {datetime.now():%d %B %Y %H:%M}"
+
+
+def _print_summary(tables: Sequence[Table], runs: DataFrame, output: Path) -> None:
+    """Print the tables, the excluded runs, and the path of the page."""
     terminal = console()
     for table in tables:
         terminal.print(table)
-    if len(settings) > DRAWN:
-        terminal.print(f"figures are drawn for the {DRAWN} settings with the most runs, of {len(settings)}")
-    bad = runs[runs.status != "complete"]
-    for row in bad.head(SAID).itertuples():
+    if len(tables) > MAX_DRAWN:
+        terminal.print(f"figures are drawn for {MAX_DRAWN} of {len(tables)} benchmarks, those with the most runs")
+    excluded = runs[runs.status != "complete"]
+    for row in excluded.head(MAX_PRINTED).itertuples():
         terminal.print(f"{row.status}: {row.folder}: {row.problem}", soft_wrap=True, markup=False)
-    if len(bad) > SAID:
-        terminal.print(f"and {len(bad) - SAID} more that do not count: see the report")
+    if len(excluded) > MAX_PRINTED:
+        terminal.print(f"and {len(excluded) - MAX_PRINTED} more excluded runs, which the report lists")
     terminal.print(f"report in {output / 'report.html'}", soft_wrap=True, markup=False)
 
 
-def _nothing_complete(runs: DataFrame) -> str:
-    first = runs.iloc[0]
-    return f"none of {len(runs)} runs is complete; {first.folder}: {first.problem}"
-
-
 def cli() -> None:
-    """The command ``clbench-report``."""
+    """Run the command ``clbench-report``."""
     with errors_in_one_line():
         main()
 

@@ -1,29 +1,65 @@
-"""Figures of accuracy, lam and forgetting, of the rows over seeds of one setting."""
+"""The figures of a benchmark: average accuracy, forgetting against learning; lam and tasks are in modules of their own."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from clbench.report.statistics import is_reference, pareto
-from clbench.report.style import MUTED, PAPER, WIDTH, Colours, Drawn, is_near, legend_below, wrapped
-from clbench.report.tables import number
+from clbench.report.benchmark import Benchmark
+from clbench.report.columns import format_interval
+from clbench.report.figures_lam import draw_lam_curves
+from clbench.report.figures_tasks import draw_matrices, draw_over_tasks
+from clbench.report.style import (
+    MUTED,
+    PAPER,
+    WIDTH,
+    Colours,
+    LabelledFigure,
+    add_legend_below,
+    inline_svg,
+    is_near,
+    report_style,
+    save_figure,
+    wrap,
+)
+from clbench.report.summary import is_reference, pareto_front
 
-NAME = 42  # characters of a line beside a dot: more leave no room for what is drawn
+NAME_WIDTH = 42  # characters of a line next to a dot; more would leave too little room for the data
 
 
-def ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> Drawn:
-    """Average accuracy of each row, best at the top: mean, Student interval, and a small dot per seed."""
+def draw_figures(benchmark: Benchmark, colours: Colours, folder: Path, prefix: str) -> dict[str, str]:
+    """Write ``folder``/``prefix``NAME.png and .svg of each figure that has data, and return its svg for the page by NAME."""
+    setups, rows, runs = benchmark.setups, benchmark.rows, benchmark.runs
+    with report_style():
+        drawn = {
+            "ranking": draw_ranking(runs, rows, colours),
+            "lam_curves": draw_lam_curves(setups, colours),
+            "over_tasks": draw_over_tasks(runs, rows, colours),
+            "tradeoff": draw_tradeoff(setups, colours),
+            "matrices": draw_matrices(runs, rows),
+        }
+    figures = {}
+    for name, labelled in drawn.items():
+        if labelled is not None:
+            svg = save_figure(labelled.figure, folder / f"{prefix}{name}")
+            figures[name] = inline_svg(svg, labelled.label, labelled.titles, f"figure_{prefix}{name}-")
+    return figures
+
+
+def draw_ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> LabelledFigure:
+    """Draw the average accuracy of each row, the best at the top: mean, 95 % interval, and a small dot per seed."""
     rows = rows.sort_values("average_accuracy", ignore_index=True)
-    names = [wrapped(cell, NAME) for cell in rows.cell]
-    broken = max(name.count("\n") for name in names)  # lines of a name, less one
-    figure = Figure(figsize=(WIDTH, max(0.34, 0.17 * (broken + 1)) * len(rows) + 0.9), layout="constrained")
+    names = [wrap(setup, NAME_WIDTH) for setup in rows.setup]
+    line_breaks = max(name.count("\n") for name in names)
+    figure = Figure(figsize=(WIDTH, max(0.34, 0.17 * (line_breaks + 1)) * len(rows) + 0.9), layout="constrained")
     axes = figure.add_subplot()
     titles = {}
     for y, row in enumerate(rows.itertuples()):
         colour = colours[row.strategy]
-        seeds = runs[runs.cell == row.cell]
+        seeds = runs[runs.setup == row.setup]
         axes.plot(
             seeds.average_accuracy,
             np.full(len(seeds), y - 0.26),
@@ -35,7 +71,7 @@ def ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> Drawn:
             gid=f"seeds{y}",
         )
         titles[f"seeds{y}"] = [
-            f"{row.cell}, seed {s}: {a:.4f}" for s, a in zip(seeds.seed, seeds.average_accuracy, strict=True)
+            f"{row.setup}, seed {s}: {a:.4f}" for s, a in zip(seeds.seed, seeds.average_accuracy, strict=True)
         ]
         axes.errorbar(
             row.average_accuracy,
@@ -54,51 +90,52 @@ def ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> Drawn:
             ms=8,
             gid=f"mean{y}",
         )
-        titles[f"mean{y}"] = [f"{row.cell}: {number(row, 'average_accuracy')} over {row.seeds} seeds"]
-    guess = next(iter(runs.chance))[-1]
-    if is_near(guess, runs.average_accuracy):
-        axes.axvline(guess, color=MUTED, ls=":", lw=1.2)
+        titles[f"mean{y}"] = [f"{row.setup}: {format_interval(row, 'average_accuracy')} over {row.seeds} seeds"]
+    chance = next(iter(runs.chance))[-1]
+    if is_near(chance, runs.average_accuracy):
+        axes.axvline(chance, color=MUTED, ls=":", lw=1.2)
     axes.set(yticks=range(len(rows)), yticklabels=names, xlabel="average accuracy", ylim=(-0.6, len(rows) - 0.4))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    return Drawn(figure, "Average accuracy of each strategy with its 95 % interval over seeds", titles)
+    return LabelledFigure(figure, "Average accuracy of each strategy with its 95 % interval over seeds", titles)
 
 
-def tradeoff(cells: DataFrame, colours: Colours) -> Drawn | None:
-    """Forgetting against learning accuracy, a point per cell, with the Pareto front; rows chosen are filled."""
-    cells = cells[cells.forgetting.notna()]
-    if len(cells) < 2:
+def draw_tradeoff(setups: DataFrame, colours: Colours) -> LabelledFigure | None:
+    """Draw forgetting against learning accuracy, one point per setup, with the Pareto front; selected setups are filled."""
+    setups = setups[setups.forgetting.notna()]
+    if len(setups) < 2:
         return None
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     axes = figure.add_subplot()
     titles = {}
-    for k, (strategy, of) in enumerate(cells.groupby("strategy")):
-        for picked, faces in ((False, "none"), (True, colours[strategy])):
-            some = of[of.chosen == picked]
-            gid = f"cells{k}x{int(picked)}"
+    for k, (strategy, of_strategy) in enumerate(setups.groupby("strategy")):
+        for is_selected, faces in ((False, "none"), (True, colours[strategy])):
+            points = of_strategy[of_strategy.selected == is_selected]
+            gid = f"setups{k}x{int(is_selected)}"
             axes.plot(
-                some.learning_accuracy,
-                some.forgetting,
+                points.learning_accuracy,
+                points.forgetting,
                 "D" if is_reference(strategy) else "o",
                 mfc=faces,
-                mec=PAPER if picked else colours[strategy],
-                ms=9 if picked else 5.5,
+                mec=PAPER if is_selected else colours[strategy],
+                ms=9 if is_selected else 5.5,
                 mew=1.2,
-                alpha=1 if picked else 0.75,
-                label=strategy if picked or not of.chosen.any() else None,
+                alpha=1 if is_selected else 0.75,
+                label=strategy if is_selected or not of_strategy.selected.any() else None,
                 gid=gid,
-                zorder=3 + picked,
+                zorder=3 + is_selected,
             )
             titles[gid] = [
-                f"{row.cell}: learning accuracy {number(row, 'learning_accuracy')}, forgetting {number(row, 'forgetting')}"
-                for row in some.itertuples()
+                f"{row.setup}: learning accuracy {format_interval(row, 'learning_accuracy')}, "
+                f"forgetting {format_interval(row, 'forgetting')}"
+                for row in points.itertuples()
             ]
-    ordinary = cells[~cells.strategy.map(is_reference)].reset_index(drop=True)
-    front = ordinary.iloc[pareto(ordinary.learning_accuracy, ordinary.forgetting)]
+    ordinary = setups[~setups.strategy.map(is_reference)].reset_index(drop=True)
+    front = ordinary.iloc[pareto_front(ordinary.learning_accuracy, ordinary.forgetting)]
     axes.plot(front.learning_accuracy, front.forgetting, color=MUTED, ls=":", lw=1.5, zorder=2, label="Pareto front")
     axes.margins(0.07)
     axes.invert_yaxis()
     axes.set(xlabel="learning accuracy (better to the right)", ylabel="forgetting (better upwards)")
-    legend_below(figure)
-    return Drawn(figure, "Forgetting against learning accuracy with the Pareto front", titles)
+    add_legend_below(figure)
+    return LabelledFigure(figure, "Forgetting against learning accuracy with the Pareto front", titles)

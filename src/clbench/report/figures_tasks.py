@@ -1,4 +1,4 @@
-"""Figures of accuracy after each task: over tasks, and as matrices."""
+"""Figures of accuracy after each task, as curves and as matrices."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from numpy.typing import NDArray
 from pandas import DataFrame
 
 from clbench.metrics.interval import half_width
-from clbench.report.style import MUTED, WIDTH, Colours, Drawn, is_near, legend_below, wrapped
+from clbench.report.style import MUTED, WIDTH, Colours, LabelledFigure, add_legend_below, is_near, wrap
 
-LINES = 8  # above, only the best row of each strategy is drawn over tasks
-MATRICES = 12  # heatmaps at most
-TITLE = 16  # characters of a line over a heatmap
-LABELLED = 6  # numbers are written into the cells of a heatmap up to this many tasks
+MAX_LINES = 8  # with more rows, only the best of each strategy is drawn over tasks
+MAX_MATRICES = 12
+TITLE_WIDTH = 16  # characters of a line in the title of a heatmap
+MAX_NUMBERED = 6  # with more tasks, no numbers are written into a heatmap
 
 
-def over_tasks(runs: DataFrame, rows: DataFrame, colours: Colours) -> Drawn | None:
-    """Average accuracy on the tasks so far after each task, mean and interval over seeds, with chance."""
+def draw_over_tasks(runs: DataFrame, rows: DataFrame, colours: Colours) -> LabelledFigure | None:
+    """Draw average accuracy on the tasks so far after each task, mean and interval over seeds, with chance."""
     if rows.tasks.max() < 2:
         return None
-    if len(rows) > LINES:
+    if len(rows) > MAX_LINES:
         rows = rows.drop_duplicates("strategy")
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     axes = figure.add_subplot()
-    styles = _distinct(rows)
+    styles = _line_styles(rows)
     for row in rows.itertuples():
-        so_far = np.stack([_average_so_far(r) for r in runs[runs.cell == row.cell].accuracy_matrix])
+        so_far = np.stack([_average_so_far(r) for r in runs[runs.setup == row.setup].accuracy_matrix])
         mean = so_far.mean(0)
         half = (
             np.nan_to_num(half_width(so_far.std(0, ddof=1), np.full(len(mean), len(so_far))))
@@ -35,40 +35,40 @@ def over_tasks(runs: DataFrame, rows: DataFrame, colours: Colours) -> Drawn | No
         )
         x = np.arange(1, len(mean) + 1)
         axes.fill_between(x, mean - half, mean + half, color=colours[row.strategy], alpha=0.12, lw=0)
-        axes.plot(x, mean, marker="o", ms=4, color=colours[row.strategy], ls=styles[row.cell], label=row.cell)
-    axes.set(xlabel="tasks learned", ylabel="average accuracy on them", xticks=_ticks(int(rows.tasks.max())))
-    guess = next(iter(runs.chance))
-    if is_near(min(guess), runs.average_accuracy):
-        axes.plot(range(1, len(guess) + 1), guess, color=MUTED, ls=":", lw=1.2, label="chance")
+        axes.plot(x, mean, marker="o", ms=4, color=colours[row.strategy], ls=styles[row.setup], label=row.setup)
+    axes.set(xlabel="tasks learned", ylabel="average accuracy on these tasks", xticks=_ticks(int(rows.tasks.max())))
+    chance = next(iter(runs.chance))
+    if is_near(min(chance), runs.average_accuracy):
+        axes.plot(range(1, len(chance) + 1), chance, color=MUTED, ls=":", lw=1.2, label="chance")
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0), min(high, 1.01))  # an interval may reach beyond what an accuracy can be
-    legend_below(figure)
-    return Drawn(figure, "Average accuracy on the tasks so far, after each task", {})
+    axes.set_ylim(max(low, 0), min(high, 1.01))  # an interval may exceed the range of an accuracy
+    add_legend_below(figure)
+    return LabelledFigure(figure, "Average accuracy on the tasks so far, after each task", {})
 
 
-def matrices(runs: DataFrame, rows: DataFrame) -> Drawn:
-    """R of each row, mean over seeds."""
-    rows = rows.head(MATRICES)
+def draw_matrices(runs: DataFrame, rows: DataFrame) -> LabelledFigure:
+    """Draw R of each row, the mean over seeds."""
+    rows = rows.head(MAX_MATRICES)
     columns = min(len(rows), 4)
     lines = -(-len(rows) // columns)
-    broken = max(wrapped(cell, TITLE).count("\n") for cell in rows.cell)  # lines of a title, less one
-    size = (WIDTH if columns > 2 else 2.4 * columns + 0.8, (1.7 + 0.13 * broken) * lines + 0.5)
+    line_breaks = max(wrap(setup, TITLE_WIDTH).count("\n") for setup in rows.setup)
+    size = (WIDTH if columns > 2 else 2.4 * columns + 0.8, (1.7 + 0.13 * line_breaks) * lines + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     image = None
     for axes in grid.flat[len(rows) :]:
         axes.set_visible(False)
     for row, axes in zip(rows.itertuples(), grid.flat, strict=False):
-        r = np.mean(np.stack(list(runs[runs.cell == row.cell].accuracy_matrix)), 0)
+        r = np.mean(np.stack(list(runs[runs.setup == row.setup].accuracy_matrix)), 0)
         image = axes.imshow(r, vmin=0, vmax=1, cmap="viridis", interpolation="none")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        axes.set_title(wrapped(row.cell, TITLE), fontsize=8.5)
+        axes.set_title(wrap(row.setup, TITLE_WIDTH), fontsize=8.5)
         tasks = len(r)
         ticks = [t - 1 for t in _ticks(tasks, 10 if tasks <= 10 else 5)]  # numbers of two digits are wide
         axes.set(xticks=ticks, yticks=ticks)
         axes.tick_params(length=0, labelsize=8)
-        if tasks <= LABELLED:
+        if tasks <= MAX_NUMBERED:
             for (i, j), a in np.ndenumerate(r):
                 axes.text(
                     j,
@@ -86,7 +86,7 @@ def matrices(runs: DataFrame, rows: DataFrame) -> Drawn:
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
     bar.ax.yaxis.label.set_fontsize(9)
-    return Drawn(figure, "Accuracy matrices, mean over seeds", {})
+    return LabelledFigure(figure, "Accuracy matrices, mean over seeds", {})
 
 
 def _average_so_far(r: NDArray) -> NDArray:
@@ -98,9 +98,9 @@ def _ticks(tasks: int, most: int = 10) -> list[int]:
     return list(range(1, tasks + 1, step))
 
 
-def _distinct(rows: DataFrame) -> dict[str, str]:
-    """A line style per cell, so that variants of one strategy differ."""
+def _line_styles(rows: DataFrame) -> dict[str, str]:
+    """Return a line style per setup, so that the setups of one strategy differ."""
     styles: dict[str, str] = {}
-    for _, of in rows.groupby("strategy", sort=False):
-        styles |= {cell: ("-", "--", "-.", ":")[i % 4] for i, cell in enumerate(of.cell)}
+    for _, of_strategy in rows.groupby("strategy", sort=False):
+        styles |= {setup: ("-", "--", "-.", ":")[i % 4] for i, setup in enumerate(of_strategy.setup)}
     return styles

@@ -1,140 +1,161 @@
-"""The page: what a reader wants first comes first; every number is also in summary.csv."""
+"""The page: its context as plain data, and the templates that render it. Every number is also in summary.csv."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from html import escape
-from importlib.resources import files
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas import DataFrame, isna
 
-from clbench.report.html import Cell, Head, card, counted, table
-from clbench.report.statistics import CELL
+from clbench.report.benchmark import count_noun
+from clbench.report.columns import COLUMNS
+from clbench.report.html_tables import Cell, Heading, Row, Table
+from clbench.report.provenance import count_commands, count_versions, find_missing_runs
 from clbench.report.style import COLOURS, DARK, REFERENCE_COLOURS, REFERENCE_DARK, VARIABLES
-from clbench.report.sweeps import commands, never_run
-from clbench.report.tables import COLUMNS
+from clbench.report.summary import SETUP_KEYS
 
-COMMANDS = 20  # shown
-LISTED = 200  # of each kind, in the table of failures; all are counted
+MAX_COMMANDS = 20
+MAX_LISTED = 200
+"""Rows of each kind in the table of failed and missing runs; all of them are counted."""
 
 
-def page(title: str, runs: DataFrame, sections: Sequence[str], names: Sequence[str], note: str) -> str:
-    """The whole document.
+def make_environment() -> Environment:
+    """Return the environment of the templates: every value is escaped, and an undefined name is an error."""
+    return Environment(
+        loader=PackageLoader("clbench.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render_page(context: dict[str, Any]) -> str:
+    """Return the html of the page, one document that loads nothing."""
+    return make_environment().get_template("page.html").render(context)
+
+
+def page_context(title: str, note: str, runs: DataFrame, sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the template ``page.html`` shows.
 
     Args:
-        title: of the page.
-        runs: all of them, as ``read`` gives them.
-        sections: html of each setting, from ``section``.
-        names: of the settings, in the same order.
-        note: how the report was made.
+        title: the page's title.
+        note: when and from which folders the report was made.
+        runs: all runs, from ``read``.
+        sections: one context per benchmark, from ``section_context``.
     """
-    absent = never_run(runs)
-    links = "".join(f'<li><a href="#s{i}">{escape(name)}</a></li>' for i, name in enumerate(names))
-    return "".join(
-        (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{escape(title)}</title><style>{_css()}</style></head><body><main>",
-            f"<header><h1>{escape(title)}</h1><p>{escape(note)}</p>{_chips(runs, len(absent))}</header>",
-            f'<nav aria-label="settings"><ol>{links}</ol></nav>' if len(names) > 1 else "",
-            *sections,
-            troubles(runs, absent),
-            cautions(runs),
-            '<h2 id="made">How it was made</h2>',
-            _made(runs),
-            _meanings(),
-            f"</main><script>{_asset('page.js')}</script></body></html>\n",
-        )
-    )
+    missing = find_missing_runs(runs)
+    return {
+        "title": title,
+        "note": note,
+        "colours": colour_variables(),
+        "counts": run_counts(runs),
+        "excluded_counts": excluded_counts(runs, len(missing)),
+        "sections": sections,
+        "failures": failures_card(runs, missing),
+        "warnings": warnings_table(runs),
+        "commands": commands_context(runs),
+        "versions": versions_card(runs),
+        "columns": [{"heading": column.heading, "meaning": column.meaning} for column in COLUMNS.values()],
+    }
 
 
-def troubles(runs: DataFrame, absent: Sequence[tuple[str, str]]) -> str:
-    """Runs that do not count and why, and cells of sweeps without a folder; empty if there are none."""
-    bad = runs[runs.status != "complete"]
-    listed = [(row.folder, row.cell, row.seed, row.status, row.problem) for row in bad.head(LISTED).itertuples()]
-    listed += [(folder, cell, "", "missing", "asked for by the sweep; no such run") for folder, cell in absent[:LISTED]]
-    if not listed:
-        return ""
-    heads = [Head(text, is_text=True) for text in ("folder", "cell", "seed", "status", "why")]
-    rows = [("", [Cell("" if isna(value) else escape(str(value))) for value in line]) for line in listed]
-    more = len(bad) + len(absent) - len(listed)
-    note = "None of these counts in any number above." + (f" {more:,} more are not listed." if more else "")
-    return '<h2 id="failures">Failures and missing cells</h2>' + card(table(heads, rows, "sort wide"), note=note)
+def colour_variables() -> dict[str, dict[str, str]]:
+    """Return the CSS variables of the figures' colours, on light and on dark."""
+    names = [VARIABLES[colour] for colour in (*COLOURS, *REFERENCE_COLOURS.values())]
+    return {
+        "light": dict(zip(names, (*COLOURS, *REFERENCE_COLOURS.values()), strict=True)),
+        "dark": dict(zip(names, (*DARK, *REFERENCE_DARK.values()), strict=True)),
+    }
 
 
-def cautions(runs: DataFrame) -> str:
-    """What the doctor said of complete runs, each kind once; empty if it said nothing."""
+def run_counts(runs: DataFrame) -> list[dict[str, str]]:
+    """Return how many runs, setups and seeds are complete."""
     complete = runs[runs.status == "complete"]
-    of: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for row in complete.itertuples():
+    counts = {
+        "complete run": len(complete),
+        "setup": complete.groupby(SETUP_KEYS).ngroups,
+        "seed": complete.seed.nunique(),
+    }
+    pairs = [count_noun(number, noun).split(" ", 1) for noun, number in counts.items()]
+    return [{"number": number, "noun": noun} for number, noun in pairs]
+
+
+def excluded_counts(runs: DataFrame, missing: int) -> list[dict[str, str]]:
+    """Return how many runs are excluded from the statistics, by reason; reasons without a run are left out."""
+    by_status = runs.status.value_counts()
+    statuses = {"unfinished": "running", "failed": "failed", "repeated": "repeated"}
+    counts = {reason: by_status.get(status, 0) for reason, status in statuses.items()} | {"missing": missing}
+    return [{"number": str(number), "noun": reason} for reason, number in counts.items() if number]
+
+
+def failures_card(runs: DataFrame, missing: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
+    """Return the table of the runs that are excluded from the statistics and why, or None if there are none.
+
+    Args:
+        runs: all runs, from ``read``.
+        missing: folder and overrides of the runs that do not exist, from ``find_missing_runs``.
+    """
+    bad = runs[runs.status != "complete"]
+    listed = [(row.folder, row.setup, row.seed, row.status, row.problem) for row in bad.head(MAX_LISTED).itertuples()]
+    reason = "requested by the sweep, but there is no such run"
+    listed += [(folder, overrides, "", "missing", reason) for folder, overrides in missing[:MAX_LISTED]]
+    if not listed:
+        return None
+    more = len(bad) + len(missing) - len(listed)
+    note = "These runs are excluded from all statistics."
+    return {
+        "note": f"{note} {more:,} more are not listed." if more else note,
+        "table": Table(
+            [Heading(text, is_text=True) for text in ("folder", "setup", "seed", "status", "reason")],
+            [Row([Cell("" if isna(value) else str(value)) for value in line]) for line in listed],
+            "sort wide",
+        ),
+    }
+
+
+def warnings_table(runs: DataFrame) -> Table | None:
+    """Return the warnings of the penalty monitor in complete runs, one row per kind, or None if there are none."""
+    by_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for row in runs[runs.status == "complete"].itertuples():
         for kind, text in row.warnings:
-            of[kind].append((row.cell, text))
-    if not of:
-        return ""
-    heads = [
-        Head("kind", is_text=True),
-        Head("runs"),
-        Head("such as", is_text=True),
-        Head("what it says", is_text=True),
+            by_kind[kind].append((row.setup, text))
+    if not by_kind:
+        return None
+    headings = [
+        Heading("kind", is_text=True),
+        Heading("runs"),
+        Heading("example", is_text=True),
+        Heading("message", is_text=True),
     ]
     rows = [
-        ("", [Cell(escape(kind)), Cell(str(len(said))), Cell(escape(said[0][0])), Cell(escape(said[0][1]))])
-        for kind, said in of.items()
+        Row([Cell(kind), Cell(str(len(warnings))), Cell(warnings[0][0]), Cell(warnings[0][1])])
+        for kind, warnings in by_kind.items()
     ]
-    return '<h2 id="warnings">Warnings</h2>' + card(
-        table(heads, rows, "wide"), note="What the doctor said of runs that count."
-    )
+    return Table(headings, rows, "wide")
 
 
-def _chips(runs: DataFrame, missing: int) -> str:
-    complete = runs[runs.status == "complete"]
-    good = {"complete run": len(complete), "cell": complete.groupby(CELL).ngroups, "seed": complete.seed.nunique()}
-    chips = [f"<li>{counted(n, what, bold=True)}</li>" for what, n in good.items()]
-    counts = runs.status.value_counts()
-    bad = {"unfinished": "running", "failed": "failed", "repeated": "repeated"}
-    wrong = {word: counts.get(status, 0) for word, status in bad.items()} | {"missing": missing}
-    chips += [f'<li class="bad"><a href="#failures"><b>{n}</b> {word}</a></li>' for word, n in wrong.items() if n]
-    return f'<ul class="chips">{"".join(chips)}</ul>'
+def commands_context(runs: DataFrame) -> dict[str, Any]:
+    """Return the first commands with their numbers of runs, and how many more there are."""
+    commands = [{"command": text, "runs": count_noun(number, "run")} for text, number in count_commands(runs).items()]
+    return {"listed": commands[:MAX_COMMANDS], "more": f"{max(len(commands) - MAX_COMMANDS, 0):,}"}
 
 
-def _made(runs: DataFrame) -> str:
-    """Commands and versions."""
-    made = commands(runs)
-    said = [f"<pre>{escape(command)}</pre><p>{counted(n, 'run')}</p>" for command, n in made[:COMMANDS]]
-    more = f"<p>and {len(made) - COMMANDS:,} more commands</p>" if len(made) > COMMANDS else ""
-    versions: dict[str, Counter[str]] = defaultdict(Counter)
-    for of in runs.versions.dropna():
-        for package, version in of.items():
-            versions[package][version] += 1
-    rows = []
-    for package, seen in versions.items():
-        mixed = ", ".join(f"{version} ({counted(n, 'run')})" for version, n in seen.items())
-        rows.append(("", [Cell(escape(package)), Cell(escape(mixed if len(seen) > 1 else next(iter(seen))))]))
-    mixed_of = [package for package, seen in versions.items() if len(seen) > 1]
-    note = f"Several versions of {', '.join(mixed_of)}: their runs stand in the same means." if mixed_of else ""
-    heads = [Head("package", is_text=True), Head("version", is_text=True)]
-    return card(*said, more, title="Commands") + card(table(heads, rows, "plain"), title="Versions", note=note)
+def versions_card(runs: DataFrame) -> dict[str, Any]:
+    """Return the table of package versions, with a note where runs of several versions are averaged."""
+    versions = count_versions(runs)
+    rows = [
+        Row([Cell(package), Cell(_list_versions(counts) if len(counts) > 1 else next(iter(counts)))])
+        for package, counts in versions.items()
+    ]
+    mixed = ", ".join(package for package, counts in versions.items() if len(counts) > 1)
+    return {
+        "note": f"Runs with different versions of {mixed} are averaged together." if mixed else "",
+        "table": Table([Heading("package", is_text=True), Heading("version", is_text=True)], rows, "plain"),
+    }
 
 
-def _meanings() -> str:
-    """The columns, with their formulas."""
-    items = [f"<dt>{escape(column.heading)}</dt><dd>{escape(column.meaning)}</dd>" for column in COLUMNS.values()]
-    note = "R[i][j] is the test accuracy on task j after training task i, of T tasks. Accuracies are fractions."
-    summary = "<details><summary>What the columns mean</summary>"
-    return card(summary, f'<p class="note">{note}</p><dl>{"".join(items)}</dl></details>')
-
-
-def _css() -> str:
-    """The style sheet, with the colours of the figures on light and on dark."""
-    keys = [*COLOURS, *REFERENCE_COLOURS.values()]
-    text = _asset("page.css")
-    for place, colours in (("LIGHT_COLOURS", keys), ("DARK_COLOURS", [*DARK, *REFERENCE_DARK.values()])):
-        values = " ".join(f"{VARIABLES[key]}: {value};" for key, value in zip(keys, colours, strict=True))
-        text = text.replace(place, values)
-    return text
-
-
-def _asset(name: str) -> str:
-    return files("clbench.report").joinpath(name).read_text()
+def _list_versions(counts: dict[str, int]) -> str:
+    return ", ".join(f"{version} ({count_noun(number, 'run')})" for version, number in counts.items())

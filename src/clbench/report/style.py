@@ -1,4 +1,4 @@
-"""How figures look on paper and on the page: one drawing, light colours in the files, the page's own colours inline."""
+"""Style of the figures: light colours in files, CSS variables in the svg of the page, which follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
-from itertools import count
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
@@ -40,7 +39,6 @@ VARIABLES = {
 
 WIDTH = 6.4  # inches of a figure
 
-
 RC: Any = {
     "font.size": 10.5,
     "axes.titlesize": 11,
@@ -70,11 +68,9 @@ RC: Any = {
     "figure.facecolor": "none",
 }
 
-_numbers = count()
 
-
-class Drawn(NamedTuple):
-    """A figure, what it says in words, and what appears over the markers of its lines (by gid)."""
+class LabelledFigure(NamedTuple):
+    """A figure, its label for screen readers, and the titles of the markers of its lines (by gid)."""
 
     figure: Figure
     label: str
@@ -82,50 +78,50 @@ class Drawn(NamedTuple):
 
 
 def is_near(chance: float, accuracy: Series) -> bool:
-    """Whether chance can be shown without pressing what is compared into a corner."""
+    """Return whether chance can be drawn without compressing the accuracies."""
     return bool(accuracy.min() - chance <= max(1.2 * (accuracy.max() - accuracy.min()), 0.1))
 
 
-def wrapped(text: str, width: int) -> str:
-    """``text`` in lines of at most ``width`` characters."""
+def wrap(text: str, width: int) -> str:
+    """Break ``text`` into lines of at most ``width`` characters."""
     return fill(text, width, break_on_hyphens=False)
 
 
-def legend_below(figure: Figure) -> None:
-    """A legend where it takes no width, so that the figure can be read on a phone; the figure grows by its height."""
+def add_legend_below(figure: Figure) -> None:
+    """Add a legend below the axes, where it takes no width, and increase the height of the figure accordingly."""
     named = {
-        wrapped(label, 65): handle
+        wrap(label, 65): handle
         for axes in figure.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if not named:
         return
     columns = min(len(named), max(1, 72 // (max(map(len, named)) + 7)))
-    broken = sum(label.count("\n") for label in named)  # there is one column then
-    figure.set_figheight(figure.get_figheight() + 0.21 * (-(-len(named) // columns) + broken))
+    extra_lines = sum(label.count("\n") for label in named)  # only with a single column
+    figure.set_figheight(figure.get_figheight() + 0.21 * (-(-len(named) // columns) + extra_lines))
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns)
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """Inside, figures are made in the style of reports."""
+def report_style() -> Iterator[None]:
+    """Apply the style of reports to the figures that are drawn inside."""
     with matplotlib.rc_context(RC):
         yield
 
 
-def colours_of(strategies: Iterable[str]) -> dict[str, str]:
-    """A colour per strategy, by name; the references and fine-tuning are grey."""
+def assign_colours(strategies: Iterable[str]) -> dict[str, str]:
+    """Return a colour per strategy, in the order of their names; the references and fine-tuning are grey."""
     names = sorted(set(strategies))
     coloured = [name for name in names if name not in REFERENCE_COLOURS]
     return {**REFERENCE_COLOURS, **{name: COLOURS[i % len(COLOURS)] for i, name in enumerate(coloured)}}
 
 
-def save(figure: Figure, path: Path) -> str:
-    """Write ``path``.png and ``path``.svg, on white; returns the svg."""
+def save_figure(figure: Figure, path: Path) -> str:
+    """Write ``path``.png and ``path``.svg on white and return the svg without a background."""
     text = io.StringIO()
-    with drawing():
+    with report_style():
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        figure.set_layout_engine("none")  # it has been laid out
+        figure.set_layout_engine("none")  # the layout is final
         figure.savefig(path.with_name(f"{path.name}.png"), dpi=170, facecolor="white")
     svg = text.getvalue()
     on_white = re.sub(r"(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
@@ -133,13 +129,14 @@ def save(figure: Figure, path: Path) -> str:
     return svg
 
 
-def inline(svg: str, label: str, titles: Mapping[str, Sequence[str]] | None = None) -> str:
-    """An svg of matplotlib for the page: no header, ids of its own, the page's colours and font, titles on its markers.
+def inline_svg(svg: str, label: str, titles: Mapping[str, Sequence[str]], prefix: str) -> str:
+    """Convert an svg of matplotlib for the page: without a header, with the page's colours and font.
 
     Args:
-        svg: as ``save`` returns it.
-        label: what a screen reader says.
-        titles: for the gid of a line, what appears over each of its markers, in their order.
+        svg: the return value of ``save_figure``.
+        label: the text for screen readers.
+        titles: for the gid of a line, the titles of its markers, in their order.
+        prefix: the beginning of every id; unique on the page.
     """
     body = svg[svg.index("<svg ") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
@@ -148,12 +145,11 @@ def inline(svg: str, label: str, titles: Mapping[str, Sequence[str]] | None = No
         f'<svg viewBox="0 0 {width} {height}" style="--w:{float(width):.0f}" role="img" aria-label="{escape(label)}">'
     )
     body = re.sub(r"<svg [^>]*>", opening, body, count=1)
-    for gid, said in (titles or {}).items():
-        body = _titled(body, gid, said)
-    body = re.sub(r'(<image [^>]*?) id="[^"]*"', r"\1", body)  # equal pictures have equal ones
-    prefix = f"f{next(_numbers)}-"
+    for gid, texts in titles.items():
+        body = _add_titles(body, gid, texts)
+    body = re.sub(r'(<image [^>]*?) id="[^"]*"', r"\1", body)  # equal pictures have equal ids
     body = re.sub(r'\bid="', f'id="{prefix}', body)
-    body = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\1{prefix}", body)
+    body = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{prefix}", body)
     body = re.sub(r"font(-family)?: ([\d.]+px )?[^;\"]*'DejaVu Sans'[^;\"]*", _page_font, body)
     for colour, variable in VARIABLES.items():
         body = body.replace(colour, f"var({variable})")
@@ -166,12 +162,12 @@ def _page_font(match: re.Match[str]) -> str:
     return f"{weight}font-size: {size[1]}" if size else f"{weight}font-family: inherit"
 
 
-def _titled(body: str, gid: str, said: Sequence[str]) -> str:
-    """``body`` with a title in each marker (``<use .../>``) of the group ``gid``."""
+def _add_titles(body: str, gid: str, titles: Sequence[str]) -> str:
+    """Add a title to each marker (``<use .../>``) of the group ``gid``."""
     start = body.find(f'<g id="{gid}">')  # an empty line is <g id="..."/>
     if start < 0:
         return body
     end = body.find('<g id="', start + 1)
-    part, texts = body[start:end], iter(said)
+    part, texts = body[start:end], iter(titles)
     part = re.sub(r"<use ([^>]*)/>", lambda m: f"<use {m[1]}><title>{escape(next(texts, ''))}</title></use>", part)
     return body[:start] + part + body[end:]

@@ -17,8 +17,7 @@ from clbench.config.hashing import differing
 from clbench.config.messages import user_message
 from clbench.config.options import ELSEWHERE
 from clbench.errors import ConfigError
-from clbench.runs.find import Found
-from clbench.runs.find import load as lies_in
+from clbench.runs.find import FoundRun, read_run
 
 RESULTS = ("accuracy_matrix", "initial_accuracy", "per_task", "validation", "within_tasks")
 """Keys of metrics.json that say what came out."""
@@ -56,9 +55,8 @@ def difference(a: Path, b: Path) -> Difference:
     """
     one, two = _run(a), _run(b)
     first, second = (run.metrics or {} for run in (one, two))
-    config = {
-        key: pair for key, pair in differing(one.config, two.config).items() if not all(map(_elsewhere_said, pair))
-    }
+    derived = one.derived | two.derived
+    config = {key: pair for key, pair in differing(one.config, two.config).items() if key not in derived}
     where = {key: values for key, values in config.items() if key.split(".")[0] in ELSEWHERE}
     made = [{**m.get("versions", {}), **m.get("machine", {})} for m in (first, second)]
     r, s = (np.array(m["accuracy_matrix"], dtype=float) for m in (first, second))
@@ -118,21 +116,16 @@ def said(found: Difference) -> str:
     return f"the results differ: {done}R by at most {found.largest:.6f}, first after task {found.first + 1}"
 
 
-def _run(folder: Path) -> Found:
+def _run(folder: Path) -> FoundRun:
     if not (folder / ".hydra").is_dir():
         what = "has no .hydra/" if folder.is_dir() else "is not a folder"
         raise ConfigError(f"{folder} {what}: give the output_dir of a run, or the folder of a run in a sweep")
-    run = lies_in(folder)
+    run = read_run(folder)
     if run.problem is not None:
         raise ConfigError(f"{folder} is not a run with results: {run.problem}")
     if "accuracy_matrix" not in (run.metrics or {}):
         raise ConfigError(f"{folder} is not a run with results: its metrics.json is not one of clbench")
     return run
-
-
-def _elsewhere_said(value: Any) -> bool:
-    """Whether a value of a configuration is none, or only refers to an option: ``strategy.lam: ${lam}``."""
-    return value == "" or (isinstance(value, str) and value.startswith("${"))
 
 
 def _learned(r: np.ndarray) -> int:

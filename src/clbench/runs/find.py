@@ -13,29 +13,39 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from clbench.config.hashing import leaves
+from clbench.config.options import OPTIONS
 from clbench.errors import ConfigError
 from clbench.runs.folder import FAILED
 from clbench.runs.sweep_index import read_index
 
 
-class Found(NamedTuple):
-    """One run as it lies on disk.
+class FoundRun(NamedTuple):
+    """What is in the folder of one run.
 
-    ``config`` is flat (``{"data.tasks": 5}``), ``choices`` the option of each group, both empty where the run did not get
-    as far as to write them; ``metrics`` is None where there are none, then ``problem`` says why; ``failure`` is how it ended
-    where it failed.
+    Attributes:
+        folder: The run's folder.
+        config: Dotted keys and values (``{"data.tasks": 5}``); empty where the run did not get as far as to write them.
+        derived: Keys of ``config`` whose values follow from other keys (``strategy.lam`` from ``lam``).
+        choices: The yaml chosen in each group.
+        options: The top-level options that the strategy has.
+        overrides: What was typed.
+        metrics: metrics.json; None where there is none, then ``problem`` says why.
+        problem: Why there are no metrics.
+        failure: How the run ended where it failed.
     """
 
     folder: Path
     config: dict[str, Any]
+    derived: frozenset[str]
     choices: dict[str, Any]
+    options: list[str]
     overrides: list[str]
     metrics: dict[str, Any] | None
     problem: str | None
     failure: str | None
 
 
-def find(folders: Iterable[Path]) -> list[Path]:
+def find_runs(folders: Iterable[Path]) -> list[Path]:
     """The run folders at or below ``folders``, each once; those of a sweep in its order.
 
     Raises:
@@ -47,10 +57,10 @@ def find(folders: Iterable[Path]) -> list[Path]:
             raise ConfigError(
                 f"{folder} is not a folder: give the output_dir of runs or of sweeps, or a folder above them"
             )
-        here = list(_below(folder, folder.name in read_index(folder.parent)["cells"]))
+        here = list(_below(folder, folder.name in read_index(folder.parent)["runs"]))
         if not here:
             raise ConfigError(
-                f"no runs in {folder}: a run is a folder with .hydra/ and metrics.json, as clbench.train writes it"
+                f"no runs in {folder}: a run is a folder with config.json and metrics.json, as clbench.train writes it"
             )
         root, whole = len(str(folder)), str(folder.resolve())
         for run in here:
@@ -62,44 +72,63 @@ def _below(folder: Path, of_sweep: bool) -> Iterator[Path]:
     """Run folders; the folder of a cell of a sweep is one even if it is empty, because its run failed early."""
     with os.scandir(folder) as entries:
         there = {entry.name: entry for entry in entries}
-    if of_sweep or ".hydra" in there or "metrics.json" in there:
+    if of_sweep or "config.json" in there or ".hydra" in there or "metrics.json" in there:
         yield folder
         return
     inside = [name for name, entry in there.items() if not name.startswith(".") and entry.is_dir()]
-    cells = list(read_index(folder)["cells"])
-    place = {name: number for number, name in enumerate(cells)}
+    runs = list(read_index(folder)["runs"])
+    place = {name: number for number, name in enumerate(runs)}
     for name in sorted(inside, key=lambda name: (place.get(name, -1), int(name) if name.isdigit() else -1, name)):
         yield from _below(folder / name, name in place)
 
 
-def load(folder: Path) -> Found:
-    """What lies in a run folder; never raises for what is missing or cannot be read."""
-    hydra = folder / ".hydra"
-    config = parse(_text(hydra / "config.yaml"))
-    choices = re.search(r"^ +choices:\n((?: {6}.*\n)+)", _text(hydra / "hydra.yaml"), re.MULTILINE)
-    overrides = parse(_text(hydra / "overrides.yaml"))
-    file = folder / "metrics.json"
+def read_run(folder: Path) -> FoundRun:
+    """Return what is in a run folder; never raises for what is missing or cannot be read."""
+    configuration = _of_config_json(folder) or _of_hydra(folder)
     problem, metrics = None, None
     failure = _text(folder / FAILED).partition("\n")[0] or None
     try:
-        metrics = json.loads(file.read_bytes())
+        metrics = json.loads((folder / "metrics.json").read_bytes())
         if not isinstance(metrics, dict):
             problem, metrics = "metrics.json is not one of clbench", None
     except FileNotFoundError:
         problem = failure or "no metrics.json: it ended before its first task did"
     except (OSError, ValueError) as error:
         problem = f"metrics.json cannot be read: {error}"
-    if problem is None and not config:
-        problem, metrics = "no .hydra/config.yaml that can be read: nothing says what was run", None
-    return Found(
-        folder,
-        config,
-        parse(re.sub("^ {6}", "", choices[1], flags=re.MULTILINE)) if choices else {},
-        [str(item) for item in overrides.values()],
-        metrics,
-        problem,
-        failure,
-    )
+    if problem is None and not configuration["config"]:
+        problem, metrics = "no config.json that can be read: nothing says what was run", None
+    return FoundRun(folder=folder, metrics=metrics, problem=problem, failure=failure, **configuration)
+
+
+def _of_config_json(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration of a run in config.json; None if there is none."""
+    try:
+        content = json.loads(_text(folder / "config.json"))
+        return {
+            "config": dict(leaves(content["config"])),
+            "derived": frozenset(content["derived"]),
+            "choices": dict(content["choices"]),
+            "options": list(content["options"]),
+            "overrides": list(content["overrides"]),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _of_hydra(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a run of a version without config.json, from ``.hydra``."""
+    hydra = folder / ".hydra"
+    config = parse(_text(hydra / "config.yaml"))
+    choices = re.search(r"^ +choices:\n((?: {6}.*\n)+)", _text(hydra / "hydra.yaml"), re.MULTILINE)
+    refers = {key: value for key, value in config.items() if isinstance(value, str) and "${" in value}
+    of_strategy = " ".join(value for key, value in refers.items() if key.startswith("strategy."))
+    return {
+        "config": config,
+        "derived": frozenset(refers),
+        "choices": parse(re.sub("^ {6}", "", choices[1], flags=re.MULTILINE)) if choices else {},
+        "options": [name for name in OPTIONS if f"${{{name}}}" in of_strategy],
+        "overrides": [str(item) for item in parse(_text(hydra / "overrides.yaml")).values()],
+    }
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -127,6 +156,6 @@ def _block(text: str) -> tuple[tuple[str, Any], ...]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""

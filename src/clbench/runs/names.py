@@ -1,4 +1,4 @@
-"""What a run is called: setting, variant and lam, of the keys of the configuration that differ between the runs at hand."""
+"""Names of runs: benchmark, method and setup, from the options whose values differ between the runs."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from clbench.config.options import ELSEWHERE, OPTIONS
-from clbench.runs.find import Found
+from clbench.runs.find import FoundRun
 
 GROUPS = ("strategy", "data", "scenario", "net", "optimizer", "scheduler", "trainer")
 REFERENCES = ("joint_from_scratch", "joint", "independent")
 """Strategies that may see what others may not; intransigence is against the first there is, as in ``clbench.sweep``."""
 
-WORDS = {"finetune": "fine-tuning", "joint": "joint training", "joint_from_scratch": "joint from scratch"}
-"""The strategies that others are seen between."""
+BASELINE_LABELS = {"finetune": "fine-tuning", "joint": "joint training", "joint_from_scratch": "joint from scratch"}
+"""Strategies that other strategies are compared with -> their names in a sentence."""
 
 NOT_DECISIVE = ("seed", *ELSEWHERE, "data.memory_limit", "data.workers")
 
 
-def name_runs(runs: Sequence[Found]) -> list[dict[str, Any]]:
-    """For each run ``setting``, ``variant``, ``cell`` (variant and lam), ``strategy`` and the options it has.
+def name_runs(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
+    """Return ``benchmark``, ``method``, ``setup`` (method and lam), ``strategy`` and the strategy's options of each run.
 
-    Runs of the same setting and cell have equal configurations but for the seed.
+    Runs of the same benchmark and setup have equal configurations except for the seed.
 
     A group (``data=split_mnist``) is named by its choice; a key inside a group only where it differs between runs of the
     same choice, so that ``strategy.damping`` does not tell EWC from SI; behind the strategy that is ``damping``.
@@ -34,8 +34,8 @@ def name_runs(runs: Sequence[Found]) -> list[dict[str, Any]]:
     return [_name(run, decisive, varied, several) for run, decisive in zip(runs, keys, strict=True)]
 
 
-def said(value: Any) -> str:
-    """A value as a person writes it, to six digits: 1e5 for 100000.0."""
+def format_value(value: Any) -> str:
+    """Format a value as a person writes it, with six digits: 1e5 for 100000.0."""
     if not isinstance(value, float):
         return str(value)
     mantissa, _, exponent = f"{value:.5e}".partition("e")
@@ -43,14 +43,12 @@ def said(value: Any) -> str:
     return short if "e" in plain or (len(short) < len(plain) and abs(value) >= 1) else plain
 
 
-def options_of(run: Found) -> dict[str, Any]:
-    """The options at the top level that the strategy refers to, with their values; ``samples=null`` is all of them."""
-    refers = [str(value) for key, value in run.config.items() if key.startswith("strategy.")]
-    has = [name for name in OPTIONS if any(f"${{{name}}}" in value for value in refers)]
-    return {name: "all" if name == "samples" and run.config[name] is None else run.config[name] for name in has}
+def options_of(run: FoundRun) -> dict[str, Any]:
+    """Return the top-level options of the run's strategy with their values; ``samples=null`` is all of them."""
+    return {name: "all" if name == "samples" and run.config[name] is None else run.config[name] for name in run.options}
 
 
-def _decisive(run: Found) -> dict[str, Any]:
+def _decisive(run: FoundRun) -> dict[str, Any]:
     """The keys that tell this run from others, and the choice of each group."""
     if not run.config:
         return {}
@@ -58,18 +56,21 @@ def _decisive(run: Found) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in run.config.items()
-        if key not in NOT_DECISIVE and not key.startswith("logger.") and (key not in OPTIONS or key in has)
+        if key not in NOT_DECISIVE
+        and key not in run.derived
+        and not key.startswith("logger.")
+        and (key not in OPTIONS or key in has)
     }
     return {**kept, **has}
 
 
-def _place(run: Found, key: str) -> tuple[str, Any, str]:
+def _place(run: FoundRun, key: str) -> tuple[str, Any, str]:
     """Where values of a key are compared: among the runs with the same choice of its group."""
     group = "strategy" if key in OPTIONS else key.split(".")[0]
     return (group, run.choices.get(group), key) if group in GROUPS else ("", None, key)
 
 
-def _varied(runs: Sequence[Found], keys: Sequence[dict[str, Any]]) -> set[tuple[str, Any, str]]:
+def _varied(runs: Sequence[FoundRun], keys: Sequence[dict[str, Any]]) -> set[tuple[str, Any, str]]:
     """Keys that have several values, or that only some of the comparable runs have."""
     values: dict[tuple[str, Any, str], set[Any]] = defaultdict(set)
     have: Counter[tuple[str, Any, str]] = Counter()
@@ -84,22 +85,24 @@ def _varied(runs: Sequence[Found], keys: Sequence[dict[str, Any]]) -> set[tuple[
     return {place for place, seen in values.items() if len(seen) > 1 or have[place] < comparable[place[:2]]}
 
 
-def _name(run: Found, decisive: dict[str, Any], varied: set[tuple[str, Any, str]], several: set[str]) -> dict[str, Any]:
+def _name(
+    run: FoundRun, decisive: dict[str, Any], varied: set[tuple[str, Any, str]], several: set[str]
+) -> dict[str, Any]:
     if not decisive:
-        return {**dict.fromkeys(("setting", "variant", "cell", "strategy", *OPTIONS)), "lam": math.nan, "options": []}
+        return {**dict.fromkeys(("benchmark", "method", "setup", "strategy", *OPTIONS)), "lam": math.nan, "options": []}
     options = options_of(run)
     turned = [key for key in decisive if _place(run, key) in varied and key != "lam"]
     of_strategy = [key for key in turned if _place(run, key)[0] == "strategy"]
     other = [key for key in turned if key not in of_strategy]
     groups = [f"{group}={run.choices.get(group)}" for group in GROUPS[4:] if group in several]
     base = [str(run.choices.get("data")), f"{run.choices.get('scenario')}-incremental", str(run.choices.get("net"))]
-    own = [f"{key.removeprefix('strategy.')}={said(decisive[key])}" for key in of_strategy]
-    variant = " ".join([str(run.choices.get("strategy")), *own])
+    own = [f"{key.removeprefix('strategy.')}={format_value(decisive[key])}" for key in of_strategy]
+    method = " ".join([str(run.choices.get("strategy")), *own])
     lam = options.get("lam")
     return {
-        "setting": ", ".join([*base, *groups, *(f"{key}={said(decisive[key])}" for key in other)]),
-        "variant": variant,
-        "cell": variant if lam is None else f"{variant} lam={said(float(lam))}",
+        "benchmark": ", ".join([*base, *groups, *(f"{key}={format_value(decisive[key])}" for key in other)]),
+        "method": method,
+        "setup": method if lam is None else f"{method} lam={format_value(float(lam))}",
         "strategy": run.choices.get("strategy"),
         **{name: options.get(name) for name in OPTIONS},
         "lam": math.nan if lam is None else float(lam),

@@ -16,12 +16,12 @@ FILE = "sweep.json"
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """``commands``: what was typed, each once; ``cells``: overrides of each run by its name."""
+    """``commands``: what was typed, each once; ``runs``: overrides of each run by its name."""
     try:
         found = json.loads((folder / FILE).read_text())
-        found["commands"], found["cells"]
+        found["commands"], found["runs"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it is another program's
-        return {"commands": [], "cells": {}}
+        return {"commands": [], "runs": {}}
     return dict(found)
 
 
@@ -31,5 +31,5 @@ def add_to_index(folder: Path, command: Sequence[str], runs: Mapping[str, Sequen
         index = read_index(folder)
         if list(command) not in index["commands"]:
             index["commands"].append(list(command))
-        index["cells"] |= {name: list(overrides) for name, overrides in runs.items()}
+        index["runs"] |= {name: list(overrides) for name, overrides in runs.items()}
         atomically(folder / FILE, partial(Path.write_text, data=json.dumps(index, indent=1) + "\n"))

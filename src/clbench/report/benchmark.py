@@ -1,0 +1,197 @@
+"""A benchmark on the page: the main result in a sentence, the strategies, the curves, all setups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pandas import DataFrame, Series
+
+from clbench.report import html_tables
+from clbench.report.summary import MIN_PAIRED_SEEDS, is_reference, paired_differences, selected_rows
+from clbench.runs.names import BASELINE_LABELS
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The results of one benchmark.
+
+    Args:
+        name: the benchmark's name.
+        setups: its setups, from ``select_lam``.
+        rows: its setups in the first table, from ``selected_rows``.
+        runs: its complete runs.
+        differences: the paired differences of ``rows``.
+        select: the data lam was selected on, validation or test.
+    """
+
+    name: str
+    setups: DataFrame
+    rows: DataFrame
+    runs: DataFrame
+    differences: DataFrame
+    select: str
+
+    @property
+    def has_lams(self) -> bool:
+        """Whether at least one method was run at several lams."""
+        return bool((self.setups.lam_count > 1).any())
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing after the last task."""
+        return float(self.runs.chance.iloc[0][-1])
+
+
+def split_benchmarks(complete: DataFrame, setups: DataFrame, select: str) -> list[Benchmark]:
+    """Return the benchmarks of the complete runs; those with the most runs come first."""
+    rows = selected_rows(setups)
+    differences = paired_differences(complete, rows)
+    return [
+        Benchmark(
+            name=str(name),
+            setups=setups[setups.benchmark == name],
+            rows=rows[rows.benchmark == name],
+            runs=complete[complete.benchmark == name],
+            differences=differences[differences.benchmark == name],
+            select=select,
+        )
+        for name in complete.benchmark.value_counts().index
+    ]
+
+
+def section_context(
+    number: int, benchmark: Benchmark, figures: Mapping[str, str], colours: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what the template ``section.html`` shows of a benchmark.
+
+    Args:
+        number: the benchmark's position on the page.
+        benchmark: its results.
+        figures: svg by name: ranking, lam_curves, over_tasks, tradeoff, matrices; those that were drawn.
+        colours: a colour per strategy.
+    """
+    setups, rows = benchmark.setups, benchmark.rows
+    cards = [
+        card(
+            "Strategies",
+            _strategies_note(benchmark),
+            table=html_tables.strategies_table(rows, benchmark.chance, colours),
+        ),
+        card(
+            "Average accuracy",
+            "Mean and 95 % interval over seeds. Small dots: single seeds. Dotted line: chance, if it is close.",
+            figures.get("ranking"),
+        ),
+        card(
+            "lam",
+            "Star: best lam on test data (oracle). Ring: selected lam. Band: 95 % interval over seeds.",
+            figures.get("lam_curves"),
+            html_tables.lam_table(setups) if benchmark.has_lams else None,
+        ),
+        card(
+            "Accuracy over tasks",
+            "Mean over the tasks learned so far. Band: 95 % interval over seeds. "
+            "With more than 8 rows, only the best of each strategy is drawn.",
+            figures.get("over_tasks"),
+        ),
+        card(
+            "Forgetting against learning",
+            "One point per setup. Filled: rows of the first table. References are excluded from the Pareto front.",
+            figures.get("tradeoff"),
+        ),
+        card("Accuracy matrices", "Mean over seeds.", figures.get("matrices")),
+        card(
+            "Paired differences",
+            f"a - b over runs with the same seed, for at least {MIN_PAIRED_SEEDS} shared seeds. "
+            "p: paired t-test, not corrected for multiple comparisons.",
+            table=html_tables.differences_table(benchmark.differences) if len(benchmark.differences) else None,
+        ),
+    ]
+    return {
+        "id": f"s{number}",
+        "name": benchmark.name,
+        "lead": lead_context(benchmark),
+        "cards": [one for one in cards if one["figure"] or one["table"]],
+        "setup_count": len(setups),
+        "setups": html_tables.setups_table(setups, colours) if len(setups) > len(rows) else None,
+    }
+
+
+def card(title: str, note: str, figure: str | None = None, table: html_tables.Table | None = None) -> dict[str, Any]:
+    """Return a box of the page: a title, a note on how to read it, and a figure, a table or both."""
+    return {"title": title, "note": note, "figure": figure, "table": table}
+
+
+def lead_context(benchmark: Benchmark) -> dict[str, Any]:
+    """Return the parts of the main result: the best method, its accuracy, and how it compares with the baselines."""
+    rows = benchmark.rows
+    contestants = rows[~rows.strategy.map(is_reference) & (rows.strategy != "finetune")]
+    best = (contestants if len(contestants) else rows).iloc[0]
+    baselines = rows.drop_duplicates("strategy").set_index("strategy").average_accuracy
+    upper = next((name for name in ("joint_from_scratch", "joint") if name in baselines), "")
+    compared = {name: baselines[name] for name in ("finetune", upper) if name in baselines and name != best.strategy}
+    half = best.average_accuracy_ci
+    return {
+        "fine_tuning": _fraction(compared["finetune"])
+        if "finetune" in compared and best.average_accuracy <= compared["finetune"]
+        else "",
+        "method_count": contestants.method.nunique(),
+        "setup": best.setup,
+        "accuracy": _fraction(best.average_accuracy),
+        "half": "" if math.isnan(half) else _fraction(half),
+        "seeds": count_noun(best.seeds, "seed"),
+        "baselines": [
+            f"{BASELINE_LABELS.get(name, name)} {_fraction(value)}"
+            for name, value in {**compared, "chance": benchmark.chance}.items()
+        ],
+        "details": [*_progress(best, compared, upper), *_lam_details(best, benchmark)],
+    }
+
+
+def count_noun(number: int, noun: str) -> str:
+    """Return 1 seed, 3 seeds."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _fraction(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _progress(best: Series, compared: Mapping[str, float], upper: str) -> list[str]:
+    """Return where the best method is between fine-tuning and joint training, if both were run and differ."""
+    if len(compared) < 2 or compared[upper] <= compared["finetune"]:
+        return []
+    share = (best.average_accuracy - compared["finetune"]) / (compared[upper] - compared["finetune"])
+    return [f"That is {share:.0%} of the way from fine-tuning to {BASELINE_LABELS[upper]}."]
+
+
+def _lam_details(best: Series, benchmark: Benchmark) -> list[str]:
+    """Return how lam was selected, and a warning if it is the first or last of those tried."""
+    if best.lam_count <= 1:
+        return []
+    details = [_selection(bool(best.selected), benchmark.select)]
+    tried = benchmark.setups[benchmark.setups.method == best.method].lam
+    if best.selected and best.lam == tried.min():
+        details.append("It is the smallest lam that was tried, and a smaller one may be better.")
+    elif best.selected and best.lam == tried.max():
+        details.append("It is the largest lam that was tried, and a larger one may be better.")
+    return details
+
+
+def _strategies_note(benchmark: Benchmark) -> str:
+    """Return how to read the table of strategies."""
+    note = "Mean ± half-width of the 95 % Student t interval over seeds. Bold: best, references excluded."
+    with_lams = benchmark.rows[benchmark.rows.lam_count > 1]
+    selections = dict.fromkeys(_selection(bool(selected), benchmark.select) for selected in with_lams.selected)
+    return " ".join([note, *selections])
+
+
+def _selection(is_selected: bool, data: str) -> str:
+    if not is_selected:
+        return "There is no validation data to select lam on, so every lam is shown."
+    if data == "validation":
+        return "lam is selected on validation data."
+    return "lam is selected on test data: an oracle, not a result."

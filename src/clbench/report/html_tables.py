@@ -1,0 +1,195 @@
+"""Tables of the page as plain data: headings and rows of cells, which the template ``tables.html`` renders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pandas import DataFrame
+
+from clbench.report.columns import COLUMNS, filled_metrics, find_best_setups, format_fraction, format_mean
+from clbench.report.style import VARIABLES
+from clbench.report.summary import is_reference
+from clbench.runs.names import format_value
+
+
+class Cell(NamedTuple):
+    """A cell of a table.
+
+    Attributes:
+        text: the number or name.
+        sort: what the table is sorted by if not by ``text``; "" sorts last.
+        half: half-width of an interval, shown after ``text``.
+        options: options of a strategy, shown small after ``text``.
+        is_bold: whether ``text`` is bold.
+        is_reference: whether the cell is marked as a reference.
+        colour: CSS variable of the strategy's colour.
+    """
+
+    text: str
+    sort: str | None = None
+    half: str = ""
+    options: str = ""
+    is_bold: bool = False
+    is_reference: bool = False
+    colour: str = ""
+
+
+class Heading(NamedTuple):
+    """A heading: text, meaning, whether the column is text, and whether the first click sorts in ascending order."""
+
+    text: str
+    meaning: str = ""
+    is_text: bool = False
+    is_ascending: bool = True
+
+
+class Row(NamedTuple):
+    """The cells of a row, and the row's CSS class."""
+
+    cells: Sequence[Cell]
+    css: str = ""
+
+
+class Table(NamedTuple):
+    """A table with its CSS classes; ``sort`` makes its headings buttons, ``pin`` keeps the first column in view."""
+
+    headings: Sequence[Heading]
+    rows: Sequence[Row]
+    css: str = "sort pin wide"
+
+    @property
+    def is_sortable(self) -> bool:
+        """Whether a click on a heading sorts the table."""
+        return "sort" in self.css.split()
+
+
+EMPTY = Cell("", sort="")
+
+
+def strategies_table(rows: DataFrame, chance: float, colours: Mapping[str, str]) -> Table:
+    """Return the selected rows and a row with the accuracy of guessing; the best mean of each metric is bold."""
+    metrics, best, has_lam = filled_metrics(rows), find_best_setups(rows), rows.lam.notna().any()
+    lam = [Heading("lam")] if has_lam else []
+    table_rows = [
+        Row(
+            [
+                _strategy_cell(row, colours),
+                *([_lam_cell(row.lam)] if has_lam else []),
+                Cell(str(row.seeds)),
+                *(_metric_cell(row, name, best.get(name) == row.setup) for name in metrics),
+            ],
+            "reference" if is_reference(row.strategy) else "",
+        )
+        for row in rows.itertuples()
+    ]
+    accuracy = Cell(format_fraction(chance), sort_value(chance))
+    guesses = [accuracy if name == "average_accuracy" else EMPTY for name in metrics]
+    guessing = Row([Cell("chance"), *([EMPTY] if has_lam else []), EMPTY, *guesses], "reference")
+    headings = [Heading("strategy", is_text=True), *lam, Heading("seeds"), *_metric_headings(metrics)]
+    return Table(headings, [*table_rows, guessing])
+
+
+def setups_table(setups: DataFrame, colours: Mapping[str, str]) -> Table:
+    """Return every setup; those whose lam was selected are tinted."""
+    metrics = filled_metrics(setups)
+    headings = [Heading("strategy", is_text=True), Heading("lam"), Heading("seeds"), *_metric_headings(metrics)]
+    rows = [
+        Row(
+            [
+                _strategy_cell(row, colours),
+                _lam_cell(row.lam),
+                Cell(str(row.seeds)),
+                *(_metric_cell(row, name) for name in metrics),
+            ],
+            "picked" if row.selected and row.lam_count > 1 else "",
+        )
+        for row in setups.itertuples()
+    ]
+    return Table(headings, rows)
+
+
+def lam_table(setups: DataFrame) -> Table:
+    """Return the lam selected on validation data and the test oracle of each method, with their test accuracies."""
+    headings = [
+        Heading("method", is_text=True),
+        Heading("lam selected on validation"),
+        Heading("its test accuracy"),
+        Heading("lam, test oracle"),
+        Heading("its test accuracy (oracle)"),
+        Heading("oracle - selected", "test accuracy gained by selecting on test data"),
+    ]
+    rows = []
+    for method, lams in setups[setups.lam_count > 1].groupby("method"):
+        competing = lams[lams.seeds == lams.seeds.max()]
+        oracle = competing.loc[competing.average_accuracy.idxmax()]
+        if competing.validation_average_accuracy.notna().any():
+            selected = competing.loc[competing.validation_average_accuracy.idxmax()]
+            gap = oracle.average_accuracy - selected.average_accuracy
+            on_validation = [_lam_cell(selected.lam), _metric_cell(selected, "average_accuracy")]
+            difference = Cell(format_fraction(gap), sort_value(gap))
+        else:
+            on_validation, difference = [Cell("no validation data", sort=""), EMPTY], EMPTY
+        on_test = [_lam_cell(oracle.lam), _metric_cell(oracle, "average_accuracy")]
+        rows.append(Row([Cell(str(method)), *on_validation, *on_test, difference]))
+    return Table(headings, rows)
+
+
+def differences_table(differences: DataFrame) -> Table:
+    """Return paired differences; those whose interval does not contain 0 are bold."""
+    headings = [
+        Heading("a", is_text=True),
+        Heading("b", is_text=True),
+        Heading("seeds"),
+        Heading("average accuracy, a - b", is_ascending=False),
+        Heading("p"),
+        Heading("forgetting, a - b"),
+        Heading("p"),
+    ]
+    rows = []
+    for row in differences.itertuples():
+        cells = [Cell(row.a), Cell(row.b), Cell(str(row.seeds))]
+        for metric in ("average_accuracy", "forgetting"):
+            mean, half, p = (getattr(row, f"{metric}{end}") for end in ("", "_ci", "_p"))
+            cells += [_difference_cell(mean, half), _p_cell(p)]
+        rows.append(Row(cells))
+    return Table(headings, rows)
+
+
+def sort_value(value: float) -> str:
+    """Format a number for sorting, "" for nan."""
+    return "" if math.isnan(value) else f"{value:.10g}"
+
+
+def _metric_headings(metrics: Sequence[str]) -> list[Heading]:
+    columns = [COLUMNS[name] for name in metrics]
+    return [Heading(column.heading, column.meaning, is_ascending=column.better != "higher") for column in columns]
+
+
+def _strategy_cell(row: Any, colours: Mapping[str, str]) -> Cell:
+    return Cell(
+        row.strategy,
+        options=row.method.removeprefix(row.strategy).strip(),
+        is_reference=is_reference(row.strategy),
+        colour=VARIABLES[colours[row.strategy]],
+    )
+
+
+def _lam_cell(lam: float) -> Cell:
+    return Cell("-" if math.isnan(lam) else format_value(float(lam)), sort_value(lam))
+
+
+def _metric_cell(row: Any, metric: str, is_bold: bool = False) -> Cell:
+    mean, half = format_mean(row, metric)
+    return Cell(mean, sort_value(getattr(row, metric)), half, is_bold=is_bold)
+
+
+def _difference_cell(mean: float, half: float) -> Cell:
+    if math.isnan(mean):
+        return EMPTY
+    return Cell(f"{mean:+.3f}", sort_value(mean), f"{half:.3f}", is_bold=abs(mean) > half)
+
+
+def _p_cell(p: float) -> Cell:
+    return EMPTY if math.isnan(p) else Cell("< 0.001" if p < 0.001 else f"{p:.3f}", sort_value(p))

@@ -1,0 +1,114 @@
+"""Statistics over seeds: means with Student t intervals, selection of lam, the Pareto front, paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from pandas import DataFrame, Series
+from scipy.special import stdtr
+
+from clbench.metrics.interval import half_width
+from clbench.report.columns import METRICS
+from clbench.runs.names import REFERENCES
+
+SETUP_KEYS = ["benchmark", "setup"]
+MIN_PAIRED_SEEDS = 5
+"""With fewer shared seeds, the interval of a paired difference is too wide to be useful."""
+
+
+def summarize_seeds(runs: DataFrame) -> DataFrame:
+    """Return one row per setup of the complete ``runs``, sorted by benchmark, method and lam.
+
+    The columns are ``seeds`` and, for each metric, ``M`` (mean over seeds) and ``M_ci`` (half-width of its interval).
+    """
+    metrics = list(METRICS)
+    groups = runs[runs.status == "complete"].groupby(SETUP_KEYS)
+    mean, std, n = (getattr(groups[metrics], name)() for name in ("mean", "std", "count"))
+    halves = DataFrame(half_width(std, n), index=mean.index, columns=[f"{name}_ci" for name in metrics])
+    first = groups[["method", "strategy", "lam", "fisher", "samples", "tasks"]].first()
+    setups = first.join([groups.size().rename("seeds"), mean, halves]).reset_index()
+    return setups.sort_values(["benchmark", "method", "lam"], ignore_index=True)
+
+
+def select_lam(setups: DataFrame, data: str) -> DataFrame:
+    """Add the columns ``selected``, ``oracle`` and ``lam_count`` (lams of the method) to ``setups``.
+
+    The selected lam of a method has the best average accuracy, a mean over seeds, on validation data
+    (``data="validation"``) or on test data (``data="test"``). The oracle always has the best one on test data.
+    Only lams with the most seeds compete, so that none wins by an easy seed; in a tie the smallest lam wins. A method
+    with several lams and no validation data has none selected on validation data.
+    """
+    column = {"validation": "validation_average_accuracy", "test": "average_accuracy"}[data]
+    setups = setups.assign(selected=False, oracle=False, lam_count=0)
+    for _, lams in setups.groupby(["benchmark", "method"], sort=False):
+        setups.loc[lams.index, "lam_count"] = len(lams)
+        competing = lams[lams.seeds == lams.seeds.max()]
+        setups.loc[competing.average_accuracy.idxmax(), "oracle"] = True
+        if len(lams) == 1:
+            setups.loc[lams.index, "selected"] = True
+        elif competing[column].notna().any():
+            setups.loc[competing[column].idxmax(), "selected"] = True
+    return setups
+
+
+def selected_rows(setups: DataFrame) -> DataFrame:
+    """Return the setup at the selected lam of each method, or all its setups if no lam is selected.
+
+    The rows of a benchmark are sorted by average accuracy, the best first.
+    """
+    has_selected = setups.groupby(["benchmark", "method"]).selected.transform("any")
+    rows = setups[setups.selected | ~has_selected]
+    return rows.sort_values(["benchmark", "average_accuracy"], ascending=[True, False])
+
+
+def is_reference(strategy: str) -> bool:
+    """Return whether the strategy has what others do not have: old data, or one net per task."""
+    return strategy in REFERENCES
+
+
+def pareto_front(learning: Sequence[float], forgetting: Sequence[float]) -> list[int]:
+    """Return the positions that no other dominates by more learning accuracy and less forgetting.
+
+    They are sorted by learning accuracy, the lowest first.
+    """
+    front: list[int] = []
+    for i in sorted(range(len(learning)), key=lambda i: (-learning[i], forgetting[i])):
+        if not front or forgetting[i] < forgetting[front[-1]]:
+            front.append(i)
+    return front[::-1]
+
+
+def paired_differences(
+    runs: DataFrame, rows: DataFrame, metrics: Sequence[str] = ("average_accuracy", "forgetting")
+) -> DataFrame:
+    """Return the differences a - b between each two of ``rows`` of a benchmark that share at least five seeds.
+
+    The columns are ``benchmark, a, b, seeds`` and, for each metric, ``M`` (mean over seeds), ``M_ci`` (half-width of the
+    Student t interval) and ``M_p`` (two-sided paired t-test, not corrected for multiple comparisons). The largest
+    differences come first.
+    """
+    complete = runs[runs.status == "complete"]
+    by_seed = {setup: runs_of_setup.set_index("seed") for setup, runs_of_setup in complete.groupby(SETUP_KEYS)}
+    differences = []
+    for benchmark, setups in rows.groupby("benchmark", sort=False):
+        for a, b in combinations(setups.setup, 2):
+            runs_a, runs_b = by_seed[benchmark, a], by_seed[benchmark, b]
+            seeds = runs_a.index.intersection(runs_b.index)
+            if len(seeds) < MIN_PAIRED_SEEDS:
+                continue
+            row = {"benchmark": benchmark, "a": a, "b": b, "seeds": len(seeds)}
+            for metric in metrics:
+                row |= paired_difference(runs_a.loc[seeds, metric] - runs_b.loc[seeds, metric], metric)
+            differences.append(row)
+    columns = ["benchmark", "a", "b", "seeds", *(f"{metric}{end}" for metric in metrics for end in ("", "_ci", "_p"))]
+    frame = DataFrame(differences, columns=columns)
+    return frame.sort_values(metrics[0], key=abs, ascending=False, ignore_index=True)
+
+
+def paired_difference(by_seed: Series, metric: str) -> dict[str, float]:
+    """Return mean, half-width of the interval and p of the paired t-test of differences; nan where undefined."""
+    n, mean, std = by_seed.count(), by_seed.mean(), by_seed.std()
+    p = 2 * stdtr(n - 1, -abs(mean) / (std / np.sqrt(n))) if std > 0 else np.nan  # no spread: the test is undefined
+    return {metric: mean, f"{metric}_ci": float(half_width(np.array(std), np.array(n))), f"{metric}_p": float(p)}

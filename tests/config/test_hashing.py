@@ -1,0 +1,137 @@
+"""What identifies a configuration, and that it stays the same while the code around it changes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from clbench.config.composing import composed
+from clbench.config.hashing import SCHEMA, SCHEMA_CHANGES, config_hash, identity, leaves
+from clbench.config.options import conf_dir
+
+ROOT = Path(__file__).parents[2]
+DECLARED = Path(__file__).with_name("declared.json")
+"""The defaults of every yaml at the present schema: ``python -m tests.config.test_hashing`` writes them."""
+
+
+def split(*overrides: str) -> tuple[DictConfig, Any]:
+    """The configuration of a command without Hydra's part, and its choices."""
+    whole = composed(overrides, with_hydra=True)
+    choices = whole.hydra.runtime.choices
+    OmegaConf.set_readonly(whole, False)
+    with open_dict(whole):
+        whole.pop("hydra")
+    return whole, choices
+
+
+def test_a_default_does_not_enter_the_identity_however_it_was_written():
+    cfg, choices = split(
+        "lam=1e3", "fisher=exact", "epochs=10", "lr=0.001", "data.tasks=5", "data.workers=2", "threads=3"
+    )
+    assert identity(cfg, choices)["options"] == {}
+    assert config_hash(cfg, choices) == config_hash(*split())
+
+
+def test_what_differs_from_the_defaults_of_the_chosen_yamls_enters_it():
+    found = identity(*split("data=split_mnist", "epochs=10", "lam=5", "net.hidden=[10]", "+optimizer.make.eps=1"))
+    assert found["choices"]["data"] == "split_mnist"
+    assert found["options"] == {"epochs": 10.0, "lam": 5.0, "net.hidden": [10.0], "optimizer.make.eps": 1.0}
+
+
+def test_an_option_that_follows_from_another_enters_once():
+    assert identity(*split("seed=4"))["options"] == {"seed": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["~data.scale"], []),  # the class has another default than the yaml
+        (["data.drop_last=true"], ["data.drop_last=1"]),
+        (["strategy=ewc"], ["strategy=mas", "lam=1e3"]),
+        (["lam=1"], ["lam=1.0000001"]),
+        (["steps=[1,2,3,4,5]"], ["steps=[1,2,3,4,6]"]),
+        (["net.dropout=0.1"], ["net.dropout=null"]),
+    ],
+)
+def test_configurations_that_differ_have_different_hashes(one, other):
+    assert config_hash(*split(*one)) != config_hash(*split(*other))
+
+
+def test_an_experiment_is_the_same_run_as_its_options_typed_one_by_one():
+    typed = identity(*split("experiment=permuted_mnist_avalanche"))
+    options = [f"{group}={choice}" for group, choice in typed["choices"].items()]
+    options += [f"{key}={json.dumps(value)}" for key, value in typed["options"].items()]
+    whole = [option.replace(".0", "") if option.endswith(".0") else option for option in options]
+    assert typed["options"] and config_hash(*split(*whole)) == config_hash(*split("experiment=permuted_mnist_avalanche"))
+
+
+def test_every_option_of_a_yaml_from_outside_enters_it(tmp_path):
+    cfg, choices = split()
+    own = {**choices, "strategy": "own"}
+    first = identity(cfg, own)["options"]
+    assert first["strategy._target_"] == "EWC" and first["strategy.fisher"] == "exact" and first["lam"] == 1000.0
+    cfg.strategy.data = "validation"  # a default of the user's that changes
+    assert config_hash(cfg, own) != config_hash(*split())
+    assert identity(cfg, own)["options"] != first
+
+
+def hashes_of(root: Path) -> list[str]:
+    """The hashes of some configurations by the code and the yamls below ``root``, in a process of its own."""
+    code = (
+        "from tests.config.test_hashing import config_hash, split\n"
+        "for typed in ([], ['strategy=mas', 'lam=3'], ['experiment=hsu2018_split_mnist', 'seed=2']):\n"
+        "    print(config_hash(*split(*typed)))\n"
+    )
+    environment = {"PYTHONPATH": f"{root / 'src'}:{root}", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(not (ROOT / "conf").is_dir(), reason="the tests of a wheel have no conf beside them")
+def test_a_new_option_and_a_class_that_moves_change_no_hash(tmp_path):
+    for name in ("src", "conf", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "finished_runs"))
+    before = hashes_of(tmp_path)
+    train = tmp_path / "conf/train.yaml"
+    train.write_text(train.read_text().replace("\nseed: 0\n", "\nnew_option: 3   # a new one\nseed: 0\n"))
+    for name in ("ewc", "mas"):
+        file = tmp_path / f"conf/strategy/{name}.yaml"
+        moved = file.read_text().replace("clbench.strategies.", "clbench.elsewhere.")
+        file.write_text(moved + "  another: [1, 2]   # a new one\n")
+    padded = tmp_path / "conf/experiment/hsu2018_split_mnist.yaml"
+    padded.write_text(padded.read_text().replace("clbench.data.padding.Padded", "clbench.images.frames.Padded"))
+    assert hashes_of(tmp_path) == before
+
+
+def declared() -> dict[str, dict[str, Any]]:
+    """The declared options of every yaml of a group, with their defaults; classes without their modules."""
+    found = {}
+    for file in sorted(conf_dir().rglob("*.yaml")):
+        name = str(file.relative_to(conf_dir()).with_suffix(""))
+        if name.partition("/")[0] in ("sweep", "launch", "logger", "experiment", "hydra"):
+            continue
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        values = {key: value for key, value in leaves(content) if not key.startswith(("hydra.", "defaults"))}
+        found[name] = {key: re.sub(r"clbench\.[\w.]*\.(\w+)", r"\1", str(value)) for key, value in values.items()}
+    return found
+
+
+def test_a_changed_default_needs_a_new_schema():
+    """Raise SCHEMA, list the change in SCHEMA_CHANGES, and write declared.json again."""
+    then, now = json.loads(DECLARED.read_text(encoding="utf-8")), declared()
+    assert then["schema"] == SCHEMA and SCHEMA in SCHEMA_CHANGES
+    for name, options in then["declared"].items():
+        assert {key: now[name].get(key) for key in options} == options, f"{name}.yaml: a default has changed"
+
+
+if __name__ == "__main__":
+    DECLARED.write_text(json.dumps({"schema": SCHEMA, "declared": declared()}, indent=1) + "\n", encoding="utf-8")
