@@ -70,7 +70,9 @@ def test_an_experiment_is_the_same_run_as_its_options_typed_one_by_one():
     options = [f"{group}={choice}" for group, choice in typed["choices"].items()]
     options += [f"{key}={json.dumps(value)}" for key, value in typed["options"].items()]
     whole = [option.replace(".0", "") if option.endswith(".0") else option for option in options]
-    assert typed["options"] and config_hash(*split(*whole)) == config_hash(*split("experiment=permuted_mnist_avalanche"))
+    assert typed["options"] and config_hash(*split(*whole)) == config_hash(
+        *split("experiment=permuted_mnist_avalanche")
+    )
 
 
 def test_every_option_of_a_yaml_from_outside_enters_it(tmp_path):
