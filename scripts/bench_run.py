@@ -18,8 +18,32 @@ import tempfile
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 PARTS = ("train", "importance", "evaluation", "total")
+
+
+def bare_fisher(net: Any, x: Any, y: Any, columns: slice) -> list[Any]:
+    """Return the empirical Fisher of each parameter of an MLP, by the closed form of its linear layers."""
+    import torch
+    from torch import nn
+    from torch.nn.functional import cross_entropy
+
+    total = [torch.zeros_like(p) for p in net.parameters()]
+    for i in range(0, len(x), 1000):
+        inputs, outputs, h = [], [], x[i : i + 1000]
+        for layer in net:
+            if isinstance(layer, nn.Linear):
+                inputs.append(h.detach())
+                outputs.append(layer(h))
+                h = outputs[-1]
+            else:
+                h = layer(h)
+        loss = cross_entropy(h[:, columns], y[i : i + 1000], reduction="sum")
+        for k, (a, g) in enumerate(zip(inputs, torch.autograd.grad(loss, outputs), strict=True)):
+            total[2 * k] += (g * g).T @ (a * a)
+            total[2 * k + 1] += (g * g).sum(0)
+    return [f / len(x) for f in total]
 
 
 def bare(data_dir: str) -> dict[str, float]:
@@ -58,21 +82,7 @@ def bare(data_dir: str) -> dict[str, float]:
         seconds["train"] += perf_counter() - start
 
         start = perf_counter()
-        total = [torch.zeros_like(p) for p in params]
-        for i in range(0, len(x_task), 1000):
-            inputs, outputs, h = [], [], x_task[i : i + 1000]
-            for layer in net:
-                if isinstance(layer, nn.Linear):
-                    inputs.append(h.detach())
-                    outputs.append(layer(h))
-                    h = outputs[-1]
-                else:
-                    h = layer(h)
-            loss = cross_entropy(h[:, columns], y_task[i : i + 1000], reduction="sum")
-            for k, (a, g) in enumerate(zip(inputs, torch.autograd.grad(loss, outputs), strict=True)):
-                total[2 * k] += (g * g).T @ (a * a)
-                total[2 * k + 1] += (g * g).sum(0)
-        new = [f / len(x_task) for f in total]
+        new = bare_fisher(net, x_task, y_task, columns)
         for k, p in enumerate(params):  # one penalty per task, by completing the square
             f = fishers[k] + new[k]
             share = torch.where(f > 0, new[k] / f, torch.ones_like(f))

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from clbench.data import Batch, Task
+from clbench.data import Batch, find_task, task_of
 from clbench.errors import ConfigError
 
 Term = Callable[[Batch, Tensor], Tensor]
@@ -89,7 +89,8 @@ class Learner(L.LightningModule):
         self._learned = torch.compile(self._outputs_and_loss) if compile else self._outputs_and_loss
 
     def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
-        return self.net(x, task)
+        outputs: Tensor = self.net(x, task)
+        return outputs
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Mean loss of outputs (N, C) for targets (N,); C = 1 for the binary cross-entropy, else a ConfigError."""
@@ -134,8 +135,8 @@ class Learner(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_start(self) -> None:
-        task = self.trainer.datamodule
-        later = isinstance(task, Task) and task.index > 0
+        task = find_task(self.trainer)
+        later = task is not None and task.index > 0
         for module in self.modules():
             if isinstance(module, _BatchNorm):
                 module.train(not (later and self.bn == "freeze_after_first"))
@@ -153,7 +154,7 @@ def steps_of(trainer: L.Trainer) -> int:
     epochs = trainer.max_epochs or 1
     if epochs < 0:
         return trainer.max_steps
-    batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
+    batches, limit = len(task_of(trainer).train_dataloader()), trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     steps = -(-batches // trainer.accumulate_grad_batches) * epochs
     return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps

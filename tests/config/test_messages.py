@@ -55,6 +55,8 @@ ERRORS = [
     (["eval_every=often"], "eval_every=often: it is a whole number, or null"),
     (["save_every=0"], "save_every=0: it is a whole number, at least 1, or null"),
     (["share_first_task=maybe"], "share_first_task=maybe: it is true or false"),
+    (["metrics.extra=[nope.metric]"], "metrics.extra=[nope.metric] cannot be imported: No module named 'nope'"),
+    (["metrics.extra=[math.sqrt]"], "metrics.extra=[math.sqrt]: expected parameters named matrix, initial and mid_task"),
     (["strategy.lam=5"], "strategy.lam=5: write lam=5"),
     (["strategy=nccl", "gamma=0"], "gamma=0: strategy=nccl has one of its own, write strategy.gamma=0"),
     (["select_lam_on_first_tasks=2"], "select_lam_on_first_tasks=2 is for a grid: add -m and several values of lam"),

@@ -26,7 +26,7 @@ MORE = {  # of the real data: number of tasks, shape
 CIFAR = {"split_cifar10": 5, "permuted_cifar10": 5, "split_cifar100": 10}
 
 
-def module_body(composed, scenario, *overrides) -> TaskSequence:
+def built_sequence(composed, scenario, *overrides) -> TaskSequence:
     cfg = composed(*overrides)
     return instantiate(cfg.data, _partial_=True, _convert_="all")(scenario=scenario, batch_size=cfg.batch_size)
 
@@ -62,14 +62,14 @@ def test_every_preset_has_all_options_and_leaves_them_to_the_command(composed, p
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 @pytest.mark.parametrize("preset", OFFLINE)
 def test_presets_that_need_no_download_are_built_in_every_scenario(composed, preset, scenario):
-    check_batches(module_body(composed, scenario, f"data={preset}"), scenario)
+    check_batches(built_sequence(composed, scenario, f"data={preset}"), scenario)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 @pytest.mark.parametrize("preset", MORE)
 def test_presets_of_real_data_are_built_in_every_scenario(composed, real_data, preset, scenario):
-    sequence = module_body(composed, scenario, f"data={preset}", f"data_dir={real_data}")
+    sequence = built_sequence(composed, scenario, f"data={preset}", f"data_dir={real_data}")
     assert (len(sequence), sequence.shape) == MORE[preset]
     check_batches(sequence, scenario)
 
@@ -80,7 +80,7 @@ def test_the_list_of_presets_here_is_complete():
 
 @pytest.mark.slow
 def test_usps_is_brought_to_the_size_of_mnist(composed, real_data):
-    first, second = module_body(composed, SCENARIOS[1], "data=mnist_usps", f"data_dir={real_data}").definitions
+    first, second = built_sequence(composed, SCENARIOS[1], "data=mnist_usps", f"data_dir={real_data}").definitions
     assert (len(second.source.train.y), len(second.source.test.y)) == (7291, 2007)
     assert second.source.train.x.shape[1:] == first.source.train.x.shape[1:] == (1, 28, 28)
     assert second.source.train.x.dtype == torch.uint8
@@ -105,7 +105,7 @@ def test_a_data_set_from_outside_takes_the_place_of_another_by_its_dotted_path(
     composed, jpeg_data, preset, dataset, scenario
 ):
     overrides = (f"data={preset}", f"data.source._target_=cifar10_jpeg.{dataset}", f"data_dir={jpeg_data}")
-    sequence = module_body(composed, scenario, *overrides)
+    sequence = built_sequence(composed, scenario, *overrides)
     assert (len(sequence), sequence.shape) == (CIFAR[preset], (3, 32, 32))
     assert sequence.definitions[0].source.classes == (200 if dataset == "TinyImageNet32" else 10)
     check_batches(sequence, scenario)
@@ -124,7 +124,7 @@ def test_any_data_set_by_its_dotted_path_is_normalised_as_the_preset_says(compos
     (tmp_path / "my_sets.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_sets", raising=False)
-    sequence = module_body(composed, SCENARIOS[0], "data=split_cifar10", "data.source._target_=my_sets.MySet")
+    sequence = built_sequence(composed, SCENARIOS[0], "data=split_cifar10", "data.source._target_=my_sets.MySet")
     batch = next(iter(sequence[0].train_dataloader()))
     expected = [(1 - m) / s for m, s in ((0.4914, 0.2470), (0.4822, 0.2435), (0.4465, 0.2616))]
     torch.testing.assert_close(batch.x[0, :, 3, 4], torch.tensor(expected))
@@ -133,8 +133,8 @@ def test_any_data_set_by_its_dotted_path_is_normalised_as_the_preset_says(compos
 def test_augmentation_is_written_in_yaml_or_on_the_command_line(composed):
     ours = "data.augment={_target_:clbench.data.augment.RandomCrop,padding:1}"
     torchvision = "data.augment=[{_target_:torchvision.transforms.v2.RandomHorizontalFlip,p:1}]"
-    plain = next(iter(module_body(composed, None, "data=split_digits")[0].train_dataloader()))
+    plain = next(iter(built_sequence(composed, None, "data=split_digits")[0].train_dataloader()))
     for override in (ours, torchvision):
-        batch = next(iter(module_body(composed, None, "data=split_digits", override)[0].train_dataloader()))
+        batch = next(iter(built_sequence(composed, None, "data=split_digits", override)[0].train_dataloader()))
         assert torch.equal(batch.y, plain.y) and not torch.equal(batch.x, plain.x)
     assert torch.equal(batch.x, plain.x.flip(-1))

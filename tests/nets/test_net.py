@@ -299,7 +299,7 @@ def test_a_model_of_torchvision_is_torchvisions_up_to_its_classifier():
         (lambda: torchvision_model((3, 32, 32), "resnet18", weights="BEST"), "weights=BEST of resnet18 do not exist"),
         (lambda: torchvision_model((2, 32, 32)), "1 or 3 channels, not 2"),
         (lambda: torchvision_model((3, 32, 32), "squeezenet1_0"), "no linear layer to take off: use net=module"),
-        (lambda: module_body((3,), partial(nn.Linear, 3, 2), without="fc"), "Linear has no part 'fc'"),
+        (lambda: module_body((3,), partial(nn.Linear, 3, 2), drop_layer="fc"), "Linear has no part 'fc'"),
     ],
 )
 def test_a_body_that_cannot_be_had_is_named_with_what_to_do(make, message):
@@ -316,7 +316,7 @@ def test_a_module_that_takes_no_shape_is_made_without_it_and_its_classifier_is_t
         def forward(self, x):
             return self.fc(self.conv(x).mean((2, 3)))
 
-    assert features_of(module_body((1, 8, 8), Theirs, without="fc"), (1, 8, 8)) == 5
+    assert features_of(module_body((1, 8, 8), Theirs, drop_layer="fc"), (1, 8, 8)) == 5
     assert features_of(module_body((1, 8, 8), partial(nn.Conv2d, 1, 2, 3), flatten=True), (1, 8, 8)) == 72
 
 

@@ -147,7 +147,7 @@ def test_a_plugin_that_is_not_installed_says_what_to_install(command, package, c
         pytest.skip(f"{package} is installed")
     done = command("-m", "seed=0,1", choice, *SMALL)
     assert done.returncode == 1
-    assert done.stderr == f'error: the {plugin} is a package of its own: pip install "clbench[{extra}]"\n'
+    assert done.stderr == f'error: the {plugin} is a package of its own: in a checkout, pip install -e ".[{extra}]"\n'
 
 
 def test_lam_is_chosen_on_the_first_tasks_and_only_its_runs_are_finished(command, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -16,28 +17,10 @@ EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "o
 
 def hydra_message(error: BaseException) -> str | None:
     """Return one line for an error of Hydra or OmegaConf that the user can correct, None for any other."""
-    cause = error.__cause__
-    text = str(error)
-    if (match := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", text)) and match.group(2) in EXTRAS:
-        kind, name = match.groups()
-        return f'the {kind} {name} is a package of its own: pip install "clbench[{EXTRAS[name]}]"'
-    if match := re.search(r"Could not find '(\w+)/(\S+)'", text):
-        group, choice = match.groups()
-        if f"{group}={choice}" in RENAMED:
-            return f"{group}={choice} is now {RENAMED[f'{group}={choice}']}"
-        there = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return f"{group}={choice} does not exist: use one of {', '.join(there)}" + near_name(choice, there)
-    if match := re.search(r"Could not override '(\S+?)'", text):
-        name = match.group(1)
-        if (new := renamed(name)) is not None:
-            return f"{name} is now {new}: write {new}=..."
-        if name in SAID_AS:
-            return f"there is no option {name}: write {SAID_AS[name]}=..."
-        more = f"; +{name}=... adds a new key" if "." in name else ""
-        return f"there is no option {name}: --help lists what there is{more}" + near_name(name, option_names())
-    if match := re.search(r"Ambiguous value for argument '(\S+)=(\S+)'", text):
-        key, values = match.groups()
-        return f"{key}={values} has several values: add -m to run each of them, or write {key}=[{values}] for a list"
+    text, cause = str(error), error.__cause__
+    for pattern, describe in DESCRIPTIONS.items():
+        if match := re.search(pattern, text):
+            return describe(match)
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override!r} is no option=value: write lam=10, and -m lam=1,10 for several values, without spaces"
@@ -49,6 +32,41 @@ def hydra_message(error: BaseException) -> str | None:
     if match := re.search(r"Error locating target '(\S+)'", text):
         *_, why = str(cause or "it cannot be found").splitlines()
         return f"_target_={match.group(1)} cannot be imported. {why}"
-    if isinstance(cause, ImportError | AttributeError):
-        return " ".join(text.split())
-    return None
+    return " ".join(text.split()) if isinstance(cause, ImportError | AttributeError) else None
+
+
+def _missing_plugin(match: re.Match[str]) -> str:
+    kind, name = match.groups()
+    return f'the {kind} {name} is a package of its own: in a checkout, pip install -e ".[{EXTRAS[name]}]"'
+
+
+def _missing_choice(match: re.Match[str]) -> str:
+    group, choice = match.groups()
+    if f"{group}={choice}" in RENAMED:
+        return f"{group}={choice} is now {RENAMED[f'{group}={choice}']}"
+    there = re.findall(r"^\t(\S+)$", match.string, re.MULTILINE)
+    return f"{group}={choice} does not exist: use one of {', '.join(there)}" + near_name(choice, there)
+
+
+def _missing_option(match: re.Match[str]) -> str:
+    name = match.group(1)
+    if (new := renamed(name)) is not None:
+        return f"{name} is now {new}: write {new}=..."
+    if name in SAID_AS:
+        return f"there is no option {name}: write {SAID_AS[name]}=..."
+    more = f"; +{name}=... adds a new key" if "." in name else ""
+    return f"there is no option {name}: --help lists what there is{more}" + near_name(name, option_names())
+
+
+def _several_values(match: re.Match[str]) -> str:
+    key, values = match.groups()
+    return f"{key}={values} has several values: add -m to run each of them, or write {key}=[{values}] for a list"
+
+
+DESCRIPTIONS: dict[str, Callable[[re.Match[str]], str]] = {
+    rf"Could not find 'hydra/(launcher|sweeper)/({'|'.join(EXTRAS)})'": _missing_plugin,
+    r"Could not find '(\w+)/(\S+)'": _missing_choice,
+    r"Could not override '(\S+?)'": _missing_option,
+    r"Ambiguous value for argument '(\S+)=(\S+)'": _several_values,
+}
+"""Text of an error of Hydra (a pattern) -> what describes it."""

@@ -1,7 +1,7 @@
 """Data: sources, cuts of them into tasks, and the Lightning data modules that yield their batches."""
 
 from clbench.data.batches import Batch, Batches
-from clbench.data.sequence import Task, TaskSequence
+from clbench.data.sequence import Task, TaskSequence, find_task, task_of
 from clbench.data.splits import chain, permute, rotate, split
 
-__all__ = ["Batch", "Batches", "Task", "TaskSequence", "chain", "permute", "rotate", "split"]
+__all__ = ["Batch", "Batches", "Task", "TaskSequence", "chain", "find_task", "permute", "rotate", "split", "task_of"]

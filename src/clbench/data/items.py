@@ -153,4 +153,5 @@ def resized(x: Tensor, size: Sequence[int] | None) -> Tensor:
         return x
     from torchvision.transforms.v2.functional import resize  # takes long to import: only when it is used
 
-    return resize(x, list(size), antialias=True)
+    images: Tensor = resize(x, list(size), antialias=True)
+    return images

@@ -78,7 +78,7 @@ class Task(L.LightningDataModule):
             drop_last=self.sequence.drop_last,
         )
         if self.trainer is not None:  # a fit that goes on from a checkpoint does not begin with the first epoch
-            batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed
+            batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return batches
 
     def importance_dataloader(self) -> Batches:
@@ -107,6 +107,23 @@ class Task(L.LightningDataModule):
         parts = [self.sequence.on_device(part, trainer.strategy.root_device) for part in parts]
         rank, world = (trainer.global_rank, trainer.world_size) if shared else (0, 1)
         return Batches(parts, batch_size, rank=rank, world=world, **training)
+
+
+def find_task(trainer: L.Trainer) -> Task | None:
+    """Return the task of a clbench sequence that ``trainer`` is fitting, None if it is fitting other data."""
+    task = getattr(trainer, "datamodule", None)
+    return task if isinstance(task, Task) else None
+
+
+def task_of(trainer: L.Trainer) -> Task:
+    """Return the task of a clbench sequence that ``trainer`` is fitting.
+
+    Raises:
+        ConfigError: it is fitting other data.
+    """
+    if (task := find_task(trainer)) is None:
+        raise ConfigError("this needs a task of a TaskSequence: trainer.fit(learner, datamodule=sequence[0])")
+    return task
 
 
 class TaskSequence:

@@ -62,7 +62,7 @@ def min_accuracy(matrix: Array, mid_task: Sequence[MidTaskEvaluation] = ()) -> f
     t = len(matrix)
     if t < 2:
         return None
-    lowest = [
+    lowest: list[float] = [
         min([*matrix[j + 1 :, j].tolist(), *(inside.accuracy[j] for inside in mid_task if inside.task > j)])
         for j in range(t - 1)
     ]

@@ -67,7 +67,11 @@ class Metric:
         return format(value, self.format) if isinstance(self.format, str) else self.format(value)
 
     def compute(
-        self, matrix: NDArray, initial: NDArray | None, mid_task: Sequence[MidTaskEvaluation], shares_outputs: bool
+        self,
+        matrix: NDArray[np.float64],
+        initial: NDArray[np.float64] | None,
+        mid_task: Sequence[MidTaskEvaluation],
+        shares_outputs: bool,
     ) -> float | None:
         """Return ``function`` of the accuracies, None where it is undefined.
 

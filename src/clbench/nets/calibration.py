@@ -87,7 +87,7 @@ class Calibrated(nn.Module):
         return self.calibration.weight(self.theta) if self.held is None else self.held
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.calibration(super().forward(*args, **kwargs))
+        return self.calibration.forward(super().forward(*args, **kwargs))
 
     def psi_gradient(self, gradient: Tensor) -> Tensor:
         """dL/dpsi of dL/dtheta~, which is overwritten: the sum of theta * dL/dtheta~ over what psi is tiled over."""
@@ -108,7 +108,7 @@ class CalibratedNeurons(Calibrated):
             return super().forward(x)
         psi = self.calibration.psi[:, 0]
         h = nn.functional.linear(x, self.theta, self.bias)
-        return self.calibration(psi * h if self.bias is None else torch.addcmul((1 - psi) * self.bias, psi, h))
+        return self.calibration.forward(psi * h if self.bias is None else torch.addcmul((1 - psi) * self.bias, psi, h))
 
 
 def layers(net: nn.Module) -> dict[str, nn.Module]:

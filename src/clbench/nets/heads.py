@@ -29,13 +29,17 @@ class MultiHead(nn.Module):
     def forward(self, features: Tensor, task: int | Tensor) -> Tensor:
         """Features (N, F); task: one for the whole batch, or (N,) -> outputs (N, C); -inf where a task has fewer."""
         if isinstance(task, int):
-            return self.heads[task](features)
-        outputs = [head(features) for head in self.heads]
+            return self._outputs(task, features)
+        outputs = [self._outputs(k, features) for k in range(len(self.heads))]
         if not self.equal:
             width = max(z.shape[1] for z in outputs)
             outputs = [nn.functional.pad(z, (0, width - z.shape[1]), value=float("-inf")) for z in outputs]
         rows = torch.arange(len(features), device=features.device)
         return torch.stack(outputs, dim=1)[rows, task]
+
+    def _outputs(self, task: int, features: Tensor) -> Tensor:
+        outputs: Tensor = self.heads[task](features)
+        return outputs
 
 
 class SlicedHead(nn.Module):
@@ -64,7 +68,7 @@ class SlicedHead(nn.Module):
 
     def forward(self, features: Tensor, task: int | Tensor) -> Tensor:
         """Features (N, F); task: one for the whole batch, or (N,) -> outputs (N, C); -inf where a task has fewer."""
-        outputs = self.linear(features)
+        outputs: Tensor = self.linear(features)
         if isinstance(task, int):
             start, stop = self.slices[task]
             return outputs[:, start:stop]

@@ -17,7 +17,8 @@ class Net(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
-        return self.head(self.body(x), task)
+        outputs: Tensor = self.head(self.body(x), task)
+        return outputs
 
 
 def features_of(body: nn.Module, shape: Sequence[int]) -> int:

@@ -89,7 +89,7 @@ def last_linear(model: nn.Module) -> str:
         raise ValueError(
             f"{type(model).__name__} has no linear layer to take off: use net=module with net.drop_layer=NAME"
         )
-    return names[-1]
+    return str(names[-1])
 
 
 def remove(model: nn.Module, name: str) -> None:

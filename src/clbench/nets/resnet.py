@@ -37,7 +37,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.relu(self.bn1(self.conv1(x)))  # (N, outputs, H / stride, W / stride)
-        return self.last(self.bn2(self.conv2(h)) + self.shortcut(x))
+        outputs: Tensor = self.last(self.bn2(self.conv2(h)) + self.shortcut(x))
+        return outputs
 
 
 def resnet18_reduced(shape: Sequence[int], width: int = 20) -> nn.Sequential:

@@ -89,7 +89,7 @@ def draw_matrices(runs: DataFrame, rows: DataFrame) -> LabelledFigure:
     return LabelledFigure(figure, "Accuracy matrices, mean over seeds", {})
 
 
-def _average_so_far(r: NDArray) -> NDArray:
+def _average_so_far(r: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([r[i, : i + 1].mean() for i in range(len(r))])
 
 

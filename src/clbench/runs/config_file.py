@@ -69,7 +69,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def configuration(content: Mapping[str, Any]) -> DictConfig:
     """Return the configuration in ``content`` of ``read_config``, whose data folder follows the present ``data_dir``."""
-    cfg = OmegaConf.create(content["config"])
+    cfg: DictConfig = OmegaConf.create(content["config"])
     for key, raw in content["derived"].items():
         if "${data_dir}" in raw or key == "data_dir":
             OmegaConf.update(cfg, key, raw)

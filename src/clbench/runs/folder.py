@@ -97,7 +97,7 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            found = json.loads(file.read_text())
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             found["config_hash"], found["strategy"]["name"], found["seed"], found["status"]
             schema = found.get("schema")
         except (ValueError, KeyError, TypeError) as error:

@@ -111,7 +111,7 @@ def intransigences(
     """The reference strategy, and the intransigence of each run beside its run that differs in the strategy only, else ""."""
     matrices = [None if found is None else np.array(found["accuracy_matrix"]) for found in metrics]
     alike = [_without_strategy(run.cfg) for run in runs]
-    best: dict[tuple[str, str], NDArray] = {}
+    best: dict[tuple[str, str], NDArray[np.float64]] = {}
     for run, matrix, rest in zip(runs, matrices, alike, strict=True):
         if matrix is not None and run.strategy in REFERENCES:
             best[run.strategy, rest] = matrix
