@@ -12,6 +12,8 @@ import argparse
 import sys
 from typing import Any
 
+from clbench.metrics.registry import BUILT_IN
+
 try:
     import wandb_workspaces.reports.v2 as panels
     import wandb_workspaces.workspaces as ws
@@ -19,7 +21,8 @@ except ModuleNotFoundError:
     sys.exit('wandb_workspace.py needs the package wandb-workspaces: pip install "clbench[wandb-workspaces]"')
 
 GROUPED = ("data", "scenario", "net", "strategy", "lam", "gamma", "fisher", "samples", "memory")
-RESULTS = ("average_accuracy", "forgetting", "learning_accuracy", "validation.average_accuracy")
+METRICS = [name for name, metric in BUILT_IN.items() if metric.function is not None and "tex" in metric.shown]
+RESULTS = [*METRICS, "validation.average_accuracy"]
 
 
 def workspace(entity: str, project: str, tasks: int) -> Any:
@@ -51,17 +54,16 @@ def results() -> list[Any]:
     columns += [panels.ParallelCoordinatesPlotColumn(panels.Config("lam"), log=True)]
     columns += [panels.ParallelCoordinatesPlotColumn(panels.SummaryMetric(name)) for name in RESULTS]
     return [
-        panels.BarPlot(title="average accuracy", metrics=["average_accuracy"]),
-        panels.BarPlot(title="forgetting", metrics=["forgetting"]),
+        *(panels.BarPlot(title=BUILT_IN[name].heading, metrics=[name]) for name in METRICS),
         panels.ScatterPlot(title="average accuracy over lam", x=panels.Config("lam"), y=final, log_x=True),
         panels.ParallelCoordinatesPlot(columns=columns),
     ]
 
 
 def by_task(tasks: int) -> list[Any]:
-    """R, and what is read from it after each task."""
-    accuracies = [f"acc/task_{j}" for j in range(tasks)]
-    lines = [panels.LinePlot(title=name, x="task", y=[f"cl/{name}"]) for name in RESULTS[:3]]
+    """R, and the metrics after each task."""
+    accuracies = [f"acc/task_{j}" for j in range(1, tasks + 1)]
+    lines = [panels.LinePlot(title=name, x="task", y=[f"cl/{name}"]) for name in METRICS]
     return [
         *lines,
         panels.LinePlot(title="accuracy on each task", x="task", y=accuracies, range_y=(0, 1)),

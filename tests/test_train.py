@@ -12,7 +12,7 @@ from clbench.config.hashing import config_hash
 from clbench.config.options import conf_dir, options_of
 from clbench.errors import ConfigError
 from clbench.experiment.build import build
-from clbench.metrics import accuracy_matrix as metrics
+from clbench.metrics.registry import BUILT_IN, summarize
 from clbench.runs.folder import RunFolder
 from clbench.training.checkpointing import Checkpoints
 from clbench.training.early_stopping import EarlyStopping
@@ -57,7 +57,7 @@ def test_a_run_leaves_every_file_it_promises(run, tmp_path):
     for name in ("accuracy_matrix.png", "accuracy_over_tasks.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     rows = list(csv.reader((folder / "accuracy_matrix.csv").read_text().splitlines()))
-    assert rows[0] == ["after_task", "task_0", "task_1", "task_2"]
+    assert rows[0] == ["after_task_index", "task_index_0", "task_index_1", "task_index_2"]
     assert [[float(a) for a in row[1:]] for row in rows[1:]] == result["accuracy_matrix"]
     assert sorted(file.name for file in (folder / "checkpoints").iterdir()) == [f"task_{t}.ckpt" for t in range(3)]
     assert OmegaConf.load(folder / ".hydra/config.yaml").lam == 1e5
@@ -69,7 +69,9 @@ def test_metrics_json_is_the_documented_contract(run):
     result = run(*SHORT, "strategy=ewc", "samples=100")
     r, b = (torch.tensor(result[key], dtype=torch.double) for key in ("accuracy_matrix", "initial_accuracy"))
     assert r.shape == (3, 3)
-    assert {key: result[key] for key in metrics.summarize(r, b, False)} == metrics.summarize(r, b, False)
+    computed = summarize(BUILT_IN, r, b)
+    assert {key: result[key] for key in computed} == computed
+    assert result["extra_metrics"] == {}
     assert result["forward_transfer"] is None
     assert [task["accuracy"] for task in result["per_task"]] == result["accuracy_matrix"][-1]
     assert all(task["nll"] > 0 and 0 <= task["ece"] <= 1 for task in result["per_task"])

@@ -177,10 +177,10 @@ def test_the_csv_log_has_losses_on_a_step_that_never_goes_back_and_accuracies_by
     assert steps == sorted(steps)
     losses = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in losses] == list(range(10, 4 * STEPS + 1, 10))
-    assert all(row["train/penalty"] == 0 for row in losses if row["task"] == 0)
-    assert any(row["train/penalty"] > 0 for row in losses if row["task"] == 1)
-    after = [row for row in rows if "acc/task_0" in row]
-    assert [[row[f"acc/task_{j}"] for j in range(i + 1)] for i, row in enumerate(after)] == [
+    assert all(row["train/penalty"] == 0 for row in losses if row["task"] == 1)
+    assert any(row["train/penalty"] > 0 for row in losses if row["task"] == 2)
+    after = [row for row in rows if "acc/task_1" in row]
+    assert [[row[f"acc/task_{j + 1}"] for j in range(i + 1)] for i, row in enumerate(after)] == [
         result["accuracy_matrix"][i][: i + 1] for i in range(2)
     ]
     assert rows[-1]["average_accuracy"] == result["average_accuracy"]

@@ -203,7 +203,7 @@ def test_a_sequence_is_a_sequence():
     sequence = halves()
     assert len(sequence) == 5
     assert [task.index for task in sequence] == [0, 1, 2, 3, 4]
-    assert [task.name for task in sequence][3] == sequence[3].name == "task 3"
+    assert [task.name for task in sequence][3] == sequence[3].name == "task 4"
     assert [task.classes for task in sequence] == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
     assert sequence.sizes == [2] * 5
     assert sequence.shape == (1, 8, 8)
@@ -211,7 +211,7 @@ def test_a_sequence_is_a_sequence():
 
 @pytest.mark.parametrize("index", [5, -1])
 def test_there_is_no_task_outside_a_sequence(index):
-    with pytest.raises(IndexError, match=f"task {index} of 5"):
+    with pytest.raises(IndexError, match=rf"sequence\[{index}\]: expected an index from 0 to 4"):
         halves()[index]
 
 
@@ -223,7 +223,7 @@ def test_there_is_no_task_outside_a_sequence(index):
         ({"batch_size": 0}, "batch_size=0: a batch has at least 1 example"),
         (
             {"validation": 0.9999},
-            "task 0 has no training or no test examples: lower data.validation or the number of tasks",
+            "task 1 has no training or no test examples: lower data.validation or the number of tasks",
         ),
         (
             {"split": partial(split, classes_per_task=[3, 5]), "tasks": None, "scenario": DOMAIN},
@@ -292,7 +292,7 @@ def test_a_trainer_whose_steps_are_used_up_is_refused_for_the_next_task():
     module, trainer = Foreign(), one_trainer(max_steps=5)
     first, second = permuted(tasks=2)
     trainer.fit(module, datamodule=first)
-    with pytest.raises(ConfigError, match="max_steps=5.*none left for task 1.*new Trainer for each task"):
+    with pytest.raises(ConfigError, match="max_steps=5.*none left for task 2.*new Trainer for each task"):
         trainer.fit(module, datamodule=second)
 
 

@@ -43,8 +43,8 @@ def test_tasks_may_have_different_numbers_of_examples():
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (10_000, "data.examples_per_task=10000: task 0 has "),
-        (0, "data.examples_per_task=0: task 0 has "),
+        (10_000, "data.examples_per_task=10000: task 1 has "),
+        (0, "data.examples_per_task=0: task 1 has "),
         ([5, 5], "data.examples_per_task=[5, 5] has 2 entries for 5 tasks: make them agree"),
     ],
 )

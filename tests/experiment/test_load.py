@@ -73,7 +73,7 @@ def test_what_cannot_be_loaded_is_said(run, tmp_path):
         clbench.load(tmp_path / "bare")
     run("strategy=finetune", *SMALL)
     (tmp_path / "run/checkpoints/task_1.ckpt").unlink()
-    with pytest.raises(ConfigError, match="task=1: .* has no checkpoint of it, only of 0, 2; "):
+    with pytest.raises(ConfigError, match="task=1: .* has no checkpoint of it, only of 0, 2, counted from 0; "):
         clbench.load(tmp_path / "run", task=1)
 
 

@@ -17,9 +17,9 @@ from scipy import stats
 
 from clbench.errors import ConfigError
 from clbench.metrics.interval import half_width
+from clbench.metrics.registry import BUILT_IN
 from clbench.report.__main__ import main
 from clbench.report.benchmark import Benchmark, lead_context
-from clbench.report.columns import COLUMNS, format_bytes
 from clbench.report.html_tables import Cell, Table, strategies_table
 from clbench.report.page import (
     excluded_counts,
@@ -271,7 +271,7 @@ def test_test_data_select_lam_only_on_request():
 def answer(*rows: tuple[str, float, int, float, float]) -> str:
     setups = select_lam(table(*rows), "validation")
     runs = pd.DataFrame({"chance": [[0.5, 0.25]]})
-    benchmark = Benchmark("s", setups, selected_rows(setups), runs, setups[:0], "validation")
+    benchmark = Benchmark("s", setups, selected_rows(setups), runs, setups[:0], "validation", BUILT_IN)
     html = make_environment().get_template("lead.html").render(lead=lead_context(benchmark))
     return re.sub("<[^>]*>", "", html)
 
@@ -338,7 +338,7 @@ def test_four_seeds_are_too_few_for_paired_differences(finished_sweep):
 def test_cells_of_the_table_of_strategies_are_plain_data(finished_sweep):
     frame = read(finished_sweep)
     rows = selected_rows(select_lam(summarize_seeds(frame), "validation"))
-    table = strategies_table(rows, 0.1, assign_colours(rows.strategy))
+    table = strategies_table(rows, BUILT_IN, 0.1, assign_colours(rows.strategy))
     first, row = table.rows[0], rows.iloc[0]
     assert first.cells[0] == Cell("joint_from_scratch", is_reference=True, colour="--c-joint-from-scratch")
     assert first.cells[1] == Cell("-", sort="") and first.cells[2] == Cell("5") and first.css == "reference"
@@ -350,7 +350,7 @@ def test_cells_of_the_table_of_strategies_are_plain_data(finished_sweep):
     best = competing.average_accuracy.idxmax()
     assert [row[metrics.index("average accuracy")] for row in bold] == [*(rows.setup == best), False]
     assert {heading.text for heading in table.headings if not heading.is_ascending} == {
-        column.heading for column in COLUMNS.values() if column.better == "higher"
+        metric.heading for metric in BUILT_IN.values() if metric.higher_is_better
     } - {"forward transfer"}
     assert table.rows[-1].cells[0] == Cell("chance") and table.rows[-1].cells[3] == Cell("0.100", "0.1")
 
@@ -599,7 +599,13 @@ def test_class_incremental_runs_show_chance_fine_tuning_and_joint(tmp_path):
 
 
 def test_bytes_and_values_are_formatted_for_a_person():
-    assert [format_bytes(n) for n in (0, 999, 1500, 506_000, 2.5e9)] == ["0 B", "999 B", "1.5 kB", "506 kB", "2.5 GB"]
+    assert [BUILT_IN["bytes"].text(n) for n in (0, 999, 1500, 506_000, 2.5e9)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "506 kB",
+        "2.5 GB",
+    ]
     assert [format_value(x) for x in (1e5, 10.0, 0.5, 1e-7, 1234567.0, 3)] == [
         "1e5",
         "10",

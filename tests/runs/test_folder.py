@@ -92,9 +92,10 @@ def test_what_is_not_defined_is_null_in_metrics_json(tmp_path):
 def test_the_accuracy_matrix_is_a_table_of_the_tasks_learned_so_far(tmp_path):
     folder = RunFolder(tmp_path, "abc")
     folder.write_metrics(metrics(matrix=[[0.5, 0.25], [math.nan, math.nan]]))
-    assert (tmp_path / "accuracy_matrix.csv").read_text() == "after_task,task_0,task_1\n0,0.5,0.25\n"
+    header = "after_task_index,task_index_0,task_index_1\n"
+    assert (tmp_path / "accuracy_matrix.csv").read_text() == header + "0,0.5,0.25\n"
     folder.write_metrics(metrics())
-    assert (tmp_path / "accuracy_matrix.csv").read_text() == "after_task,task_0,task_1\n0,0.5,0.25\n1,0.125,1.0\n"
+    assert (tmp_path / "accuracy_matrix.csv").read_text() == header + "0,0.5,0.25\n1,0.125,1.0\n"
 
 
 def test_a_folder_is_made_where_there_is_none(tmp_path):

@@ -300,7 +300,7 @@ def test_a_user_loop_over_a_sequence_measures_on_the_test_images_of_each_task(co
         (["strategy.data=tset"], "strategy.data='tset' is not one of train, validation, test"),
         (["strategy.data=validation", "data.validation=0"], "there are no validation examples: set data.validation above 0"),
         (["strategy.data=test", "samples=1000"], "samples=1000 is more than the 360 test examples of the smallest task"),
-        (["strategy=ewc", "data=split_digits", "data.split.classes_per_task=[2,1]"], "in task 1 one class competes with none"),
+        (["strategy=ewc", "data=split_digits", "data.split.classes_per_task=[2,1]"], "in task 2 one class competes with none"),
         (["strategy=ewc", "fisher=empirical", "strategy.data=test"], "reads the labels of the test data: use fisher=exact"),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clbench.errors import ConfigError, Unstable
-from clbench.metrics.accuracy_matrix import intransigence
+from clbench.metrics.formulas import intransigence
 from clbench.metrics.interval import half_width
 from clbench.report.__main__ import main
 from clbench.runs import sweep_log
@@ -37,7 +37,7 @@ def test_a_sweep_with_a_reference_shows_intransigence_beside_each_run_of_the_sam
     rows = [line for line in said.stdout.splitlines() if line.startswith("│") and "-seed" in line]
     assert len(rows) == 6
     for i, row in enumerate(rows):
-        assert f"{intransigence(r[i], r[2 + i % 2]):.4f}" in row  # runs 2 and 3 are joint, seed 0 and 1
+        assert f"{intransigence(r[i], r[2 + i % 2]):.3f}" in row  # runs 2 and 3 are joint, seed 0 and 1
 
 
 def metrics_of(sweep):
@@ -213,7 +213,7 @@ def test_lam_is_not_chosen_where_there_is_nothing_to_choose_by(command, tmp_path
 def test_a_lam_that_gives_non_finite_weights_is_not_chosen_and_says_why(command, tmp_path):
     done = command(*CHOICE, "lam=1e9,1", "optimizer=sgd", "select_lam_on_first_tasks=2")
     assert done.returncode == 0, done.stderr
-    assert "failed: training on task 1 gave non-finite weights" in " ".join(done.stdout.split())
+    assert "failed: training on task 2 gave non-finite weights" in " ".join(done.stdout.split())
     (metrics,) = [m for m in metrics_of(tmp_path / "sweep").values() if m["status"] == "complete"]
     assert metrics["strategy"]["lam"] == 1
 
@@ -254,7 +254,7 @@ def test_why_a_run_failed_stays_in_its_folder_until_it_is_started_again(run, tmp
     with pytest.raises(Unstable):
         run(*options)
     first, *rest = (tmp_path / "run/failed.txt").read_text().splitlines()
-    assert first.startswith("training on task 1 gave non-finite weights") and "Traceback" in "\n".join(rest)
+    assert first.startswith("training on task 2 gave non-finite weights") and "Traceback" in "\n".join(rest)
     (row,) = read(tmp_path / "run").itertuples()
     assert row.status == "failed" and row.problem == first
     run(*options, "stop_after_task=1")

@@ -112,7 +112,7 @@ def test_the_step_never_goes_back_and_every_entry_has_losses_gradients_and_their
     for row in losses:
         assert {key.removeprefix("train/") for key in row if key.startswith("train/")} == names
         assert row["train/loss_gradient"] > 0
-        assert (row["train/penalty_gradient"] > 0) == (row["task"] > 0)
+        assert (row["train/penalty_gradient"] > 0) == (row["task"] > 1)
         ratio = row["train/penalty_gradient"] / row["train/loss_gradient"]
         assert row["train/gradient_ratio"] == pytest.approx(ratio)
         assert row["train/penalty_ratio"] == pytest.approx(row["train/penalty"] / row["train/task_loss"])
@@ -121,10 +121,10 @@ def test_the_step_never_goes_back_and_every_entry_has_losses_gradients_and_their
 @pytest.mark.slow
 def test_after_each_task_there_are_accuracies_readings_importance_seconds_memory_and_the_matrix(logged):
     metrics, folder, records, _ = logged
-    after = [row for row in rows(records) if "acc/task_0" in row]
-    assert [row["task"] for row in after] == [0, 1, 2]
+    after = [row for row in rows(records) if "acc/task_1" in row]
+    assert [row["task"] for row in after] == [1, 2, 3]
     for i, row in enumerate(after):
-        assert [row[f"acc/task_{j}"] for j in range(i + 1)] == metrics["accuracy_matrix"][i][: i + 1]
+        assert [row[f"acc/task_{j + 1}"] for j in range(i + 1)] == metrics["accuracy_matrix"][i][: i + 1]
         assert row["cl/average_accuracy"] == pytest.approx(sum(metrics["accuracy_matrix"][i][: i + 1]) / (i + 1))
         assert ("cl/forgetting" in row) == (i > 0)
         assert row["memory/rss_mib"] > 100
@@ -162,7 +162,9 @@ def test_the_summary_has_the_final_metrics_under_the_names_of_metrics_json(logge
     (run,) = offline(folder)
     table = json.loads((run / "files" / summary["accuracy_table"]["path"]).read_text())
     assert table["columns"] == ["after_task", "task", "accuracy"]
-    assert table["data"] == [[i, j, a] for i, row in enumerate(metrics["accuracy_matrix"]) for j, a in enumerate(row)]
+    assert table["data"] == [
+        [i + 1, j + 1, a] for i, row in enumerate(metrics["accuracy_matrix"]) for j, a in enumerate(row)
+    ]
 
 
 @pytest.mark.slow
@@ -186,7 +188,7 @@ def test_tensorboard_has_them_too(run, tmp_path):
     events = EventAccumulator(str(tmp_path / "run/tensorboard/from_task_0"))
     events.Reload()
     tags = events.Tags()["scalars"]
-    assert {"train/gradient_ratio", "acc/task_2", "cl/forgetting", "importance/net.body.1/max", "average_accuracy"} <= {
+    assert {"train/gradient_ratio", "acc/task_3", "cl/forgetting", "importance/net.body.1/max", "average_accuracy"} <= {
         *tags
     }
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from functools import cache
+from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from clbench.metrics.metric import Metric
 
 PIPE = 160  # columns of a table that is not printed on a terminal
 
@@ -48,25 +53,28 @@ class Display:
         text.append(f"  mean {sum(learned) / len(learned):.3f}  {seconds:.1f} s", style="dim")
         self._print(text)
 
-    def summary(self, metrics: dict[str, Any], folder: Path) -> None:
-        """The accuracy matrix and what is read from it."""
-        matrix = metrics["accuracy_matrix"]
+    def summary(self, results: dict[str, Any], metrics: Mapping[str, Metric], folder: Path) -> None:
+        """Print the accuracy matrix and the metrics; tasks count from 1.
+
+        Args:
+            results: the contents of metrics.json.
+            metrics: the metrics by name; those ``shown`` in a ``run`` are printed.
+            folder: the run's folder.
+        """
+        matrix = results["accuracy_matrix"]
         table = Table(title="test accuracy (row: after training a task, column: on a task)", title_justify="left")
         table.add_column("after")
-        for j in range(len(matrix)):
+        for j in range(1, len(matrix) + 1):
             table.add_column(str(j), justify="right")
         for i, row in enumerate(matrix):
             cells = [Text(f"{a:.3f}", style="bold" if i == j else "dim" if j > i else "") for j, a in enumerate(row)]
-            table.add_row(str(i), *cells)
+            table.add_row(str(i + 1), *cells)
         self._print(table)
         grid = Table.grid(padding=(0, 2))
-        for key in ("average_accuracy", "learning_accuracy", "forgetting", "backward_transfer", "forward_transfer"):
-            if metrics[key] is not None:
-                grid.add_row(Text(key.replace("_", " "), style="dim"), f"{metrics[key]:.4f}")
-        if metrics["validation"] is not None:
-            value = metrics["validation"]["average_accuracy"]
-            grid.add_row(Text("validation average accuracy", style="dim"), f"{value:.4f}")
-        seconds = metrics["seconds"]
+        for metric in metrics.values():
+            if "run" in metric.shown and not isnan(value := metric.read_from(results)):
+                grid.add_row(Text(metric.heading, style="dim"), metric.text(value))
+        seconds = results["seconds"]
         parts = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("train", "importance", "evaluation"))
         grid.add_row(Text("seconds", style="dim"), f"{seconds['total']:.1f} ({parts})")
         self._print(grid)

@@ -16,7 +16,7 @@ OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch", "memory")
 
 ELSEWHERE = (
     *("output_dir", "data_dir", "checkpoints", "objective", "threads", "logger", "log_every", "dry_run"),
-    *("save_every", "share_first_task", "stop_after_task", "select_lam_on_first_tasks"),
+    *("save_every", "share_first_task", "stop_after_task", "select_lam_on_first_tasks", "metrics"),
 )
 """Keys that say where and how a run is done, not what comes out: not part of the config hash."""
 

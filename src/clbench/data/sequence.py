@@ -30,7 +30,7 @@ class Task(L.LightningDataModule):
 
     Attributes:
         index: position in the sequence, from 0.
-        name: for people.
+        name: for printed text, where tasks count from 1.
         classes: of the data set, in the order of the task's outputs.
     """
 
@@ -38,7 +38,7 @@ class Task(L.LightningDataModule):
         super().__init__()
         self.sequence = sequence
         self.index = index
-        self.name = f"task {index}"
+        self.name = f"task {index + 1}"
         self.classes = sequence.definitions[index].classes
         self._training = training
 
@@ -194,7 +194,7 @@ class TaskSequence:
         for index, parts in enumerate(self._parts):
             if not len(parts["train"]) or not len(parts["test"]):
                 raise ConfigError(
-                    f"task {index} has no training or no test examples: lower data.validation or the number of tasks"
+                    f"task {index + 1} has no training or no test examples: lower data.validation or the number of tasks"
                 )
         if examples_per_task is not None:
             for index, number in enumerate(self._numbers(examples_per_task)):
@@ -214,7 +214,7 @@ class TaskSequence:
 
     def __getitem__(self, index: int) -> Task:
         if not 0 <= index < len(self):
-            raise IndexError(f"task {index} of {len(self)}")
+            raise IndexError(f"sequence[{index}]: expected an index from 0 to {len(self) - 1}")
         return Task(self, index, [self._seen_from(self._parts[index]["train"], index)])
 
     def joint(self, index: int) -> Task:
@@ -265,7 +265,7 @@ class TaskSequence:
         """``number`` examples of a part, drawn by the seed, in their order."""
         if not 1 <= number <= len(part):
             raise ConfigError(
-                f"data.examples_per_task={number}: task {part.task} has {len(part)} training examples: use 1 to {len(part)}, "
+                f"data.examples_per_task={number}: task {part.task + 1} has {len(part)} training examples: use 1 to {len(part)}, "
                 "or null for all"
             )
         order = torch.randperm(len(part), generator=generator(self.seed, "examples", part.task))

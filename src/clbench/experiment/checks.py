@@ -49,8 +49,8 @@ def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequen
         steps = budget(cfg, index, len(sequence))["max_steps"]
         if examples % size == 1 and (steps < 0 or steps > examples // size):
             raise ConfigError(
-                f"batch_size={size} leaves a last batch of one example in task {index}, on which BatchNorm cannot be trained: "
-                "use data.drop_last=true or another batch_size"
+                f"batch_size={size} leaves a last batch of one example in task {index + 1}, on which BatchNorm cannot be "
+                "trained: use data.drop_last=true or another batch_size"
             )
 
 

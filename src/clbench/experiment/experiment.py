@@ -22,6 +22,7 @@ from clbench.experiment.checks import check_device, check_launch, check_precisio
 from clbench.experiment.describe import describe, flat, plan
 from clbench.experiment.launch import Launch
 from clbench.experiment.session import exclusive_run, open_run_folder, print_status, save_config, shared_first_task_of
+from clbench.metrics.registry import load_metrics
 from clbench.runs.folder import FINISHED, learned
 from clbench.runs.objective import objective
 from clbench.training.loggers import LoggerContext
@@ -45,6 +46,7 @@ class Experiment:
         sequence: The tasks, once built.
         learner: The module that learns them, once built.
         strategy: The strategy against forgetting, once built.
+        metrics: The metrics by name, those of the user too, once built.
         loop: The loop over the tasks, once built.
         about: The description of the run in metrics.json, once built.
 
@@ -96,15 +98,17 @@ class Experiment:
 
     def build(self) -> None:
         """Build tasks, learner, strategy and loop, check that they fit together, and show what will run."""
+        self.metrics = load_metrics(self.cfg.metrics.extra)
         self.sequence, self.learner, self.strategy = build(self.cfg)
         budget(self.cfg, 0, len(self.sequence))
-        objective(empty_results(self.sequence), self.cfg.objective)
+        objective(empty_results(self.sequence, self.metrics), self.cfg.objective)
         # the net is described as it was built: the loop attaches the strategy, which may add parameters
         parts = (self.cfg, self.launch.choices, self.sequence, self.learner)
         self.about = describe(*parts) | {"config_hash": self.folder.config_hash}
         shown = plan(*parts)
         shared = shared_first_task_of(self.cfg, self.strategy, self.launch.sweep)
-        options = LoopOptions(**{name: self.cfg[name] for name in LoopOptions.__dataclass_fields__})
+        names = LoopOptions.__dataclass_fields__.keys() - {"metrics"}
+        options = LoopOptions(**{name: self.cfg[name] for name in names}, metrics=self.metrics)
         self.loop = TaskLoop(
             self.sequence, self.learner, self.strategy, self.folder, options, shared, self.display.warn
         )
@@ -160,7 +164,7 @@ class Experiment:
                 self.save_plots(results)
             finally:  # no picture is worth a run
                 self.folder.write_metrics(results)
-            self.display.summary(results, self.folder.path)
+            self.display.summary(results, self.metrics, self.folder.path)
             shown = "-" if value is None else f"{value:.4f}"
             self._end_in_sweep(f"{shown}, {results['seconds']['total']:.1f} s")
         return value

@@ -77,8 +77,8 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
         task = max(saved)
     if task not in saved:
         raise ConfigError(
-            f"task={task}: {folder} has no checkpoint of it, only of {', '.join(map(str, saved))}; a run with checkpoints=all "
-            "keeps every task"
+            f"task={task}: {folder} has no checkpoint of it, only of {', '.join(map(str, saved))}, counted from 0; a run with "
+            "checkpoints=all keeps every task"
         )
     cfg = configuration(content)
     state = torch.load(saved[task], map_location="cpu", weights_only=True)

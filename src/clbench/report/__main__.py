@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """
     options = make_parser().parse_args(arguments)
     # these imports take a second: --help and wrong arguments are answered without them
+    from clbench.metrics.registry import metrics_of
     from clbench.report import tables
     from clbench.report.benchmark import split_benchmarks
     from clbench.report.summary import select_lam, selected_rows, summarize_seeds
@@ -47,11 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     setups = select_lam(summarize_seeds(complete), options.select)
     rows = selected_rows(setups)
     benchmarks = split_benchmarks(complete, setups, options.select)
+    metrics = metrics_of(complete.extra_metrics)
     _make_folder(output)
     write_page(options.title, _describe_sources(folders), runs, benchmarks, output)
-    tables.write_csv(setups, output / "summary.csv")
-    tables.write_tex(rows, options.select, output / "summary.tex")
-    _print_summary(tables.terminal_tables(rows), runs, output)
+    tables.write_csv(setups, metrics, output / "summary.csv")
+    tables.write_tex(rows, metrics, options.select, output / "summary.tex")
+    _print_summary(tables.terminal_tables(rows, metrics), runs, output)
     return output
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from pandas import DataFrame, Series
 
+from clbench.metrics.registry import metrics_of
 from clbench.report import html_tables
+from clbench.report.columns import Metrics
 from clbench.report.summary import MIN_PAIRED_SEEDS, is_reference, paired_differences, selected_rows
 from clbench.runs.names import BASELINE_LABELS
 
@@ -25,6 +27,7 @@ class Benchmark:
         runs: its complete runs.
         differences: the paired differences of ``rows``.
         select: the data lam was selected on, validation or test.
+        metrics: the metrics by name.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Benchmark:
     runs: DataFrame
     differences: DataFrame
     select: str
+    metrics: Metrics
 
     @property
     def has_lams(self) -> bool:
@@ -57,6 +61,7 @@ def split_benchmarks(complete: DataFrame, setups: DataFrame, select: str) -> lis
             runs=complete[complete.benchmark == name],
             differences=differences[differences.benchmark == name],
             select=select,
+            metrics=metrics_of(complete.extra_metrics),
         )
         for name in complete.benchmark.value_counts().index
     ]
@@ -78,7 +83,7 @@ def section_context(
         card(
             "Strategies",
             _strategies_note(benchmark),
-            table=html_tables.strategies_table(rows, benchmark.chance, colours),
+            table=html_tables.strategies_table(rows, benchmark.metrics, benchmark.chance, colours),
         ),
         card(
             "Average accuracy",
@@ -116,7 +121,7 @@ def section_context(
         "lead": lead_context(benchmark),
         "cards": [one for one in cards if one["figure"] or one["table"]],
         "setup_count": len(setups),
-        "setups": html_tables.setups_table(setups, colours) if len(setups) > len(rows) else None,
+        "setups": html_tables.setups_table(setups, benchmark.metrics, colours) if len(setups) > len(rows) else None,
     }
 
 
@@ -146,6 +151,7 @@ def lead_context(benchmark: Benchmark) -> dict[str, Any]:
         "baselines": [
             f"{BASELINE_LABELS.get(name, name)} {_fraction(value)}"
             for name, value in {**compared, "chance": benchmark.chance}.items()
+            if not math.isnan(value)
         ],
         "details": [*_progress(best, compared, upper), *_lam_details(best, benchmark)],
     }

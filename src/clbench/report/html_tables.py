@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from pandas import DataFrame
 
-from clbench.report.columns import COLUMNS, filled_metrics, find_best_setups, format_fraction, format_mean
+from clbench.metrics.metric import Metric
+from clbench.metrics.registry import BUILT_IN
+from clbench.report.columns import Metrics, filled_metrics, find_best_setups, format_mean
 from clbench.report.style import VARIABLES
 from clbench.report.summary import is_reference
 from clbench.runs.names import format_value
@@ -65,12 +67,14 @@ class Table(NamedTuple):
         return "sort" in self.css.split()
 
 
+ACCURACY = BUILT_IN["average_accuracy"]
 EMPTY = Cell("", sort="")
 
 
-def strategies_table(rows: DataFrame, chance: float, colours: Mapping[str, str]) -> Table:
+def strategies_table(rows: DataFrame, metrics: Metrics, chance: float, colours: Mapping[str, str]) -> Table:
     """Return the selected rows and a row with the accuracy of guessing; the best mean of each metric is bold."""
-    metrics, best, has_lam = filled_metrics(rows), find_best_setups(rows), rows.lam.notna().any()
+    columns, has_lam = filled_metrics(rows, metrics.values()), rows.lam.notna().any()
+    best = find_best_setups(rows, columns)
     lam = [Heading("lam")] if has_lam else []
     table_rows = [
         Row(
@@ -78,30 +82,30 @@ def strategies_table(rows: DataFrame, chance: float, colours: Mapping[str, str])
                 _strategy_cell(row, colours),
                 *([_lam_cell(row.lam)] if has_lam else []),
                 Cell(str(row.seeds)),
-                *(_metric_cell(row, name, best.get(name) == row.setup) for name in metrics),
+                *(_metric_cell(row, metric, best.get(metric.name) == row.setup) for metric in columns),
             ],
             "reference" if is_reference(row.strategy) else "",
         )
         for row in rows.itertuples()
     ]
-    accuracy = Cell(format_fraction(chance), sort_value(chance))
-    guesses = [accuracy if name == "average_accuracy" else EMPTY for name in metrics]
+    accuracy = EMPTY if math.isnan(chance) else Cell(ACCURACY.text(chance), sort_value(chance))
+    guesses = [accuracy if metric is ACCURACY else EMPTY for metric in columns]
     guessing = Row([Cell("chance"), *([EMPTY] if has_lam else []), EMPTY, *guesses], "reference")
-    headings = [Heading("strategy", is_text=True), *lam, Heading("seeds"), *_metric_headings(metrics)]
+    headings = [Heading("strategy", is_text=True), *lam, Heading("seeds"), *_metric_headings(columns)]
     return Table(headings, [*table_rows, guessing])
 
 
-def setups_table(setups: DataFrame, colours: Mapping[str, str]) -> Table:
+def setups_table(setups: DataFrame, metrics: Metrics, colours: Mapping[str, str]) -> Table:
     """Return every setup; those whose lam was selected are tinted."""
-    metrics = filled_metrics(setups)
-    headings = [Heading("strategy", is_text=True), Heading("lam"), Heading("seeds"), *_metric_headings(metrics)]
+    columns = filled_metrics(setups, metrics.values())
+    headings = [Heading("strategy", is_text=True), Heading("lam"), Heading("seeds"), *_metric_headings(columns)]
     rows = [
         Row(
             [
                 _strategy_cell(row, colours),
                 _lam_cell(row.lam),
                 Cell(str(row.seeds)),
-                *(_metric_cell(row, name) for name in metrics),
+                *(_metric_cell(row, metric) for metric in columns),
             ],
             "picked" if row.selected and row.lam_count > 1 else "",
         )
@@ -127,11 +131,11 @@ def lam_table(setups: DataFrame) -> Table:
         if competing.validation_average_accuracy.notna().any():
             selected = competing.loc[competing.validation_average_accuracy.idxmax()]
             gap = oracle.average_accuracy - selected.average_accuracy
-            on_validation = [_lam_cell(selected.lam), _metric_cell(selected, "average_accuracy")]
-            difference = Cell(format_fraction(gap), sort_value(gap))
+            on_validation = [_lam_cell(selected.lam), _metric_cell(selected, ACCURACY)]
+            difference = Cell(ACCURACY.text(gap), sort_value(gap))
         else:
             on_validation, difference = [Cell("no validation data", sort=""), EMPTY], EMPTY
-        on_test = [_lam_cell(oracle.lam), _metric_cell(oracle, "average_accuracy")]
+        on_test = [_lam_cell(oracle.lam), _metric_cell(oracle, ACCURACY)]
         rows.append(Row([Cell(str(method)), *on_validation, *on_test, difference]))
     return Table(headings, rows)
 
@@ -142,9 +146,9 @@ def differences_table(differences: DataFrame) -> Table:
         Heading("a", is_text=True),
         Heading("b", is_text=True),
         Heading("seeds"),
-        Heading("average accuracy, a - b", is_ascending=False),
+        Heading(f"{ACCURACY.heading}, a - b", is_ascending=False),
         Heading("p"),
-        Heading("forgetting, a - b"),
+        Heading(f"{BUILT_IN['forgetting'].heading}, a - b"),
         Heading("p"),
     ]
     rows = []
@@ -162,9 +166,8 @@ def sort_value(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.10g}"
 
 
-def _metric_headings(metrics: Sequence[str]) -> list[Heading]:
-    columns = [COLUMNS[name] for name in metrics]
-    return [Heading(column.heading, column.meaning, is_ascending=column.better != "higher") for column in columns]
+def _metric_headings(columns: Sequence[Metric]) -> list[Heading]:
+    return [Heading(metric.heading, metric.definition, is_ascending=not metric.higher_is_better) for metric in columns]
 
 
 def _strategy_cell(row: Any, colours: Mapping[str, str]) -> Cell:
@@ -180,9 +183,9 @@ def _lam_cell(lam: float) -> Cell:
     return Cell("-" if math.isnan(lam) else format_value(float(lam)), sort_value(lam))
 
 
-def _metric_cell(row: Any, metric: str, is_bold: bool = False) -> Cell:
+def _metric_cell(row: Any, metric: Metric, is_bold: bool = False) -> Cell:
     mean, half = format_mean(row, metric)
-    return Cell(mean, sort_value(getattr(row, metric)), half, is_bold=is_bold)
+    return Cell(mean, sort_value(getattr(row, metric.name)), half, is_bold=is_bold)
 
 
 def _difference_cell(mean: float, half: float) -> Cell:

@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas import DataFrame, isna
 
+from clbench.metrics.registry import metrics_of
 from clbench.report.benchmark import count_noun
-from clbench.report.columns import COLUMNS
 from clbench.report.html_tables import Cell, Heading, Row, Table
 from clbench.report.provenance import count_commands, count_versions, find_missing_runs
 from clbench.report.style import COLOURS, DARK, REFERENCE_COLOURS, REFERENCE_DARK, VARIABLES
@@ -58,7 +58,10 @@ def page_context(title: str, note: str, runs: DataFrame, sections: Sequence[dict
         "warnings": warnings_table(runs),
         "commands": commands_context(runs),
         "versions": versions_card(runs),
-        "columns": [{"heading": column.heading, "meaning": column.meaning} for column in COLUMNS.values()],
+        "columns": [
+            {"heading": metric.heading, "meaning": metric.definition}
+            for metric in metrics_of(runs.extra_metrics).values()
+        ],
     }
 
 

@@ -10,7 +10,7 @@ from pandas import DataFrame, Series
 from scipy.special import stdtr
 
 from clbench.metrics.interval import half_width
-from clbench.report.columns import METRICS
+from clbench.metrics.registry import metrics_of
 from clbench.runs.names import REFERENCES
 
 SETUP_KEYS = ["benchmark", "setup"]
@@ -23,7 +23,7 @@ def summarize_seeds(runs: DataFrame) -> DataFrame:
 
     The columns are ``seeds`` and, for each metric, ``M`` (mean over seeds) and ``M_ci`` (half-width of its interval).
     """
-    metrics = list(METRICS)
+    metrics = list(metrics_of(runs.extra_metrics))
     groups = runs[runs.status == "complete"].groupby(SETUP_KEYS)
     mean, std, n = (getattr(groups[metrics], name)() for name in ("mean", "std", "count"))
     halves = DataFrame(half_width(std, n), index=mean.index, columns=[f"{name}_ci" for name in metrics])

@@ -8,45 +8,43 @@ from pandas import DataFrame
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from clbench.report.columns import COLUMNS, METRICS, filled_metrics, find_best_setups, format_mean
-
-TERMINAL_METRICS = ("average_accuracy", "forgetting", "intransigence", "seconds_total")
-TEX_METRICS = ("average_accuracy", "learning_accuracy", "forgetting", "intransigence", "seconds_total")
+from clbench.report.columns import Metrics, filled_metrics, find_best_setups, format_mean
 
 
-def write_csv(setups: DataFrame, path: Path) -> None:
+def write_csv(setups: DataFrame, metrics: Metrics, path: Path) -> None:
     """Write every setup in full precision: ``M`` is the mean over seeds, ``M_ci`` the half-width of its 95 % interval."""
-    metrics = [name for metric in METRICS for name in (metric, f"{metric}_ci")]
-    columns = ["benchmark", "method", "strategy", "lam", "fisher", "samples", "seeds", "selected", "oracle", *metrics]
+    numbers = [column for name in metrics for column in (name, f"{name}_ci")]
+    columns = ["benchmark", "method", "strategy", "lam", "fisher", "samples", "seeds", "selected", "oracle", *numbers]
     setups[columns].to_csv(path, index=False)
 
 
-def write_tex(rows: DataFrame, select: str, path: Path) -> None:
+def write_tex(rows: DataFrame, metrics: Metrics, select: str, path: Path) -> None:
     """Write the selected rows, one booktabs table per benchmark, for ``input`` in a document that loads booktabs."""
     tables = ["% mean and half-width of the 95 % Student t interval over seeds; needs \\usepackage{booktabs}"]
     tables += [
-        _tex_table(str(name), of_benchmark, select) for name, of_benchmark in rows.groupby("benchmark", sort=False)
+        _tex_table(str(name), of_benchmark, metrics, select)
+        for name, of_benchmark in rows.groupby("benchmark", sort=False)
     ]
     path.write_text("\n\n".join(tables) + "\n")
 
 
-def _tex_table(benchmark: str, rows: DataFrame, select: str) -> str:
-    names = [name for name in filled_metrics(rows) if name in TEX_METRICS]
-    best = find_best_setups(rows)
+def _tex_table(benchmark: str, rows: DataFrame, metrics: Metrics, select: str) -> str:
+    columns = [metric for metric in filled_metrics(rows, metrics.values()) if "tex" in metric.shown]
+    best = find_best_setups(rows, columns)
     lines = [
         f"% {benchmark}" + (f"; lam selected on {select} data" if rows[rows.lam_count > 1].selected.any() else ""),
-        f"\\begin{{tabular}}{{lr{'r' * len(names)}}}",
+        f"\\begin{{tabular}}{{lr{'r' * len(columns)}}}",
         "\\toprule",
-        " & ".join(["strategy", "seeds", *(COLUMNS[name].heading for name in names)]) + r" \\",
+        " & ".join(["strategy", "seeds", *(escape_tex(metric.heading) for metric in columns)]) + r" \\",
         "\\midrule",
     ]
     for row in rows.itertuples():
         numbers = []
-        for name in names:
-            mean, half = format_mean(row, name)
-            if best.get(name) == row.setup:
+        for metric in columns:
+            mean, half = (text.replace(",", "{,}").replace("%", r"\%") for text in format_mean(row, metric))
+            if best.get(metric.name) == row.setup:
                 mean = f"\\mathbf{{{mean}}}"
-            numbers.append(f"${mean} \\pm {half}$".replace(",", "{,}") if half else f"${mean}$" if mean else "--")
+            numbers.append(f"${mean} \\pm {half}$" if half else f"${mean}$" if mean else "--")
         lines.append(" & ".join([escape_tex(row.setup), str(row.seeds), *numbers]) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
 
@@ -57,23 +55,27 @@ def escape_tex(text: str) -> str:
     return "".join(special.get(c, f"\\{c}" if c in "_%&#${}" else c) for c in text)
 
 
-def terminal_tables(rows: DataFrame) -> list[Table]:
+def terminal_tables(rows: DataFrame, metrics: Metrics) -> list[Table]:
     """Return one table per benchmark."""
-    return [_terminal_table(str(name), of_benchmark) for name, of_benchmark in rows.groupby("benchmark", sort=False)]
+    return [
+        _terminal_table(str(name), of_benchmark, metrics)
+        for name, of_benchmark in rows.groupby("benchmark", sort=False)
+    ]
 
 
-def _terminal_table(benchmark: str, rows: DataFrame) -> Table:
-    names = [name for name in filled_metrics(rows) if name in TERMINAL_METRICS]
-    best = find_best_setups(rows)
+def _terminal_table(benchmark: str, rows: DataFrame, metrics: Metrics) -> Table:
+    columns = [metric for metric in filled_metrics(rows, metrics.values()) if "terminal" in metric.shown]
+    best = find_best_setups(rows, columns)
     table = Table(title=benchmark, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("strategy", overflow="fold")
-    for heading in ("seeds", *(COLUMNS[name].heading for name in names)):
+    for heading in ("seeds", *(metric.heading for metric in columns)):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows.itertuples():
         numbers = []
-        for name in names:
-            mean, half = format_mean(row, name)
-            text = f"[bold]{mean}[/bold]" if best.get(name) == row.setup else mean
-            numbers.append(f"{text} [dim]± {half}[/dim]" if half and name == "average_accuracy" else text or "-")
+        for metric in columns:
+            mean, half = format_mean(row, metric)
+            text = f"[bold]{mean}[/bold]" if best.get(metric.name) == row.setup else mean
+            has_room = half and metric.name == "average_accuracy"
+            numbers.append(f"{text} [dim]± {half}[/dim]" if has_room else text or "-")
         table.add_row(str(row.setup).replace("[", r"\["), str(row.seeds), *numbers)
     return table

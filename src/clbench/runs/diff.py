@@ -113,7 +113,7 @@ def said(found: Difference) -> str:
         return (
             f"the results differ: {done}{what}R is the same{'' if done else ', other numbers of metrics.json are not'}"
         )
-    return f"the results differ: {done}R by at most {found.largest:.6f}, first after task {found.first}"
+    return f"the results differ: {done}R by at most {found.largest:.6f}, first after task {found.first + 1}"
 
 
 def _run(folder: Path) -> FoundRun:

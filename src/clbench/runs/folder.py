@@ -113,12 +113,12 @@ class RunFolder:
         return found
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write metrics.json, and the accuracy matrix as a table; nan and inf become null."""
+        """Write metrics.json and accuracy_matrix.csv, both with indices from 0; nan and inf become null."""
         metrics = {"schema": SCHEMA, **metrics}
         matrix = metrics["accuracy_matrix"]
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["after_task", *(f"task_{j}" for j in range(len(matrix)))])
+        writer.writerow(["after_task_index", *(f"task_index_{j}" for j in range(len(matrix)))])
         writer.writerows([i, *row] for i, row in enumerate(matrix) if not any(math.isnan(a) for a in row))
         atomically(self.path / "accuracy_matrix.csv", partial(Path.write_text, data=table.getvalue()))
         text = json.dumps(_plain(metrics), indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""Pictures of one run: the accuracy matrix, and accuracy over tasks."""
+"""Pictures of one run: the accuracy matrix, and accuracy over tasks. Tasks count from 1."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def accuracy_within_tasks(r: Tensor, within: list[dict[str, Any]], title: str) -
     for j in range(tasks):
         mine = [w for w in within if w["task"] >= j]
         x = [starts[w["task"]] + w["step"] for w in mine]
-        axes.plot(x, [w["accuracy"][j] for w in mine], color=colours[j], linewidth=1.2, label=f"task {j}")
+        axes.plot(x, [w["accuracy"][j] for w in mine], color=colours[j], linewidth=1.2, label=f"task {j + 1}")
     for start in starts[1:]:
         axes.axvline(start, color="grey", linewidth=0.8, linestyle=":")
     axes.set(
@@ -66,7 +66,12 @@ def accuracy_matrix(r: Tensor, title: str) -> Figure:
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(r.numpy(), vmin=0, vmax=1, cmap="viridis")
-    axes.set(xlabel="evaluated on task", ylabel="after training task", xticks=range(tasks), yticks=range(tasks))
+    axes.set(xlabel="evaluated on task", ylabel="after training task")
+    step = 1 if tasks <= LABELLED else -(-tasks // LABELLED)
+    ticks = list(range(0, tasks, step))
+    numbers = [str(index + 1) for index in ticks]
+    axes.set_xticks(ticks, numbers)
+    axes.set_yticks(ticks, numbers)
     _entitle(figure, axes, title)
     if tasks <= LABELLED:
         for i in range(int((~r[:, 0].isnan()).sum())):
@@ -74,9 +79,6 @@ def accuracy_matrix(r: Tensor, title: str) -> Figure:
                 colour = "black" if r[i, j] > 0.6 else "white"
                 weight = "bold" if i == j else "normal"
                 axes.text(j, i, f"{r[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=8, fontweight=weight)
-    else:
-        step = -(-tasks // LABELLED)
-        axes.set(xticks=range(0, tasks, step), yticks=range(0, tasks, step))
     figure.colorbar(image, ax=axes, label="test accuracy")
     return figure
 
@@ -89,10 +91,18 @@ def accuracy_over_tasks(r: Tensor, title: str) -> Figure:
     axes = figure.add_subplot()
     colours = matplotlib.colormaps["viridis"](torch.linspace(0, 0.9, tasks).numpy())
     for j in range(tasks):
-        axes.plot(range(j, tasks), r[j:, j].numpy(), marker="o", markersize=3.5, color=colours[j], label=f"task {j}")
+        axes.plot(
+            range(j + 1, tasks + 1),
+            r[j:, j].numpy(),
+            marker="o",
+            markersize=3.5,
+            color=colours[j],
+            label=f"task {j + 1}",
+        )
     average = [r[i, : i + 1].mean().item() for i in range(tasks)]
-    axes.plot(range(tasks), average, color="black", linewidth=2, linestyle="--", label="mean so far")
-    axes.set(xlabel="after training task", ylabel="test accuracy", xticks=range(0, tasks, max(1, tasks // LABELLED)))
+    axes.plot(range(1, tasks + 1), average, color="black", linewidth=2, linestyle="--", label="mean so far")
+    numbers = range(1, tasks + 1, max(1, tasks // LABELLED))
+    axes.set(xlabel="after training task", ylabel="test accuracy", xticks=numbers)
     _entitle(figure, axes, title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=columns, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clbench.metrics.metric import Metric
+from clbench.metrics.registry import metrics_of
 from clbench.runs.find import FoundRun, find_runs, read_run
 from clbench.runs.names import REFERENCES, name_runs
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-MATRIX_METRICS = (
-    "average_accuracy",
-    "learning_accuracy",
-    "forgetting",
-    "backward_transfer",
-    "forward_transfer",
-    "min_accuracy",
-    "worst_case_accuracy",
-    "stability_gap",
-)
-SECONDS = ("train", "importance", "evaluation", "total")
 
 
 def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> DataFrame:
@@ -40,12 +30,13 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     ``status``    complete, running (or stopped), failed, or repeated (a complete run with this seed is above it)
     ``problem``   why it is not complete
 
-    Further columns: ``folder``, ``seed``, ``strategy``, ``data``, ``scenario``, ``net``, the options of the strategy, the
-    keys of metrics.json under their names, ``validation_average_accuracy``, ``nll`` and ``ece`` (means over tasks),
-    ``seconds_train`` and so on, ``bytes`` (size of the importance, maximum over tasks), ``intransigence`` relative to the
-    reference run of the same benchmark and seed, ``chance`` (accuracy of guessing on the tasks so far, after each task),
-    ``accuracy_matrix`` (an array), ``warnings`` of the penalty monitor (kind, text), ``versions``, ``overrides``,
-    ``config`` (flat).
+    Further columns: every metric (``clbench.metrics.registry`` lists them, docs/metrics.md explains them); ``folder``,
+    ``seed``, ``strategy``, ``data``, ``scenario``, ``net``, the options of the strategy, ``chance`` (accuracy of guessing on
+    the tasks so far, after each task), ``accuracy_matrix`` (an array), ``warnings`` of the penalty monitor (kind, text),
+    ``versions``, ``extra_metrics``, ``overrides``, ``config`` (flat).
+
+    A run of an older version that lacks a metric is read all the same: the metric is computed from its accuracies if all
+    that it needs is there, and is nan otherwise.
 
     >>> read("runs/sweep").groupby("setup").average_accuracy.mean()  # doctest: +SKIP
 
@@ -56,7 +47,8 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
 
     single = isinstance(folders, str | os.PathLike)
     runs = [read_run(folder) for folder in find_runs(map(Path, [folders] if single else folders))]  # type: ignore[arg-type]
-    frame = pd.DataFrame([_row(run) for run in runs])
+    metrics = metrics_of(map(_extra_metrics, runs))
+    frame = pd.DataFrame([_row(run, metrics) for run in runs])
     frame = pd.concat([frame, pd.DataFrame(name_runs(runs), index=frame.index)], axis=1)
     frame[["seed", "tasks"]] = frame[["seed", "tasks"]].astype("Int64")
     complete = frame.status == "complete"
@@ -67,7 +59,7 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     return frame
 
 
-def _row(run: FoundRun) -> dict[str, Any]:
+def _row(run: FoundRun, metrics: Mapping[str, Metric]) -> dict[str, Any]:
     """Return the columns of one run, except for its names."""
     config = run.config
     row: dict[str, Any] = {
@@ -79,20 +71,19 @@ def _row(run: FoundRun) -> dict[str, Any]:
         "scenario": config.get("scenario.name"),
         "net": run.choices.get("net"),
         "tasks": None,
-        **dict.fromkeys(MATRIX_METRICS, np.nan),
-        "validation_average_accuracy": np.nan,
-        **dict.fromkeys(("nll", "ece", "bytes", *(f"seconds_{name}" for name in SECONDS)), np.nan),
+        **dict.fromkeys(metrics, np.nan),
         "accuracy_matrix": None,
         "chance": None,
-        "versions": None,
+        "versions": {},
         "config_hash": None,
         "warnings": [],
+        "extra_metrics": _extra_metrics(run),
         "overrides": run.overrides,
         "config": config,
     }
     if run.metrics is not None:
         try:
-            row |= _metrics(run.metrics)
+            row |= _results(run.metrics, metrics)
             if run.failure is not None and row["status"] != "complete":
                 row |= {"status": "failed", "problem": run.failure}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -102,29 +93,34 @@ def _row(run: FoundRun) -> dict[str, Any]:
     return row
 
 
-def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of metrics.json in a flat dictionary."""
-    r = np.array(metrics["accuracy_matrix"], dtype=float)
+def _results(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """Return the contents of metrics.json in a flat dictionary; of an older version only status and R must be there."""
+    r = np.array(results["accuracy_matrix"], dtype=float)
     done = int(np.isfinite(r).all(1).sum())
-    complete = metrics["status"] == "complete"
-    per_task = metrics["per_task"] or []
-    sizes = [len(classes) for classes in metrics["data"]["classes"]]
+    complete = results["status"] == "complete"
+    data = results.get("data") or {}
+    sizes = [len(classes) for classes in data.get("classes") or []]
     return {
         "status": "complete" if complete else "running",
         "problem": None if complete else f"{done} of {len(r)} tasks done: running, or stopped",
         "tasks": len(r),
-        **{name: _number(metrics[name]) for name in MATRIX_METRICS},
-        "validation_average_accuracy": _number((metrics["validation"] or {}).get("average_accuracy")),
-        "nll": _mean([task["nll"] for task in per_task]),
-        "ece": _mean([task["ece"] for task in per_task]),
-        "bytes": max((task["bytes"] for task in metrics["importance"]), default=np.nan),
-        **{f"seconds_{name}": _number(metrics["seconds"][name]) for name in SECONDS},
+        **{name: metric.read_from(results) for name, metric in metrics.items()},
         "accuracy_matrix": r,
-        "chance": chance(sizes, metrics["data"]["scenario"]),
-        "versions": dict(metrics["versions"]),
-        "config_hash": metrics["config_hash"],
-        "warnings": [(warning["kind"], warning["text"]) for warning in metrics["warnings"]],
+        "chance": chance(sizes, data.get("scenario", "task")) if sizes else [np.nan] * len(r),
+        "versions": dict(results.get("versions") or {}),
+        "config_hash": results.get("config_hash"),
+        "warnings": [(warning["kind"], warning["text"]) for warning in results.get("warnings") or []],
     }
+
+
+def _extra_metrics(run: FoundRun) -> dict[str, dict[str, Any]]:
+    """Return how a run describes its metrics that are not built in."""
+    described = (run.metrics or {}).get("extra_metrics")
+    return (
+        {name: about for name, about in described.items() if isinstance(about, dict)}
+        if isinstance(described, dict)
+        else {}
+    )
 
 
 def chance(sizes: list[int], scenario: str) -> list[float]:
@@ -158,12 +154,3 @@ def _intransigences(frame: DataFrame) -> list[float]:
         else np.nan
         for row in frame.itertuples()
     ]
-
-
-def _number(value: Any) -> float:
-    return np.nan if value is None else float(value)
-
-
-def _mean(values: list[Any]) -> float:
-    numbers = [_number(value) for value in values]
-    return float(np.mean(numbers)) if numbers else np.nan

@@ -69,5 +69,5 @@ class Strategy(L.Callback):
         finite = torch.stack([p.detach().isfinite().all() for p in trainable(pl_module).values()]).all()
         if not finite:
             index = getattr(trainer.datamodule, "index", None)
-            where = "training" if index is None else f"training on task {index}"
+            where = "training" if index is None else f"training on task {index + 1}"
             raise Unstable(f"{where} gave non-finite weights: {self.diagnosis(trainer)}")

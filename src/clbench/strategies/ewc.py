@@ -76,8 +76,8 @@ class EWC(ImportanceStrategy):
         competing = [stop - start for start, stop in sequence.scenario.slices(sequence.sizes)]
         if self.loss == "cross_entropy" and 1 in competing:
             raise ConfigError(
-                f"in task {competing.index(1)} one class competes with none, so its loss and its Fisher are 0: begin with more "
-                "classes (data.split.first_task=2), or give each task more (data.split.classes_per_task)"
+                f"in task {competing.index(1) + 1} one class competes with none, so its loss and its Fisher are 0: begin with "
+                "more classes (data.split.first_task=2), or give each task more (data.split.classes_per_task)"
             )
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:

@@ -7,21 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from clbench.config.display import console
 from clbench.config.hashing import content_hash
 from clbench.config.messages import user_message
 from clbench.config.options import OPTIONS
-from clbench.metrics.accuracy_matrix import intransigence
+from clbench.metrics.formulas import intransigence
+from clbench.metrics.registry import BUILT_IN
 from clbench.runs.names import REFERENCES
 from clbench.runs.objective import objective
 from clbench.runs.sweep_log import duration
 from clbench.sweep.grid import PlannedRun, run_labels, varied_keys
+
+INTRANSIGENCE = BUILT_IN["intransigence"]
 
 
 def show_results(
@@ -44,7 +47,7 @@ def show_results(
     """
     keys = varied_keys(runs)
     reference, lost = intransigences(runs, metrics)
-    heading = [f"intransigence ({reference})"] if any(lost) else []
+    heading = [f"{INTRANSIGENCE.heading} ({reference})"] if any(lost) else []
     table = Table("run", *keys, "objective", *heading)
     for run, found, how_much in zip(runs, metrics, lost, strict=True):
         said = _said(run, found, errors.get(run.name), folder)
@@ -106,9 +109,9 @@ def intransigences(
     runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | None]
 ) -> tuple[str | None, list[str]]:
     """The reference strategy, and the intransigence of each run beside its run that differs in the strategy only, else ""."""
-    matrices = [None if found is None else torch.tensor(found["accuracy_matrix"]) for found in metrics]
+    matrices = [None if found is None else np.array(found["accuracy_matrix"]) for found in metrics]
     alike = [_without_strategy(run.cfg) for run in runs]
-    best: dict[tuple[str, str], Tensor] = {}
+    best: dict[tuple[str, str], NDArray[np.float64]] = {}
     for run, matrix, rest in zip(runs, matrices, alike, strict=True):
         if matrix is not None and run.strategy in REFERENCES:
             best[run.strategy, rest] = matrix
@@ -116,7 +119,7 @@ def intransigences(
     said = []
     for matrix, rest in zip(matrices, alike, strict=True):
         r = best.get((reference or "", rest))
-        said.append("" if matrix is None or r is None else f"{intransigence(matrix, r):.4f}")
+        said.append("" if matrix is None or r is None else INTRANSIGENCE.text(intransigence(matrix, r)))
     return reference, said
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +14,10 @@ from clbench.data import Batch, Task
 from clbench.errors import ConfigError
 from clbench.importance.preserve_state import preserve_state
 from clbench.learner import Learner, learner_outputs
-from clbench.metrics.accuracy_matrix import MidTaskEvaluation, accuracy_matrix, calibration_gaps, nll, summarize
+from clbench.metrics.accuracy_matrix import accuracy_matrix, calibration_gaps, nll
+from clbench.metrics.formulas import MidTaskEvaluation
+from clbench.metrics.metric import Metric
+from clbench.metrics.registry import load_metrics, summarize
 
 CORRECT, EXAMPLES, NLL, GAPS = 0, 1, 2, 3
 
@@ -48,18 +51,29 @@ class Evaluation(L.Callback):
     Args:
         tasks: number of tasks T.
         every: evaluate on the test data every so many steps inside a task too; None = after each task only.
+        metrics: what is computed from the accuracies; None = all metrics of this process.
+        shares_outputs: whether all tasks have the same outputs, so that forward transfer is defined.
 
     Attributes:
+        metrics: the metrics by name.
         counts: of ``test`` and ``validation`` data, (2, T, T): correct answers and examples.
         initial: b (T,), None where the scenario leaves it undefined.
         within: the evaluations inside tasks.
         per_task: final accuracy, nll and ece of each task, once the last has been learned.
     """
 
-    def __init__(self, tasks: int, every: int | None = None) -> None:
+    def __init__(
+        self,
+        tasks: int,
+        every: int | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        shares_outputs: bool = False,
+    ) -> None:
         if every is not None and every < 1:
             raise ConfigError(f"eval_every={every}: at least 1 step between evaluations, or null for none inside tasks")
         self.every = every
+        self.metrics = load_metrics() if metrics is None else metrics
+        self.shares_outputs = shares_outputs
         self.within: list[MidTaskEvaluation] = []
         self.counts = {which: torch.zeros(2, tasks, tasks, dtype=torch.long) for which in ("test", "validation")}
         self.initial: Tensor | None = None
@@ -104,11 +118,22 @@ class Evaluation(L.Callback):
                 for row in counts
             ]
 
-    def summarize(self, which: str, transfer: bool) -> dict[str, Any]:
-        """R of ``test`` or ``validation`` and everything read from it, under the names of metrics.json."""
-        r = accuracy_matrix(*self.counts[which])
-        initial, within = (self.initial, self.within) if which == "test" else (None, [])
-        return {"accuracy_matrix": r.tolist(), **summarize(r, initial, transfer, within)}
+    def matrix(self, which: str) -> Tensor:
+        """Return R of ``test`` or ``validation`` data, nan in the rows of tasks to come."""
+        return accuracy_matrix(*self.counts[which])
+
+    def summarize(self, which: str, tasks: int | None = None) -> dict[str, float | None]:
+        """Return the metrics of ``test`` or ``validation`` data by name.
+
+        Args:
+            which: test or validation.
+            tasks: use only the first so many tasks, as if there were no others; None = all.
+        """
+        r, initial, within = self.matrix(which)[:tasks, :tasks], None, []
+        if which == "test":  # the untrained net, and the net inside tasks, are evaluated on test data only
+            initial = None if self.initial is None else self.initial[:tasks]
+            within = [MidTaskEvaluation(w.task, w.step, w.accuracy[:tasks]) for w in self.within]
+        return summarize(self.metrics, r, initial, within, self.shares_outputs)
 
     def state_dict(self) -> dict[str, Any]:
         within = [list(w) for w in self.within]

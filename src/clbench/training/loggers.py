@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clbench.errors import ConfigError
 from clbench.params import Params
-from clbench.training.logging import Dashboard
+from clbench.training.logging import Dashboard, numbers
 
 MakeLogger = Callable[["LoggerContext"], Logger]
 
@@ -27,7 +27,7 @@ class LoggerContext:
     Args:
         folder: of the run.
         shared: of the sweep, or of the run if it is alone: all runs of a sweep share one W&B directory.
-        start: first task that is logged; > 0 when a run goes on.
+        start: index of the first task that is logged; > 0 when a run goes on.
         about: the configuration, flat enough to filter by: ``strategy``, ``data``, ``scenario``, ``lam``, ``seed``, ...
         say: is given a line for the user.
     """
@@ -42,7 +42,8 @@ class LoggerContext:
 def csv(place: LoggerContext) -> Logger:
     """``logs/from_task_<t>/metrics.csv`` in the run folder; a run that goes on begins a file of its own.
 
-    In the same task that is ``from_task_<t>_2`` and so on: a CSVLogger removes the file of the one before it.
+    The t of a file name counts from 0, as in ``task_<t>.ckpt``. In the same task that is ``from_task_<t>_2`` and so on: a
+    CSVLogger removes the file of the one before it.
     """
     from lightning.pytorch.loggers import CSVLogger
 
@@ -102,7 +103,8 @@ def wandb(place: LoggerContext, project: str = "clbench") -> Logger:
             self.log_metrics({**values, "accuracy_matrix": picture, **histograms}, step)
 
         def log_results(self, results: Mapping[str, Any]) -> None:
-            rows = [[i, j, a] for i, row in enumerate(results["accuracy_matrix"]) for j, a in enumerate(row)]
+            r = results["accuracy_matrix"]
+            rows = [[i, j, a] for i, row in enumerate(r, start=1) for j, a in enumerate(row, start=1)]
             table = package.Table(columns=["after_task", "task", "accuracy"], data=rows)
             said = [warning["kind"] for warning in results["warnings"]]
             self.experiment.summary.update({**numbers(results), "warnings": said, "accuracy_table": table})
@@ -135,12 +137,6 @@ def wandb(place: LoggerContext, project: str = "clbench") -> Logger:
     here = f"in {place.shared / 'wandb'}: wandb leet shows it, wandb sync uploads it"
     place.say(f"W&B: {mode}, {where.get(mode, here)}")
     return Board(experiment=run)
-
-
-def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What is a number in ``results`` and in its parts, nested as in metrics.json."""
-    nested = {key: numbers(value) if isinstance(value, dict) else value for key, value in results.items()}
-    return {key: value for key, value in nested.items() if isinstance(value, float | dict)}
 
 
 def readable(about: Mapping[str, Any]) -> str:

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.optim import Optimizer
 
+from clbench.config.hashing import leaves
 from clbench.errors import ConfigError
-from clbench.metrics.accuracy_matrix import summarize
 from clbench.params import Params
 from clbench.strategies import QuadraticStrategy, Strategy
 from clbench.strategies.norms import gradient_norms
@@ -42,8 +42,8 @@ class LoggingCallback(L.Callback):
 
     ``train/``: ``loss`` and its parts (``task_loss``, ...), ``penalty`` and ``penalty_ratio`` (over the task loss),
     ``loss_gradient`` and ``penalty_gradient`` (norms, before clipping) and ``gradient_ratio``. After each task, on the axis
-    ``task``: ``acc/task_<j>``, ``cl/`` the readings of R so far, ``importance/<layer>/`` quantiles, ``seconds/``,
-    ``memory/``. At the end the numbers of metrics.json.
+    ``task``: ``acc/task_<j>``, ``cl/`` the metrics of the tasks learned so far, ``importance/<layer>/`` quantiles,
+    ``seconds/``, ``memory/``. Tasks count from 1 in these names and on the axis. At the end the numbers of metrics.json.
 
     Args:
         strategy: whose penalty is logged.
@@ -81,7 +81,7 @@ class LoggingCallback(L.Callback):
         if self.step % self.every or not self.loggers:
             return
         values = {f"train/{name}": part.item() for name, part in outputs.items()}
-        values["task"] = trainer.datamodule.index
+        values["task"] = trainer.datamodule.index + 1
         loss_gradient, penalty_gradient = (n.item() for n in self._norms)
         values["train/loss_gradient"] = loss_gradient
         if isinstance(self.strategy, QuadraticStrategy):
@@ -98,18 +98,16 @@ class LoggingCallback(L.Callback):
         """What is known once ``task`` has been learned, from the results so far."""
         if not self.loggers:
             return
-        r = torch.tensor(results["accuracy_matrix"], dtype=torch.double)
-        so_far = r[: task + 1, : task + 1]
-        initial = None if self.evaluation.initial is None else self.evaluation.initial[: task + 1]
-        read = summarize(so_far, initial, results["forward_transfer"] is not None, self.evaluation.within)
+        r = self.evaluation.matrix("test")
+        so_far = self.evaluation.summarize("test", task + 1)
         layers = {name: f for name, f in importance_of_layers(self.strategy).items() if f.any()}
         values = {
-            **{f"acc/task_{j}": accuracy for j, accuracy in enumerate(so_far[-1].tolist())},
-            **{f"cl/{key}": value for key, value in read.items() if value is not None},
+            **{f"acc/task_{j}": accuracy for j, accuracy in enumerate(r[task, : task + 1].tolist(), start=1)},
+            **{f"cl/{name}": value for name, value in so_far.items() if value is not None},
             **{f"importance/{name}/{key}": v for name, f in layers.items() for key, v in quantiles(f).items()},
             **{f"seconds/{key}": seconds for key, seconds in results["seconds"].items()},
             **{f"memory/{key}": value for key, value in peak_memory().items()},
-            "task": task,
+            "task": task + 1,
         }
         for logger in self.loggers:
             if isinstance(logger, Dashboard):
@@ -141,7 +139,7 @@ class LoggingCallback(L.Callback):
             if isinstance(logger, Dashboard):
                 logger.log_results(results)
             else:
-                logger.log_metrics(numbers_of(results), self.step)
+                logger.log_metrics(dict(leaves(numbers(results))), self.step)
 
 
 def ratio(part: float, whole: float) -> float:
@@ -178,12 +176,9 @@ def peak_memory() -> dict[str, float]:
     return peak
 
 
-def numbers_of(results: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among ``results``, those of a part as ``part.name``."""
-    flat: dict[str, float] = {}
-    for key, value in results.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": v for name, v in value.items() if isinstance(v, float)}
-        elif isinstance(value, float):
-            flat[key] = value
-    return flat
+def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the floats in ``results`` and in its dictionaries, nested as in metrics.json."""
+    nested = {key: numbers(value) if isinstance(value, dict) else value for key, value in results.items()}
+    return {
+        key: value for key, value in nested.items() if isinstance(value, float) or (isinstance(value, dict) and value)
+    }

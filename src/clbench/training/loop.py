@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
 from clbench.learner import Learner
+from clbench.metrics.metric import Metric
+from clbench.metrics.registry import describe_extra
 from clbench.runs.folder import RunFolder
 from clbench.seeding import derive
 from clbench.strategies import Strategy
@@ -43,6 +45,7 @@ class LoopOptions:
         log_every: Steps between two entries of the training loss.
         save_every: Steps between two mid-task checkpoints, None for none.
         stop_after_task: Number of tasks to learn now, None for all. A later process continues after them.
+        metrics: The metrics by name that are computed from the accuracies, None for all metrics of this process.
     """
 
     seed: int = 0
@@ -52,6 +55,7 @@ class LoopOptions:
     log_every: int = 50
     save_every: int | None = None
     stop_after_task: int | None = None
+    metrics: Mapping[str, Metric] | None = None
 
 
 class TaskLoop:
@@ -102,7 +106,9 @@ class TaskLoop:
         strategy.check(sequence)
         strategy.attach(learner, sequence)
         self.sequence, self.learner, self.strategy, self.options = sequence, learner, strategy, options
-        self.evaluation = Evaluation(len(sequence), options.eval_every)
+        self.evaluation = Evaluation(
+            len(sequence), options.eval_every, options.metrics, sequence.scenario.shares_outputs
+        )
         self.logs = LoggingCallback(strategy, self.evaluation, options.log_every)
         self.monitor = PenaltyMonitor(report=report)
         self.seconds = Stopwatch(strategy, self.evaluation)
@@ -184,7 +190,7 @@ class TaskLoop:
         spent = self.seconds.spent()
         spent["total"] = self.outside + total_seconds(spent)
         return {
-            **_readings(self.sequence, self.evaluation),
+            **_measured(self.sequence, self.evaluation),
             "seconds": spent,
             "importance": list(self.importance),
             "shared_first_task": self.mid_task.shared,
@@ -213,10 +219,10 @@ def check_mid_task(save_every: int | None, strategy: Strategy, processes: int) -
         )
 
 
-def empty_results(sequence: TaskSequence) -> dict[str, Any]:
-    """The numbers of a run that has learned nothing, under the same keys as later."""
+def empty_results(sequence: TaskSequence, metrics: Mapping[str, Metric] | None = None) -> dict[str, Any]:
+    """Return the results of a run that has learned nothing, under the same keys as later."""
     spent = dict.fromkeys(("train", "importance", "evaluation", "shared", "total"), 0.0)
-    return {**_readings(sequence, Evaluation(len(sequence))), "seconds": spent}
+    return {**_measured(sequence, Evaluation(len(sequence), metrics=metrics)), "seconds": spent}
 
 
 def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None:
@@ -233,12 +239,15 @@ def reseed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _readings(sequence: TaskSequence, evaluation: Evaluation) -> dict[str, Any]:
-    transfer = sequence.scenario.shares_outputs
+def _measured(sequence: TaskSequence, evaluation: Evaluation) -> dict[str, Any]:
+    def summarized(which: str) -> dict[str, Any]:
+        return {"accuracy_matrix": evaluation.matrix(which).tolist(), **evaluation.summarize(which)}
+
     return {
-        **evaluation.summarize("test", transfer),
+        **summarized("test"),
         "initial_accuracy": [math.nan] * len(sequence) if evaluation.initial is None else evaluation.initial.tolist(),
         "per_task": evaluation.per_task,
         "within_tasks": [w._asdict() for w in evaluation.within],
-        "validation": evaluation.summarize("validation", transfer) if sequence.has_validation else None,
+        "validation": summarized("validation") if sequence.has_validation else None,
+        "extra_metrics": describe_extra(evaluation.metrics),
     }

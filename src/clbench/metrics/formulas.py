@@ -1,0 +1,93 @@
+"""Formulas on the accuracy matrix, for NumPy arrays and for tensors.
+
+``matrix`` is R (T, T): R[i, j] is the accuracy on task j after training task i. ``initial`` is b (T,): the accuracy of the
+untrained net, or None where it is undefined. Indices count from 0, accuracies are fractions in [0, 1]. A formula returns
+None where it is undefined, for example with one task only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+Array = Any
+"""A NumPy array or a tensor: the formulas use only what both have, so that a report needs no torch."""
+
+
+class MidTaskEvaluation(NamedTuple):
+    """An evaluation inside a task: the index of the ``task`` in training, its ``step``, and the ``accuracy`` on each task."""
+
+    task: int
+    step: int
+    accuracy: Sequence[float]
+
+
+def average_accuracy(matrix: Array) -> float:
+    """Return mean_j R[T-1, j], the accuracy over all tasks at the end."""
+    return float(matrix[-1].mean())
+
+
+def incremental_accuracy(matrix: Array) -> float:
+    """Return mean_i mean_{j<=i} R[i, j], the accuracy on the tasks learned so far, averaged over training (Rebuffi 2017)."""
+    return float(sum(matrix[i, : i + 1].mean() for i in range(len(matrix))) / len(matrix))
+
+
+def learning_accuracy(matrix: Array) -> float:
+    """Return mean_i R[i, i], the accuracy on each task right after it was learned."""
+    return float(matrix.diagonal().mean())
+
+
+def forgetting(matrix: Array) -> float | None:
+    """Return mean_{j<T-1} ( max_{j<=i<=T-2} R[i, j] - R[T-1, j] ) (Chaudhry et al. 2018); the rows start at j."""
+    t = len(matrix)
+    if t < 2:
+        return None
+    return float(sum(matrix[j : t - 1, j].max() - matrix[-1, j] for j in range(t - 1)) / (t - 1))
+
+
+def backward_transfer(matrix: Array) -> float | None:
+    """Return mean_{j<T-1} ( R[T-1, j] - R[j, j] ) (Lopez-Paz and Ranzato 2017)."""
+    return float((matrix[-1] - matrix.diagonal())[:-1].mean()) if len(matrix) > 1 else None
+
+
+def forward_transfer(matrix: Array, initial: Array | None) -> float | None:
+    """Return mean_{j>=1} ( R[j-1, j] - b[j] ) (Lopez-Paz and Ranzato 2017)."""
+    if initial is None or len(matrix) < 2:
+        return None
+    return float((matrix.diagonal(1) - initial[1:]).mean())
+
+
+def min_accuracy(matrix: Array, mid_task: Sequence[MidTaskEvaluation] = ()) -> float | None:
+    """Return mean_{j<T-1} of the lowest accuracy on j at any evaluation after j was learned (De Lange et al. 2023)."""
+    t = len(matrix)
+    if t < 2:
+        return None
+    lowest: list[float] = [
+        min([*matrix[j + 1 :, j].tolist(), *(inside.accuracy[j] for inside in mid_task if inside.task > j)])
+        for j in range(t - 1)
+    ]
+    return sum(lowest) / (t - 1)
+
+
+def worst_case_accuracy(matrix: Array, mid_task: Sequence[MidTaskEvaluation] = ()) -> float:
+    """Return R[T-1, T-1] / T + (1 - 1/T) min_accuracy: WC-ACC of De Lange et al. 2023."""
+    t, newest = len(matrix), float(matrix[-1, -1])
+    lowest = min_accuracy(matrix, mid_task)
+    return newest if lowest is None else newest / t + (1 - 1 / t) * lowest
+
+
+def stability_gap(matrix: Array, mid_task: Sequence[MidTaskEvaluation]) -> float | None:
+    """Return the mean over i and j < i of R[i-1, j] - (lowest accuracy on j while task i is learned) (De Lange et al. 2023).
+
+    Tasks without evaluations inside them do not count; None if there are none at all.
+    """
+    gaps = []
+    for i in range(1, len(matrix)):
+        inside = [evaluation.accuracy for evaluation in mid_task if evaluation.task == i]
+        gaps += [float(matrix[i - 1, j]) - min(accuracy[j] for accuracy in inside) for j in range(i) if inside]
+    return sum(gaps) / len(gaps) if gaps else None
+
+
+def intransigence(matrix: Array, reference: Array) -> float:
+    """Return mean_j ( R*[j, j] - R[j, j] ), R* of the ``reference`` run (Chaudhry et al. 2018)."""
+    return float((reference.diagonal() - matrix.diagonal()).mean())

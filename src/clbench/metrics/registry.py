@@ -1,0 +1,269 @@
+"""The registry of metrics: one record each, from which metrics.json, logs, reports, tables and docs are derived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from clbench.errors import ConfigError
+from clbench.metrics import extra, formulas
+from clbench.metrics.formulas import Array, MidTaskEvaluation
+from clbench.metrics.metric import Function, Metric, Results
+
+
+def _format_seconds(value: float) -> str:
+    """Format seconds, with one decimal below 100."""
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _format_bytes(value: float) -> str:
+    """Format a number of bytes with a unit: 1.5 kB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def _mean_over_tasks(key: str) -> Callable[[Results], float | None]:
+    def read(results: Results) -> float | None:
+        values = [task.get(key) for task in results.get("per_task") or []]
+        return None if not values or None in values else float(np.mean(values))
+
+    return read
+
+
+def _make_seconds(name: str, heading: str, meaning: str, shown: tuple[str, ...] = ()) -> Metric:
+    return Metric(
+        f"seconds_{name}",
+        meaning,
+        read=lambda results: (results.get("seconds") or {}).get(name),
+        unit="seconds",
+        format=_format_seconds,
+        heading=heading,
+        shown=shown,
+    )
+
+
+_RECORDS = (
+    Metric(
+        "average_accuracy",
+        "mean over tasks at the end",
+        formula="mean_j R[T-1][j]",
+        function=formulas.average_accuracy,
+        higher_is_better=True,
+        shown=("run", "terminal", "tex"),
+    ),
+    Metric(
+        "incremental_accuracy",
+        "mean over the tasks learned so far, averaged over training",
+        formula="mean_i mean_{j<=i} R[i][j]",
+        source="Rebuffi et al. 2017",
+        function=formulas.incremental_accuracy,
+        higher_is_better=True,
+    ),
+    Metric(
+        "learning_accuracy",
+        "mean over tasks, each right after it was learned",
+        formula="mean_i R[i][i]",
+        function=formulas.learning_accuracy,
+        higher_is_better=True,
+        shown=("run", "tex"),
+    ),
+    Metric(
+        "forgetting",
+        "drop from the best accuracy on a task before the end to that at the end; undefined for one task",
+        formula="mean_{j<T-1} ( max_{j<=i<=T-2} R[i][j] - R[T-1][j] )",
+        source="Chaudhry et al. 2018",
+        function=formulas.forgetting,
+        higher_is_better=False,
+        shown=("run", "terminal", "tex"),
+    ),
+    Metric(
+        "backward_transfer",
+        "change of the accuracy on a task from when it was learned to the end; undefined for one task",
+        formula="mean_{j<T-1} ( R[T-1][j] - R[j][j] )",
+        source="Lopez-Paz and Ranzato 2017",
+        function=formulas.backward_transfer,
+        higher_is_better=True,
+        shown=("run",),
+    ),
+    Metric(
+        "forward_transfer",
+        "accuracy on a task just before it is learned minus that of the untrained net; only if tasks share outputs "
+        "(domain-incremental)",
+        formula="mean_{j>=1} ( R[j-1][j] - b[j] )",
+        source="Lopez-Paz and Ranzato 2017",
+        function=formulas.forward_transfer,
+        higher_is_better=True,
+        shown=("run",),
+        needs_shared_outputs=True,
+    ),
+    Metric(
+        "min_accuracy",
+        "lowest accuracy on a task at any evaluation after it was learned, inside later tasks only with eval_every",
+        formula="mean_{j<T-1} min_{i>j} R[i][j]",
+        source="De Lange et al. 2023",
+        function=formulas.min_accuracy,
+        higher_is_better=True,
+    ),
+    Metric(
+        "worst_case_accuracy",
+        "accuracy on the last task, and min_accuracy on the others",
+        formula="R[T-1][T-1] / T + (1 - 1/T) min_accuracy",
+        source="WC-ACC of De Lange et al. 2023",
+        function=formulas.worst_case_accuracy,
+        higher_is_better=True,
+        heading="worst case",
+    ),
+    Metric(
+        "stability_gap",
+        "drop of the accuracy on an earlier task j to its lowest while task i is learned; needs eval_every",
+        formula="mean_{j<i} ( R[i-1][j] - min_{inside i} accuracy on j )",
+        source="De Lange et al. 2023",
+        function=formulas.stability_gap,
+        higher_is_better=False,
+    ),
+    Metric(
+        "intransigence",
+        "what the run did not learn but the reference run R* of the same benchmark and seed did: joint_from_scratch, else "
+        "joint, else independent",
+        formula="mean_j ( R*[j][j] - R[j][j] )",
+        source="Chaudhry et al. 2018",
+        read=lambda results: None,
+        higher_is_better=False,
+        shown=("terminal", "tex"),
+    ),
+    Metric(
+        "nll",
+        "final negative log-likelihood, mean over tasks",
+        read=_mean_over_tasks("nll"),
+        higher_is_better=False,
+        unit="nats",
+    ),
+    Metric(
+        "ece",
+        "final expected calibration error with 15 equal-width bins and the L1 norm, mean over tasks",
+        source="Guo et al. 2017",
+        read=_mean_over_tasks("ece"),
+        higher_is_better=False,
+    ),
+    Metric(
+        "validation_average_accuracy",
+        "average accuracy on validation data, on which lam is selected",
+        read=lambda results: (results.get("validation") or {}).get("average_accuracy"),
+        higher_is_better=True,
+        heading="validation accuracy",
+        shown=("run",),
+    ),
+    _make_seconds("total", "seconds", "the whole run, including reading data", shown=("terminal", "tex")),
+    _make_seconds("train", "training", "seconds of the task loop that are neither importance nor evaluation"),
+    _make_seconds("importance", "importance", "seconds of measuring importance"),
+    _make_seconds("evaluation", "evaluation", "seconds of evaluation"),
+    Metric(
+        "bytes",
+        "bytes of importance that the strategy stores, maximum over tasks",
+        read=lambda results: max((task.get("bytes", 0) for task in results.get("importance") or []), default=None),
+        unit="bytes",
+        format=_format_bytes,
+        heading="importance size",
+    ),
+)
+
+BUILT_IN = {metric.name: metric for metric in _RECORDS}
+"""The metrics of clbench by name, in the order of columns."""
+
+_registered: dict[str, Metric] = {}
+
+
+def register(function: Function) -> Function:
+    """Add a metric to all that this process computes and reads; also a decorator.
+
+    >>> @register
+    ... def worst_task(matrix):
+    ...     "lowest accuracy on a task at the end"
+    ...     return matrix[-1].min()
+
+    Raises:
+        ConfigError: it is no metric, or another metric has its name.
+    """
+    metric = extra.make_metric(function, f"register({getattr(function, '__name__', function)})")
+    _registered.pop(metric.name, None)  # a cell of a notebook runs again
+    _registered[metric.name] = _unused(metric, load_metrics())
+    return function
+
+
+def load_metrics(paths: Iterable[str] = ()) -> dict[str, Metric]:
+    """Return all metrics by name, in the order of columns.
+
+    They are the built-in ones, those of installed packages (entry points of the group ``clbench.metrics``), those added by
+    ``register``, and those of ``paths``. Those of users come after the built-in ones that are computed from R.
+
+    Args:
+        paths: ``metrics.extra`` of the configuration, dotted paths of functions.
+
+    Raises:
+        ConfigError: one of them cannot be imported, is no metric, or has the name of another.
+    """
+    users: dict[str, Metric] = {}
+    for metric in (*extra.from_entry_points(), *_registered.values(), *extra.from_paths(paths)):
+        if metric.name not in users or users[metric.name].function is not metric.function:
+            users[metric.name] = _unused(metric, BUILT_IN | users)
+    return _in_order(users)
+
+
+def metrics_of(descriptions: Iterable[Mapping[str, Mapping[str, object]] | None]) -> dict[str, Metric]:
+    """Return the metrics of finished runs: those of this process, and those that a metrics.json describes.
+
+    Nothing is imported for the latter, so a report can be made where their functions are not installed.
+
+    Args:
+        descriptions: ``extra_metrics`` of each metrics.json, None where it has none.
+    """
+    users = {name: metric for name, metric in load_metrics().items() if name not in BUILT_IN}
+    for described in descriptions:
+        for name, about in (described or {}).items():
+            if name not in BUILT_IN:
+                users.setdefault(name, extra.from_description(name, about))
+    return _in_order(users)
+
+
+def summarize(
+    metrics: Mapping[str, Metric],
+    matrix: Array,
+    initial: Array | None = None,
+    mid_task: Sequence[MidTaskEvaluation] = (),
+    shares_outputs: bool = False,
+) -> dict[str, float | None]:
+    """Return the metrics that are computed from accuracies, by name; None where undefined, as all are if R has gaps.
+
+    Args:
+        metrics: the records; those without a function are left out.
+        matrix: R (T, T), nan where nothing was evaluated yet.
+        initial: b (T,), accuracy of the untrained net; None where undefined.
+        mid_task: the evaluations inside tasks.
+        shares_outputs: whether all tasks have the same outputs (domain-incremental).
+    """
+    r, b = np.asarray(matrix, dtype=float), None if initial is None else np.asarray(initial, dtype=float)
+    computed = [metric for metric in metrics.values() if metric.function is not None]
+    if not np.isfinite(r).all():
+        return dict.fromkeys(metric.name for metric in computed)
+    return {metric.name: metric.compute(r, b, mid_task, shares_outputs) for metric in computed}
+
+
+def describe_extra(metrics: Mapping[str, Metric]) -> dict[str, dict[str, object]]:
+    """Return what metrics.json says about the metrics that are not built in, see ``metrics_of``."""
+    return {name: extra.describe(metric) for name, metric in metrics.items() if name not in BUILT_IN}
+
+
+def _in_order(users: Mapping[str, Metric]) -> dict[str, Metric]:
+    computed = [metric for metric in _RECORDS if metric.function is not None]
+    others = [metric for metric in _RECORDS if metric.function is None]
+    return {metric.name: metric for metric in (*computed, *users.values(), *others)}
+
+
+def _unused(metric: Metric, others: Mapping[str, Metric]) -> Metric:
+    if metric.name in others:
+        raise ConfigError(f"metric {metric.name}: another metric has this name. Rename the function.")
+    return metric

@@ -1,0 +1,144 @@
+"""A metric of a user, installed as a package of seven lines, is in everything that a run and a report write."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = {
+    "my_metrics.py": '''\
+def worst_task(matrix, initial, mid_task):
+    """lowest accuracy on a task at the end"""
+    return matrix[-1].min()
+worst_task.higher_is_better = True
+''',
+    "pyproject.toml": """\
+[project]
+name = "my-metrics"
+version = "1.0"
+[project.entry-points."clbench.metrics"]
+worst_task = "my_metrics:worst_task"
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[tool.setuptools]
+py-modules = ["my_metrics"]
+""",
+}
+SMALL = ("data.tasks=2", "steps=2", "net.hidden=[8]", "trainer=cpu", "strategy=finetune")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """The variables of an environment with this one's packages and a small one of a user, which uv has built and installed."""
+    if shutil.which("uv") is None:
+        pytest.skip("needs uv")
+    source, packages = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("packages")
+    for name, text in PACKAGE.items():
+        (source / name).write_text(text)
+    options = ["--offline", "--no-deps", "--no-build-isolation", "--python", sys.executable, "--target", str(packages)]
+    done = subprocess.run(["uv", "pip", "install", *options, str(source)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    logged_out = {"NETRC": str(packages / "netrc"), "WANDB_CONFIG_DIR": str(packages / "config")}
+    return {**kept, **logged_out, "PYTHONPATH": str(packages), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+
+
+def called(environment: dict[str, str], folder: Path, *arguments: str) -> str:
+    """The standard output of ``python ARGUMENTS``, as typed in ``folder``."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def reported(environment, tmp_path_factory) -> Path:
+    """A folder with a run, its report, and what both printed."""
+    folder = tmp_path_factory.mktemp("user")
+    printed = called(environment, folder, "-m", "clbench.train", *SMALL, "logger=[csv,wandb]", "output_dir=run")
+    (folder / "train.txt").write_text(printed)
+    (folder / "report.txt").write_text(called(environment, folder, "-m", "clbench.report", "run"))
+    return folder
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "run/metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_it_is_in_metrics_json_and_in_the_summary_of_the_run(reported):
+    there = results(reported)
+    expected = min(there["accuracy_matrix"][-1])
+    assert there["worst_task"] == expected
+    assert there["validation"]["worst_task"] == min(there["validation"]["accuracy_matrix"][-1])
+    meaning = "lowest accuracy on a task at the end"
+    described = {"meaning": meaning, "higher_is_better": True, "format": "z.3f"}
+    assert there["extra_metrics"] == {"worst_task": described}
+    assert f"worst task           {expected:.3f}" in (reported / "train.txt").read_text()
+
+
+@pytest.mark.slow
+def test_it_is_in_the_csv_logger_and_in_the_offline_file_of_wandb(reported):
+    expected = results(reported)["worst_task"]
+    rows = list(csv.DictReader((reported / "run/logs/from_task_0/metrics.csv").read_text().splitlines()))
+    assert [float(row["cl/worst_task"]) for row in rows if row["cl/worst_task"]][-1] == expected
+    assert float(rows[-1]["worst_task"]) == expected
+    (run,) = reported.glob("run/wandb/offline-run-*")
+    wandb = Path(sys.executable).with_name("wandb")
+    inspected = subprocess.run([wandb, "leet", "inspect", "--json", run], capture_output=True, text=True, timeout=120)
+    assert inspected.returncode == 0, inspected.stderr
+    records = [json.loads(line) for line in inspected.stdout.splitlines()]
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert {row["task"]: row["cl/worst_task"] for row in history if "cl/worst_task" in row}[2] == pytest.approx(
+        expected
+    )
+    summaries = [record["summary"]["update"] for record in records if record["type"] == "summary"]
+    assert [update["worst_task"] for update in summaries if "worst_task" in update][-1] == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_it_is_in_every_part_of_the_report(reported):
+    expected, report = results(reported)["worst_task"], reported / "report"
+    (row,) = csv.DictReader((report / "summary.csv").read_text().splitlines())
+    assert float(row["worst_task"]) == pytest.approx(expected)
+    assert f"${expected:.3f}$" in (report / "summary.tex").read_text().split("worst task")[1]
+    page = (report / "report.html").read_text()
+    assert "worst task" in page and "lowest accuracy on a task at the end" in page
+    assert "worst task" in (reported / "report.txt").read_text()
+
+
+@pytest.mark.slow
+def test_read_has_it_with_and_without_the_package(reported, environment):
+    code = "import clbench; row = clbench.read('run').iloc[0]; print(row.status, row.worst_task)"
+    expected = f"complete {results(reported)['worst_task']}"
+    assert called(environment, reported, "-c", code).strip() == expected
+    without = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    assert called(without, reported, "-c", code).strip() == expected
+
+
+@pytest.mark.slow
+def test_a_run_that_was_finished_before_it_was_installed_has_it_too(reported, environment, tmp_path):
+    older = Path(shutil.copytree(reported / "run", tmp_path / "run"))
+    there = results(tmp_path)
+    expected = there.pop("worst_task")
+    (older / "metrics.json").write_text(json.dumps({**there, "extra_metrics": {}}))
+    code = "import clbench; print(clbench.read('run').worst_task.item())"
+    assert float(called(environment, tmp_path, "-c", code)) == expected
+
+
+@pytest.mark.slow
+def test_a_run_may_name_one_more_in_its_configuration_and_select_by_it(environment, tmp_path):
+    (tmp_path / "mine.py").write_text(PACKAGE["my_metrics.py"].replace("worst_task", "worst"))
+    extra = "metrics.extra=[mine.worst]"
+    called(environment, tmp_path, "-m", "clbench.train", *SMALL, extra, "objective=validation.worst", "output_dir=run")
+    there = results(tmp_path)
+    assert there["worst"] == there["worst_task"] == min(there["accuracy_matrix"][-1])

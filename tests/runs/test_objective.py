@@ -1,0 +1,41 @@
+import pytest
+
+from clbench.errors import ConfigError
+from clbench.runs.objective import objective
+
+FINISHED = {
+    "accuracy_matrix": [[0.9, 0.2], [0.7, 0.8]],
+    "average_accuracy": 0.75,
+    "forgetting": None,
+    "status": "complete",
+    "validation": {"accuracy_matrix": [[0.8, 0.2], [0.6, 0.8]], "average_accuracy": 0.7},
+    "seconds": {"total": 5.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("average_accuracy", 0.75),
+        ("validation.average_accuracy", 0.7),
+        ("seconds.total", 5.0),
+        ("forgetting", None),
+        ("incremental_accuracy", (0.9 + 0.75) / 2),  # it did not exist when the run was finished
+        ("validation.incremental_accuracy", (0.8 + 0.7) / 2),
+        ("stability_gap", None),  # its inputs are not there
+    ],
+)
+def test_an_objective_is_a_number_of_metrics_json_or_is_computed_from_its_accuracies(key, value):
+    assert objective(FINISHED, key) == (None if value is None else pytest.approx(value))
+
+
+@pytest.mark.parametrize("without", [{"validation": None}, {}])
+def test_without_validation_data_it_is_that_on_test_data(without):
+    rest = {key: value for key, value in FINISHED.items() if key != "validation"}
+    assert objective(rest | without, "validation.average_accuracy") == 0.75
+
+
+@pytest.mark.parametrize("key", ["nope", "status", "seconds.nope", "seconds", "intransigence", "nope.average_accuracy"])
+def test_what_is_no_number_is_an_error(key):
+    with pytest.raises(ConfigError, match=f"objective={key} is not a number of metrics.json"):
+        objective(FINISHED, key)
