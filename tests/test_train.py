@@ -12,6 +12,7 @@ from clbench.config.hashing import config_hash
 from clbench.config.options import conf_dir, options_of
 from clbench.errors import ConfigError
 from clbench.experiment.build import build
+from clbench.metrics.extra import RESERVED
 from clbench.metrics.registry import BUILT_IN, summarize
 from clbench.runs.folder import RunFolder
 from clbench.training.checkpointing import Checkpoints
@@ -72,6 +73,7 @@ def test_metrics_json_is_the_documented_contract(run):
     computed = summarize(BUILT_IN, r, b)
     assert {key: result[key] for key in computed} == computed
     assert result["extra_metrics"] == {}
+    assert result.keys() <= RESERVED | BUILT_IN.keys(), "a metric of a user may not have the name of a key"
     assert result["forward_transfer"] is None
     assert [task["accuracy"] for task in result["per_task"]] == result["accuracy_matrix"][-1]
     assert all(task["nll"] > 0 and 0 <= task["ece"] <= 1 for task in result["per_task"])

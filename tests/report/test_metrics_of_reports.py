@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from clbench.metrics.extra import RESERVED
 from clbench.metrics.metric import Metric
 from clbench.metrics.registry import BUILT_IN
 from clbench.report.__main__ import main
@@ -123,6 +124,11 @@ def test_a_metric_of_a_user_is_in_every_part_of_a_report_and_missing_in_runs_wit
     assert "& worst task &" in tex and r"\%" in tex and "{%" not in tex
     page = (report / "report.html").read_text()
     assert "worst task" in page and "lowest accuracy on a &lt;task&gt;" in page and "%</" in page
+
+
+def test_a_metric_of_a_user_cannot_have_the_name_of_a_column():
+    columns = read(FINISHED_RUNS / "task_incremental").columns
+    assert set(columns) <= RESERVED | BUILT_IN.keys()
 
 
 @pytest.mark.parametrize("described", [[], "text", {"worst_task": "text"}, {"forgetting": {"higher_is_better": True}}])

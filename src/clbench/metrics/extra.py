@@ -29,7 +29,7 @@ RESERVED = {
     *("accuracy_matrix", "initial_accuracy", "per_task", "within_tasks", "validation", "extra_metrics"),
     *("strategy", "data", "net", "seed", "eval_every", "config_hash", "machine", "versions", "status", "schema"),
     *("seconds", "importance", "shared_first_task", "warnings", "penalty_state"),
-    *("folder", "problem", "scenario", "tasks", "chance", "overrides", "config", "setting", "variant", "cell"),
+    *("folder", "problem", "scenario", "tasks", "chance", "overrides", "config", "options"),
     *("benchmark", "method", "setup", "lam", "gamma", "fisher", "samples", "fisher_batch", "memory"),
 }
 """Names that mean something else in metrics.json or in the columns of ``clbench.read``."""
