@@ -64,6 +64,7 @@ def test_a_part_that_does_not_exist_is_an_error_with_a_remedy(tmp_path, words, r
     assert done.stderr == f"error: clbench {words[0]}: expected one of {', '.join(COMMANDS)}. {remedy}\n"
 
 
+@pytest.mark.slow
 def test_every_part_of_the_command_is_its_module(command, tmp_path):
     done = typed(CLBENCH, "train", *TINY, "samples=5", "output_dir=a", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -230,6 +230,7 @@ def test_joint_remembers_what_fine_tuning_forgets(run):
     assert joint["average_accuracy"] > plain["average_accuracy"] + 0.1
 
 
+@pytest.mark.slow
 def test_ewc_at_1e5_beats_fine_tuning_by_3_points_on_the_default_data(run):
     def mean_of_3_seeds(*options):
         runs = [run(*options, f"seed={seed}", folder=options[0].replace("=", "_") + str(seed)) for seed in range(3)]

@@ -136,6 +136,7 @@ def test_the_command_ends_with_one_line_and_exit_code_1(command):
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_the_traceback_of_an_error_is_shown_to_who_asks_hydra_for_it(command):
     done = command("net.hidden=[-1]", environment={"HYDRA_FULL_ERROR": "1"}, imported=False)
     assert done.returncode == 1
@@ -247,6 +248,7 @@ def test_a_strategy_from_outside_is_one_file_and_one_yaml(command, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_clbench_train_is_the_same_command(tmp_path):
     script = Path(sys.executable).with_name("clbench-train")
     done = subprocess.run([script, *TINY, "output_dir=here"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -254,6 +256,7 @@ def test_clbench_train_is_the_same_command(tmp_path):
     assert (tmp_path / "here/metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_a_light_run_imports_nothing_heavy_that_it_does_not_use(tmp_path):
     program = (
         f"import sys, runpy; sys.argv = ['clbench.train', *{TINY!r}, 'output_dir=x']\n"

@@ -20,6 +20,7 @@ from clbench.errors import ConfigError, Unstable
 TINY = ["data.tasks=2", "steps=2", "net.hidden=[8]", "trainer=cpu", "logger=none", "samples=5"]
 
 
+@pytest.mark.slow
 def test_run_returns_what_the_command_writes(command, tmp_path):
     done = command(*TINY, "output_dir=typed")
     assert done.returncode == 0, done.stderr

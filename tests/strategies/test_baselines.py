@@ -419,6 +419,7 @@ def test_a_wrong_value_is_named_with_its_rule(make, message):
 # --- all -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["task", "class"])
 def test_rehearsal_beats_fine_tuning_clearly(run, scenario):
     options = (f"scenario={scenario}", f"data={DATA[scenario]}", "epochs=4")
