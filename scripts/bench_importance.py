@@ -286,10 +286,10 @@ def peak(name: str, kind: str, classes: int, examples: int, device: str, who: st
         return (torch.cuda.max_memory_allocated() - before) / 1e6
 
     def kilobytes(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     before = kilobytes("VmRSS")
     f(c)
     return (kilobytes("VmHWM") - before) * 1024 / 1e6
@@ -358,12 +358,12 @@ def main() -> None:
         for kind, classes in KINDS:
             rows.append(row(name, kind, classes, args))
             if args.json:  # after every row, so that a run that is stopped leaves what it measured
-                args.json.write_text(json.dumps(rows, indent=1))
+                args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
             print(f"{name}, {rows[-1]['importance']}: {rows[-1]['ratio']['ours']:.2f} times plain", file=sys.stderr)
     lines = table(rows)
     print(aligned(lines))
     if args.markdown:
-        args.markdown.write_text(markdown(lines))
+        args.markdown.write_text(markdown(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

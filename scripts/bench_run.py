@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--bare", metavar="FILE", help=argparse.SUPPRESS)  # the child process of the bare loop
     args = parser.parse_args()
     if args.bare:
-        Path(args.bare).write_text(json.dumps(bare(args.data_dir)))
+        Path(args.bare).write_text(json.dumps(bare(args.data_dir)), encoding="utf-8")
         return
 
     rows: dict[str, list[dict[str, float]]] = {"bare": [], "clbench": []}
@@ -124,11 +124,11 @@ def main() -> None:
         for run in range(args.runs):
             out = Path(scratch) / f"bare{run}.json"
             whole = timed([sys.executable, __file__, "--bare", str(out), "--data-dir", args.data_dir], args.data_dir)
-            rows["bare"].append({**json.loads(out.read_text()), "process": whole})
+            rows["bare"].append({**json.loads(out.read_text(encoding="utf-8")), "process": whole})
             folder = Path(scratch) / f"run{run}"
             command = [sys.executable, "-m", "clbench.train", "experiment=bench_split_mnist", f"output_dir={folder}"]
             whole = timed(command, args.data_dir)
-            seconds = json.loads((folder / "metrics.json").read_text())["seconds"]
+            seconds = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["seconds"]
             rows["clbench"].append({**seconds, "process": whole})
             imports.append(timed([sys.executable, "-c", "import torch, torchvision, lightning"], args.data_dir))
 

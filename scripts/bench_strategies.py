@@ -119,7 +119,7 @@ def main() -> None:
     table = "\n".join(lines)
     print(table)
     if args.markdown:
-        args.markdown.write_text(table + "\n")
+        args.markdown.write_text(table + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

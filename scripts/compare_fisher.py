@@ -192,8 +192,10 @@ def main() -> None:
     everything: dict[str, Any] = {"command": command, "about": about, "torch": torch.__version__}
     everything |= {"rows": rows, "batch_norm": effects}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "compare_fisher.json").write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
-    (args.out / "compare_fisher.md").write_text(f"# What public formulas give: all tables\n\n{text}")
+    (args.out / "compare_fisher.json").write_text(
+        json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    (args.out / "compare_fisher.md").write_text(f"# What public formulas give: all tables\n\n{text}", encoding="utf-8")
     draw(about, rows).savefig(args.out / "compare_fisher.png", dpi=150)
     print(f"\n{text}\nwritten to {args.out}")
 

@@ -142,7 +142,7 @@ def show_list(results: Path) -> None:
         for protocol in (usual(loaded), *([full(loaded)] if loaded.full else [])):
             runs = number_of_cells(protocol)
             file = results / f"{protocol.name}.json"
-            said = outcome(json.loads(file.read_text())) if file.exists() else "not run yet"
+            said = outcome(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else "not run yet"
             shown = protocol.name.replace("-full", " --full")
             table.add_row(shown, protocol.title, str(runs), duration(runs * protocol.seconds), said)
     Console().print(table)
@@ -153,7 +153,7 @@ def _committed(name: str, results: Path) -> dict[str, Any]:
     if not file.exists():
         load(name)  # says what there is, if there is no such protocol
         raise ConfigError(f"there is no {file.name} in {results}: run the reproduction first")
-    found: dict[str, Any] = json.loads(file.read_text())
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 

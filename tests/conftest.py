@@ -50,8 +50,8 @@ def stopped_after(task: int, whole: Path, again: Path) -> Path:
     for file in again.glob("checkpoints/task_*.ckpt"):
         if int(file.stem.removeprefix("task_")) > task:
             file.unlink()
-    metrics = json.loads((again / "metrics.json").read_text())
-    (again / "metrics.json").write_text(json.dumps({**metrics, "status": "running"}))
+    metrics = json.loads((again / "metrics.json").read_text(encoding="utf-8"))
+    (again / "metrics.json").write_text(json.dumps({**metrics, "status": "running"}), encoding="utf-8")
     return again
 
 

@@ -32,8 +32,10 @@ def type_command(arguments: tuple[str, ...], folder: Path, environment: Mapping[
         process.join(timeout=300)
         if process.exitcode is None:
             process.kill()
-            raise TimeoutError(f"{arguments}: {err.read_text()}")
-        return CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
+            raise TimeoutError(f"{arguments}: {err.read_text(encoding='utf-8')}")
+        return CompletedProcess(
+            arguments, process.exitcode, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
+        )
 
 
 def _command(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_sweep_in_processes_and_a_run_on_two_processes_start_as_with_the_modul
     two = ("data.tasks=2", "epochs=1", "net.hidden=[8]", "batch_size=34", "trainer=ddp", "threads=1", "samples=20")
     done = typed(CLBENCH, "train", *two, "output_dir=two", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "two/metrics.json").read_text())["status"] == "complete"
+    assert json.loads((tmp_path / "two/metrics.json").read_text(encoding="utf-8"))["status"] == "complete"
 
 
 # --- clbench new --------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_a_skeleton_runs_by_the_command_that_is_printed(command, tmp_path, monke
     environment = dict([path.split("=")])
     done = command(*clbench_train[2:], *small, "output_dir=run", environment=environment)
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text(encoding="utf-8"))
     assert metrics["status"] == "complete" and metrics[kind]["name"] == "my_own"
 
 
@@ -156,10 +156,10 @@ def test_the_metric_skeleton_computes_a_number(tmp_path, monkeypatch):
     ],
 )
 def test_a_name_that_cannot_be_used_is_refused_and_nothing_is_written(tmp_path, kind, name, message):
-    (tmp_path / "taken.py").write_text("mine")
+    (tmp_path / "taken.py").write_text("mine", encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         write(kind, name, tmp_path)
-    assert [(file.name, file.read_text()) for file in tmp_path.rglob("*")] == [("taken.py", "mine")]
+    assert [(file.name, file.read_text(encoding="utf-8")) for file in tmp_path.rglob("*")] == [("taken.py", "mine")]
 
 
 def test_no_file_is_written_if_one_of_them_exists(tmp_path):

@@ -73,9 +73,11 @@ DIFFERENT = ("clbench.runs.diff:cli", 1)
 """Two runs differ, as in diff: no failure."""
 
 DOWNLOADED = {
-    file.stem: file for file in (ROOT / "conf/data").glob("*.yaml") if "torchvision.datasets" in file.read_text()
+    file.stem: file
+    for file in (ROOT / "conf/data").glob("*.yaml")
+    if "torchvision.datasets" in file.read_text(encoding="utf-8")
 }
-SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 FENCE = re.compile(r"^( *)```(bash|python|yaml)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?:# @package _global_\n)?# ([\w./-]+\.(?:py|yaml))\n")
 
@@ -88,7 +90,7 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for match in FENCE.finditer(text):
         yield Block(match[2], dedent(match[3]), text[: match.start()].count("\n") + 1)
 
@@ -209,7 +211,7 @@ def as_file(block: Block, folder: Path) -> bool:
     if named:
         path = folder / named[1]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(block.text)
+        path.write_text(block.text, encoding="utf-8")
         importlib.invalidate_caches()
     return named is not None
 
@@ -282,7 +284,7 @@ def test_an_exception_is_still_needed(exception):
 def test_what_a_script_is_told_it_has():
     """Scripts measure for hours; that their options are there is looked up in them, what they do is tested elsewhere."""
     for page in PAGES:
-        for script, arguments in re.findall(r"python (scripts/\w+\.py)([^`\n|#]*)", page.read_text()):
-            source = (ROOT / script).read_text()
+        for script, arguments in re.findall(r"python (scripts/\w+\.py)([^`\n|#]*)", page.read_text(encoding="utf-8")):
+            source = (ROOT / script).read_text(encoding="utf-8")
             for option in re.findall(r"--[\w-]+", arguments):
                 assert f'"{option}"' in source, f"{page.name}: {script} has no {option}"

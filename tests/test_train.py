@@ -57,12 +57,12 @@ def test_a_run_leaves_every_file_it_promises(run, tmp_path):
         assert (folder / name).stat().st_size > 0
     for name in ("accuracy_matrix.png", "accuracy_over_tasks.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    rows = list(csv.reader((folder / "accuracy_matrix.csv").read_text().splitlines()))
+    rows = list(csv.reader((folder / "accuracy_matrix.csv").read_text(encoding="utf-8").splitlines()))
     assert rows[0] == ["after_task_index", "task_index_0", "task_index_1", "task_index_2"]
     assert [[float(a) for a in row[1:]] for row in rows[1:]] == result["accuracy_matrix"]
     assert sorted(file.name for file in (folder / "checkpoints").iterdir()) == [f"task_{t}.ckpt" for t in range(3)]
     assert OmegaConf.load(folder / ".hydra/config.yaml").lam == 1e5
-    assert "task 3/3" in (folder / "train.log").read_text()
+    assert "task 3/3" in (folder / "train.log").read_text(encoding="utf-8")
     assert not list(folder.rglob("*.part"))
 
 

@@ -58,17 +58,14 @@ def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> 
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
                 worker, (cell, _) = busy.pop(connection)
-                try:
-                    reason = connection.recv()
-                except EOFError:
-                    worker.process.join()
-                    failures.append(Failure(cell, f"its worker process ended ({worker.process.exitcode})"))
-                else:
+                failure = worker.receive(cell)
+                if worker.process.exitcode is None:
                     idle.append(worker)
-                    failures += [] if reason is None else [Failure(cell, *reason)]
-                    if reason is None:
-                        done(cell)
-                        ended_well = True
+                if failure is None:
+                    done(cell)
+                    ended_well = True
+                else:
+                    failures.append(failure)
                 if not ended_well and hopeless(failures):
                     waiting.clear()
             feed()
@@ -91,6 +88,15 @@ class Worker:
         self.process = CONTEXT.Process(target=work, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()  # so that its death is the end of the pipe
+
+    def receive(self, cell: Cell) -> Failure | None:
+        """Wait for the end of the run ``cell`` and return why it failed, None if it did not."""
+        try:
+            reason = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            return Failure(cell, f"its worker process ended ({self.process.exitcode})")
+        return None if reason is None else Failure(cell, *reason)
 
     def end(self) -> None:
         """At once; files are written atomically."""

@@ -43,5 +43,5 @@ def train_here(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
 
     folder.mkdir(parents=True, exist_ok=True)
     overrides = ("checkpoints=none", "logger=none", *arguments, "threads=1")
-    with (folder / "output.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+    with (folder / "output.log").open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         return run(overrides, folder, quiet=True, sweep=folder.parent)

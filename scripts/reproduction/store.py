@@ -52,10 +52,10 @@ class Store:
     def metrics(self, cell: Cell) -> dict[str, Any] | None:
         """Its metrics.json with its origin, None if it is not finished; only why, under ``diverged``, if it diverged."""
         if (told := self.path(cell) / "diverged.txt").exists():
-            return {"diverged": told.read_text()}
+            return {"diverged": told.read_text(encoding="utf-8")}
         try:
-            metrics: dict[str, Any] = json.loads((self.path(cell) / "metrics.json").read_text())
-            origin = json.loads((self.path(cell) / "origin.json").read_text())
+            metrics: dict[str, Any] = json.loads((self.path(cell) / "metrics.json").read_text(encoding="utf-8"))
+            origin = json.loads((self.path(cell) / "origin.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         return {**metrics, "origin": origin} if metrics["status"] == FINISHED else None
@@ -73,12 +73,12 @@ class Store:
     def finished(self, cell: Cell) -> None:
         """Write where a run comes from; with this file it counts as finished."""
         text = json.dumps({"commit": self.commit, "machine": machine()}, indent=2) + "\n"
-        atomically(self.path(cell) / "origin.json", partial(Path.write_text, data=text))
+        atomically(self.path(cell) / "origin.json", partial(Path.write_text, data=text, encoding="utf-8"))
 
     def diverged(self, cell: Cell, reason: str) -> None:
         """Write that a run cannot be finished, so that it is not tried again."""
         self.path(cell).mkdir(parents=True, exist_ok=True)
-        atomically(self.path(cell) / "diverged.txt", partial(Path.write_text, data=reason + "\n"))
+        atomically(self.path(cell) / "diverged.txt", partial(Path.write_text, data=reason + "\n", encoding="utf-8"))
 
     @cached_property
     def commit(self) -> str:
@@ -106,7 +106,9 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     if info.exists():
         models = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+            line.split(":", 1)[1].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
         ]
         cpu = models[0] if models else cpu
     return {"cpu": cpu, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}

@@ -28,7 +28,7 @@ def write(found: dict[str, Any], folder: Path) -> None:
 
 def write_index(results: Path, page: Path) -> None:
     """The page of all results in a folder."""
-    _text(page, index([json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]))
+    _text(page, index([json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))]))
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -171,4 +171,4 @@ def _mean_and_error(number: dict[str, Any]) -> str:
 
 
 def _text(path: Path, text: str) -> None:
-    atomically(path, partial(Path.write_text, data=text))
+    atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))

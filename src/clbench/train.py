@@ -98,7 +98,7 @@ def run(
         together = None if sweep is None else Path(sweep).expanduser().absolute()
         train_and_free(without_hydra(whole), Launch(path, HydraConfig.instance().cfg, together, quiet))
     file = path / "metrics.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def launched_by_hydra() -> Launch:

@@ -100,13 +100,17 @@ def test_a_new_option_and_a_class_that_moves_change_no_hash(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "finished_runs"))
     before = hashes_of(tmp_path)
     train = tmp_path / "conf/train.yaml"
-    train.write_text(train.read_text().replace("\nseed: 0\n", "\nnew_option: 3   # a new one\nseed: 0\n"))
+    train.write_text(
+        train.read_text(encoding="utf-8").replace("\nseed: 0\n", "\nnew_option: 3   # a new one\nseed: 0\n")
+    )
     for name in ("ewc", "mas"):
         file = tmp_path / f"conf/strategy/{name}.yaml"
-        moved = file.read_text().replace("clbench.strategies.", "clbench.elsewhere.")
-        file.write_text(moved + "  another: [1, 2]   # a new one\n")
+        moved = file.read_text(encoding="utf-8").replace("clbench.strategies.", "clbench.elsewhere.")
+        file.write_text(moved + "  another: [1, 2]   # a new one\n", encoding="utf-8")
     padded = tmp_path / "conf/experiment/hsu2018_split_mnist.yaml"
-    padded.write_text(padded.read_text().replace("clbench.data.padding.Padded", "clbench.images.frames.Padded"))
+    padded.write_text(
+        padded.read_text(encoding="utf-8").replace("clbench.data.padding.Padded", "clbench.images.frames.Padded")
+    )
     assert hashes_of(tmp_path) == before
 
 

@@ -187,10 +187,10 @@ def test_a_sweep_runs_equal_cells_once_and_a_failed_run_hides_no_other(command, 
     assert "4 runs in sweep (2 of 6 cells differ only in options their strategy does not have" in done.stderr
     assert "1 of 4 runs are not done, see the table; the others are" in done.stderr
     assert "lam=-1: the strength" in " ".join(done.stdout.split())
-    results = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/metrics.json")]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("sweep/*/metrics.json")]
     assert sorted(r["strategy"].get("lam", 0) for r in results) == [0, 1, 1000]
     (folder,) = tmp_path.glob("sweep/finetune-seed0-*")
-    assert yaml.safe_load((folder / ".hydra/config.yaml").read_text())["lam"] is None
+    assert yaml.safe_load((folder / ".hydra/config.yaml").read_text(encoding="utf-8"))["lam"] is None
 
 
 @pytest.mark.slow
@@ -217,7 +217,7 @@ def test_a_sweep_of_which_a_parallel_worker_is_killed_loses_no_run_and_goes_on_t
     runs = sorted(tmp_path.glob("joblib/*/metrics.json"))
     assert len(runs) == 3
     for file in runs:
-        second = json.loads(file.read_text())
+        second = json.loads(file.read_text(encoding="utf-8"))
         first = run(f"seed={second['seed']}", *TINY, folder=f"alone/{second['seed']}")
         for key in first.keys() - {"seconds", "shared_first_task"}:
             assert first[key] == second[key], key
@@ -226,22 +226,28 @@ def test_a_sweep_of_which_a_parallel_worker_is_killed_loses_no_run_and_goes_on_t
 def test_a_strategy_from_outside_is_one_file_and_one_yaml(command, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from clbench.strategies import L2\n\n"
-        "class Twice(L2):\n    @property\n    def strength(self):\n        return 2 * self.lam\n"
+        "class Twice(L2):\n    @property\n    def strength(self):\n        return 2 * self.lam\n",
+        encoding="utf-8",
     )
     (tmp_path / "more/strategy").mkdir(parents=True)
     (tmp_path / "more/strategy/twice.yaml").write_text(
-        "# @package _global_\nlam: 0.5\nstrategy:\n  _target_: mine.Twice\n  lam: ${lam}\n"
+        "# @package _global_\nlam: 0.5\nstrategy:\n  _target_: mine.Twice\n  lam: ${lam}\n", encoding="utf-8"
     )
     environment = {"PYTHONPATH": str(tmp_path)}
     done = command("--config-dir", "more", "strategy=twice", *TINY, "output_dir=dir", environment=environment)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "dir/metrics.json").read_text())
+    result = json.loads((tmp_path / "dir/metrics.json").read_text(encoding="utf-8"))
     assert result["strategy"] == {"name": "twice", "lam": 0.5}
     search = f"hydra.searchpath=[file://{tmp_path / 'more'}]"
     done = command(search, "strategy=twice", *TINY, "output_dir=searched", environment=environment)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "searched/metrics.json").read_text())["accuracy_matrix"] == result["accuracy_matrix"]
-    (tmp_path / "more/strategy/nested.yaml").write_text("lam: 0.5\nstrategy:\n  _target_: mine.Twice\n  lam: ${lam}\n")
+    assert (
+        json.loads((tmp_path / "searched/metrics.json").read_text(encoding="utf-8"))["accuracy_matrix"]
+        == result["accuracy_matrix"]
+    )
+    (tmp_path / "more/strategy/nested.yaml").write_text(
+        "lam: 0.5\nstrategy:\n  _target_: mine.Twice\n  lam: ${lam}\n", encoding="utf-8"
+    )
     done = command("--config-dir", "more", "strategy=nested", *TINY, environment=environment)
     assert done.stderr.startswith(
         "error: strategy has lam, strategy, no _target_: begin its yaml with the line '# @package"

@@ -24,7 +24,10 @@ def logged(folder):
     """Rows of every metrics.csv, in order, without empty cells."""
     rows = []
     for file in sorted(folder.glob("logs/*/metrics.csv")):
-        rows += [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file.read_text().splitlines())]
+        rows += [
+            {k: float(v) for k, v in row.items() if v}
+            for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+        ]
     return rows
 
 
@@ -202,7 +205,11 @@ def test_the_csv_log_of_a_process_that_was_killed_is_not_lost_to_the_one_that_go
         logger.finalize("success")
     files = sorted(tmp_path.glob("logs/*/metrics.csv"))
     assert [file.parent.name for file in files] == ["from_task_0", "from_task_0_2", "from_task_0_3"]
-    assert [next(csv.DictReader(file.read_text().splitlines()))["loss"] for file in files] == ["0.0", "1.0", "2.0"]
+    assert [next(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))["loss"] for file in files] == [
+        "0.0",
+        "1.0",
+        "2.0",
+    ]
 
 
 def test_a_resumed_run_logs_on_where_it_was_and_loses_nothing(run, tmp_path):
@@ -211,7 +218,7 @@ def test_a_resumed_run_logs_on_where_it_was_and_loses_nothing(run, tmp_path):
     before = logged(folder)
     (folder / "checkpoints/task_1.ckpt").unlink()
     (folder / "metrics.json").write_text(
-        json.dumps({**json.loads((folder / "metrics.json").read_text()), "status": "running"})
+        json.dumps({**json.loads((folder / "metrics.json").read_text(encoding="utf-8")), "status": "running"})
     )
     run(*SHORT, "epochs=1", "log_every=10", "strategy=ewc")
     assert logged(folder)[: len(before)] == before
@@ -232,7 +239,8 @@ def test_a_compiled_loss_learns_what_the_eager_one_does(run, tmp_path):
 def test_callbacks_of_the_users_own_take_part(run, tmp_path, monkeypatch):
     (tmp_path / "counting_callback.py").write_text(
         "import lightning as L\nbegun = []\n\n\nclass Counting(L.Callback):\n"
-        "    def on_train_start(self, trainer, pl_module):\n        begun.append(trainer.datamodule.index)\n"
+        "    def on_train_start(self, trainer, pl_module):\n        begun.append(trainer.datamodule.index)\n",
+        encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
     run(*SHORT, "epochs=1", "+trainer.callbacks=[{_target_:counting_callback.Counting}]")

@@ -121,7 +121,7 @@ class MySet:
 
 
 def test_any_data_set_by_its_dotted_path_is_normalised_as_the_preset_says(composed, tmp_path, monkeypatch):
-    (tmp_path / "my_sets.py").write_text(MODULE)
+    (tmp_path / "my_sets.py").write_text(MODULE, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_sets", raising=False)
     sequence = built_sequence(composed, SCENARIOS[0], "data=split_cifar10", "data.source._target_=my_sets.MySet")

@@ -66,11 +66,11 @@ def finish(process):
 def assert_whole(folder):
     """Every file under a final name can be read to its end."""
     read = {
-        ".json": lambda file: json.loads(file.read_text()),
-        ".yaml": lambda file: yaml.safe_load(file.read_text()),
+        ".json": lambda file: json.loads(file.read_text(encoding="utf-8")),
+        ".yaml": lambda file: yaml.safe_load(file.read_text(encoding="utf-8")),
         ".ckpt": lambda file: torch.load(file, weights_only=True),
         ".png": lambda file: Image.open(file).load(),
-        ".csv": lambda file: file.read_text().endswith("\n") or 1 / 0,
+        ".csv": lambda file: file.read_text(encoding="utf-8").endswith("\n") or 1 / 0,
     }
     for file in folder.rglob("*"):
         if file.suffix in read:
@@ -80,7 +80,7 @@ def assert_whole(folder):
 def assert_same(a, b):
     assert_whole(b)
     assert not list(b.rglob("*.part")) and not list(b.rglob("mid_task_*"))
-    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (a, b))
+    first, second = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (a, b))
     for key in first.keys() - {"seconds", "shared_first_task"}:
         assert first[key] == second[key], key
     first, second = (torch.load(folder / "checkpoints/task_1.ckpt", weights_only=True) for folder in (a, b))
@@ -130,4 +130,6 @@ def test_nobody_waits_for_a_process_that_was_killed_while_it_trained_or_wrote_wh
     assert finish(waiting) == 0
     assert_same(tmp_path / "alone", tmp_path / "s/1")
     (name,) = (file.name for file in (tmp_path / "s").glob("shared_first_tasks/*") if not file.name.endswith(".lock"))
-    assert json.loads((tmp_path / "s/1/metrics.json").read_text())["shared_first_task"] == name.removesuffix(".ckpt")
+    assert json.loads((tmp_path / "s/1/metrics.json").read_text(encoding="utf-8"))[
+        "shared_first_task"
+    ] == name.removesuffix(".ckpt")

@@ -92,7 +92,7 @@ def test_a_changed_configuration_and_changed_code_are_told_apart(run, tmp_path, 
     run("strategy=finetune", *SMALL)
     if old is not None:
         file = tmp_path / "run/config.json"
-        file.write_text(file.read_text().replace(old, new))
+        file.write_text(file.read_text(encoding="utf-8").replace(old, new))
     else:  # as if the head had another name when the run was made
         file = tmp_path / "run/checkpoints/task_2.ckpt"
         state = torch.load(file, weights_only=True)

@@ -24,9 +24,9 @@ TINY = ["data.tasks=2", "steps=2", "net.hidden=[8]", "trainer=cpu", "logger=none
 def test_run_returns_what_the_command_writes(command, tmp_path):
     done = command(*TINY, "output_dir=typed")
     assert done.returncode == 0, done.stderr
-    typed = json.loads((tmp_path / "typed/metrics.json").read_text())
+    typed = json.loads((tmp_path / "typed/metrics.json").read_text(encoding="utf-8"))
     called = clbench.run(TINY, tmp_path / "called")
-    assert called == json.loads((tmp_path / "called/metrics.json").read_text())
+    assert called == json.loads((tmp_path / "called/metrics.json").read_text(encoding="utf-8"))
     assert {**called, "seconds": 0} == {**typed, "seconds": 0}
     names = sorted(file.name for file in (tmp_path / "typed").rglob("*"))
     assert sorted(file.name for file in (tmp_path / "called").rglob("*")) == names
@@ -60,7 +60,7 @@ def test_without_a_folder_a_run_is_stored_in_output_dir(tmp_path, monkeypatch):
 def test_the_display_is_shown_unless_quiet_and_always_logged(tmp_path, capsys, quiet):
     clbench.run(TINY, tmp_path / "a", quiet=quiet)
     assert ("task 2/2" in capsys.readouterr().out) is not quiet
-    assert "task 2/2" in (tmp_path / "a/train.log").read_text()
+    assert "task 2/2" in (tmp_path / "a/train.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_non_finite_weights_are_unstable_as_in_the_command(tmp_path):
     options = ("optimizer=sgd", "lr=1e30", "steps=5", "data.tasks=2", "trainer=cpu", "logger=none")
     with pytest.raises(Unstable, match="non-finite"):
         clbench.run(options, tmp_path / "a")
-    assert "non-finite" in (tmp_path / "a/failed.txt").read_text()
+    assert "non-finite" in (tmp_path / "a/failed.txt").read_text(encoding="utf-8")
 
 
 def test_the_state_of_hydra_and_the_threads_of_torch_are_left_as_they_were(tmp_path):
@@ -120,7 +120,7 @@ def test_a_folder_of_configuration_groups_is_searched(tmp_path):
     folder = tmp_path / "it's more"
     (folder / "strategy").mkdir(parents=True)
     yaml = "# @package _global_\ndefaults: [/strategy/ewc, _self_]\nlam: 0.5\n"
-    (folder / "strategy/weak.yaml").write_text(yaml)
+    (folder / "strategy/weak.yaml").write_text(yaml, encoding="utf-8")
     metrics = clbench.run([*TINY, "strategy=weak"], tmp_path / "a", config_dir=folder)
     assert (metrics["strategy"]["name"], metrics["strategy"]["lam"]) == ("weak", 0.5)
 
@@ -151,7 +151,7 @@ def test_run_works_inside_an_event_loop_as_in_a_notebook(tmp_path):
 def test_a_run_in_a_notebook_writes_its_log_too(tmp_path, monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     clbench.run(TINY, tmp_path / "a", quiet=True)
-    assert "task 2/2" in (tmp_path / "a/train.log").read_text()
+    assert "task 2/2" in (tmp_path / "a/train.log").read_text(encoding="utf-8")
 
 
 def test_a_wrong_option_is_reported_before_torch_is_imported():

@@ -42,7 +42,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
         pytest.skip("needs uv")
     source, packages = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("packages")
     for name, text in PACKAGE.items():
-        (source / name).write_text(text)
+        (source / name).write_text(text, encoding="utf-8")
     options = ["--offline", "--no-deps", "--no-build-isolation", "--python", sys.executable, "--target", str(packages)]
     done = subprocess.run(["uv", "pip", "install", *options, str(source)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -65,13 +65,13 @@ def reported(environment, tmp_path_factory) -> Path:
     """A folder with a run, its report, and what both printed."""
     folder = tmp_path_factory.mktemp("user")
     printed = called(environment, folder, "-m", "clbench.train", *SMALL, "logger=[csv,wandb]", "output_dir=run")
-    (folder / "train.txt").write_text(printed)
-    (folder / "report.txt").write_text(called(environment, folder, "-m", "clbench.report", "run"))
+    (folder / "train.txt").write_text(printed, encoding="utf-8")
+    (folder / "report.txt").write_text(called(environment, folder, "-m", "clbench.report", "run"), encoding="utf-8")
     return folder
 
 
 def results(folder: Path) -> dict:
-    return json.loads((folder / "run/metrics.json").read_text())
+    return json.loads((folder / "run/metrics.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
@@ -83,13 +83,15 @@ def test_it_is_in_metrics_json_and_in_the_summary_of_the_run(reported):
     meaning = "lowest accuracy on a task at the end"
     described = {"meaning": meaning, "higher_is_better": True, "format": "z.3f"}
     assert there["extra_metrics"] == {"worst_task": described}
-    assert f"worst task           {expected:.3f}" in (reported / "train.txt").read_text()
+    assert f"worst task           {expected:.3f}" in (reported / "train.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_it_is_in_the_csv_logger_and_in_the_offline_file_of_wandb(reported):
     expected = results(reported)["worst_task"]
-    rows = list(csv.DictReader((reported / "run/logs/from_task_0/metrics.csv").read_text().splitlines()))
+    rows = list(
+        csv.DictReader((reported / "run/logs/from_task_0/metrics.csv").read_text(encoding="utf-8").splitlines())
+    )
     assert [float(row["cl/worst_task"]) for row in rows if row["cl/worst_task"]][-1] == expected
     assert float(rows[-1]["worst_task"]) == expected
     (run,) = reported.glob("run/wandb/offline-run-*")
@@ -108,12 +110,12 @@ def test_it_is_in_the_csv_logger_and_in_the_offline_file_of_wandb(reported):
 @pytest.mark.slow
 def test_it_is_in_every_part_of_the_report(reported):
     expected, report = results(reported)["worst_task"], reported / "report"
-    (row,) = csv.DictReader((report / "summary.csv").read_text().splitlines())
+    (row,) = csv.DictReader((report / "summary.csv").read_text(encoding="utf-8").splitlines())
     assert float(row["worst_task"]) == pytest.approx(expected)
-    assert f"${expected:.3f}$" in (report / "summary.tex").read_text().split("worst task")[1]
-    page = (report / "report.html").read_text()
+    assert f"${expected:.3f}$" in (report / "summary.tex").read_text(encoding="utf-8").split("worst task")[1]
+    page = (report / "report.html").read_text(encoding="utf-8")
     assert "worst task" in page and "lowest accuracy on a task at the end" in page
-    assert "worst task" in (reported / "report.txt").read_text()
+    assert "worst task" in (reported / "report.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -130,14 +132,14 @@ def test_a_run_that_was_finished_before_it_was_installed_has_it_too(reported, en
     older = Path(shutil.copytree(reported / "run", tmp_path / "run"))
     there = results(tmp_path)
     expected = there.pop("worst_task")
-    (older / "metrics.json").write_text(json.dumps({**there, "extra_metrics": {}}))
+    (older / "metrics.json").write_text(json.dumps({**there, "extra_metrics": {}}), encoding="utf-8")
     code = "import clbench; print(clbench.read('run').worst_task.item())"
     assert float(called(environment, tmp_path, "-c", code)) == expected
 
 
 @pytest.mark.slow
 def test_a_run_may_name_one_more_in_its_configuration_and_select_by_it(environment, tmp_path):
-    (tmp_path / "mine.py").write_text(PACKAGE["my_metrics.py"].replace("worst_task", "worst"))
+    (tmp_path / "mine.py").write_text(PACKAGE["my_metrics.py"].replace("worst_task", "worst"), encoding="utf-8")
     extra = "metrics.extra=[mine.worst]"
     called(environment, tmp_path, "-m", "clbench.train", *SMALL, extra, "objective=validation.worst", "output_dir=run")
     there = results(tmp_path)

@@ -348,7 +348,7 @@ class OfNothing(nn.Sequential):
     ids=["shape", "no_shape", "linear"],
 )
 def test_a_module_by_dotted_path_is_a_body(run, tmp_path, monkeypatch, overrides, parameters):
-    (tmp_path / "mine_nets.py").write_text(MINE)
+    (tmp_path / "mine_nets.py").write_text(MINE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     result = run(*SHORT, *overrides)
     assert result["net"]["parameters"] == parameters
@@ -386,7 +386,7 @@ def files(folder):
     torch.save(mlp((4,), (3,)).state_dict(), folder / "mlp.pt")
     torch.save(mlp((4,), (3,)), folder / "module.pt")
     torch.save({"accuracy": 0.5}, folder / "numbers.pt")
-    (folder / "text.pt").write_text(json.dumps({}))
+    (folder / "text.pt").write_text(json.dumps({}), encoding="utf-8")
 
 
 @pytest.mark.parametrize(

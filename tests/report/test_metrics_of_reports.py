@@ -26,7 +26,7 @@ REQUIRED = ("status", "accuracy_matrix")
 
 
 def results_of(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_run_that_lacks_a_key_is_complete_and_all_else_is_read(older, key):
     whole = read(older).iloc[0]
     rest = results_of(older)
     del rest[key]
-    (older / "metrics.json").write_text(json.dumps(rest))
+    (older / "metrics.json").write_text(json.dumps(rest), encoding="utf-8")
     row = read(older).iloc[0]
     assert (row.status, row.problem) == ("complete", None)
     others = [name for name in BUILT_IN if name == key or not np.isnan(row[name])]
@@ -65,13 +65,13 @@ def test_a_run_that_lacks_a_key_is_complete_and_all_else_is_read(older, key):
 
 def test_a_run_with_the_accuracy_matrix_alone_is_reported(older, tmp_path):
     rest = {key: results_of(older)[key] for key in REQUIRED}
-    (older / "metrics.json").write_text(json.dumps(rest))
+    (older / "metrics.json").write_text(json.dumps(rest), encoding="utf-8")
     row = read(older).iloc[0]
     assert row.average_accuracy == np.mean(rest["accuracy_matrix"][-1])
     assert {name for name in BUILT_IN if not np.isnan(row[name])} == {
         *("average_accuracy", "incremental_accuracy", "learning_accuracy", "forgetting", "backward_transfer"),
     }
-    page = (main([str(older), "--output", str(tmp_path / "report")]) / "report.html").read_text()
+    page = (main([str(older), "--output", str(tmp_path / "report")]) / "report.html").read_text(encoding="utf-8")
     assert "average accuracy" in page and "chance nan" not in page and ">nan<" not in page
 
 
@@ -79,7 +79,7 @@ def test_a_run_with_the_accuracy_matrix_alone_is_reported(older, tmp_path):
 def test_a_run_without_status_or_accuracy_matrix_is_failed(older, key):
     rest = results_of(older)
     del rest[key]
-    (older / "metrics.json").write_text(json.dumps(rest))
+    (older / "metrics.json").write_text(json.dumps(rest), encoding="utf-8")
     row = read(older).iloc[0]
     assert row.status == "failed" and f"KeyError '{key}'" in row.problem
 
@@ -120,9 +120,9 @@ def test_a_metric_of_a_user_is_in_every_part_of_a_report_and_missing_in_runs_wit
     table = pd.read_csv(report / "summary.csv").set_index("strategy")
     assert table.loc["ewc", "worst_task"].notna().all() and np.isnan(table.loc["finetune", "worst_task"])
     assert list(table.columns).index("worst_task") < list(table.columns).index("intransigence")
-    tex = (report / "summary.tex").read_text()
+    tex = (report / "summary.tex").read_text(encoding="utf-8")
     assert "& worst task &" in tex and r"\%" in tex and "{%" not in tex
-    page = (report / "report.html").read_text()
+    page = (report / "report.html").read_text(encoding="utf-8")
     assert "worst task" in page and "lowest accuracy on a &lt;task&gt;" in page and "%</" in page
 
 

@@ -67,12 +67,12 @@ def reported(finished_sweep, tmp_path_factory) -> Path:
 
 
 def metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def run_folder(sweep: Path, number: int) -> Path:
     """Return a run folder of a sweep, by its position in sweep.json."""
-    return sweep / list(json.loads((sweep / "sweep.json").read_text())["runs"])[number]
+    return sweep / list(json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["runs"])[number]
 
 
 def texts(table: Table) -> list[str]:
@@ -81,7 +81,7 @@ def texts(table: Table) -> list[str]:
 
 
 def change(folder: Path, **values: object) -> None:
-    (folder / "metrics.json").write_text(json.dumps({**metrics(folder), **values}))
+    (folder / "metrics.json").write_text(json.dumps({**metrics(folder), **values}), encoding="utf-8")
 
 
 # ---- reading
@@ -114,7 +114,7 @@ def test_an_option_outside_the_strategy_that_differs_separates_benchmarks(finish
     for number, rate in enumerate(("0.001", "0.01")):
         copy = Path(shutil.copytree(run_folder(finished_sweep, 0), tmp_path / str(number)))
         file = copy / "config.json"
-        file.write_text(file.read_text().replace('"lr": 0.001', f'"lr": {rate}'))
+        file.write_text(file.read_text(encoding="utf-8").replace('"lr": 0.001', f'"lr": {rate}'))
     names = set(read(tmp_path).benchmark)
     assert names == {f"permuted_digits, task-incremental, mlp, lr={rate}" for rate in ("0.001", "0.01")}
 
@@ -167,7 +167,7 @@ def test_a_folder_without_runs_is_one_line(tmp_path):
 )
 def test_a_run_that_cannot_be_read_is_listed_and_does_not_hide_others(copied, text, why):
     file = run_folder(copied, 7) / "metrics.json"
-    file.write_text(text) if text is not None else file.unlink()
+    file.write_text(text, encoding="utf-8") if text is not None else file.unlink()
     frame = read(copied)
     assert list(frame[frame.status == "failed"].folder) == [str(run_folder(copied, 7))]
     assert why in frame.problem.dropna().item()
@@ -219,11 +219,11 @@ def test_a_folder_without_config_json_is_read_from_the_files_of_hydra():
 @pytest.mark.slow
 def test_thousands_of_folders_are_read(finished_sweep, tmp_path):
     run = run_folder(finished_sweep, 5)
-    config = (run / "config.json").read_text()
+    config = (run / "config.json").read_text(encoding="utf-8")
     for seed in range(2000):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        (folder / "config.json").write_text(config.replace('"seed": 0,\n', f'"seed": {seed},\n', 1))
+        (folder / "config.json").write_text(config.replace('"seed": 0,\n', f'"seed": {seed},\n', 1), encoding="utf-8")
         shutil.copy(run / "metrics.json", folder)
     frame = read(tmp_path)
     assert frame.seed.nunique() == 2000 and frame.setup.nunique() == 1
@@ -359,7 +359,7 @@ def test_failed_unfinished_repeated_and_missing_runs_are_listed_with_the_reason(
     shutil.copytree(run_folder(copied, 1), copied / "again")
     shutil.rmtree(run_folder(copied, 2))
     (run_folder(copied, 3) / "metrics.json").unlink()
-    (run_folder(copied, 3) / "failed.txt").write_text("weights are not finite\nTraceback\n")
+    (run_folder(copied, 3) / "failed.txt").write_text("weights are not finite\nTraceback\n", encoding="utf-8")
     change(run_folder(copied, 4), status="running")
     frame = read(copied)
     table = failures_card(frame, find_missing_runs(frame))["table"]
@@ -443,7 +443,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_one_file_that_loads_nothing(reported):
-    text = (reported / "report.html").read_text()
+    text = (reported / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.loads == []
     assert not re.search(r"https?:|@import|url\((?!#)|<link|<iframe|<script src", text)
@@ -456,7 +456,7 @@ def test_the_page_is_one_file_that_loads_nothing(reported):
 
 def test_a_page_of_several_benchmarks_links_to_each_and_its_figures_share_no_ids(tmp_path):
     out = main([str(FINISHED_RUNS), "--output", str(tmp_path / "out")])
-    text = (out / "report.html").read_text()
+    text = (out / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert len(page.ids) == len(set(page.ids))
     assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) <= set(page.ids)
@@ -470,11 +470,11 @@ def test_everything_on_the_page_but_figures_is_escaped(copied, tmp_path):
     evil = "<img src=x>&\"'"
     change(run_folder(copied, 0), warnings=[{"kind": evil, "text": evil}])
     (run_folder(copied, 1) / "metrics.json").unlink()
-    (run_folder(copied, 1) / "failed.txt").write_text(evil)
+    (run_folder(copied, 1) / "failed.txt").write_text(evil, encoding="utf-8")
     edit(run_folder(copied, 2) / "config.json", overrides=[f"data.name={evil}"])
     shutil.copytree(run_folder(copied, 2), tmp_path / evil)
     out = main([str(copied), str(tmp_path / evil), "--output", str(tmp_path / "out"), "--title", evil])
-    text = (out / "report.html").read_text()
+    text = (out / "report.html").read_text(encoding="utf-8")
     assert "<img" not in text
     assert Page(text).text.count("<img src=x>") >= 6
     templates = make_environment()
@@ -483,7 +483,7 @@ def test_everything_on_the_page_but_figures_is_escaped(copied, tmp_path):
 
 
 def test_the_table_of_strategies_holds_the_numbers_of_the_statistics(reported, finished_sweep):
-    page = Page((reported / "report.html").read_text())
+    page = Page((reported / "report.html").read_text(encoding="utf-8"))
     frame = read(finished_sweep)
     rows = selected_rows(select_lam(summarize_seeds(frame), "validation"))
     heads, *body, guess = page.tables[0]
@@ -497,7 +497,7 @@ def test_the_table_of_strategies_holds_the_numbers_of_the_statistics(reported, f
 
 
 def test_every_part_is_on_the_page(reported):
-    page = Page((reported / "report.html").read_text())
+    page = Page((reported / "report.html").read_text(encoding="utf-8"))
     for title in (
         "Strategies", "Average accuracy", "lam", "Accuracy over tasks", "Forgetting against learning", "Accuracy matrices",
         "Paired differences", "All 6 setups", "Commands", "Versions", "What the columns mean",
@@ -510,7 +510,7 @@ def test_every_part_is_on_the_page(reported):
 
 
 def test_a_number_appears_over_each_point(reported):
-    text = (reported / "report.html").read_text()
+    text = (reported / "report.html").read_text(encoding="utf-8")
     for title in ("ewc fisher=exact lam=1e3", "finetune, seed 3", "joint_from_scratch: learning accuracy"):
         assert re.search(rf"<use [^>]*><title>{title}", text)
 
@@ -527,7 +527,7 @@ def test_summary_csv_has_every_setup_in_full_precision(reported, finished_sweep)
 
 
 def test_summary_tex_is_balanced_and_escape_tex(reported):
-    text = (reported / "summary.tex").read_text()
+    text = (reported / "summary.tex").read_text(encoding="utf-8")
     body = re.sub(r"(?m)^%.*\n", "", text)
     assert body.count(r"\begin{tabular}") == body.count(r"\end{tabular}") == 1
     unescaped = re.sub(r"\\.", "", body)
@@ -543,11 +543,11 @@ def test_figures_are_files_too(reported):
     assert {file.name for file in (reported / "figures").iterdir()} == {
         f"{n}.{end}" for n in names for end in ("png", "svg")
     }
-    assert (reported / "figures" / "ranking.svg").read_text().startswith("<?xml")
+    assert (reported / "figures" / "ranking.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
 def test_the_terminal_shows_the_table_and_what_failed(copied, tmp_path, capsys):
-    (run_folder(copied, 7) / "metrics.json").write_text("{")
+    (run_folder(copied, 7) / "metrics.json").write_text("{", encoding="utf-8")
     main([str(copied), "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out
     assert "average accuracy" in out and "finetune" in out
@@ -557,7 +557,7 @@ def test_the_terminal_shows_the_table_and_what_failed(copied, tmp_path, capsys):
 
 def test_selection_on_test_data_is_labelled_an_oracle(finished_sweep, tmp_path):
     out = main([str(finished_sweep), "--output", str(tmp_path / "out"), "--select", "test"])
-    assert "an oracle, not a result" in (out / "report.html").read_text()
+    assert "an oracle, not a result" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_runs_of_a_sweep_that_were_not_asked_for_are_not_missing(finished_sweep, tmp_path):
@@ -565,15 +565,15 @@ def test_runs_of_a_sweep_that_were_not_asked_for_are_not_missing(finished_sweep,
         [str(run_folder(finished_sweep, 0)), str(run_folder(finished_sweep, 1)), "--output", str(tmp_path / "out")]
     )
     assert "missing" not in re.sub(
-        "<style>.*</style>|<script>.*</script>", "", (out / "report.html").read_text(), flags=re.S
+        "<style>.*</style>|<script>.*</script>", "", (out / "report.html").read_text(encoding="utf-8"), flags=re.S
     )
-    assert "lam selected" not in (out / "summary.tex").read_text()  # no lam was
+    assert "lam selected" not in (out / "summary.tex").read_text(encoding="utf-8")  # no lam was
 
 
 def test_what_is_not_ours_or_not_a_folder_is_one_line(finished_sweep, copied, tmp_path):
-    (copied / "sweep.json").write_text("[]")
+    (copied / "sweep.json").write_text("[]", encoding="utf-8")
     assert len(read(copied)) == 30
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match="--output .*file: expected a folder, got a file or a path below one"):
         main([str(finished_sweep), "--output", str(tmp_path / "file")])
 
@@ -587,7 +587,7 @@ def test_nothing_complete_is_one_line(copied, tmp_path):
 
 def test_class_incremental_runs_show_chance_fine_tuning_and_joint(tmp_path):
     out = main([str(FINISHED_RUNS / "class_incremental"), "--output", str(tmp_path / "out")])
-    page = Page((out / "report.html").read_text())
+    page = Page((out / "report.html").read_text(encoding="utf-8"))
     assert {line[0].removesuffix("reference") for line in page.tables[0][1:]} == {
         "finetune",
         "ewc",

@@ -62,18 +62,20 @@ def test_versions_unfinished_runs_and_other_numbers_are_said(run, tmp_path, caps
     run("strategy=finetune", *SMALL, folder="a")
     run("strategy=finetune", *SMALL, folder="b")
     file = tmp_path / "b/metrics.json"
-    metrics = json.loads(file.read_text())
+    metrics = json.loads(file.read_text(encoding="utf-8"))
     metrics["versions"]["torch"] = "1.0"
     metrics["accuracy_matrix"][1] = [None, None]
-    file.write_text(json.dumps(metrics))
+    file.write_text(json.dumps(metrics), encoding="utf-8")
     assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     out = capsys.readouterr().out
     assert "torch" in out and "1.0" in out
     assert "the results differ: 2 and 1 tasks are learned; in the tasks that both have learned, R is the same" in out
 
-    metrics["accuracy_matrix"] = json.loads((tmp_path / "a/metrics.json").read_text())["accuracy_matrix"]
+    metrics["accuracy_matrix"] = json.loads((tmp_path / "a/metrics.json").read_text(encoding="utf-8"))[
+        "accuracy_matrix"
+    ]
     metrics["per_task"][0]["nll"] += 1
-    file.write_text(json.dumps(metrics))
+    file.write_text(json.dumps(metrics), encoding="utf-8")
     assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     assert "R is the same, other numbers of metrics.json are not" in capsys.readouterr().out
 

@@ -36,27 +36,27 @@ class WriterFailed(Exception):
 
 
 def half_a_file(file):
-    file.write_text("half a li")
+    file.write_text("half a li", encoding="utf-8")
     raise WriterFailed
 
 
 def test_a_file_is_written_whole_and_nothing_is_left_beside_it(tmp_path):
-    atomically(tmp_path / "a.txt", lambda file: file.write_text("old"))
-    atomically(tmp_path / "a.txt", lambda file: file.write_text("new"))
+    atomically(tmp_path / "a.txt", lambda file: file.write_text("old", encoding="utf-8"))
+    atomically(tmp_path / "a.txt", lambda file: file.write_text("new", encoding="utf-8"))
     assert files(tmp_path) == {"a.txt": b"new"}
 
 
 def test_the_file_itself_is_not_touched_while_it_is_written(tmp_path):
     target = tmp_path / "a.txt"
-    target.write_text("old")
+    target.write_text("old", encoding="utf-8")
 
     def write(file):
-        file.write_text("new")
+        file.write_text("new", encoding="utf-8")
         assert file.parent == tmp_path  # renamed, not copied from another disk
-        assert target.read_text() == "old"
+        assert target.read_text(encoding="utf-8") == "old"
 
     atomically(target, write)
-    assert target.read_text() == "new"
+    assert target.read_text(encoding="utf-8") == "new"
 
 
 @pytest.mark.parametrize("before", [{}, {"a.txt": b"old"}], ids=["no file", "old file"])
@@ -79,7 +79,7 @@ def test_what_is_not_defined_is_null_in_metrics_json(tmp_path):
             forgetting=None,
         )
     )
-    text = (tmp_path / "run" / "metrics.json").read_text()
+    text = (tmp_path / "run" / "metrics.json").read_text(encoding="utf-8")
     assert "NaN" not in text and "Infinity" not in text
     found = json.loads(text)
     assert found == folder.metrics()
@@ -93,9 +93,9 @@ def test_the_accuracy_matrix_is_a_table_of_the_tasks_learned_so_far(tmp_path):
     folder = RunFolder(tmp_path, "abc")
     folder.write_metrics(metrics(matrix=[[0.5, 0.25], [math.nan, math.nan]]))
     header = "after_task_index,task_index_0,task_index_1\n"
-    assert (tmp_path / "accuracy_matrix.csv").read_text() == header + "0,0.5,0.25\n"
+    assert (tmp_path / "accuracy_matrix.csv").read_text(encoding="utf-8") == header + "0,0.5,0.25\n"
     folder.write_metrics(metrics())
-    assert (tmp_path / "accuracy_matrix.csv").read_text() == header + "0,0.5,0.25\n1,0.125,1.0\n"
+    assert (tmp_path / "accuracy_matrix.csv").read_text(encoding="utf-8") == header + "0,0.5,0.25\n1,0.125,1.0\n"
 
 
 def test_a_folder_is_made_where_there_is_none(tmp_path):
@@ -138,7 +138,7 @@ def test_what_a_killed_process_left_half_written_is_removed_and_what_a_live_one_
     writers = [(here, dead.pid), (here, os.getppid()), (elsewhere, dead.pid)]
     parts = [tmp_path / f"checkpoints/.task_1.ckpt.{host}.{pid}.part" for host, pid in writers]
     for part in parts:
-        part.write_text("half a li")
+        part.write_text("half a li", encoding="utf-8")
     RunFolder(tmp_path, "abc")
     assert [part.exists() for part in parts] == [False, True, True]
 
@@ -166,7 +166,7 @@ def test_the_checkpoint_after_a_task_takes_the_place_of_those_inside_it(tmp_path
 
 @pytest.mark.parametrize("content", ["not json", "[]", '{"config_hash": "abc"}', '{"strategy": "ewc"}'])
 def test_a_metrics_json_of_something_else_is_refused_and_not_touched(tmp_path, content):
-    (tmp_path / "metrics.json").write_text(content)
+    (tmp_path / "metrics.json").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match="is not a metrics.json of clbench: choose another output_dir or remove it"):
         RunFolder(tmp_path, "abc")
     assert files(tmp_path) == {"metrics.json": content.encode()}

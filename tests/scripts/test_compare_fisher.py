@@ -174,7 +174,7 @@ def test_quick_on_digits_writes_numbers_tables_and_figure(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "here" / "compare_fisher.json").read_text())
+    found = json.loads((tmp_path / "here" / "compare_fisher.json").read_text(encoding="utf-8"))
     ratio = {(row["formula"], row["step"]): row["ratio"]["all"] for row in found["rows"]}
     for step in (0, 20):
         assert ratio["van de Ven, all labels", step] == pytest.approx(64 / 63, rel=1e-6)
@@ -184,7 +184,7 @@ def test_quick_on_digits_writes_numbers_tables_and_figure(tmp_path):
     ours = next(row for row in found["batch_norm"] if row["pass"].startswith("clbench"))
     assert ours["moved"] == 0 and ours["accuracy_before"] == ours["accuracy_after"]
     assert any(row["moved"] > 0 for row in found["batch_norm"] if "train mode" in row["pass"])
-    assert "| Mammoth |" in (tmp_path / "here" / "compare_fisher.md").read_text()
+    assert "| Mammoth |" in (tmp_path / "here" / "compare_fisher.md").read_text(encoding="utf-8")
     assert (tmp_path / "here" / "compare_fisher.png").stat().st_size > 10_000
     really_run = [row for row in found["rows"] if row["formula"] == "Avalanche (really run)"]
     if find_spec("avalanche") is None:

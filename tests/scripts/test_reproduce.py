@@ -345,20 +345,22 @@ def test_every_protocol_has_an_experiment_of_its_own_in_each_row(name):
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
 def test_a_committed_report_says_what_its_numbers_say(file):
-    found = json.loads(file.read_text())
-    assert file.with_suffix(".md").read_text() == markdown(found)
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert file.with_suffix(".md").read_text(encoding="utf-8") == markdown(found)
     assert file.with_suffix(".png").exists()
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
 def test_every_committed_number_that_differs_has_a_finding(file):
-    for row in json.loads(file.read_text())["rows"]:
+    for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
         if any(number["verdict"] == "differs" for number in row["selections"][0]["metrics"].values()):
             assert row["findings"], row["name"]
 
 
 def test_the_page_shows_every_committed_result():
-    assert (ROOT / "docs/reproductions.md").read_text() == index([json.loads(f.read_text()) for f in COMMITTED])
+    assert (ROOT / "docs/reproductions.md").read_text(encoding="utf-8") == index(
+        [json.loads(f.read_text(encoding="utf-8")) for f in COMMITTED]
+    )
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------
@@ -399,14 +401,14 @@ def test_a_reproduction_is_stopped_goes_on_and_one_of_its_runs_is_verified(tmp_p
     assert f"{len(finished) + 1}/4" in said and "4/4" in said and f"{len(finished)}/4" not in said
     assert "left" in said
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
-    found = json.loads((folder / "results/seed_bit_ops-quick.json").read_text())
+    found = json.loads((folder / "results/seed_bit_ops-quick.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in found["rows"]] == ["EWC, lam 1e6", "EWC, lam 10"]
     for row in found["rows"]:
         assert [cell["seed"] for cell in row["cells"]] == [0, 1]
         for cell in row["cells"]:
             assert (folder / cell["config_hash"] / "metrics.json").exists()
             assert cell.keys() == {"seed", "overrides", "values", "config_hash", "seconds", "commit"}
-    report = (folder / "results/seed_bit_ops-quick.md").read_text()
+    report = (folder / "results/seed_bit_ops-quick.md").read_text(encoding="utf-8")
     assert "its numbers mean nothing" in report
     assert "python -m clbench.train experiment=seed_bit_ops lam=10 steps=20" in report
     assert (folder / "results/seed_bit_ops-quick.png").stat().st_size > 10_000
@@ -419,7 +421,7 @@ def test_a_reproduction_is_stopped_goes_on_and_one_of_its_runs_is_verified(tmp_p
 
     file = folder / "results/seed_bit_ops-quick.json"
     found["rows"][1]["cells"][1]["values"]["AND"] += 0.25
-    file.write_text(json.dumps(found))
+    file.write_text(json.dumps(found), encoding="utf-8")
     process = reproduce(*check)
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 1
@@ -456,7 +458,7 @@ def test_runs_of_a_reproduction_train_the_first_task_that_they_have_in_common_on
     runs = [store.metrics(cell) for cell in cells]
     assert len({run["shared_first_task"] for run in runs} - {None}) == 2  # one for each seed
     assert sum(run["seconds"]["shared"] > 0 for run in runs) == 2
-    alone = json.loads((tmp_path / "alone/run/metrics.json").read_text())
+    alone = json.loads((tmp_path / "alone/run/metrics.json").read_text(encoding="utf-8"))
     assert alone["accuracy_matrix"] == runs[1]["accuracy_matrix"]
     store.clear_shared()
     assert {file.name for file in store.folder.iterdir()} == {store.hash(cell) for cell in cells} | {"sweep.log"}
@@ -505,11 +507,11 @@ def test_a_name_that_several_begin_with_is_all_of_them():
 
 def test_the_picture_of_a_committed_result_can_be_drawn():
     for file in COMMITTED:
-        assert figure(json.loads(file.read_text())).axes
+        assert figure(json.loads(file.read_text(encoding="utf-8"))).axes
 
 
 def test_published_points_are_drawn_where_the_grid_of_a_row_reaches():
-    found = json.loads((ROOT / "results/vandeven2025_split_cifar10.json").read_text())
+    found = json.loads((ROOT / "results/vandeven2025_split_cifar10.json").read_text(encoding="utf-8"))
     row = found["rows"][1]
     row["published_curve"] = {"average accuracy": [[1e-9, 0.1], [1, 0.7], [10, 0.8], [1e30, 0.9]]}
     panel = next(axes for axes in figure(found).axes if axes.get_title() == row["name"])

@@ -23,13 +23,13 @@ def test_bench_importance_has_a_row_for_every_net_and_importance(tmp_path):
     assert done.returncode == 0, done.stderr
     kinds = ["empirical", "sample", "exact over 2", "exact over 10", "mas"]
     cells = [(net, kind) for net in ("mlp", "cnn", "resnet18_reduced") for kind in kinds]
-    rows = json.loads((tmp_path / "table.json").read_text())
+    rows = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
     assert [(row["net"], row["importance"]) for row in rows] == cells
     for row in rows:
         peers = {"nngeometry", "backpack", "torch.func"} - ({"nngeometry"} if row["importance"] == "mas" else set())
         assert row["ratio"].keys() == {"ours", "batch-1"} | peers
         assert max(row["deviation"].values()) < 1e-3
-    lines = (tmp_path / "table.md").read_text().splitlines()
+    lines = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
     assert [tuple(line.strip("| ").split(" | ")[:2]) for line in lines[2:]] == cells
     for net, kind in cells:
         assert any(line.startswith(net) and kind in line for line in done.stdout.splitlines())

@@ -606,7 +606,7 @@ def test_the_command_runs_in_every_scenario(run, options):
 def test_the_parts_of_the_loss_are_logged(run, tmp_path):
     run(*SHORT[:-1], "logger=csv", "log_every=1")
     (file,) = (tmp_path / "run").rglob("metrics.csv")
-    rows = list(csv.DictReader(file.read_text().splitlines()))
+    rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
     names = ("task_loss", "replay", "distillation", "consolidation", "outer_distillation")
     last = [row for row in rows if row.get("train/loss")][-1]
     assert all(float(last[f"train/{name}"]) >= 0 for name in names)

@@ -31,9 +31,9 @@ def test_a_sweep_with_a_reference_shows_intransigence_beside_each_run_of_the_sam
     assert said.returncode == 0, said.stderr
     assert "intransigence" in said.stdout
     assert "(joint)" in said.stdout
-    names = json.loads((tmp_path / "sweep/sweep.json").read_text())["runs"]
+    names = json.loads((tmp_path / "sweep/sweep.json").read_text(encoding="utf-8"))["runs"]
     files = [tmp_path / "sweep" / name / "metrics.json" for name in names]
-    r = [torch.tensor(json.loads(file.read_text())["accuracy_matrix"]) for file in files]
+    r = [torch.tensor(json.loads(file.read_text(encoding="utf-8"))["accuracy_matrix"]) for file in files]
     rows = [line for line in said.stdout.splitlines() if line.startswith("│") and "-seed" in line]
     assert len(rows) == 6
     for i, row in enumerate(rows):
@@ -41,7 +41,7 @@ def test_a_sweep_with_a_reference_shows_intransigence_beside_each_run_of_the_sam
 
 
 def metrics_of(sweep):
-    return {file.parent.name: json.loads(file.read_text()) for file in sweep.glob("*/metrics.json")}
+    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in sweep.glob("*/metrics.json")}
 
 
 SMALL = ("epochs=1", "data.tasks=2", "net.hidden=[16]")
@@ -172,7 +172,7 @@ def test_a_run_of_the_first_tasks_goes_on_to_what_one_that_learned_all_has(run, 
     whole = run(*SMALL, "data.tasks=3", folder="whole")
     assert run(*SMALL, "data.tasks=3", "stop_after_task=2", folder="parts")["status"] == "running"
     parts = run(*SMALL, "data.tasks=3", folder="parts")
-    assert "going on after task 2/3" in (tmp_path / "parts/train.log").read_text()
+    assert "going on after task 2/3" in (tmp_path / "parts/train.log").read_text(encoding="utf-8")
     assert parts["accuracy_matrix"] == whole["accuracy_matrix"] and parts["status"] == "complete"
 
 
@@ -253,7 +253,7 @@ def test_why_a_run_failed_stays_in_its_folder_until_it_is_started_again(run, tmp
     options = (*SMALL, "strategy=l2", "optimizer=sgd", "lam=1e9")
     with pytest.raises(Unstable):
         run(*options)
-    first, *rest = (tmp_path / "run/failed.txt").read_text().splitlines()
+    first, *rest = (tmp_path / "run/failed.txt").read_text(encoding="utf-8").splitlines()
     assert first.startswith("training on task 2 gave non-finite weights") and "Traceback" in "\n".join(rest)
     (row,) = read(tmp_path / "run").itertuples()
     assert row.status == "failed" and row.problem == first
@@ -267,7 +267,9 @@ def test_what_the_doctor_said_stands_once_at_the_end_of_a_sweep_and_in_its_repor
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("warning, 2 of 2 runs, such as l2 lam=1e-12 seed=0: ") == 1
-    page = (main([str(tmp_path / "sweep"), "--output", str(tmp_path / "out")]) / "report.html").read_text()
+    page = (main([str(tmp_path / "sweep"), "--output", str(tmp_path / "out")]) / "report.html").read_text(
+        encoding="utf-8"
+    )
     assert "<h2" in page and "penalty_negligible" in page
 
 

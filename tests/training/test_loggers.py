@@ -68,7 +68,7 @@ def logged(request, tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     (run,) = offline(folder)
-    return json.loads((folder / "metrics.json").read_text()), folder, inspected(run), done
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8")), folder, inspected(run), done
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_the_summary_has_the_final_metrics_under_the_names_of_metrics_json(logge
         assert summary["seconds"][key] == pytest.approx(metrics["seconds"][key], abs=0.5)
     assert summary["warnings"] == metrics["warnings"] == []
     (run,) = offline(folder)
-    table = json.loads((run / "files" / summary["accuracy_table"]["path"]).read_text())
+    table = json.loads((run / "files" / summary["accuracy_table"]["path"]).read_text(encoding="utf-8"))
     assert table["columns"] == ["after_task", "task", "accuracy"]
     assert table["data"] == [
         [i + 1, j + 1, a] for i, row in enumerate(metrics["accuracy_matrix"]) for j, a in enumerate(row)
@@ -174,7 +174,7 @@ def test_csv_has_the_same_numbers(logged):
     _, folder, records, _ = logged
     cells = [
         {k: float(v) for k, v in row.items() if v}
-        for row in csv.DictReader((folder / "logs/from_task_0/metrics.csv").read_text().splitlines())
+        for row in csv.DictReader((folder / "logs/from_task_0/metrics.csv").read_text(encoding="utf-8").splitlines())
     ]
     for ours, theirs in zip(cells, rows(records), strict=False):
         assert {k: theirs[k] for k in ours} == pytest.approx(ours)
@@ -223,7 +223,7 @@ def test_a_run_that_goes_on_offline_has_the_same_id_and_the_step_goes_on(command
     assert command(*options).returncode == 0
     (tmp_path / "run/checkpoints/task_2.ckpt").unlink()
     metrics = tmp_path / "run/metrics.json"
-    metrics.write_text(metrics.read_text().replace('"complete"', '"running"'))
+    metrics.write_text(metrics.read_text(encoding="utf-8").replace('"complete"', '"running"'))
     assert command(*options).returncode == 0
     parts = offline(tmp_path / "run")
     assert len(parts) == 2 and len({part.name.rpartition("-")[2] for part in parts}) == 1
@@ -248,7 +248,7 @@ def test_the_runs_of_a_sweep_share_a_directory_and_a_group_and_the_line_is_said_
 def test_what_an_agent_runs_for_the_sweep_is_a_run_with_the_id_it_chose(tmp_path):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-    sweep = yaml.safe_load((ROOT / "scripts/wandb_sweep.yaml").read_text())
+    sweep = yaml.safe_load((ROOT / "scripts/wandb_sweep.yaml").read_text(encoding="utf-8"))
     chosen = {name: {"value": p["values"][0]} for name, p in sweep["parameters"].items()}
     macros = create_sweep_command_args({"args": chosen})
     macros |= {"env": ["/usr/bin/env"], "interpreter": [sys.executable], "program": [sweep["program"]]}

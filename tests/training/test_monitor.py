@@ -52,14 +52,14 @@ def test_a_run_that_goes_wrong_says_what_and_what_to_do_in_the_terminal_the_log_
     assert re.search(says, text)
     shown = capsys.readouterr().out
     assert f"warning: {text}" in shown
-    assert text[:60] in (tmp_path / "run/train.log").read_text()
+    assert text[:60] in (tmp_path / "run/train.log").read_text(encoding="utf-8")
 
 
 def test_a_step_of_sgd_beyond_its_bound_is_announced_before_it_diverges(run, tmp_path, capsys):
     with pytest.raises(Unstable):
         run(*SHORT, "strategy=ewc", "optimizer=sgd", "lam=1e7")
     assert "warning: sgd lr=0.01 with lam=1e+07 is too stiff" in capsys.readouterr().out
-    assert "its steps are stable below 2; use lam below" in (tmp_path / "run/train.log").read_text()
+    assert "its steps are stable below 2; use lam below" in (tmp_path / "run/train.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_warning_is_given_once_in_a_run_also_when_it_goes_on(run, tmp_path, ca
     assert [w["task"] for w in whole["warnings"]] == [0, 1]
     (tmp_path / "run/checkpoints/task_2.ckpt").unlink()
     metrics = tmp_path / "run/metrics.json"
-    metrics.write_text(metrics.read_text().replace('"complete"', '"running"'))
+    metrics.write_text(metrics.read_text(encoding="utf-8").replace('"complete"', '"running"'))
     capsys.readouterr()
     assert run(*options)["warnings"] == whole["warnings"]
     assert "warning:" not in capsys.readouterr().out

@@ -59,7 +59,7 @@ def test_a_command_killed_twice_and_typed_again_ends_bit_identical(run, tmp_path
         process.wait()
         assert wanted <= finished_tasks(again) < 4
     assert start(again, "strategy=ewc", cwd=tmp_path).wait(timeout=300) == 0
-    b = json.loads((again / "metrics.json").read_text())
+    b = json.loads((again / "metrics.json").read_text(encoding="utf-8"))
     for key in ("accuracy_matrix", "initial_accuracy", "per_task", "validation", "importance", "config_hash", "status"):
         assert a[key] == b[key], key
     states = [torch.load(tmp_path / n / "checkpoints/task_3.ckpt", weights_only=True) for n in ("whole", "again")]
@@ -70,14 +70,14 @@ def test_a_command_killed_twice_and_typed_again_ends_bit_identical(run, tmp_path
 
 
 def test_ctrl_c_ends_with_one_line_and_keeps_finished_tasks(tmp_path):
-    with (tmp_path / "said").open("w") as said:
+    with (tmp_path / "said").open("w", encoding="utf-8") as said:
         process = start("here", "epochs=50", cwd=tmp_path, stderr=said)
         while finished_tasks(tmp_path / "here") < 1 and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         code = process.wait(timeout=60)
     message = "stopped; the same command with output_dir=here goes on after what is finished\n"
-    assert (code, (tmp_path / "said").read_text()) == (1, message)
+    assert (code, (tmp_path / "said").read_text(encoding="utf-8")) == (1, message)
     assert finished_tasks(tmp_path / "here") >= 1
 
 
@@ -133,7 +133,7 @@ def test_two_processes_give_what_one_gives_under_every_way_to_measure(run, tmp_p
 
 
 def assert_alike(name, one, two):
-    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
+    metrics = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (one, two)]
     for a, b in zip(*(m["importance"] for m in metrics), strict=True):
         assert (a["examples"], a["bytes"]) == (b["examples"], b["bytes"])
         assert a["total"] == pytest.approx(b["total"], rel=0.05)

@@ -112,7 +112,7 @@ def test_nothing_is_shared_where_that_is_not_wanted_or_the_end_of_the_task_is_no
 
 def assert_same(a, b):
     """Two run folders, in all but their seconds and what they shared; returns the metrics."""
-    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (a, b))
+    first, second = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (a, b))
     for name in first.keys() - {"seconds", "shared_first_task"}:
         assert first[name] == second[name], name
     states = [torch.load(folder / "checkpoints/task_1.ckpt", weights_only=True) for folder in (a, b)]
@@ -137,7 +137,7 @@ def test_a_run_that_goes_on_from_what_another_trained_ends_bit_identical(tmp_pat
     learn("ewc", "alone")
     learn("finetune", "sweep/0", tmp_path / "sweep")
     learn("ewc", "sweep/1", tmp_path / "sweep")
-    first = json.loads((tmp_path / "sweep/0/metrics.json").read_text())
+    first = json.loads((tmp_path / "sweep/0/metrics.json").read_text(encoding="utf-8"))
     alone, forked = assert_same(tmp_path / "alone", tmp_path / "sweep/1")
     files = [file.name for file in (tmp_path / "sweep/shared_first_tasks").glob("*.ckpt")]
     assert files == ([f"{forked['shared_first_task']}.ckpt"] if shared else [])

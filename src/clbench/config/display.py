@@ -29,7 +29,7 @@ class Display:
 
     def __init__(self, log: Path, quiet: bool = False) -> None:
         self.terminal = Console(quiet=quiet, highlight=False, soft_wrap=True)
-        self.log = Console(file=log.open("a"), width=140, highlight=False, force_jupyter=False)
+        self.log = Console(file=log.open("a", encoding="utf-8"), width=140, highlight=False, force_jupyter=False)
 
     def plan(self, lines: dict[str, str]) -> None:
         """What will run, a line for each part."""

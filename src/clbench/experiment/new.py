@@ -46,7 +46,7 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
     class_name = "".join(part.capitalize() for part in name.split("_"))
     for file, skeleton in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(skeleton.read_text().replace("CLASS", class_name).replace("NAME", name))
+        file.write_text(skeleton.read_text(encoding="utf-8").replace("CLASS", class_name).replace("NAME", name))
     return list(files)
 
 

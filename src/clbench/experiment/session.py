@@ -61,7 +61,7 @@ def exclusive_run(folder: RunFolder, sweep: Path | None) -> Iterator[None]:
             yield
         except Exception as error:
             said = user_message(error) or repr(error)
-            reason.write_text(f"{said}\n\n{''.join(format_exception(error))}")
+            reason.write_text(f"{said}\n\n{''.join(format_exception(error))}", encoding="utf-8")
             if sweep is not None:
                 print_status(sweep, folder.path, f"failed: {said}")
             raise
@@ -84,5 +84,5 @@ def save_config(cfg: DictConfig, launch: Launch) -> None:
     folder.mkdir(exist_ok=True)
     contents = {"config": cfg, "hydra": launch.hydra, "overrides": launch.hydra.hydra.overrides.task}
     for name, content in contents.items():
-        atomically(folder / f"{name}.yaml", partial(Path.write_text, data=OmegaConf.to_yaml(content)))
+        atomically(folder / f"{name}.yaml", partial(Path.write_text, data=OmegaConf.to_yaml(content), encoding="utf-8"))
     write_config(launch.folder, cfg, launch.choices, launch.hydra.hydra.overrides.task)

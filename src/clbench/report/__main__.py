@@ -78,7 +78,7 @@ def write_page(title: str, note: str, runs: DataFrame, benchmarks: Sequence[Benc
         prefix = "" if len(benchmarks) == 1 else f"{number}_"
         figures = draw_figures(benchmark, colours, output / "figures", prefix) if number < MAX_DRAWN else {}
         sections.append(section_context(number, benchmark, figures, colours))
-    (output / "report.html").write_text(render_page(page_context(title, note, runs, sections)))
+    (output / "report.html").write_text(render_page(page_context(title, note, runs, sections)), encoding="utf-8")
 
 
 def make_parser() -> argparse.ArgumentParser:

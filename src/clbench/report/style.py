@@ -125,7 +125,7 @@ def save_figure(figure: Figure, path: Path) -> str:
         figure.savefig(path.with_name(f"{path.name}.png"), dpi=170, facecolor="white")
     svg = text.getvalue()
     on_white = re.sub(r"(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
-    path.with_name(f"{path.name}.svg").write_text(on_white)
+    path.with_name(f"{path.name}.svg").write_text(on_white, encoding="utf-8")
     return svg
 
 

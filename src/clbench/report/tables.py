@@ -25,7 +25,7 @@ def write_tex(rows: DataFrame, metrics: Metrics, select: str, path: Path) -> Non
         _tex_table(str(name), of_benchmark, metrics, select)
         for name, of_benchmark in rows.groupby("benchmark", sort=False)
     ]
-    path.write_text("\n\n".join(tables) + "\n")
+    path.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
 
 
 def _tex_table(benchmark: str, rows: DataFrame, metrics: Metrics, select: str) -> str:

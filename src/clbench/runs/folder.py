@@ -120,9 +120,9 @@ class RunFolder:
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["after_task_index", *(f"task_index_{j}" for j in range(len(matrix)))])
         writer.writerows([i, *row] for i, row in enumerate(matrix) if not any(math.isnan(a) for a in row))
-        atomically(self.path / "accuracy_matrix.csv", partial(Path.write_text, data=table.getvalue()))
+        atomically(self.path / "accuracy_matrix.csv", partial(Path.write_text, data=table.getvalue(), encoding="utf-8"))
         text = json.dumps(_plain(metrics), indent=2) + "\n"
-        atomically(self.path / "metrics.json", partial(Path.write_text, data=text))
+        atomically(self.path / "metrics.json", partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:

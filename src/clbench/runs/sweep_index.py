@@ -18,7 +18,7 @@ FILE = "sweep.json"
 def read_index(folder: Path) -> dict[str, Any]:
     """``commands``: what was typed, each once; ``runs``: overrides of each run by its name."""
     try:
-        found = json.loads((folder / FILE).read_text())
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
         found["commands"], found["runs"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it is another program's
         return {"commands": [], "runs": {}}
@@ -32,4 +32,4 @@ def add_to_index(folder: Path, command: Sequence[str], runs: Mapping[str, Sequen
         if list(command) not in index["commands"]:
             index["commands"].append(list(command))
         index["runs"] |= {name: list(overrides) for name, overrides in runs.items()}
-        atomically(folder / FILE, partial(Path.write_text, data=json.dumps(index, indent=1) + "\n"))
+        atomically(folder / FILE, partial(Path.write_text, data=json.dumps(index, indent=1) + "\n", encoding="utf-8"))

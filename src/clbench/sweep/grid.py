@@ -59,7 +59,7 @@ class PlannedRun:
     def metrics(self, folder: Path) -> dict[str, Any] | None:
         """What its metrics.json holds so far; None if there is none."""
         try:
-            found: dict[str, Any] = json.loads((folder / self.name / "metrics.json").read_text())
+            found: dict[str, Any] = json.loads((folder / self.name / "metrics.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         return found

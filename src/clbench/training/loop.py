@@ -62,14 +62,7 @@ class TaskLoop:
     """Learns the tasks of a sequence in order with a strategy.
 
     Every task starts from seeds derived from the run's seed and the task's index, and a checkpoint holds everything the
-    following tasks depend on, so a run that was stopped ends bit-identical to one that was not::
-
-        loop = TaskLoop(sequence, learner, strategy, folder)
-        loop.resume()
-        for index in loop.remaining:
-            loop.train_task(index, make_trainer)
-            loop.save(index)
-        loop.results()
+    following tasks depend on, so a run that was stopped ends bit-identical to one that was not.
 
     Args:
         sequence: The tasks.
@@ -89,6 +82,14 @@ class TaskLoop:
 
     Raises:
         ConfigError: The strategy cannot run on this sequence, or an option is out of its range.
+
+    Example:
+        >>> loop = TaskLoop(sequence, learner, strategy, folder)  # doctest: +SKIP
+        >>> loop.resume()  # doctest: +SKIP
+        >>> for index in loop.remaining:  # doctest: +SKIP
+        ...     loop.train_task(index, make_trainer)
+        ...     loop.save(index)
+        >>> loop.results()  # doctest: +SKIP
     """
 
     def __init__(
