@@ -42,18 +42,8 @@ def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> 
     idle: list[Worker] = []
     ended_well = False
 
-    def feed() -> None:
-        while waiting and len(busy) < workers:
-            worker = idle.pop() if idle else Worker()
-            try:
-                worker.connection.send(waiting[-1])
-            except OSError:  # it died while it had nothing to do
-                worker.end()
-            else:
-                busy[worker.connection] = (worker, waiting.pop())
-
     try:
-        feed()
+        feed(waiting, busy, idle, workers)
         while busy:
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
@@ -68,11 +58,23 @@ def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> 
                     failures.append(failure)
                 if not ended_well and hopeless(failures):
                     waiting.clear()
-            feed()
+            feed(waiting, busy, idle, workers)
     finally:
         for worker in [*idle, *(worker for worker, _ in busy.values())]:
             worker.end()
     return failures
+
+
+def feed(waiting: list[Job], busy: dict[Connection, tuple[Worker, Job]], idle: list[Worker], workers: int) -> None:
+    """Give the waiting jobs to at most ``workers`` workers, idle ones first."""
+    while waiting and len(busy) < workers:
+        worker = idle.pop() if idle else Worker()
+        try:
+            worker.connection.send(waiting[-1])
+        except OSError:  # it died while it had nothing to do
+            worker.end()
+        else:
+            busy[worker.connection] = (worker, waiting.pop())
 
 
 def hopeless(failures: Sequence[Failure]) -> bool:
