@@ -19,6 +19,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from clbench.config.arguments import errors_as_typed
 from clbench.config.display import Display, print_once
 from clbench.config.messages import errors_in_one_line, refuse_renamed, reject_dashes, silence_lightning
 from clbench.config.options import budget, check_numbers, conf_dir, drop_foreign_options, refuse_foreign_options
@@ -93,6 +94,7 @@ def _train(cfg: DictConfig) -> float | None:
     with (
         exclusive_run(folder, sweeping) if first_process else nullcontext(),
         Display(folder.path / "train.log", quiet=sweeping or not first_process) as display,
+        errors_as_typed(cfg),
     ):
         if earlier is not None and earlier["status"] == FINISHED:
             display.note(f"this run is complete, nothing to do: {folder.path}")

@@ -53,7 +53,7 @@ def _hash(values: dict[str, Any]) -> str:
 
 
 def first_task_hash(cfg: DictConfig, matters: dict[str, Any]) -> str:
-    """The same, but of the strategy only over ``matters``, see ``Strategy.matters_first``."""
+    """The same, but of the strategy only over ``matters``, see ``Strategy.first_task_options``."""
     return _hash(decisive(cfg) | {"strategy": matters} | dict.fromkeys(OPTIONS))
 
 
