@@ -23,6 +23,7 @@ from clbench.training.monitor import sgd_bound
 from tests.conftest import trainer
 
 SHORT = ("data.tasks=2", "net.hidden=[16]", "epochs=1", "logger=none", "checkpoints=none")
+LOG = "logs/from_task_0/metrics.csv"
 PENALISE = ("ewc", "online_ewc", "mas", "si", "l2")
 
 
@@ -246,7 +247,7 @@ def test_a_strategy_that_shows_its_penalty_is_logged_whatever_its_class(run, tmp
     usual = run("strategy=l2", *options, folder="usual")
     assert mine["accuracy_matrix"] == usual["accuracy_matrix"]
     rows = [
-        [row["train/penalty"] for row in csv.DictReader((tmp_path / name / "logs/from_task_0/metrics.csv").open())]
+        [row["train/penalty"] for row in csv.DictReader((tmp_path / name / LOG).read_text().splitlines())]
         for name in ("mine", "usual")
     ]
     assert rows[0] == rows[1]
