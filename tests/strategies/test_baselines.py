@@ -384,9 +384,9 @@ def test_independent_forgets_nothing_and_its_nets_share_nothing(run, tmp_path):
     ("options", "message"),
     [
         (["strategy=independent", "scenario=class", "data=split_digits"], "net per task"),
-        (["strategy=independent", "bn=freeze_after_first"], "use bn=train"),
-        (["strategy=joint_from_scratch", "bn=freeze_after_first"], "use bn=train"),
-        (["strategy=ewc", "memory=10"], "has no memory"),
+        (["strategy=independent", "bn=freeze_after_first"], "Use bn=train"),
+        (["strategy=joint_from_scratch", "bn=freeze_after_first"], "Use bn=train"),
+        (["strategy=ewc", "memory=10"], "has no option memory"),
     ],
 )
 def test_a_wrong_option_is_named_before_training(run, options, message):
@@ -397,18 +397,18 @@ def test_a_wrong_option_is_named_before_training(run, options, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ER(memory=0), "memory=0: the number of examples kept of each task is a whole number, at least 1"),
-        (lambda: ER(memory=None), "memory=None: the number of examples kept"),
-        (lambda: ER(memory=True), "memory=True: the number of examples kept"),
-        (lambda: ER(seed=-1), "strategy.seed=-1: it is a whole number"),
-        (lambda: AGEM(replay=None), "A-GEM draws a number of examples of its own"),
-        (lambda: ER(replay=0), "strategy.replay=0"),
-        (lambda: ER(buffer="stack"), "not one of reservoir, ring"),
-        (lambda: DER(alpha=-1), "strategy.alpha=-1"),
-        (lambda: DERpp(beta=math.nan), "strategy.beta=nan"),
+        (lambda: ER(memory=0), "^memory=0: expected an integer >= 1, got 0.$"),
+        (lambda: ER(memory=None), "memory=None: expected an integer >= 1"),
+        (lambda: ER(memory=True), "memory=True: expected an integer >= 1"),
+        (lambda: ER(seed=-1), "^seed=-1: expected an integer >= 0"),
+        (lambda: AGEM(replay=None), "^replay=None: expected an integer >= 1, got None. The paper has 256.$"),
+        (lambda: ER(replay=0), "^replay=0: expected an integer >= 1 or None"),
+        (lambda: ER(buffer="stack"), "expected one of reservoir, ring"),
+        (lambda: DER(alpha=-1), "^alpha=-1"),
+        (lambda: DERpp(beta=math.nan), "^beta=nan"),
         (lambda: LwF(lam=-1), "lam=-1"),
-        (lambda: LwF(temperature=0), "temperature is a finite number > 0"),
-        (lambda: LwF(temperature=math.inf), "temperature is a finite number > 0"),
+        (lambda: LwF(temperature=0), "^temperature=0: expected a finite number > 0"),
+        (lambda: LwF(temperature=math.inf), "^temperature=inf: expected a finite number > 0"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(make, message):
@@ -500,7 +500,7 @@ def test_an_optimizer_that_computes_a_loss_several_times_a_step_is_refused(name)
 def test_mixed_data_of_several_tasks_cannot_be_remembered(name):
     tasks = sequence()
     strategy = NCCL() if name == "nccl" else LEARNERS[name]()
-    with pytest.raises(ConfigError, match=r"fit sequence\[1\], not sequence\.joint\(1\)"):
+    with pytest.raises(ConfigError, match=r"Fit sequence\[1\], not sequence\.joint\(1\)"):
         trainer([strategy]).fit(learner(tasks), datamodule=tasks.joint(1))
 
 

@@ -230,7 +230,7 @@ def test_samples_are_drawn_from_the_data_that_is_given():
     module = Plain()
     trainer([strategy]).fit(module, loader(0))
     close(strategy.penalty.importance, mas(module, [data(7, 20).tensors], samples=5))
-    with pytest.raises(ConfigError, match="samples=21 is more than the 20 given examples: use at most 20"):
+    with pytest.raises(ConfigError, match="samples=21: there are 20 given examples. Use at most 20"):
         trainer([MAS(data=DataLoader(data(7, 20), batch_size=6), samples=21)]).fit(module, loader(0))
 
 
@@ -292,16 +292,16 @@ def test_a_user_loop_over_a_sequence_measures_on_the_test_images_of_each_task(co
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["strategy.form=hebbian"], "strategy.form='hebbian' is not one of global, local"),
-        (["strategy.form=local", "fisher_batch=8"], "fisher_batch=8 with strategy.form=local: .* use 1"),
-        (["strategy.online=maybe"], "strategy.online='maybe' is not true or false"),
-        (["strategy.online=true", "samples=10"], "strategy.online=true measures on every batch .* leave out samples"),
-        (["strategy.online=true", "strategy.data=test"], "leave out strategy.data"),
-        (["strategy.data=tset"], "strategy.data='tset' is not one of train, validation, test"),
-        (["strategy.data=validation", "data.validation=0"], "there are no validation examples: set data.validation above 0"),
-        (["strategy.data=test", "samples=1000"], "samples=1000 is more than the 360 test examples of the smallest task"),
-        (["strategy=ewc", "data=split_digits", "data.split.classes_per_task=[2,1]"], "in task 2 one class competes with none"),
-        (["strategy=ewc", "fisher=empirical", "strategy.data=test"], "reads the labels of the test data: use fisher=exact"),
+        (["strategy.form=hebbian"], "form=hebbian: expected one of global, local, got 'hebbian'."),
+        (["strategy.form=local", "fisher_batch=8"], "fisher_batch=8: expected 1 with strategy.form=local"),
+        (["strategy.online=maybe"], "strategy.online=maybe: expected true or false, got 'maybe'"),
+        (["strategy.online=true", "samples=10"], "strategy.online=true measures on every batch .* Leave out samples"),
+        (["strategy.online=true", "strategy.data=test"], "strategy.online=true .* Leave out data"),
+        (["strategy.data=tset"], "strategy.data=tset: expected one of train, validation, test, got 'tset'"),
+        (["strategy.data=validation", "data.validation=0"], "there are no validation examples. Set data.validation above 0"),
+        (["strategy.data=test", "samples=1000"], "samples=1000: the smallest task has 360 test examples"),
+        (["strategy=ewc", "data=split_digits", "data.split.classes_per_task=[2,1]"], "task 2 has a single class"),
+        (["strategy=ewc", "fisher=empirical", "strategy.data=test"], "strategy.data=test .* of the test data. Use fisher=exact"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_named_in_one_line(run, options, message):

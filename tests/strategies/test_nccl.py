@@ -447,7 +447,7 @@ def test_a_learner_that_is_calibrated_already_is_left_so():
     ("options", "message"),
     [
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=2"),
-        ({"gradient_clip_val": 1.0}, "gradient_clip_val=1.0.*strategy.inner_clip"),
+        ({"gradient_clip_val": 1.0}, "gradient_clip_val=1.0.*inner_clip=..."),
     ],
 )
 def test_what_manual_optimisation_cannot_do_is_refused(options, message):
@@ -460,7 +460,7 @@ def test_what_compiles_or_scales_the_loss_is_refused():
     with pytest.raises(ConfigError, match="compile=true compiles the loss of a step"):
         learn(NCCL(**SMALL), sequence, learner_of(sequence, compile=True))
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-    with pytest.raises(ConfigError, match="16-mixed precision needs: use trainer.precision=bf16-mixed"):
+    with pytest.raises(ConfigError, match="16-mixed precision needs. Use trainer.precision=bf16-mixed"):
         learn(NCCL(**SMALL), sequence, precision=None, plugins=[scaled])
 
 
@@ -500,7 +500,7 @@ def test_several_processes_are_refused():
     t.datamodule = sequence[0]
     type(t.strategy).world_size = property(lambda self: 2)
     try:
-        with pytest.raises(ConfigError, match="memory in one process, but there are 2"):
+        with pytest.raises(ConfigError, match="NCCL works in one process, but there are 2"):
             strategy.setup(t, learner_of(sequence), "fit")
     finally:
         del type(t.strategy).world_size
@@ -511,18 +511,18 @@ def test_several_processes_are_refused():
     [
         ({"lam": -1}, "lam=-1"),
         ({"memory": 0}, "memory=0"),
-        ({"replay": 0}, "strategy.replay=0: the number of examples drawn is a whole number, at least 1"),
-        ({"inner_steps": 1.5}, "strategy.inner_steps=1.5"),
-        ({"outer_lr": 0}, "strategy.outer_lr=0: the rate of .* > 0$"),
-        ({"inner_clip": -1}, "strategy.inner_clip=-1: .*or null, is a finite number > 0"),
-        ({"temperature": None}, "strategy.temperature=None"),
-        ({"anchor": "here"}, "strategy.anchor='here' is not one of batch, last_inner, task"),
-        ({"kl": "sum"}, "strategy.kl='sum' is not one of mean, batchmean"),
-        ({"terms": ["c"]}, "strategy.terms=.*it is a list of a"),
-        ({"terms": "ab"}, "strategy.terms=ab"),
-        ({"wcm": "no"}, "strategy.wcm='no' is not true or false"),
-        ({"fcm": None}, "strategy.fcm=None is not true or false"),
-        ({"rehearsal": "off"}, "strategy.rehearsal='off' is not true or false"),
+        ({"replay": 0}, "^replay=0: expected an integer >= 1, got 0.$"),
+        ({"inner_steps": 1.5}, "^inner_steps=1.5"),
+        ({"outer_lr": 0}, "^outer_lr=0: expected a finite number > 0"),
+        ({"inner_clip": -1}, "^inner_clip=-1: expected a finite number > 0, got -1. None does not clip."),
+        ({"temperature": None}, "^temperature=None"),
+        ({"anchor": "here"}, "^anchor=here: expected one of batch, last_inner, task, got 'here'"),
+        ({"kl": "sum"}, "^kl=sum: expected one of mean, batchmean"),
+        ({"terms": ["c"]}, "^terms=.*expected a list of a"),
+        ({"terms": "ab"}, "^terms=ab"),
+        ({"wcm": "no"}, "^wcm=no: expected True or False, got 'no'"),
+        ({"fcm": None}, "^fcm=None: expected True or False"),
+        ({"rehearsal": "off"}, "^rehearsal=off: expected True or False"),
     ],
     ids=str,
 )

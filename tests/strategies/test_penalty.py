@@ -310,7 +310,7 @@ def test_a_module_that_cannot_be_measured_is_refused_before_it_is_trained():
     with pytest.raises(ConfigError, match=r"EWC cannot measure importance on this module: .*pass outputs=fn"):
         trainer([EWC(lam=1.0)]).fit(module, DataLoader(rows, batch_size=8))
     assert_same(dict(module.state_dict()), dict(before))
-    with pytest.raises(ConfigError, match="samples=33 is more than the 32 training examples"):
+    with pytest.raises(ConfigError, match="samples=33: there are 32 training examples. Use at most 32"):
         trainer([EWC(lam=1.0, samples=33)]).fit(module, loader(0))
 
 
@@ -348,7 +348,7 @@ def test_the_penalty_gradient_is_lam_f_d_in_the_dtype_of_the_weights_where_lam_a
     strategy.on_before_optimizer_step(trainer([]), module, optimizer)
     expected = torch.full((2, 2), 1e-2, dtype=dtype)
     torch.testing.assert_close(module.weight.grad, expected)
-    torch.testing.assert_close(strategy.gradient(dict(module.named_parameters()))["weight"], expected)
+    torch.testing.assert_close(strategy.penalty_state().gradient(dict(module.named_parameters()))["weight"], expected)
 
 
 def test_a_frozen_weight_is_not_pulled_back():
@@ -392,7 +392,7 @@ def test_several_loaders_are_refused_before_anything_is_trained():
 
     module, before = Several(), Several().state_dict()
     with pytest.raises(
-        ConfigError, match="a dict of loaders: say which examples importance is measured on, data=LOADER"
+        ConfigError, match="a dict of loaders. Say which examples importance is measured on, data=LOADER"
     ):
         trainer([EWC(lam=1.0)]).fit(module, {"a": loader(0), "b": loader(1)})
     assert_same(dict(module.state_dict()), dict(before))
@@ -459,7 +459,7 @@ def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
         (lambda: EWC(lam=1.0, fisher="true"), "exact, sample, empirical, predicted"),
         (lambda: EWC(lam=1.0, fisher_batch=100), "lam/100"),
         (lambda: EWC(lam=1.0, samples=0), "samples=0"),
-        (lambda: MAS(chunk=0), "strategy.chunk=0: .* at least 1"),
+        (lambda: MAS(chunk=0), "^chunk=0: expected an integer >= 1 or None, got 0.$"),
         (lambda: OnlineEWC(lam=1.0, gamma=1.5), "gamma=1.5"),
         (lambda: MAS(lam=1.0, decay=-0.1), "decay=-0.1"),
         (lambda: MAS(lam=1.0, fisher_batch=0), "fisher_batch=0"),

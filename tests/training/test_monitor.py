@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from functools import partial
@@ -14,12 +15,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import EWC, PenaltyMonitor
 from clbench.errors import ConfigError, Unstable
-from clbench.strategies import L2, QuadraticStrategy
+from clbench.strategies import L2, QuadraticStrategy, Strategy
 from clbench.strategies.norms import gradient_norms
+from clbench.strategies.penalty_state import PenaltyState
+from clbench.strategies.quadratic import quadratic
 from clbench.training.monitor import sgd_bound
 from tests.conftest import trainer
 
 SHORT = ("data.tasks=2", "net.hidden=[16]", "epochs=1", "logger=none", "checkpoints=none")
+LOG = "logs/from_task_0/metrics.csv"
 PENALISE = ("ewc", "online_ewc", "mas", "si", "l2")
 
 
@@ -203,6 +207,53 @@ def test_an_importance_of_ones_own_must_be_finite_and_not_negative(number, says)
         learn(Own(nn.Linear(4, 3)), Constant(number), PenaltyMonitor())
 
 
+class NoQuadraticStrategy(Strategy):
+    """A user's strategy with a penalty and its own way to keep it: weight decay to the weights after the latest task."""
+
+    def __init__(self, lam: float = 1.0) -> None:
+        self.lam = lam
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def penalty_state(self):
+        ones = {name: torch.ones_like(p) for name, p in self.kept.items()}
+        return PenaltyState(quadratic(ones, self.kept), self.lam, self.lam)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        for name, p in pl_module.named_parameters():
+            if name in self.kept:
+                p.grad.add_(p.detach() - self.kept[name], alpha=self.lam)
+
+    def on_train_end(self, trainer, pl_module):
+        self.kept = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+
+
+def test_a_strategy_that_shows_its_penalty_is_examined_whatever_its_class():
+    with pytest.warns(UserWarning, match="the penalty is negligible: .* raise lam=1e-12"):
+        learn(Own(nn.Linear(4, 3)), NoQuadraticStrategy(lam=1e-12), PenaltyMonitor(), tasks=2)
+
+
+def test_a_strategy_that_shows_its_penalty_is_logged_whatever_its_class(run, tmp_path):
+    options = (
+        *SHORT[:3],
+        "log_every=5",
+        "scenario=domain",
+        "data.examples_per_task=320",
+        "checkpoints=none",
+        "optimizer=sgd",
+        "lam=0.1",
+    )
+    target = "strategy._target_=tests.training.test_monitor.NoQuadraticStrategy"
+    mine = run("strategy=lwf", "~strategy.temperature", target, *options, folder="mine")
+    usual = run("strategy=l2", *options, folder="usual")
+    assert mine["accuracy_matrix"] == usual["accuracy_matrix"]
+    rows = [
+        [row["train/penalty"] for row in csv.DictReader((tmp_path / name / LOG).read_text().splitlines())]
+        for name in ("mine", "usual")
+    ]
+    assert rows[0] == rows[1]
+    assert any(float(value) > 0 for value in rows[0] if value)
+
+
 def test_a_sound_penalty_on_a_module_of_ones_own_gets_none():
     said: list[str] = []
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -233,7 +284,7 @@ def test_the_norms_are_those_of_the_loss_and_the_penalty_before_and_after_it_is_
 
 
 def test_it_looks_at_least_every_step():
-    with pytest.raises(ConfigError, match="every=0: at least 1 step"):
+    with pytest.raises(ConfigError, match="every=0: expected an integer >= 1"):
         PenaltyMonitor(every=0)
 
 

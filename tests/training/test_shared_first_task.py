@@ -20,12 +20,26 @@ IDLE = {"ewc", "finetune", "joint", "joint_from_scratch", "l2", "lwf", "mas", "o
 
 
 class Own(EWC):
-    """May do anything in the first task."""
+    """Defines a hook and declares nothing, so it may do anything in the first task."""
+
+    def on_train_start(self, trainer, pl_module):
+        super().on_train_start(trainer, pl_module)
 
 
 class OwnToo(MAS):
-    def first_task(self, options):
-        return {"_target_": options["_target_"]}
+    """The same, but it declares that none of its options acts in the first task."""
+
+    shares_first_task = ()
+
+    def on_train_start(self, trainer, pl_module):
+        super().on_train_start(trainer, pl_module)
+
+
+class Doubled(EWC):
+    """Defines only what acts after the first task, so it inherits what EWC declares."""
+
+    def importance(self, trainer, pl_module):
+        return {name: 2 * f for name, f in super().importance(trainer, pl_module).items()}
 
 
 @pytest.fixture
@@ -98,11 +112,13 @@ def test_what_the_doctor_said_of_one_strategy_is_not_said_of_another_that_went_o
     assert said == {"ewc": ["class_incremental"], "finetune": []}
 
 
-def test_of_a_strategy_from_outside_everything_matters_unless_it_says_otherwise(key):
+def test_of_a_strategy_from_outside_that_defines_a_hook_everything_matters_unless_it_declares_otherwise(key):
     own = "strategy._target_=tests.training.test_shared_first_task.Own"
     assert key("strategy=ewc", own) != key("strategy=ewc", own, "lam=7")
     own = "strategy._target_=tests.training.test_shared_first_task.OwnToo"
-    assert key("strategy=mas", own) == key("strategy=mas", own, "lam=7")
+    assert key("strategy=mas", own) == key("strategy=mas", own, "lam=7") != key("strategy=mas")
+    own = "strategy._target_=tests.training.test_shared_first_task.Doubled"
+    assert key("strategy=ewc", own, "lam=7") == key("strategy=ewc") == key("strategy=finetune")
 
 
 def test_nothing_is_shared_where_that_is_not_wanted_or_the_end_of_the_task_is_not_known(key):

@@ -1,18 +1,17 @@
-"""Config: what of the composed Hydra configuration needs a rule of our own."""
+"""Options of a run: which the strategy has, which values they take, and the errors for what cannot be."""
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from clbench.errors import ConfigError
+from clbench.config.arguments import NOT_ARGUMENTS, arguments_of, connections, target_of
+from clbench.errors import ConfigError, expected
 
 OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch", "memory")
-"""Options of strategies that stand at the top level; a strategy has those that its yaml refers to."""
+"""Options of strategies that stand at the top level; a strategy has those that ``options_of`` returns."""
 
 ELSEWHERE = (
     *("output_dir", "data_dir", "checkpoints", "objective", "threads", "logger", "log_every", "dry_run"),
@@ -21,11 +20,53 @@ ELSEWHERE = (
 """Keys that say where and how a run is done, not what comes out: not part of the config hash."""
 
 
-OR_NULL = ("threads", "save_every", "eval_every", "patience", "stop_after_task", "select_lam_on_first_tasks")
-"""Whole numbers that may be null."""
+class Rule(NamedTuple):
+    """The values that an option takes.
 
-FLAGS = ("share_first_task", "dry_run", "compile", "optimizer.reset", "data.drop_last")
-"""True or false; to Hydra ``no`` is a word, which would be taken for true."""
+    Attributes:
+        kind: type of the value.
+        least: smallest value of an integer.
+        null: whether it may be null.
+        each: whether it may be a list with one value per task.
+    """
+
+    kind: type = int
+    least: int | None = None
+    null: bool = False
+    each: bool = False
+
+    def __str__(self) -> str:
+        if self.kind is bool:
+            return "true or false"
+        text = "an integer" if self.least is None else f"an integer >= {self.least}"
+        return text + " or null" * self.null + ", or a list with one per task" * self.each
+
+    def allows(self, value: Any) -> bool:
+        """Whether ``value`` is one of them."""
+        if isinstance(value, ListConfig | list):
+            return self.each and all(Rule(self.kind, self.least).allows(one) for one in value)
+        if value is None:
+            return self.null
+        if self.kind is bool or isinstance(value, bool):
+            return self.kind is bool and isinstance(value, bool)
+        return isinstance(value, int) and (self.least is None or value >= self.least)
+
+
+RULES = {
+    "seed": Rule(least=0),
+    "epochs": Rule(least=1, each=True),
+    "steps": Rule(least=1, each=True, null=True),
+    "patience": Rule(least=1, null=True),
+    "eval_every": Rule(least=1, null=True),
+    "batch_size": Rule(least=1),
+    "threads": Rule(least=1, null=True),
+    "log_every": Rule(least=1),
+    "save_every": Rule(least=1, null=True),
+    "stop_after_task": Rule(least=1, null=True),
+    "select_lam_on_first_tasks": Rule(least=1, null=True),
+    **dict.fromkeys(("compile", "share_first_task", "dry_run", "optimizer.reset", "data.drop_last"), Rule(bool)),
+}
+"""Integers and flags of a run; options of strategies are checked by the strategy, which is used without Hydra too."""
 
 SAID_AS = {
     "trainer.max_epochs": "epochs",
@@ -37,21 +78,26 @@ SAID_AS = {
 
 
 def conf_dir() -> Path:
-    """Where the yaml files lie: inside the installed package, or beside src/ in a checkout."""
+    """Return the folder of the yaml files: inside the installed package, or beside src/ in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parents[1] / "conf"
 
 
 def options_of(cfg: DictConfig) -> list[str]:
-    """The top-level options that the strategy has: those its configuration refers to."""
-    text = json.dumps(OmegaConf.to_container(cfg.strategy, resolve=False))
-    used = set(re.findall(r"\$\{(\w+)\}", text))
+    """Return the top-level options that the strategy has.
+
+    They are those on which an argument of its class depends, see ``connections``.
+    """
+    connected = connections(cfg, "strategy", OPTIONS)
+    target = target_of(cfg.strategy)
+    takes = None if target is None else arguments_of(target)
+    used = set().union(*(names for argument, names in connected.items() if takes is None or argument in takes))
     return [name for name in OPTIONS if name in used]
 
 
 def foreign_options(cfg: DictConfig) -> dict[str, Any]:
-    """Options that are set although the strategy does not have them, with their values."""
+    """Return the options that are set although the strategy does not have them, with their values."""
     has = options_of(cfg)
     return {name: cfg[name] for name in OPTIONS if name not in has and cfg[name] is not None}
 
@@ -63,57 +109,66 @@ def refuse_foreign_options(cfg: DictConfig, strategy: str) -> None:
 
 
 def why_foreign(cfg: DictConfig, strategy: str, name: str) -> str:
-    """What is wrong with the option ``name``, set although the strategy does not have it, and what to write instead."""
-    value, those = cfg[name], _strategies_with(name)
+    """Return the error for the option ``name``, set although the strategy does not have it."""
+    value, those = cfg[name], strategies_with(name)
     if name not in cfg.strategy:
-        return f"{name}={value}: strategy={strategy} has no {name}: leave it out or use one of {', '.join(those)}"
+        target = target_of(cfg.strategy)
+        takes = None if target is None else arguments_of(target)
+        if target is not None and (takes is None or name in takes):
+            return (
+                f"{name}={value}: the yaml of strategy={strategy} does not pass it on. Add the line {name}: ${{{name}}}"
+            )
+        return f"{name}={value}: strategy={strategy} has no option {name}. Leave it out, or try {', '.join(those)}"
+    own = cfg.strategy[name]
     if strategy in those:
-        return f"strategy.{name}={cfg.strategy[name]}: write {name}={cfg.strategy[name]}"
-    return f"{name}={value}: strategy={strategy} has one of its own, write strategy.{name}={value}"
+        return f"strategy.{name}={own}: the option is {name}. Write {name}={own}"
+    return f"{name}={value}: strategy={strategy} reads strategy.{name} ({own}) instead. Write strategy.{name}={value}"
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Raise ConfigError if a number, true or false is not of its kind, or out of its range, or said where it is not read."""
+    """Raise ConfigError if an integer or a flag is out of its range, or given under a name that is not read."""
     for key, name in SAID_AS.items():
         if (value := OmegaConf.select(cfg, key)) is not None:
-            raise ConfigError(f"{key}={value}: write {name}={value}")
-    if cfg.lr is not None and not _reads_lr(cfg):
-        make = cfg.optimizer.make
+            raise ConfigError(f"{key}={value}: the option is {name}. Write {name}={value}")
+    make = cfg.optimizer.make
+    if cfg.lr is not None and "lr" not in connections(cfg, "optimizer.make", ["lr"]).get("lr", ()):
         raise ConfigError(
-            f"optimizer.make.lr={make.get('lr')} with lr={cfg.lr}: write lr=..., which an optimizer yaml reads as lr: ${{lr}}"
+            f"optimizer.make.lr={make.get('lr')} with lr={cfg.lr}: expected one learning rate. Write lr=..., which an optimizer "
+            "yaml reads as lr: ${lr}"
         )
-    least = {"seed": 0, "batch_size": 1, "threads": 1, "save_every": 1}
-    for name in (*least, "log_every", *OR_NULL):
-        value = cfg[name]
-        if value is None and name in OR_NULL:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < least.get(name, value):
-            rule = f", at least {least[name]}" if name in least else ""
-            raise ConfigError(f"{name}={value}: it is a whole number{rule}{', or null' if name in OR_NULL else ''}")
-    for name in FLAGS:
-        if not isinstance(value := OmegaConf.select(cfg, name, default=False), bool):
-            raise ConfigError(f"{name}={value}: it is true or false")
+    for name, rule in RULES.items():
+        value = OmegaConf.select(cfg, name, default=False if rule.kind is bool else None)
+        if not rule.allows(value):
+            raise ConfigError(expected(name, value, str(rule)))
+    for group in ("strategy", "data"):
+        _check_arguments(cfg, group)
 
 
-def _reads_lr(cfg: DictConfig) -> bool:
-    """Whether the rate of the optimiser is the top-level option."""
-    make = OmegaConf.to_container(cfg.optimizer.make, resolve=False)
-    return isinstance(make, dict) and make.get("lr") == "${lr}"
+def _check_arguments(cfg: DictConfig, group: str) -> None:
+    """Raise ConfigError if ``cfg[group]`` has a key that its class does not take."""
+    target = target_of(cfg[group])
+    takes = None if target is None else arguments_of(target)
+    for key in cfg[group] if takes is not None else ():
+        if key not in takes and key not in NOT_ARGUMENTS:  # type: ignore[operator]
+            there = ", ".join(sorted(takes))  # type: ignore[arg-type]
+            raise ConfigError(
+                f"{group}.{key}={cfg[group][key]}: {cfg[group]._target_} has no option {key}. Its options are {there}"
+            )
 
 
 def budget(cfg: DictConfig, index: int, tasks: int) -> dict[str, int]:
-    """How long task ``index`` is trained: ``max_epochs`` and ``max_steps`` of its Trainer.
+    """Return how long task ``index`` is trained: ``max_epochs`` and ``max_steps`` of its Trainer.
 
     Raises:
-        ConfigError: ``epochs`` or ``steps`` is not a whole number >= 1, or not one for each task.
+        ConfigError: ``epochs`` or ``steps`` is not an integer >= 1, or a list that does not have one for each task.
     """
     name = "epochs" if cfg.steps is None else "steps"
     given = cfg[name]
     each = list(given) if isinstance(given, ListConfig) else [given] * tasks
     if len(each) != tasks:
-        raise ConfigError(f"{name}={given} has {len(each)} entries for {tasks} tasks: give one number, or one per task")
-    if not all(isinstance(n, int) and n >= 1 for n in each):
-        raise ConfigError(f"{name}={given}: it is a whole number, at least 1, or a list of them, one per task")
+        raise ConfigError(expected(name, given, f"one number, or a list of {tasks}, one per task"))
+    if not all(Rule(least=1).allows(n) for n in each):
+        raise ConfigError(expected(name, given, str(Rule(least=1, each=True))))
     return (
         {"max_epochs": each[index], "max_steps": -1}
         if name == "epochs"
@@ -122,12 +177,19 @@ def budget(cfg: DictConfig, index: int, tasks: int) -> dict[str, int]:
 
 
 def drop_foreign_options(cfg: DictConfig) -> None:
-    """In a sweep: set to null what the strategy does not have, so that such cells are one run."""
+    """Set to null what the strategy does not have, so that runs of a sweep that differ in nothing else are one run."""
     with open_dict(cfg):
         for name in foreign_options(cfg):
             cfg[name] = None
 
 
-def _strategies_with(option: str) -> list[str]:
-    files = sorted((conf_dir() / "strategy").glob("*.yaml"))
-    return [file.stem for file in files if f"${{{option}}}" in file.read_text()]
+def strategies_with(option: str) -> list[str]:
+    """Return the names of the strategies in conf/ that have the top-level option."""
+    top = OmegaConf.load(conf_dir() / "train.yaml")
+    found = []
+    for file in sorted((conf_dir() / "strategy").glob("*.yaml")):
+        cfg = OmegaConf.merge(top, OmegaConf.load(file))
+        assert isinstance(cfg, DictConfig)
+        if option in options_of(cfg):
+            found.append(file.stem)
+    return found

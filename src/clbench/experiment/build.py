@@ -118,7 +118,7 @@ def shared_first_task_key(cfg: DictConfig, strategy: Strategy) -> str | None:
     if not cfg.share_first_task or cfg.patience is not None:
         return None
     options: Any = OmegaConf.to_container(cfg.strategy, resolve=True)
-    return first_task_hash(cfg, strategy.matters_first(options))
+    return first_task_hash(cfg, strategy.first_task_options(options))
 
 
 def outputs_of(sequence: TaskSequence, loss: str) -> list[int]:

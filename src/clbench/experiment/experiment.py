@@ -14,6 +14,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from clbench.config.arguments import errors_as_typed
 from clbench.config.display import Display, print_once
 from clbench.config.messages import refuse_renamed, silence_lightning
 from clbench.config.options import budget, check_numbers, drop_foreign_options, refuse_foreign_options
@@ -81,7 +82,8 @@ class Experiment:
         owned = exclusive_run(self.folder, self.launch.sweep) if self.is_first_process else nullcontext()
         quiet = self.launch.quiet or not self.is_first_process
         threads = self.cfg.threads or (None if self.launch.sweep is None else 1)
-        with owned, torch_threads(threads), Display(self.folder.path / "train.log", quiet) as self.display:
+        log = self.folder.path / "train.log"
+        with owned, torch_threads(threads), Display(log, quiet) as self.display, errors_as_typed(self.cfg):
             self.earlier = self.folder.metrics()
             yield
 

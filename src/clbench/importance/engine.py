@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from clbench.importance.batching import count, merged, moved, shapes, take
 from clbench.importance.example_statistics import ExampleStatistics
-from clbench.importance.general import General, Measured, Outputs
+from clbench.importance.general import General, Measured
 from clbench.importance.graph import Call, Recorder, plan, recording
 from clbench.importance.layers import FORMS, embedding, form_of
+from clbench.importance.measurement import Measurement
 from clbench.importance.output_gradients import OutputGradients
 from clbench.importance.outputs import check_differentiable, check_outputs
 from clbench.importance.probe import Probe, check_independent, probe
@@ -55,15 +56,12 @@ class Engine:
         module: any module, in evaluation mode.
         seeds: the gradients at the outputs, K columns per example.
         size: elementwise function of a gradient, summed over K.
-        outputs: maps module and batch to outputs and targets.
-        chunk: most examples per forward pass; None lets the memory decide.
-        second: also sum the squares of each example's value.
+        options: its ``outputs``, ``chunk`` and ``error``, for which the squares of each example's value are summed too.
     """
 
-    def __init__(
-        self, module: nn.Module, seeds: OutputGradients, size: Size, outputs: Outputs, chunk: int | None, second: bool
-    ) -> None:
-        self.module, self.seeds, self.size, self.outputs, self.chunk = module, seeds, size, outputs, chunk
+    def __init__(self, module: nn.Module, seeds: OutputGradients, size: Size, options: Measurement) -> None:
+        self.module, self.seeds, self.size = module, seeds, size
+        self.outputs, self.chunk = options.outputs, options.chunk
         self.params = trainable(module)
         if not self.params:
             raise ValueError(
@@ -72,9 +70,9 @@ class Engine:
         self.names = {id(p): name for name, p in self.params.items()}
         self.device = next(iter(self.params.values())).device
         self.forward_budget, self.inner_budget = budgets(self.device)
-        self.measured = Measured(module, outputs)
+        self.measured = Measured(module, options.outputs)
         self.general = General(self.measured, self.forward_budget)
-        self.moments = ExampleStatistics(self.params, second)
+        self.moments = ExampleStatistics(self.params, second=options.error)
         self.probes: dict[Any, Probe] = {}
 
     def run(self, batches: Iterable[Any]) -> ExampleStatistics:

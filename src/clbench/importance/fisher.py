@@ -11,6 +11,7 @@ from torch import nn
 from clbench.importance.general import Outputs
 from clbench.importance.labels import check_options, output_gradients_for
 from clbench.importance.measure import measure
+from clbench.importance.measurement import Measurement
 from clbench.importance.outputs import default_outputs
 from clbench.params import Params
 
@@ -72,9 +73,9 @@ def fisher(
         >>> f["weight"].shape
         torch.Size([2, 3])
     """
-    return _measure(
-        module, batches, labels, samples, fisher_batch, label_samples, loss, seed, outputs, chunk, error=False
-    )[0]
+    check_options(labels=labels, loss=loss, fisher_batch=fisher_batch, label_samples=label_samples)
+    options = Measurement(samples, fisher_batch, seed, outputs, chunk)
+    return _measure(module, batches, labels, loss, label_samples, options)[0]
 
 
 def fisher_and_error(
@@ -106,37 +107,15 @@ def fisher_and_error(
     Raises:
         ValueError: as in ``fisher``; fewer than two examples; groups.
     """
-    return _measure(
-        module, batches, labels, samples, fisher_batch, label_samples, loss, seed, outputs, chunk, error=True
-    )
+    check_options(labels=labels, loss=loss, fisher_batch=fisher_batch, label_samples=label_samples)
+    options = Measurement(samples, fisher_batch, seed, outputs, chunk, error=True)
+    return _measure(module, batches, labels, loss, label_samples, options)
 
 
 def _measure(
-    module: nn.Module,
-    batches: Iterable[Any],
-    labels: str,
-    samples: int | None,
-    fisher_batch: int,
-    label_samples: int,
-    loss: str,
-    seed: int,
-    outputs: Outputs,
-    chunk: int | None,
-    error: bool,
+    module: nn.Module, batches: Iterable[Any], labels: str, loss: str, label_samples: int, options: Measurement
 ) -> tuple[Params, Params]:
-    check_options(labels=labels, loss=loss, fisher_batch=fisher_batch, label_samples=label_samples)
-    seeds, check = output_gradients_for(labels, loss, label_samples, seed)
-    result = measure(
-        module,
-        batches,
-        seeds,
-        torch.square,
-        samples=samples,
-        fisher_batch=fisher_batch,
-        seed=seed,
-        outputs=outputs,
-        chunk=chunk,
-        error=error,
-    )
+    gradients, check = output_gradients_for(labels, loss, label_samples, options.seed)
+    result = measure(module, batches, gradients, torch.square, options)
     check.finish()
     return result

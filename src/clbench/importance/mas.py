@@ -10,6 +10,7 @@ from torch import nn
 
 from clbench.importance.general import Outputs
 from clbench.importance.measure import measure
+from clbench.importance.measurement import Measurement
 from clbench.importance.output_gradients import OutputGradients
 from clbench.importance.outputs import default_outputs
 from clbench.params import Params
@@ -54,18 +55,8 @@ def mas(
         >>> mas(net, [torch.randn(5, 3)])["bias"].shape
         torch.Size([2])
     """
-    return measure(
-        module,
-        batches,
-        SQUARED_NORM,
-        torch.abs,
-        samples=samples,
-        fisher_batch=fisher_batch,
-        seed=seed,
-        outputs=outputs,
-        chunk=chunk,
-        error=False,
-    )[0]
+    options = Measurement(samples, fisher_batch, seed, outputs, chunk)
+    return measure(module, batches, SQUARED_NORM, torch.abs, options)[0]
 
 
 def mas_and_error(
@@ -90,15 +81,5 @@ def mas_and_error(
     Raises:
         ValueError: as in ``mas``; fewer than two examples; groups.
     """
-    return measure(
-        module,
-        batches,
-        SQUARED_NORM,
-        torch.abs,
-        samples=samples,
-        fisher_batch=fisher_batch,
-        seed=seed,
-        outputs=outputs,
-        chunk=chunk,
-        error=True,
-    )
+    options = Measurement(samples, fisher_batch, seed, outputs, chunk, error=True)
+    return measure(module, batches, SQUARED_NORM, torch.abs, options)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from clbench.importance.batching import Counted, Example, count, moved, split_examples, stacked, subsample
 from clbench.importance.engine import Engine
 from clbench.importance.example_statistics import ExampleStatistics
-from clbench.importance.general import Measured, Outputs
+from clbench.importance.general import Measured
+from clbench.importance.measurement import Measurement
 from clbench.importance.output_gradients import OutputGradients
 from clbench.importance.outputs import check_differentiable, check_outputs
 from clbench.importance.preserve_state import preserve_state
@@ -24,13 +25,11 @@ def grouped(
     batches: Iterable[Any],
     seeds: OutputGradients,
     square_or_abs: Callable[[Tensor], Tensor],
-    *,
-    fisher_batch: int,
-    seed: int,
-    outputs: Outputs,
-    chunk: int | None,
+    options: Measurement,
 ) -> ExampleStatistics:
-    """Sum over groups g of n_g * sum_k size(mean over the group of J^T v_k), groups of ``fisher_batch`` shuffled examples.
+    """Return the sum over groups g of n_g * sum_k size(mean over the group of J^T v_k).
+
+    Groups are ``fisher_batch`` shuffled examples.
 
     The last group may be smaller and weighs as many examples as it has. One ordinary backward pass per group and
     column; all examples used are held in memory for the shuffle, which depends on ``seed`` and their order alone.
@@ -39,20 +38,20 @@ def grouped(
     if not params:
         raise ValueError("no parameter of the module requires grad, so there is nothing to measure; set requires_grad")
     device = next(iter(params.values())).device
-    measured = Measured(module, outputs)
+    measured = Measured(module, options.outputs)
     examples: list[Example] = []
     for batch in batches:
         if not examples:
             check_independent(module, measured, moved(batch, device))
         examples.extend(split_examples(batch, range(count(batch))))
-    keys = torch.rand(len(examples), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    keys = torch.rand(len(examples), generator=torch.Generator().manual_seed(options.seed), dtype=torch.float64)
     order = keys.argsort(stable=True).tolist()
     leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
     moments = ExampleStatistics(params, second=False)
-    for start in range(0, len(order), fisher_batch):
-        group = [examples[i] for i in order[start : start + fisher_batch]]
+    for start in range(0, len(order), options.fisher_batch):
+        group = [examples[i] for i in order[start : start + options.fisher_batch]]
         sums: list[dict[str, Tensor]] = []
-        for batch in stacked(group, chunk or len(group)):
+        for batch in stacked(group, options.chunk or len(group)):
             batch = moved(batch, device)
             z, y = measured.with_params(leaves, batch)
             check_outputs(z, count(batch))
@@ -79,34 +78,21 @@ def measure(
     batches: Iterable[Any],
     seeds: OutputGradients,
     square_or_abs: Callable[[Tensor], Tensor],
-    *,
-    samples: int | None,
-    fisher_batch: int,
-    seed: int,
-    outputs: Outputs,
-    chunk: int | None,
-    error: bool,
+    options: Measurement,
 ) -> tuple[Params, Params]:
-    """The mean over the examples used and, if ``error``, the standard error of each of its entries (else an empty dict).
+    """Return the mean over the examples used and, if ``error``, the standard error of each entry (else an empty dict).
 
     Raises:
-        ValueError: an argument is out of range, standard errors are asked for groups, or an entry is not finite.
+        ValueError: the draw of the examples is impossible, or an entry is not finite.
     """
-    for name, value in (("fisher_batch", fisher_batch), ("chunk", chunk)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}={value!r} is not a number of examples; use an integer of at least 1")
-    if error and fisher_batch > 1:
-        raise ValueError(f"standard errors are over examples, not over groups of fisher_batch={fisher_batch}; use 1")
     counted = Counted(batches)
     with preserve_state(module):
-        used = subsample(counted, samples, seed)
-        if fisher_batch > 1:
-            moments = grouped(
-                module, used, seeds, square_or_abs, fisher_batch=fisher_batch, seed=seed, outputs=outputs, chunk=chunk
-            )
+        used = subsample(counted, options.samples, options.seed)
+        if options.fisher_batch > 1:
+            moments = grouped(module, used, seeds, square_or_abs, options)
         else:
-            moments = Engine(module, seeds, square_or_abs, outputs, chunk, error).run(used)
-        return finite(moments.mean()), moments.standard_error(counted.total) if error else {}
+            moments = Engine(module, seeds, square_or_abs, options).run(used)
+        return finite(moments.mean()), moments.standard_error(counted.total) if options.error else {}
 
 
 def finite(importance: Params) -> Params:

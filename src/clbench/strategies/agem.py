@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clbench.data import Batch
-from clbench.errors import ConfigError
 from clbench.learner import Learner
+from clbench.strategies.arguments import check_integer
 from clbench.strategies.memory import Ring
 from clbench.strategies.rehearsal import RehearsalStrategy
 
@@ -29,16 +29,12 @@ class AGEM(RehearsalStrategy):
         seed: see ``RehearsalStrategy``.
     """
 
-    def __init__(self, memory: int = 50, replay: int = 256, seed: int = 0) -> None:
-        if replay is None:
-            raise ConfigError(
-                "strategy.replay=null: A-GEM draws a number of examples of its own, at least 1; the paper has 256"
-            )
-        super().__init__(memory, replay, "ring", seed)
+    shares_first_task = ("memory",)  # it draws none of them, as there is no earlier task
+    per_process = False
 
-    def first_task(self, options: dict[str, Any]) -> dict[str, Any]:
-        """What is remembered; nothing is drawn, as there is no earlier task."""
-        return {name: options.get(name) for name in ("_target_", "memory")}
+    def __init__(self, memory: int = 50, replay: int = 256, seed: int = 0) -> None:
+        check_integer("replay", replay, hint="The paper has 256.")
+        super().__init__(memory, replay, "ring", seed)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int

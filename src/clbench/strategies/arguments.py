@@ -1,6 +1,6 @@
-"""Options of strategies: what a value may be, said in one way. Each gives the value back, or raises a ConfigError.
+"""Checks of the arguments of strategies. Each returns the value, or raises a StrategyError that names value, rule and remedy.
 
-``key`` is what a user writes on the command line (``lam``, ``strategy.damping``), ``what`` says what the value is.
+``name`` is the Python argument (``damping``). On the command line ``clbench.config.arguments`` puts the key in its place.
 """
 
 from __future__ import annotations
@@ -11,48 +11,57 @@ from typing import Any
 
 import torch
 
-from clbench.errors import ConfigError
+from clbench.errors import StrategyError, expected
 
 
-def strength(key: str, value: Any, what: str = "the strength of a term") -> float:
-    """A number >= 0 that is finite in float32."""
+def check_strength(name: str, value: Any) -> float:
+    """Return the factor of a term of the loss: a number >= 0 that is finite in float32."""
     if not (_is_number(value) and 0 <= value <= torch.finfo(torch.float32).max):
-        raise ConfigError(f"{key}={value}: {what} is a finite number >= 0, at most 3.4e38")
+        raise StrategyError(expected(name, value, "a finite number >= 0, at most 3.4e38"))
     return float(value)
 
 
-def positive(key: str, value: Any, what: str, hint: str = "") -> float:
-    """A finite number > 0; ``hint`` says which is usual."""
+def check_positive(name: str, value: Any, hint: str = "") -> float:
+    """Return a finite number > 0; ``hint`` names the usual one."""
     if not (_is_number(value) and value > 0):
-        raise ConfigError(f"{key}={value}: {what} is a finite number > 0{hint and '; ' + hint}")
+        raise StrategyError(expected(name, value, "a finite number > 0", hint))
     return float(value)
 
 
-def fraction(key: str, value: Any, what: str) -> float:
-    """A number in [0, 1]."""
+def check_fraction(name: str, value: Any) -> float:
+    """Return a number in [0, 1]."""
     if not (_is_number(value) and 0 <= value <= 1):
-        raise ConfigError(f"{key}={value}: {what} is in [0, 1]")
+        raise StrategyError(expected(name, value, "a number in [0, 1]"))
     return float(value)
 
 
-def whole(key: str, value: Any, what: str = "it", least: int = 1) -> int:
-    """A whole number, at least ``least``."""
+def check_integer(name: str, value: Any, least: int = 1, hint: str = "") -> int:
+    """Return an integer that is at least ``least``."""
     if isinstance(value, bool) or not (isinstance(value, int) and value >= least):
-        raise ConfigError(f"{key}={value}: {what} is a whole number, at least {least}")
+        raise StrategyError(expected(name, value, f"an integer >= {least}", hint))
     return value
 
 
-def one_of(key: str, value: Any, choices: Sequence[str]) -> str:
-    """One of ``choices``."""
+def check_integer_or_none(name: str, value: Any, hint: str = "") -> int | None:
+    """Return None or an integer that is at least 1."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not (isinstance(value, int) and value >= 1):
+        raise StrategyError(expected(name, value, "an integer >= 1 or None", hint))
+    return value
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Return one of ``choices``."""
     if value not in choices:
-        raise ConfigError(f"{key}={value!r} is not one of {', '.join(choices)}")
+        raise StrategyError(expected(name, value, f"one of {', '.join(choices)}"))
     return str(value)
 
 
-def flag(key: str, value: Any) -> bool:
-    """True or false."""
+def check_flag(name: str, value: Any) -> bool:
+    """Return True or False."""
     if not isinstance(value, bool):
-        raise ConfigError(f"{key}={value!r} is not true or false")
+        raise StrategyError(expected(name, value, "True or False"))
     return value
 
 

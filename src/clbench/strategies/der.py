@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import lightning as L
 import torch
@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from clbench.data import Batch
 from clbench.learner import Learner
-from clbench.strategies.arguments import strength
+from clbench.strategies.arguments import check_strength
 from clbench.strategies.learner_strategy import Features
-from clbench.strategies.rehearsal import RehearsalStrategy
+from clbench.strategies.rehearsal import RehearsalOptions, RehearsalStrategy
+
+
+class DEROptions(RehearsalOptions, total=False):
+    """Options of DER, which DER++ passes on; their meaning stands at ``DER``."""
+
+    alpha: float
 
 
 class DER(RehearsalStrategy):
@@ -26,22 +32,17 @@ class DER(RehearsalStrategy):
 
     Args:
         alpha: strength, >= 0.
-        memory, replay, buffer, seed: see ``RehearsalStrategy``.
+        options: ``memory``, ``replay``, ``buffer``, ``seed``, see ``RehearsalStrategy``.
 
     Raises:
         ConfigError: ``alpha`` negative or not finite.
     """
 
-    def __init__(
-        self,
-        alpha: float = 0.1,
-        memory: int = 50,
-        replay: int | None = None,
-        buffer: str = "reservoir",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(memory, replay, buffer, seed)
-        self.alpha = strength("strategy.alpha", alpha)
+    per_process = False
+
+    def __init__(self, alpha: float = 0.1, **options: Unpack[RehearsalOptions]) -> None:
+        super().__init__(**options)
+        self.alpha = check_strength("alpha", alpha)
         self._fresh: Tensor
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
@@ -80,23 +81,15 @@ class DERpp(DER):
 
     Args:
         beta: strength, >= 0.
-        alpha, memory, replay, buffer, seed: see ``DER``.
+        options: ``alpha``, ``memory``, ``replay``, ``buffer``, ``seed``, see ``DER``.
 
     Raises:
         ConfigError: ``alpha`` or ``beta`` negative or not finite.
     """
 
-    def __init__(
-        self,
-        alpha: float = 0.1,
-        beta: float = 0.5,
-        memory: int = 50,
-        replay: int | None = None,
-        buffer: str = "reservoir",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(alpha, memory, replay, buffer, seed)
-        self.beta = strength("strategy.beta", beta)
+    def __init__(self, beta: float = 0.5, **options: Unpack[DEROptions]) -> None:
+        super().__init__(**options)
+        self.beta = check_strength("beta", beta)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         super().on_train_start(trainer, pl_module)

@@ -16,11 +16,8 @@ class ER(RehearsalStrategy):
     after the draw.
 
     Args:
-        memory, replay, buffer, seed: see ``RehearsalStrategy``.
+        memory, replay, buffer, seed: see ``RehearsalStrategy``, whose constructor it is.
     """
-
-    def __init__(self, memory: int = 50, replay: int | None = None, buffer: str = "reservoir", seed: int = 0) -> None:
-        super().__init__(memory, replay, buffer, seed)
 
     def smallest_replay_batch(self, batch_size: int, tasks: int) -> None:
         """Old examples go through the net together with new ones."""

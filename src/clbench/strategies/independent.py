@@ -7,8 +7,8 @@ from copy import deepcopy
 import lightning as L
 from torch import Tensor, nn
 
-from clbench.data import Task, TaskSequence
-from clbench.errors import ConfigError
+from clbench.data import TaskSequence
+from clbench.errors import StrategyError
 from clbench.learner import Learner
 from clbench.params import size_in_bytes
 from clbench.strategies.base import Strategy
@@ -36,14 +36,19 @@ class Independent(Strategy):
             ``bn=freeze_after_first``.
     """
 
+    shares_first_task = False  # its net has another form
+    needs_labels = False
+    needs_learner = True
+    is_reference = True
+
     def __init__(self) -> None:
         self._bytes = 0
         self._index = 0
 
     def check(self, sequence: TaskSequence) -> None:
         if sequence.scenario.name == "class":
-            raise ConfigError(
-                "strategy=independent has a net per task, so classes of different tasks cannot compete: use scenario=task "
+            raise StrategyError(
+                "strategy=independent has a net per task, so classes of different tasks cannot compete. Use scenario=task "
                 "or domain, or strategy=joint_from_scratch"
             )
 
@@ -54,15 +59,10 @@ class Independent(Strategy):
         learner.net = PerTask(learner.net, len(sequence))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit" or (isinstance(pl_module, Learner) and isinstance(pl_module.net, PerTask)):
-            return
-        if not isinstance(pl_module, Learner) or not isinstance(trainer.datamodule, Task):
-            raise ConfigError(
-                "Independent keeps a net per task, so it needs clbench.learner.Learner and the tasks of a TaskSequence, not "
-                f"{type(pl_module).__name__}"
-            )
-        self.check(trainer.datamodule.sequence)
-        self.attach(pl_module, trainer.datamodule.sequence)
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and isinstance(pl_module, Learner) and not isinstance(pl_module.net, PerTask):
+            self.check(trainer.datamodule.sequence)
+            self.attach(pl_module, trainer.datamodule.sequence)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         self._index = trainer.datamodule.index

@@ -7,16 +7,18 @@ from typing import Any
 import lightning as L
 
 from clbench.data import Task, TaskSequence
-from clbench.errors import ConfigError
+from clbench.errors import StrategyError
 from clbench.learner import Learner
 from clbench.params import snapshot
-from clbench.strategies.base import Strategy, nothing
+from clbench.strategies.base import Strategy
 
 
 class Joint(Strategy):
-    """Goes on training on the mixed data of all tasks so far; an upper reference, not a continual strategy."""
+    """Trains on, on the mixed data of all tasks so far; an upper reference, not a continual strategy."""
 
-    first_task = nothing
+    shares_first_task = True  # the mixed data of one task
+    needs_labels = False
+    is_reference = True
 
     def training_data(self, sequence: TaskSequence, index: int) -> Task:
         return sequence.joint(index)
@@ -31,7 +33,8 @@ class JointFromScratch(Joint):
         ConfigError: ``bn=freeze_after_first``: the statistics would be frozen before anything was learned.
     """
 
-    first_task = nothing
+    shares_first_task = True  # it begins the first task with the first weights too
+    needs_labels = False
 
     def __init__(self) -> None:
         self.first: dict[str, Any] | None = None
@@ -42,6 +45,7 @@ class JointFromScratch(Joint):
         self.first = snapshot(learner.state_dict())
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         if self.first is None:
@@ -54,4 +58,4 @@ class JointFromScratch(Joint):
 def refuse_frozen_statistics(learner: Learner, name: str) -> None:
     """Raise ConfigError if BatchNorm would be frozen in a net that starts a later task with fresh weights."""
     if learner.bn != "train":
-        raise ConfigError(f"bn={learner.bn}: strategy={name} begins each task with fresh weights: use bn=train")
+        raise StrategyError(f"bn={learner.bn}: strategy={name} begins each task with fresh weights. Use bn=train")

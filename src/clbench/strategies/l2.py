@@ -1,16 +1,16 @@
-"""L2: every parameter is equally important, the baseline of what importance is worth."""
+"""L2: every parameter is equally important; the baseline that shows what a measured importance adds."""
 
 from __future__ import annotations
+
+from typing import Unpack
 
 import lightning as L
 import torch
 
 from clbench.params import Params, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.arguments import one_of
-from clbench.strategies.base import nothing
-from clbench.strategies.patterns import Patterns
-from clbench.strategies.penalty import QuadraticStrategy
+from clbench.strategies.arguments import check_choice
+from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 from clbench.strategies.quadratic import Quadratic
 
 
@@ -20,19 +20,18 @@ class L2(QuadraticStrategy):
     Args:
         lam: strength, >= 0.
         anchors: ``latest`` or ``all``.
-        include, exclude: see ``QuadraticStrategy``.
+        options: ``include``, ``exclude``, see ``QuadraticStrategy``.
 
     Raises:
         ConfigError: ``lam`` negative or not finite; unknown ``anchors``.
     """
 
-    def __init__(
-        self, lam: float = 1.0, anchors: str = "latest", include: Patterns = None, exclude: Patterns = None
-    ) -> None:
-        super().__init__(lam, include, exclude)
-        self.anchors = one_of("strategy.anchors", anchors, ("latest", "all"))
+    shares_first_task = True
+    needs_labels = False
 
-    first_task = nothing
+    def __init__(self, lam: float = 1.0, anchors: str = "latest", **options: Unpack[QuadraticOptions]) -> None:
+        super().__init__(lam, **options)
+        self.anchors = check_choice("anchors", anchors, ("latest", "all"))
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         return {name: torch.ones_like(p, requires_grad=False) for name, p in trainable(pl_module).items()}

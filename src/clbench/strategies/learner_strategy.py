@@ -7,8 +7,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
-from clbench.data import Task
-from clbench.errors import ConfigError
+from clbench.errors import StrategyError
 from clbench.learner import Learner
 from clbench.nets import Net
 from clbench.strategies.base import Strategy
@@ -17,30 +16,17 @@ from clbench.strategies.base import Strategy
 class LearnerStrategy(Strategy):
     """Changes what a step of the Learner does (``terms``, ``extend``, ``update``), for the length of a fit.
 
-    Attributes:
-        one_process: what is remembered lies in one process, so a run over several is refused.
+    A subclass that is right in several processes declares ``one_process = False``.
 
     Raises:
         ConfigError: when a fit begins, a module or data of another kind, or several processes.
     """
 
-    one_process = False
+    shares_first_task: bool | tuple[str, ...] = False  # what a subclass adds to a step, it may add in the first task
+    needs_labels = True
+    needs_learner = True
+    one_process = True
     features: Features | None = None
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        name = type(self).__name__
-        if not isinstance(pl_module, Learner) or not isinstance(trainer.datamodule, Task):
-            raise ConfigError(
-                f"{name} has a loss of its own, so it needs clbench.learner.Learner and the tasks of a TaskSequence, not "
-                f"{type(pl_module).__name__}: use those, or a strategy with a quadratic penalty (EWC, MAS, SI, L2)"
-            )
-        if self.one_process and trainer.world_size > 1:
-            raise ConfigError(
-                f"{name} keeps its memory in one process, but there are {trainer.world_size}: use trainer.devices=1, or a "
-                "strategy with a quadratic penalty (ewc, mas, si, l2)"
-            )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Lightning does not tear down after an exception or Ctrl-C: the learner would go on with this strategy."""
@@ -65,7 +51,7 @@ class Features:
 
     def __init__(self, net: nn.Module) -> None:
         if not isinstance(net, Net):
-            raise ConfigError(f"a clbench.nets.Net of body and head is needed, not {type(net).__name__}")
+            raise StrategyError(f"a clbench.nets.Net of body and head is needed, not {type(net).__name__}")
         self.handle = net.body.register_forward_hook(self._keep)
 
     def _keep(self, body: nn.Module, args: Any, features: Tensor) -> None:

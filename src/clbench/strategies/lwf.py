@@ -13,8 +13,7 @@ from clbench.data import Batch, TaskSequence
 from clbench.learner import Learner
 from clbench.nets import Net
 from clbench.params import size_in_bytes, snapshot
-from clbench.strategies.arguments import positive, strength
-from clbench.strategies.base import nothing
+from clbench.strategies.arguments import check_positive, check_strength
 from clbench.strategies.distillation import divergence, softened
 from clbench.strategies.learner_strategy import Features, LearnerStrategy
 
@@ -36,13 +35,16 @@ class LwF(LearnerStrategy):
         ConfigError: a value outside its range; when a fit begins, a net that has no body and head.
     """
 
+    shares_first_task = True
+    needs_labels = False
+    one_process = False
+    per_process = False
+
     def __init__(self, lam: float = 1.0, temperature: float = 2.0) -> None:
-        self.lam = strength("lam", lam)
-        self.temperature = positive("strategy.temperature", temperature, "a temperature", "Li and Hoiem have 2")
+        self.lam = check_strength("lam", lam)
+        self.temperature = check_positive("temperature", temperature, "Li and Hoiem have 2.")
         self.old: nn.Module | None = None
         self._loaded: dict[str, Tensor] = {}
-
-    first_task = nothing
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
         super().attach(learner, sequence)

@@ -4,79 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from time import perf_counter
-from typing import Any
+from typing import Any, Unpack
 
 import lightning as L
 import torch
 from torch import nn
 
 from clbench.data import Batches, Task
-from clbench.errors import ConfigError
+from clbench.errors import StrategyError
 from clbench.importance import mas, mas_local
 from clbench.importance.batching import count
 from clbench.params import Params, placed_like, snapshot, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.arguments import flag, fraction, one_of, whole
-from clbench.strategies.measured import EVALUATION_BATCH, Data, ImportanceStrategy, Outputs
-from clbench.strategies.patterns import Patterns
+from clbench.strategies.arguments import check_choice, check_flag, check_fraction, check_integer
+from clbench.strategies.measured import EVALUATION_BATCH, Data, ImportanceStrategy, MeasurementOptions, Outputs
 from clbench.strategies.quadratic import Quadratic
 
 
 class MAS(ImportanceStrategy):
     """Memory aware synapses (Aljundi et al. 2018): lam/2 * sum_i Omega_i (theta_i - theta*_i)^2 at the newest anchor.
 
-    Omega is the mean over examples of |d ||outputs||^2 / d theta_i|, summed over tasks. It looks at no labels, so any data
-    will do (``data``), such as unlabelled examples of the conditions under which the net will be used. The paper has no
+    Omega is the mean over examples of |d ||outputs||^2 / d theta_i|, summed over tasks. It reads no labels, so any data can be
+    used (``data``), such as unlabelled examples of the conditions under which the net will be used. The paper has no
     1/2 in the penalty, so its lambda is our lam / 2.
 
     Args:
         lam: strength, >= 0.
-        samples: number of examples; None = all.
         fisher_batch: 1 = per example (the paper); b = the gradient of the mean over b, as the authors' demo has it.
         decay: factor on the sum so far when a task is added, in [0, 1]; the paper has 1.
-        outputs, seed, include, exclude, chunk: see ``ImportanceStrategy``.
-        data: see ``ImportanceStrategy``; also ``seen``: the training examples of all tasks so far, of which Omega is measured
-            anew after each task, at the newest weights and with each task's outputs, and summed. It needs the old data; the
+        data: see ``ImportanceStrategy``; also ``seen``: the training examples of all tasks so far. Omega is then measured again
+            after each task, at the newest weights and with each task's outputs, and summed. It needs the old data; this is the
             second form of the authors' code (MAS_sequence).
         form: ``global``, or ``local`` (Hebbian): each layer as a function of its own, see ``mas_local``.
-        online: accumulate Omega while the task is learned, with no pass over data at its end: the mean over all batches
-            trained on, each example counted as often as it came, at the weights right after the batch. Measured in
+        online: accumulate Omega while the task is learned, with no pass over data at its end: the mean over all training
+            batches, each example counted as often as it came, at the weights right after the batch. Measured in
             evaluation mode; early, unlearned weights and the steps after a ``consolidate=best`` epoch count too.
+        options: ``samples``, ``outputs``, ``seed``, ``chunk``, see ``ImportanceStrategy``; ``include``, ``exclude``, see
+            ``QuadraticStrategy``.
 
     Raises:
         ConfigError: a value outside its range; options that exclude each other.
     """
 
+    shares_first_task = True  # unless online, see below
+    needs_labels = False
+    one_process = False
+    per_process = False
+
     def __init__(
         self,
         lam: float = 1.0,
-        samples: int | None = None,
         fisher_batch: int = 1,
         decay: float = 1.0,
-        outputs: Outputs | None = None,
-        seed: int = 0,
-        include: Patterns = None,
-        exclude: Patterns = None,
         data: Data = "train",
-        chunk: int | None = None,
         form: str = "global",
         online: bool = False,
+        **options: Unpack[MeasurementOptions],
     ) -> None:
         self.recomputed = isinstance(data, str) and data == "seen"
-        super().__init__(lam, samples, outputs, seed, include, exclude, "train" if self.recomputed else data, chunk)
-        self.fisher_batch = whole("fisher_batch", fisher_batch, "1 is per example, as in the paper: it")
-        self.decay = fraction("strategy.decay", decay, "the decay of MAS")
-        self.form = one_of("strategy.form", form, ("global", "local"))
-        self.online = self.per_process = flag("strategy.online", online)
+        super().__init__(lam, data="train" if self.recomputed else data, **options)
+        self.fisher_batch = check_integer("fisher_batch", fisher_batch, hint="1 is per example, as in the paper.")
+        self.decay = check_fraction("decay", decay)
+        self.form = check_choice("form", form, ("global", "local"))
+        self.online = check_flag("online", online)
+        if online:
+            self.shares_first_task, self.per_process = False, True
         if form == "local" and fisher_batch > 1:
-            raise ConfigError(
-                f"fisher_batch={fisher_batch} with strategy.form=local: the local form is per example, use 1"
-            )
-        for option, other in (("samples", samples is not None), ("strategy.data", data != "train")):
+            raise StrategyError(f"fisher_batch={fisher_batch}: expected 1 with form=local, which is per example")
+        for option, other in (("samples", self.samples is not None), ("data", data != "train")):
             if online and other:
-                raise ConfigError(
-                    f"strategy.online=true measures on every batch that is trained on: leave out {option}"
-                )
+                raise StrategyError(f"online=True measures on every batch that is trained on. Leave out {option}")
         self._mean: Params = {}
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
@@ -95,14 +92,11 @@ class MAS(ImportanceStrategy):
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
         return quadratic.recentre(old, new, 0.0 if self.recomputed else self.decay)
 
-    def first_task(self, options: dict[str, Any]) -> dict[str, Any]:
-        return options if self.online else {}
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self.recomputed and (trainer.world_size > 1 or not isinstance(trainer.datamodule, Task)):
-            raise ConfigError(
-                "strategy.data=seen reads the tasks of a clbench sequence, in one process: use trainer.devices=1 and a task as "
+            raise StrategyError(
+                "data=seen reads the tasks of a clbench sequence, in one process. Use trainer.devices=1 and a task as "
                 "datamodule, or data=train"
             )
         if self.online and trainer.ckpt_path is None:

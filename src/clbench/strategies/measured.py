@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import lightning as L
 import torch
@@ -12,14 +12,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from clbench.data import Batches, Task, TaskSequence
 from clbench.data.batches import Part
-from clbench.errors import ConfigError
+from clbench.errors import StrategyError
 from clbench.importance import default_outputs, preserve_state
 from clbench.importance.batching import count, subsample, take
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params
-from clbench.strategies.arguments import one_of, whole
-from clbench.strategies.patterns import Patterns
-from clbench.strategies.penalty import QuadraticStrategy
+from clbench.strategies.arguments import check_choice, check_integer_or_none
+from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 Data = str | Iterable[Any] | Callable[[L.Trainer], Iterable[Any]]
@@ -29,53 +28,76 @@ PARTS = {"train": "training", "validation": "validation", "test": "test"}
 EVALUATION_BATCH = 1000
 
 
+class MeasurementOptions(QuadraticOptions, total=False):
+    """Options of every measured importance but for ``data``; their meaning stands at ``ImportanceStrategy``."""
+
+    samples: int | None
+    outputs: Outputs | None
+    seed: int
+    chunk: int | None
+
+
+class ImportanceOptions(MeasurementOptions, total=False):
+    """Options of ``ImportanceStrategy`` but for ``lam``, which a subclass passes on."""
+
+    data: Data
+
+
 class ImportanceStrategy(QuadraticStrategy):
     """EWC, Online EWC and MAS: each writes ``measure`` only.
 
     Args:
         lam: strength of the penalty, >= 0.
         samples: number of examples to measure on, drawn without replacement; None = all.
-        outputs: ``outputs(module, batch)`` -> (outputs (N, C), targets (N,)), for a module of your own whose batches
+        outputs: ``outputs(module, batch)`` -> (outputs (N, C), targets (N,)), for a module of yours whose batches
             are not ``(x, y)`` or which is not called as ``module(x)``.
-        seed: of the examples drawn.
-        include, exclude: see ``QuadraticStrategy``.
-        data: what is measured on when a task has ended. Its ``train`` examples, without augmentation; with a sequence of
-            clbench also its ``validation`` or ``test`` examples: accuracies are then those of a learner that has seen the
-            test images (no labels). Or batches of your own, the same after every task; or a callable
-            ``data(trainer)`` that gives them.
+        seed: seed of the draw of the examples.
+        data: the examples to measure on when a task has ended. ``train``: its training examples, without augmentation. With
+            a sequence of clbench also its ``validation`` or ``test`` examples; accuracies are then those of a learner that
+            has seen the test images (no labels, see ``needs_labels``). Or batches of yours, the same after every task, or a
+            callable ``data(trainer)`` that returns them.
         chunk: most examples per forward pass of the measurement; None = as many as fit the memory.
+        options: ``include``, ``exclude``, see ``QuadraticStrategy``.
 
     Raises:
-        ConfigError: ``lam`` negative or not finite; ``samples`` or ``chunk`` below 1; unknown ``data``; before training, a
-            module that cannot be measured.
+        ConfigError: ``lam`` negative or not finite; ``samples`` or ``chunk`` below 1; unknown ``data``; ``data="test"`` although
+            labels are read; before training, a module that cannot be measured.
     """
+
+    shares_first_task = True  # the measurement on two examples before training has no side effect
+    needs_labels = True
 
     def __init__(
         self,
         lam: float,
+        *,
         samples: int | None = None,
         outputs: Outputs | None = None,
         seed: int = 0,
-        include: Patterns = None,
-        exclude: Patterns = None,
         data: Data = "train",
         chunk: int | None = None,
+        **options: Unpack[QuadraticOptions],
     ) -> None:
-        super().__init__(lam, include, exclude)
-        self.samples = None if samples is None else whole("samples", samples, "the number of examples, null for all,")
-        self.chunk = None if chunk is None else whole("strategy.chunk", chunk, "examples per forward pass, or null: it")
+        super().__init__(lam, **options)
+        self.samples = check_integer_or_none("samples", samples)
+        self.chunk = check_integer_or_none("chunk", chunk)
         if isinstance(data, str):
-            one_of("strategy.data", data, list(PARTS))
+            check_choice("data", data, list(PARTS))
+            if data == "test" and self.needs_labels:
+                raise StrategyError(
+                    f"data=test: the importance of {type(self).__name__} reads labels, and those of the test data must not be "
+                    f"seen. Try data=train. A strategy of yours that reads none declares needs_labels = False"
+                )
         self.outputs = outputs
         self.seed = seed
         self.data = data
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
-        """Mean importance over ``samples`` examples of ``batches`` (all if None)."""
-        raise TypeError(f"{type(self).__name__} does not say how it measures importance")
+        """Return the mean importance over ``samples`` examples of ``batches`` (all if None)."""
+        raise TypeError(f"{type(self).__name__} does not define measure(module, batches, outputs, samples)")
 
     def outputs_of(self, module: nn.Module) -> Outputs:
-        """How the outputs and targets of a batch are had from ``module``."""
+        """Return the function that computes the outputs and targets of a batch with ``module``."""
         return self.outputs or (learner_outputs if isinstance(module, Learner) else default_outputs)
 
     def check(self, sequence: TaskSequence) -> None:
@@ -86,16 +108,18 @@ class ImportanceStrategy(QuadraticStrategy):
         else:
             fewest = min(len(examples_of(task, self.data)) for task in sequence)
         if self.samples is not None and self.samples > fewest:
-            raise ConfigError(
-                f"samples={self.samples} is more than the {fewest} {PARTS[self.data]} examples of the smallest task: use at "
-                f"most {fewest}, or samples=null for all"
+            raise StrategyError(
+                f"samples={self.samples}: the smallest task has {fewest} {PARTS[self.data]} examples. Use at most {fewest}, or "
+                "samples=None for all"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure on two examples, so that a module this strategy cannot read is refused before it is trained."""
         super().on_train_start(trainer, pl_module)
         if self.samples is not None and self.samples < trainer.world_size:
-            raise ConfigError(f"samples={self.samples} is less than the {trainer.world_size} processes that share them")
+            raise StrategyError(
+                f"samples={self.samples}: {trainer.world_size} processes share them. Use at least {trainer.world_size}"
+            )
         if callable(self.data) or (isinstance(pl_module, Learner) and self.penalty is not None):
             return
         batches = batches_of(self.data, trainer)
@@ -109,13 +133,13 @@ class ImportanceStrategy(QuadraticStrategy):
             return
         if self.samples is not None and self.samples > there:
             what = PARTS[self.data] if isinstance(self.data, str) else "given"
-            raise ConfigError(f"samples={self.samples} is more than the {there} {what} examples: use at most {there}")
+            raise StrategyError(f"samples={self.samples}: there are {there} {what} examples. Use at most {there}")
         with preserve_state(pl_module):
             first = next(iter(batches))
         try:
             self.measure(pl_module, [take(first, slice(0, 2))], self.outputs_of(pl_module), None)
         except ValueError as error:
-            raise ConfigError(f"{type(self).__name__} cannot measure importance on this module: {error}") from error
+            raise StrategyError(f"{type(self).__name__} cannot measure importance on this module: {error}") from error
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         outputs, batches = self.outputs_of(pl_module), batches_of(self.data, trainer)
@@ -130,7 +154,7 @@ class ImportanceStrategy(QuadraticStrategy):
         return self.mean_over_processes(trainer, importance)
 
     def mean_over_processes(self, trainer: L.Trainer, importance: Params) -> Params:
-        """The mean over the ``examples`` of all processes, each weighted by its number of them."""
+        """Return the mean over the examples of all processes, each process weighted by its number of examples."""
         device = next(iter(importance.values())).device
         total = trainer.strategy.reduce(torch.tensor(self.examples, device=device), reduce_op="sum")
         share = self.examples / total.item()
@@ -144,7 +168,7 @@ class ImportanceStrategy(QuadraticStrategy):
 
 
 def batches_of(data: Data, trainer: L.Trainer) -> Iterable[Any]:
-    """The examples that ``data`` means to ``trainer``, all of them in every process.
+    """Return the examples that ``data`` stands for, all of them in every process.
 
     Raises:
         ConfigError: validation or test examples of something that is not a task of clbench.
@@ -157,20 +181,22 @@ def batches_of(data: Data, trainer: L.Trainer) -> Iterable[Any]:
         return training_examples(trainer)
     task = trainer.datamodule
     if not isinstance(task, Task):
-        raise ConfigError(f"data={data!r} needs a task of a clbench sequence as datamodule; else pass batches as data=")
+        raise StrategyError(
+            f"data={data!r} needs a task of a clbench sequence as datamodule. Else pass batches as data="
+        )
     part = task.sequence.on_device(examples_of(task, data), trainer.strategy.root_device)
     return Batches([part], EVALUATION_BATCH)
 
 
 def examples_of(task: Task, which: str) -> Part:
-    """The ``validation`` or ``test`` examples of ``task`` itself.
+    """Return the ``validation`` or ``test`` examples of ``task`` itself.
 
     Raises:
         ConfigError: there are none.
     """
     part = task.sequence.examples_of(which, task.index)[task.index]
     if not len(part):
-        raise ConfigError(f"strategy.data={which}, but there are no {which} examples: set data.validation above 0")
+        raise StrategyError(f"data={which}: there are no {which} examples. Set data.validation above 0")
     return part
 
 
@@ -187,9 +213,9 @@ def training_examples(trainer: L.Trainer) -> Iterable[Any]:
         return trainer.datamodule.importance_dataloader()
     loader = trainer.train_dataloader
     if isinstance(loader, Mapping | list | tuple):
-        raise ConfigError(
-            f"a {type(loader).__name__} of loaders: say which examples importance is measured on, data=LOADER or a function "
-            "of the Trainer"
+        raise StrategyError(
+            f"the Trainer has a {type(loader).__name__} of loaders. Say which examples importance is measured on, data=LOADER or "
+            "a function of the Trainer"
         )
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or _unbatched(loader):
         return loader

@@ -12,13 +12,13 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from clbench.data import TaskSequence
-from clbench.errors import ConfigError
+from clbench.errors import StrategyError, expected
 from clbench.importance import preserve_state
 from clbench.learner import Learner
 from clbench.nets.calibration import CalibratedNeurons, calibrate, calibrated, calibration, layers
 from clbench.nets.resnet import BasicBlock
 from clbench.params import trainable
-from clbench.strategies.arguments import flag, one_of, positive, strength, whole
+from clbench.strategies.arguments import check_choice, check_flag, check_integer, check_positive, check_strength
 from clbench.strategies.distillation import padded, softened
 from clbench.strategies.memory import Ring
 from clbench.strategies.nccl_steps import TwoLevels
@@ -68,6 +68,11 @@ class NCCL(TwoLevels):
         ConfigError: a value outside its range; when a fit begins, what manual optimisation cannot do.
     """
 
+    shares_first_task = (
+        *("memory", "inner_steps", "inner_clip", "anchor", "wcm", "fcm", "rehearsal", "include", "exclude", "seed"),
+    )  # the others act on examples of earlier tasks
+    per_process = False
+
     def __init__(
         self,
         lam: float = 1.0,
@@ -92,28 +97,26 @@ class NCCL(TwoLevels):
         seed: int = 0,
     ) -> None:
         super().__init__(memory, None, "ring", seed)
-        self.lam = strength("lam", lam)
-        self.gamma = strength("strategy.gamma", gamma)
-        self.reg = strength("strategy.reg", reg)
-        self.drawn = whole("strategy.replay", replay, "the number of examples drawn")
-        self.inner_steps = whole("strategy.inner_steps", inner_steps)
-        self.outer_steps = whole("strategy.outer_steps", outer_steps)
-        self.outer_lr = positive("strategy.outer_lr", outer_lr, "the rate of the steps on the calibration")
-        self.temperature = positive("strategy.temperature", temperature, "a temperature", "5 here")
+        self.lam = check_strength("lam", lam)
+        self.gamma = check_strength("gamma", gamma)
+        self.reg = check_strength("reg", reg)
+        self.drawn = check_integer("replay", replay)
+        self.inner_steps = check_integer("inner_steps", inner_steps)
+        self.outer_steps = check_integer("outer_steps", outer_steps)
+        self.outer_lr = check_positive("outer_lr", outer_lr)
+        self.temperature = check_positive("temperature", temperature, "The default is 5.")
         self.inner_clip, self.outer_clip = (
-            None
-            if clip is None
-            else positive(f"strategy.{level}_clip", clip, "the largest entry of a gradient, or null,")
-            for level, clip in (("inner", inner_clip), ("outer", outer_clip))
+            None if clip is None else check_positive(name, clip, "None does not clip.")
+            for name, clip in (("inner_clip", inner_clip), ("outer_clip", outer_clip))
         )
-        self.anchor = one_of("strategy.anchor", anchor, ("batch", "last_inner", "task"))
-        self.kl = one_of("strategy.kl", kl, ("mean", "batchmean"))
+        self.anchor = check_choice("anchor", anchor, ("batch", "last_inner", "task"))
+        self.kl = check_choice("kl", kl, ("mean", "batchmean"))
         if isinstance(terms, str) or not isinstance(terms, Sequence) or not set(terms) <= {"a", "b"}:
-            raise ConfigError(f"strategy.terms={terms}: it is a list of a (consolidation) and b (distillation)")
+            raise StrategyError(expected("terms", terms, "a list of a (consolidation) and b (distillation)"))
         self.terms = frozenset(terms)
-        self.wcm = flag("strategy.wcm", wcm)
-        self.fcm = flag("strategy.fcm", fcm)
-        self.rehearsal = flag("strategy.rehearsal", rehearsal)
+        self.wcm = check_flag("wcm", wcm)
+        self.fcm = check_flag("fcm", fcm)
+        self.rehearsal = check_flag("rehearsal", rehearsal)
         self.include = include
         self.exclude = exclude
         self.examples = 0
@@ -139,28 +142,23 @@ class NCCL(TwoLevels):
         self._calibrate(pl_module)
         plugin = trainer.precision_plugin
         if pl_module.compiled:
-            raise ConfigError(
-                "compile=true compiles the loss of a step, but NCCL makes its own steps: use compile=false"
+            raise StrategyError(
+                "compile=true compiles the loss of a step, but NCCL makes its own steps. Use compile=false"
             )
         if trainer.accumulate_grad_batches != 1:
-            raise ConfigError(
-                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: NCCL takes its steps on every batch; "
-                "leave it at 1 and raise batch_size"
+            raise StrategyError(
+                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: NCCL takes its steps on every batch. "
+                "Leave it at 1 and raise batch_size"
             )
         if trainer.gradient_clip_val is not None:
-            raise ConfigError(
-                f"trainer.gradient_clip_val={trainer.gradient_clip_val}: NCCL clips by value: use strategy.inner_clip and "
-                "strategy.outer_clip"
+            raise StrategyError(
+                f"trainer.gradient_clip_val={trainer.gradient_clip_val}: NCCL clips by value. Use inner_clip=... and "
+                "outer_clip=..."
             )
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
-            raise ConfigError(
-                "NCCL does not scale its losses, as 16-mixed precision needs: use trainer.precision=bf16-mixed"
+            raise StrategyError(
+                "NCCL does not scale its losses, as 16-mixed precision needs. Use trainer.precision=bf16-mixed"
             )
-
-    def first_task(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Not what is done with examples of earlier tasks, outer steps among it: there are none."""
-        later = ("lam", "replay", "outer_steps", "outer_lr", "temperature", "gamma", "reg", "outer_clip", "kl", "terms")
-        return {name: value for name, value in options.items() if name not in later}
 
     def smallest_replay_batch(self, batch_size: int, tasks: int) -> int | None:
         return min(self.drawn, batch_size, self.each) if self.rehearsal else None
@@ -221,8 +219,7 @@ class NCCL(TwoLevels):
         return {**super().cost(), "examples": self.examples}
 
     def diagnosis(self, trainer: L.Trainer) -> str:
-        levels = f"lower lr, strategy.outer_lr={self.outer_lr:g} or lam={self.lam:g}"
-        return f"{levels}, or clip with strategy.inner_clip"
+        return f"lower lr, outer_lr={self.outer_lr:g} or lam={self.lam:g}, or clip with inner_clip=..."
 
 
 def chosen_layers(learner: Learner, include: Patterns, exclude: Patterns) -> list[str]:
@@ -237,8 +234,8 @@ def chosen_layers(learner: Learner, include: Patterns, exclude: Patterns) -> lis
     if include is None and blocks:
         names = [name for name in names if name.rpartition(".")[0] in blocks]
     if not names:
-        raise ConfigError(
-            f"strategy.include={include} with exclude={exclude} names no weight of a Linear or convolutional "
-            "layer: give patterns such as 'Linear.weight'"
+        raise StrategyError(
+            f"include={include} with exclude={exclude} names no weight of a Linear or convolutional layer. Give "
+            "patterns such as 'Linear.weight'"
         )
     return names

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from clbench.errors import ConfigError
+from clbench.errors import StrategyError
 
 Patterns = str | Sequence[str] | None
 
@@ -32,8 +32,8 @@ def selected(module: nn.Module, include: Patterns = None, exclude: Patterns = No
     if exclude is not None:
         kept -= _matching(names, "exclude", exclude)
     if not kept and names:
-        raise ConfigError(
-            f"include={include} with exclude={exclude} leaves no parameter to hold: use strategy=finetune"
+        raise StrategyError(
+            f"include={include} with exclude={exclude} leaves no parameter with a penalty. Use strategy=finetune"
         )
     return kept
 
@@ -54,8 +54,8 @@ def _matching(names: dict[str, str], option: str, patterns: str | Sequence[str])
         found = {name for name, typed in names.items() if fnmatchcase(name, pattern) or fnmatchcase(typed, pattern)}
         if not found:
             some = ", ".join(f"{name} ({typed})" for name, typed in list(names.items())[:4])
-            raise ConfigError(
-                f"{option}={pattern!r} matches no parameter; the {len(names)} there are begin with {some}: give patterns such "
+            raise StrategyError(
+                f"{option}={pattern!r} matches no parameter. The {len(names)} there are begin with {some}. Give patterns such "
                 "as '*.bias' or 'BatchNorm*'"
             )
         matching |= found

@@ -1,4 +1,4 @@
-"""What EWC, Online EWC, MAS and L2 have in common: a quadratic penalty, applied as its exact gradient.
+"""QuadraticStrategy: a quadratic penalty, applied as its exact gradient; the base of EWC, Online EWC, MAS, SI and L2.
 
 The gradient lam * F (theta - a) is added in ``on_before_optimizer_step``: after unscaling, before clipping, once per
 optimiser step. So accumulation, clipping, mixed precision, manual optimisation and DDP need no special case.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from time import perf_counter
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning as L
 import torch
@@ -17,35 +17,48 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from clbench.data import TaskSequence
-from clbench.errors import ConfigError
+from clbench.errors import StrategyError
 from clbench.learner import Learner
 from clbench.params import Params, placed_like, size_in_bytes, snapshot, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.arguments import strength
+from clbench.strategies.arguments import check_strength
 from clbench.strategies.base import Strategy
 from clbench.strategies.patterns import Patterns, selected
+from clbench.strategies.penalty_state import PenaltyState, empty
 from clbench.strategies.quadratic import Quadratic
+
+
+class QuadraticOptions(TypedDict, total=False):
+    """Options of every quadratic strategy, which a subclass passes on; their meaning stands at ``QuadraticStrategy``."""
+
+    include: Patterns
+    exclude: Patterns
 
 
 class QuadraticStrategy(Strategy):
     """Penalty lam/2 * sum_i importance_i (theta_i - anchor_i)^2 on the optimiser's gradients.
 
-    A subclass says what the importance of a task is (``importance``) and how it joins what is remembered (``merge``).
+    A subclass computes the importance of a task (``importance``) and merges it with that of earlier tasks (``merge``).
 
     Args:
         lam: strength, >= 0; a measured importance is a mean over examples, so it does not depend on their number.
-        include, exclude: patterns on the names of parameters, see ``selected``; what is not selected has no importance
-            and no anchor, and learns freely.
+        include, exclude: patterns on the names of parameters, see ``selected``. A parameter that is not selected has no
+            importance and no anchor, and learns freely.
 
     Attributes:
-        penalty: what is remembered; None before the first task has ended.
+        penalty: importance and anchor; None before the first task has ended.
 
     Raises:
         ConfigError: ``lam`` negative or not finite; when training starts, a pattern that matches no parameter.
     """
 
+    shares_first_task: bool | tuple[str, ...] = True  # without a penalty no hook changes anything
+    needs_labels = False
+    one_process = False
+    per_process = False
+
     def __init__(self, lam: float, include: Patterns = None, exclude: Patterns = None) -> None:
-        self.lam = strength("lam", lam, "the strength of the penalty")
+        self.lam = check_strength("lam", lam)
         self.include = include
         self.exclude = exclude
         self.penalty: Quadratic | None = None
@@ -55,11 +68,11 @@ class QuadraticStrategy(Strategy):
         self._still: dict[str, int] = {}
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
-        """Importance of every trainable parameter for the task that has just been learned."""
-        raise TypeError(f"{type(self).__name__} does not say how it measures importance")
+        """Return the importance of every trainable parameter for the task that has just been learned."""
+        raise TypeError(f"{type(self).__name__} does not define importance(trainer, pl_module)")
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
-        """What is remembered after one more task: one penalty per task, in constant memory."""
+        """Return the penalty after one more task: the sum of one penalty per task, in constant memory."""
         return quadratic.add(old, new)
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
@@ -71,24 +84,12 @@ class QuadraticStrategy(Strategy):
         """The factor of q/2 in the loss."""
         return self.lam
 
+    def penalty_state(self) -> PenaltyState:
+        return PenaltyState(self.penalty or empty(), self.strength, self.lam)
+
     def value(self, pl_module: nn.Module) -> Tensor:
-        """The penalty at the current weights, a scalar."""
-        if self.penalty is None:
-            return torch.zeros(())
-        return 0.5 * self.strength * quadratic.value(self.penalty, trainable(pl_module))
-
-    def gradient(self, params: Params) -> Params:
-        """The gradient of the penalty at ``params``, for those that it knows, in their dtypes."""
-        if self.penalty is None:
-            return {}
-        halves = quadratic.half_gradient(self.penalty, params)
-        return {name: (g * self.strength).to(params[name].dtype) for name, g in halves.items()}
-
-    def stiffness(self, lr: float) -> float:
-        """How far a step of gradient descent goes along the steepest penalty, lr * lam * max importance."""
-        if self.penalty is None:
-            return 0.0
-        return lr * self.strength * max((f.max().item() for f in self.penalty.importance.values()), default=0.0)
+        """Return the penalty at the current weights, a scalar."""
+        return self.penalty_state().value(trainable(pl_module))
 
     # --- Lightning ---------------------------------------------------------------------------------------------------
 
@@ -96,18 +97,18 @@ class QuadraticStrategy(Strategy):
         plugin = trainer.precision_plugin
         fused = [o for o in trainer.optimizers if getattr(o, "_step_supports_amp_scaling", False)]
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and fused:
-            raise ConfigError(
+            raise StrategyError(
                 f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients stay scaled when the penalty "
                 "is added: use fused=False or precision=bf16-mixed"
             )
         if any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups):
-            raise ConfigError(
+            raise StrategyError(
                 "line_search_fn compares values of the loss, in which the penalty is not: use line_search_fn=None, or another "
                 "optimizer"
             )
         for name, part in pl_module.named_modules():
             if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
-                raise ConfigError(
+                raise StrategyError(
                     f"{name} has sparse gradients, to which a penalty cannot be added: make it with sparse=False"
                 )
         selected(pl_module, self.include, self.exclude)  # a pattern that matches nothing is an error before training
@@ -118,9 +119,9 @@ class QuadraticStrategy(Strategy):
             q = self.penalty
             for name, f in q.importance.items():
                 if name in params and params[name].shape != f.shape:
-                    raise ConfigError(
-                        f"{name} has shape {tuple(params[name].shape)}, but {tuple(f.shape)} when its importance was measured: "
-                        "give a new head a name of its own, or leave it out by exclude="
+                    raise StrategyError(
+                        f"{name} has shape {tuple(params[name].shape)}, but {tuple(f.shape)} when its importance was measured. "
+                        "Give a new head a name of its own, or leave it out by exclude=[...]"
                     )
             self.penalty = Quadratic(placed_like(q.importance, params), placed_like(q.anchor, params), q.constant)
 
@@ -165,7 +166,7 @@ class QuadraticStrategy(Strategy):
         )
 
     def cost(self) -> dict[str, float]:
-        """With ``total``, the sum of the importance that is held."""
+        """With ``total``, the sum of the importance."""
         kept = size_in_bytes(self.penalty.importance) + size_in_bytes(self.penalty.anchor) if self.penalty else 0
         total = sum(f.sum().item() for f in self.penalty.importance.values()) if self.penalty else 0.0
         return {"examples": self.examples, "bytes": kept, "total": total}
@@ -175,8 +176,9 @@ class QuadraticStrategy(Strategy):
         name = type(trainer.optimizers[0]).__name__.lower()
         if self.penalty is None:
             return f"{name} lr={lr:g} is too large; lower it"
+        stiffness = self.penalty_state().stiffness(lr)
         return (
-            f"{name} lr={lr:g} with lam={self.lam:g} is too stiff (lr*lam*max importance = {self.stiffness(lr):.3g}, SGD is "
+            f"{name} lr={lr:g} with lam={self.lam:g} is too stiff (lr*lam*max importance = {stiffness:.3g}, SGD is "
             "stable below 2); lower lam or lr, or use optimizer=adam"
         )
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning as L
 import torch
 from torch import Generator, Tensor
 
 from clbench.data import Batch, TaskSequence
-from clbench.errors import ConfigError
+from clbench.errors import StrategyError
 from clbench.learner import Learner
 from clbench.seeding import generator
-from clbench.strategies.arguments import one_of, whole
+from clbench.strategies.arguments import check_choice, check_integer, check_integer_or_none
 from clbench.strategies.learner_strategy import LearnerStrategy
 from clbench.strategies.memory import Examples, Reservoir, Ring
+
+
+class RehearsalOptions(TypedDict, total=False):
+    """Options of every memory of examples, which a subclass passes on; their meaning stands at ``RehearsalStrategy``."""
+
+    memory: int
+    replay: int | None
+    buffer: str
+    seed: int
 
 
 class RehearsalStrategy(LearnerStrategy):
@@ -26,19 +35,17 @@ class RehearsalStrategy(LearnerStrategy):
         memory: examples per task, at least 1; a reservoir has ``memory`` times the number of tasks for all of them.
         replay: examples drawn for a step; None = as many as the batch that came has.
         buffer: ``reservoir`` (a uniform sample of the stream) or ``ring`` (the last ``memory`` of each task).
-        seed: of what is kept and drawn.
+        seed: seed of what is kept and drawn.
 
     Raises:
         ConfigError: a number below 1; unknown ``buffer``; when a fit begins, LBFGS.
     """
 
-    one_process = True
-
-    def __init__(self, memory: int, replay: int | None = None, buffer: str = "reservoir", seed: int = 0) -> None:
-        self.each = whole("memory", memory, "the number of examples kept of each task")
-        self.replay = None if replay is None else whole("strategy.replay", replay, "the number of examples drawn")
-        self.seed = whole("strategy.seed", seed, least=0)
-        self.buffer = one_of("strategy.buffer", buffer, ("reservoir", "ring"))
+    def __init__(self, memory: int = 50, replay: int | None = None, buffer: str = "reservoir", seed: int = 0) -> None:
+        self.each = check_integer("memory", memory)
+        self.replay = check_integer_or_none("replay", replay)
+        self.seed = check_integer("seed", seed, least=0)
+        self.buffer = check_choice("buffer", buffer, ("reservoir", "ring"))
         self.memory: Reservoir | Ring | None = None
         self.learner: Learner
         self._sequence: TaskSequence | None = None
@@ -64,9 +71,9 @@ class RehearsalStrategy(LearnerStrategy):
             return
         task = trainer.datamodule
         if task.mixed:
-            raise ConfigError(
-                f"{type(self).__name__} remembers examples of one task at a time, but the data of {task.index + 1} are mixed: "
-                f"fit sequence[{task.index}], not sequence.joint({task.index})"
+            raise StrategyError(
+                f"{type(self).__name__} remembers examples of one task at a time, but the data of {task.index + 1} are mixed. "
+                f"Fit sequence[{task.index}], not sequence.joint({task.index})"
             )
         if self._sequence is not task.sequence:
             self.attach(pl_module, task.sequence)
@@ -75,9 +82,9 @@ class RehearsalStrategy(LearnerStrategy):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
-            raise ConfigError(
-                f"LBFGS computes the loss several times a step, but {type(self).__name__} draws old examples anew each "
-                "time: use another optimizer.make._target_, such as torch.optim.SGD"
+            raise StrategyError(
+                f"LBFGS computes the loss several times a step, but {type(self).__name__} draws other old examples each "
+                "time. Use another optimizer.make._target_, such as torch.optim.SGD"
             )
         task = trainer.datamodule
         self.learner, self._index = pl_module, task.index

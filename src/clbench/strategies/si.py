@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import lightning as L
 import torch
@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from clbench.params import Params, snapshot, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.arguments import flag, positive
-from clbench.strategies.patterns import Patterns, selected
-from clbench.strategies.penalty import QuadraticStrategy
+from clbench.strategies.arguments import check_flag, check_positive
+from clbench.strategies.patterns import selected
+from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 from clbench.strategies.quadratic import Quadratic
 
 
@@ -35,30 +35,26 @@ class SI(QuadraticStrategy):
         damping: xi, > 0; bounds the importance of a weight that hardly moved.
         clamp: a task's importance is at least 0. In the paper it is not: a weight whose movement raised the loss has a
             negative one, and the penalty pushes it away from its anchor.
-        include, exclude: see ``QuadraticStrategy``.
+        options: ``include``, ``exclude``, see ``QuadraticStrategy``.
 
     Raises:
         ConfigError: a value outside its range.
     """
 
+    shares_first_task = ("include", "exclude")  # of its sums; lam, damping and clamp act when the task has ended
+    needs_labels = False
+    one_process = False
+    per_process = False
+
     def __init__(
-        self,
-        lam: float = 1.0,
-        damping: float = 0.1,
-        clamp: bool = False,
-        include: Patterns = None,
-        exclude: Patterns = None,
+        self, lam: float = 1.0, damping: float = 0.1, clamp: bool = False, **options: Unpack[QuadraticOptions]
     ) -> None:
-        super().__init__(lam, include, exclude)
-        self.damping = positive("strategy.damping", damping, "the damping of SI", "the paper has 0.1")
-        self.clamp = flag("strategy.clamp", clamp)
+        super().__init__(lam, **options)
+        self.damping = check_positive("damping", damping, "The paper has 0.1.")
+        self.clamp = check_flag("clamp", clamp)
         self._path = PathIntegral({})
         self._loaded: dict[str, Params] = {}
         self._scaled = False
-
-    def first_task(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Its sums; ``lam``, ``damping`` and ``clamp`` come in when the task has ended."""
-        return {name: options.get(name) for name in ("_target_", "include", "exclude")}
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         path = self._path
@@ -110,7 +106,7 @@ class SI(QuadraticStrategy):
     def diagnosis(self, trainer: L.Trainer) -> str:
         text = super().diagnosis(trainer)
         smallest = min((f.min().item() for f in self.penalty.importance.values()), default=0.0) if self.penalty else 0.0
-        return text if smallest >= 0 else f"{text}; or strategy.clamp=true, as importance is down to {smallest:.3g}"
+        return text if smallest >= 0 else f"{text}; or clamp=True, as importance is down to {smallest:.3g}"
 
 
 def importance_of(omega: Tensor, change: Tensor, damping: float) -> Tensor:

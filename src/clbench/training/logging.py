@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 
 from clbench.config.hashing import leaves
 from clbench.errors import ConfigError
-from clbench.params import Params
-from clbench.strategies import QuadraticStrategy, Strategy
+from clbench.params import Params, trainable
+from clbench.strategies import Strategy
 from clbench.strategies.norms import gradient_norms
 from clbench.training.evaluation import Evaluation
 
@@ -84,9 +84,9 @@ class LoggingCallback(L.Callback):
         values["task"] = trainer.datamodule.index + 1
         loss_gradient, penalty_gradient = (n.item() for n in self._norms)
         values["train/loss_gradient"] = loss_gradient
-        if isinstance(self.strategy, QuadraticStrategy):
+        if (state := self.strategy.penalty_state()) is not None:
             with torch.no_grad():
-                penalty = self.strategy.value(pl_module).item()
+                penalty = state.value(trainable(pl_module)).item()
             values["train/penalty"] = penalty
             values["train/penalty_ratio"] = ratio(penalty, values["train/task_loss"])
             values["train/penalty_gradient"] = penalty_gradient
@@ -148,11 +148,10 @@ def ratio(part: float, whole: float) -> float:
 
 
 def importance_of_layers(strategy: Strategy) -> Params:
-    """The importance that ``strategy`` holds, all parameters of a layer in one flat tensor, by the layer's name."""
-    if not isinstance(strategy, QuadraticStrategy) or strategy.penalty is None:
-        return {}
+    """Return the importance of ``strategy``, all parameters of a layer in one flat tensor, by the layer's name."""
+    state = strategy.penalty_state()
     parts: dict[str, list[Tensor]] = {}
-    for name, f in strategy.penalty.importance.items():
+    for name, f in state.importance.items() if state is not None else ():
         parts.setdefault(name.rpartition(".")[0], []).append(f.detach().flatten())
     return {layer: torch.cat(flat) for layer, flat in parts.items()}
 

@@ -1,4 +1,4 @@
-"""Doctor: a callback that says once, and clearly, when a quadratic penalty does nothing, or everything, and what to do."""
+"""PenaltyMonitor: a callback that warns once when a quadratic penalty is negligible, or dominates, and names the remedy."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from clbench.data import Task
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, expected
 from clbench.params import Params
-from clbench.strategies import QuadraticStrategy
+from clbench.strategies import Strategy
 from clbench.strategies.norms import gradient_norms
+from clbench.strategies.penalty_state import PenaltyState
 
-NEGLIGIBLE, DOMINATING = 1e-6, 100.0  # gradient of the penalty over that of the loss, medians over a task
-LOOKS = 10  # at the gradients, at least, in a task that has as many steps
-FEWEST = 5  # looks that a verdict needs
+NEGLIGIBLE, DOMINATING = 1e-6, 100.0  # norm of the penalty's gradient over that of the loss's, medians over a task
+LOOKS = 10  # samples of the gradient norms in a task that has as many steps, at least
+FEWEST = 5  # samples that a verdict needs
 ONE_LAYER = 0.999  # share of all importance
 NEGATIVE = 1e-3  # share of all |importance|; that of synaptic intelligence may be a little below 0, as in the paper
 
@@ -35,22 +36,22 @@ class PenaltyWarning(NamedTuple):
 
 
 class PenaltyMonitor(L.Callback):
-    """Examines the penalty of the ``QuadraticStrategy`` among the callbacks (EWC, MAS, SI, L2); its place among them is free.
+    """Examines the penalty of the strategy among the callbacks (``Strategy.penalty_state``); its own place there is free.
 
     ``Trainer(callbacks=[EWC(lam=1e3), PenaltyMonitor()])``
 
     Kinds: ``penalty_negligible`` and ``penalty_dominates`` (median over a task of its gradient's norm, below 1e-6 or
     above 100 times that of the loss); ``importance_not_finite``, ``importance_zero``, ``importance_negative`` and
     ``importance_in_one_layer`` (when a task has been learned); ``step_too_large`` (``sgd_bound``, when a task begins);
-    ``class_incremental``. Each is said at most once. It changes nothing, keeps two numbers on the device at each look, and
-    reads them when a task ends.
+    ``class_incremental``. Each is reported at most once. The monitor changes nothing. It keeps two numbers on the device per
+    sample of the gradients and reads them when a task ends.
 
     Args:
-        every: steps between two looks at the gradients; fewer in a short task, so that there are about ten.
-        say: is given the text; a Python warning unless told otherwise.
+        every: steps between two samples of the gradient norms; fewer in a short task, so that there are about ten.
+        report: called with the text of a warning; by default a Python warning.
 
     Attributes:
-        warnings: what has been said so far.
+        warnings: the warnings so far.
 
     Raises:
         ConfigError: ``every`` below 1.
@@ -58,24 +59,25 @@ class PenaltyMonitor(L.Callback):
 
     def __init__(self, every: int = 50, report: Callable[[str], Any] = warnings.warn) -> None:
         if every < 1:
-            raise ConfigError(f"every={every}: at least 1 step between two looks at the gradients")
+            raise ConfigError(expected("every", every, "an integer >= 1"))
         self.every = every
         self.report = report
         self.warnings: list[PenaltyWarning] = []
-        self._strategy: QuadraticStrategy | None = None
+        self._strategy: Strategy | None = None
         self._task: int | None = None
         self._looks: list[Tensor] = []
         self._steps = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Before the state of a fit that goes on is loaded."""
+        """Reset; called before the state of a fit that is resumed is loaded."""
         self._looks, self._steps = [], 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         callbacks = trainer.callbacks
-        self._strategy = next((c for c in callbacks if isinstance(c, QuadraticStrategy)), None)
-        if self._strategy is None:
-            self.warnings = []  # of a run with a penalty, from which this one went on
+        found = [(c, s) for c in callbacks if isinstance(c, Strategy) and (s := c.penalty_state()) is not None]
+        self._strategy, state = found[0] if found else (None, None)
+        if self._strategy is None or state is None:
+            self.warnings = []  # of a run with a penalty, whose first task this one shares
             return
         self._after = callbacks.index(self) > callbacks.index(self._strategy)
         self._task = getattr(trainer.datamodule, "index", None)
@@ -83,10 +85,11 @@ class PenaltyMonitor(L.Callback):
         steps = trainer.estimated_stepping_batches
         self._interval = max(1, min(self.every, int(steps) // LOOKS)) if math.isfinite(steps) else self.every
         self._warn(check_scenario(trainer.datamodule))
-        self._warn(check_step_size(self._strategy, trainer.optimizers))
+        self._warn(check_step_size(state, trainer.optimizers))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        if self._strategy is None or self._strategy.penalty is None or self._strategy.lam == 0:
+        state = self._state()
+        if state is None or state.lam == 0 or self._strategy is None:
             return
         self._steps += 1
         if self._steps % self._interval == 0:
@@ -96,13 +99,13 @@ class PenaltyMonitor(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After every callback's ``on_train_end``, so that the strategy has consolidated."""
-        if self._strategy is None or self._strategy.penalty is None:
+        if (state := self._state()) is None:
             return
         if len(self._looks) >= FEWEST:
             loss, penalty = torch.stack(self._looks).T.tolist()
-            self._warn(check_gradients(median(loss), median(penalty), self._strategy.lam, len(self._looks)))
+            self._warn(check_gradients(median(loss), median(penalty), state.lam, len(self._looks)))
         self._looks, self._steps = [], 0
-        self._warn(check_importance(self._strategy.penalty.importance))
+        self._warn(check_importance(state.importance))
 
     def state_dict(self) -> dict[str, Any]:
         return {"warnings": [list(w) for w in self.warnings], "looks": list(self._looks), "steps": self._steps}
@@ -110,6 +113,11 @@ class PenaltyMonitor(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.warnings = [PenaltyWarning(*w) for w in state_dict["warnings"]]
         self._looks, self._steps = list(state_dict["looks"]), state_dict["steps"]
+
+    def _state(self) -> PenaltyState | None:
+        """The penalty, None while there is none."""
+        state = None if self._strategy is None else self._strategy.penalty_state()
+        return state if state is not None and state.importance else None
 
     def _warn(self, found: Iterator[tuple[str, str]]) -> None:
         for kind, text in found:
@@ -119,9 +127,9 @@ class PenaltyMonitor(L.Callback):
 
 
 def check_gradients(loss: float, penalty: float, lam: float, steps: int) -> Iterator[tuple[str, str]]:
-    """What the norms of the gradients of a task say.
+    """Check the norms of the gradients of a task.
 
-    Where the two balance their ratio is 1; far above it, the weights swing about their anchors.
+    At a balance of loss and penalty their ratio is 1; far above it, the weights swing about their anchors.
     """
     if not (math.isfinite(loss) and math.isfinite(penalty) and loss > 0):
         return
@@ -142,7 +150,7 @@ def check_gradients(loss: float, penalty: float, lam: float, steps: int) -> Iter
 
 
 def check_importance(importance: Params) -> Iterator[tuple[str, str]]:
-    """What the importance after a task says."""
+    """Check the importance after a task."""
     of_layers: dict[str, list[Tensor]] = {}
     for name, f in importance.items():
         f = f.detach().double()
@@ -163,7 +171,7 @@ def check_importance(importance: Params) -> Iterator[tuple[str, str]]:
     if total == 0:
         yield (
             "importance_zero",
-            "the importance of every parameter is 0, so nothing is held and this is fine-tuning; the outputs do not depend on "
+            "the importance of every parameter is 0, so this is fine-tuning; the outputs do not depend on "
             "the weights: look for dead units, detached outputs, or include/exclude patterns that leave no layer that learns",
         )
         return
@@ -171,33 +179,33 @@ def check_importance(importance: Params) -> Iterator[tuple[str, str]]:
         yield (
             "importance_negative",
             f"{negative / total:.0%} of the importance is negative: the penalty pushes those weights away from their anchors; "
-            "with si use strategy.clamp=true or a lower learning rate, an importance of your own must be >= 0",
+            "with SI use clamp=true or a lower learning rate; an importance of yours must be >= 0",
         )
     layer, largest = max(((layer, s[0].item()) for layer, s in sums.items()), key=lambda pair: pair[1])
     if len(sums) > 1 and largest / total > ONE_LAYER:
         yield (
             "importance_in_one_layer",
             f"{layer} has {largest / total:.2%} of all importance, so the other {len(sums) - 1} layers are free to forget; look "
-            f"for dead units or detached features, or hold the others alone with exclude=['{layer}.*']",
+            f"for dead units or detached features, or penalise the others alone with exclude=['{layer}.*']",
         )
 
 
-def check_step_size(strategy: QuadraticStrategy, optimizers: list[Optimizer]) -> Iterator[tuple[str, str]]:
-    """What the step size of SGD says about the penalty; Adam's does not depend on the size of a gradient."""
+def check_step_size(state: PenaltyState, optimizers: list[Optimizer]) -> Iterator[tuple[str, str]]:
+    """Check the step size of SGD against the penalty; Adam's does not depend on the size of a gradient."""
     for optimizer in optimizers:
         for group in optimizer.param_groups if isinstance(optimizer, SGD) else []:
-            stiffness, bound = strategy.stiffness(group["lr"]), sgd_bound(group)
+            stiffness, bound = state.stiffness(group["lr"]), sgd_bound(group)
             if stiffness > bound:
-                largest = strategy.lam * bound / stiffness
+                largest = state.lam * bound / stiffness
                 yield (
                     "step_too_large",
-                    f"sgd lr={group['lr']:g} with lam={strategy.lam:g} is too stiff: lr*lam*max importance = {stiffness:.3g}, "
+                    f"sgd lr={group['lr']:g} with lam={state.lam:g} is too stiff: lr*lam*max importance = {stiffness:.3g}, "
                     f"and its steps are stable below {bound:.3g}; use lam below {largest:.2g}, a lower lr, or optimizer=adam",
                 )
 
 
 def sgd_bound(group: dict[str, Any]) -> float:
-    """The lr * curvature below which torch.optim.SGD is stable on a quadratic of that curvature.
+    """Return the lr * curvature below which torch.optim.SGD is stable on a quadratic of that curvature.
 
     With momentum m (heavy ball) and dampening d, 2 (1 + m) / (1 - d); with Nesterov's, 2 (1 + m) / (1 + 2 m): where an
     eigenvalue of the step, linear in (weight, velocity), reaches -1. Without momentum 2. Weight decay is left out.
@@ -210,7 +218,7 @@ def sgd_bound(group: dict[str, Any]) -> float:
 
 
 def check_scenario(data: Any) -> Iterator[tuple[str, str]]:
-    """What a pure regulariser can be expected to do, class-incremental."""
+    """Check whether a penalty alone is used class-incrementally."""
     if not isinstance(data, Task) or data.sequence.scenario.name != "class" or len(data.sequence) < 2:
         return
     tasks, classes = len(data.sequence), sum(data.sequence.sizes)

@@ -1,0 +1,151 @@
+"""Which options a strategy has, and what they are called in Python and on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from clbench.config.arguments import arguments_of, as_typed, errors_as_typed, typed_keys
+from clbench.config.options import OPTIONS, conf_dir, options_of, strategies_with, why_foreign
+from clbench.errors import ConfigError, StrategyError, Unstable
+from clbench.strategies import EWC, SI, Strategy
+
+HAVE = {
+    **{name: ["memory"] for name in ("agem", "der", "derpp", "er")},
+    **{name: [] for name in ("finetune", "independent", "joint", "joint_from_scratch")},
+    **{name: ["lam"] for name in ("l2", "lwf", "si")},
+    "ewc": ["lam", "fisher", "samples", "fisher_batch"],
+    "online_ewc": ["lam", "gamma", "fisher", "samples", "fisher_batch"],
+    "mas": ["lam", "samples", "fisher_batch"],
+    "nccl": ["lam", "memory"],
+}
+
+
+@pytest.mark.parametrize("file", sorted((conf_dir() / "strategy").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_options_of_a_strategy_are_those_of_its_class_that_its_yaml_connects(composed, file):
+    assert options_of(composed(f"strategy={file.stem}")) == HAVE[file.stem]
+
+
+def test_the_strategies_with_an_option_follow_from_the_same(composed):
+    for option in OPTIONS:
+        assert strategies_with(option) == sorted(name for name, has in HAVE.items() if option in has)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "${ lam }",
+        "${oc.select:lam}",
+        "${oc.select: lam, 3}",
+        "${..lam}",
+        "${strategy.damping}",
+        "${test_double:${lam}}",
+    ],
+)
+def test_every_way_to_refer_to_an_option_counts(composed, written):
+    OmegaConf.register_new_resolver("test_double", lambda x: 2 * x, replace=True)
+    cfg = composed("strategy=si")
+    OmegaConf.set_readonly(cfg, False)
+    cfg.strategy.lam = written
+    cfg.strategy.damping = "${lam}"
+    assert options_of(cfg) == ["lam"]
+    cfg.strategy.damping, cfg.strategy.lam = 0.1, 30.0
+    assert options_of(cfg) == []
+
+
+def test_a_key_that_the_class_does_not_take_gives_it_no_option(composed):
+    cfg = composed("strategy=si", "+strategy.samples=${samples}")
+    assert options_of(cfg) == ["lam"]
+    cfg = composed("strategy=si", "+strategy.samples=${samples}", "strategy._target_=nowhere.Class")
+    assert options_of(cfg) == ["lam", "samples"]  # what cannot be imported is reported when it is built
+
+
+def test_an_option_that_a_yaml_does_not_pass_on_is_named(composed):
+    cfg = composed("strategy=ewc", "samples=10")
+    OmegaConf.set_readonly(cfg, False)
+    OmegaConf.set_struct(cfg, False)
+    del cfg.strategy.samples
+    assert why_foreign(cfg, "ewc", "samples").endswith("does not pass it on. Add the line samples: ${samples}")
+
+
+def test_the_arguments_of_a_class_are_those_of_all_constructors_that_its_own_passes_options_on_to():
+    assert list(arguments_of(Strategy)) == []
+    assert list(arguments_of(SI)) == ["lam", "damping", "clamp", "include", "exclude"]
+    taken = arguments_of(EWC)
+    assert list(taken)[:5] == ["lam", "fisher", "fisher_batch", "label_samples", "loss"]
+    assert set(list(taken)[5:]) == {"samples", "outputs", "seed", "data", "chunk", "include", "exclude"}
+    assert taken["lam"].default == 1e3
+
+    class Any(Strategy):
+        def __init__(self, **options): ...
+
+    assert arguments_of(Any) is None
+
+
+def test_every_key_of_a_yaml_is_an_argument_of_its_class(composed):
+    for name in HAVE:
+        cfg = composed(f"strategy={name}")
+        takes = arguments_of(get_class(cfg.strategy._target_))
+        assert set(cfg.strategy) - {"_target_"} <= set(takes), name
+
+
+def test_an_error_of_the_library_has_the_keys_of_the_command_line_there(composed):
+    cfg = composed("strategy=nccl")
+    keys = typed_keys(cfg, "strategy")
+    assert (keys["lam"], keys["gamma"], keys["seed"]) == ("lam", "strategy.gamma", "seed")
+    text = "gamma=-1: expected None or lam=2, got -1. Try outer_lr=True, trainer.gamma=1"
+    said = "strategy.gamma=-1: expected null or lam=2, got -1. Try strategy.outer_lr=true, trainer.gamma=1"
+    assert as_typed(text, cfg, "strategy") == said
+
+
+@pytest.mark.parametrize("kind", [StrategyError, Unstable])
+def test_the_kind_of_the_error_stays_and_others_are_left_alone(composed, kind):
+    cfg = composed("strategy=si")
+    with pytest.raises(kind, match="^strategy.damping=0$"), errors_as_typed(cfg):
+        raise kind("damping=0")
+    with pytest.raises(ConfigError, match="^damping=0$"), errors_as_typed(cfg):
+        raise ConfigError("damping=0")
+
+
+@pytest.mark.parametrize(("key", "value"), [("strategy.damping", "-1"), ("lam", "-1"), ("strategy.clamp", "maybe")])
+def test_the_command_line_and_python_name_the_same_mistake_each_in_its_words(run, key, value):
+    with pytest.raises(ConfigError) as typed:
+        run("strategy=si", f"{key}={value}")
+    argument = key.removeprefix("strategy.")
+    with pytest.raises(ConfigError) as called:
+        SI(**{argument: int(value) if value[-1].isdigit() else value})
+    said = str(called.value).replace("True or False", "true or false")
+    assert str(typed.value) == said.replace(f"{argument}=", f"{key}=", 1)
+
+
+INHERITING = """# @package _global_
+# EWC with every importance doubled
+defaults:
+  - /strategy/ewc@_global_
+  - _self_
+lam: 5
+strategy:
+  _target_: tests.config.test_arguments.Doubled
+"""
+
+
+class Doubled(EWC):
+    def importance(self, trainer, pl_module):
+        return {name: 2 * f for name, f in super().importance(trainer, pl_module).items()}
+
+
+def test_a_yaml_of_the_users_inherits_the_options_of_another(composed, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy/doubled.yaml").write_text(INHERITING)
+    cfg = composed(f"hydra.searchpath=[file://{tmp_path}]", "strategy=doubled", "samples=10")
+    assert options_of(cfg) == HAVE["ewc"]
+    assert (cfg.lam, cfg.strategy.lam, cfg.strategy.samples) == (5, 5, 10)
+    assert cfg.strategy._target_.endswith("Doubled")
+
+
+def test_no_text_of_the_configuration_is_searched_for_interpolations():
+    for file in Path(conf_dir()).parent.glob("src/clbench/config/*.py"):
+        assert r"\$\{" not in file.read_text(), file

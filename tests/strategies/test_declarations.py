@@ -1,0 +1,252 @@
+"""What strategies declare by class attributes is what they do; a declaration that was forgotten is the cautious one."""
+
+from __future__ import annotations
+
+import inspect
+
+import lightning as L
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader, TensorDataset
+
+import clbench.strategies
+import clbench.train
+from clbench.config.options import conf_dir
+from clbench.errors import ConfigError
+from clbench.runs.names import REFERENCES
+from clbench.strategies import EWC, L2, MAS, SI, LearnerStrategy, LwF, QuadraticStrategy, RehearsalStrategy, Strategy
+from clbench.strategies.base import DECLARATIONS, INHERITED, SEE_BATCHES
+from tests.conftest import trainer
+from tests.strategies.test_penalty import Plain
+
+CONFIGURED = sorted(file.stem for file in (conf_dir() / "strategy").glob("*.yaml"))
+TINY = ("data.tasks=2", "data.examples_per_task=70", "net.hidden=[12]", "net.dropout=0.3", "logger=none", "steps=6")
+
+
+def class_of(name: str) -> type[Strategy]:
+    target = OmegaConf.load(conf_dir() / f"strategy/{name}.yaml").strategy._target_
+    return getattr(clbench.strategies, target.rpartition(".")[2])
+
+
+SHARING = [name for name in CONFIGURED if class_of(name).shares_first_task is True]
+PARTLY = [name for name in CONFIGURED if isinstance(class_of(name).shares_first_task, tuple)]
+
+CHANGED = {
+    "si": ("lam=7", "strategy.damping=2", "strategy.clamp=true"),
+    "agem": ("strategy.replay=3",),
+    "nccl": (
+        *("lam=7", "strategy.replay=3", "strategy.outer_steps=2", "strategy.outer_lr=1", "strategy.temperature=2"),
+        *(
+            "strategy.gamma=2",
+            "strategy.reg=3",
+            "strategy.outer_clip=null",
+            "strategy.kl=batchmean",
+            "strategy.terms=[b]",
+        ),
+    ),
+}
+"""Of the strategies whose first task depends on some options: every other option, at another value."""
+
+
+class BeforeConsolidation(L.Callback):
+    """Keeps weights and state of the strategy at the end of the first task, before the strategy's own hook."""
+
+    def __init__(self) -> None:
+        self.found: list = []
+
+    def on_train_end(self, trainer, pl_module):
+        strategy = next(c for c in trainer.callbacks if isinstance(c, Strategy))
+        weights = {name: p.detach().clone() for name, p in pl_module.state_dict().items()}
+        self.found.append((weights, strategy.state_dict()))
+
+
+@pytest.fixture
+def first_task(run, monkeypatch):
+    """``first_task("si", ...)``: weights and strategy state before the first consolidation, of a run from the command line."""
+
+    def learn(name, *options):
+        watch = BeforeConsolidation()
+        build = clbench.train.build_trainer
+        monkeypatch.setattr(
+            clbench.train, "build_trainer", lambda cfg, callbacks, length: build(cfg, [watch, *callbacks], length)
+        )
+        run(
+            f"strategy={name}",
+            "optimizer=adam",
+            "batch_size=16",
+            "stop_after_task=1",
+            *TINY,
+            *options,
+            folder=str(len(seen)),
+        )
+        seen.append(name)
+        monkeypatch.undo()
+        return watch.found[0]
+
+    seen: list[str] = []
+    return learn
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_a_strategy_that_shares_the_first_task_trains_it_as_fine_tuning_does(first_task):
+    weights, _ = first_task("finetune")
+    for name in SHARING:
+        assert same(first_task(name)[0], weights), name
+
+
+@pytest.mark.parametrize("name", PARTLY)
+def test_the_first_task_depends_on_no_option_but_those_declared(first_task, name):
+    parameters = set(inspect.signature(class_of(name)).parameters) - {"options"}
+    changed = {option.partition("=")[0].removeprefix("strategy.") for option in CHANGED[name]}
+    assert parameters - changed - set(class_of(name).shares_first_task) <= {"seed"}  # the top-level seed always counts
+    options = ("data.examples_per_task=70",)
+    assert same(first_task(name, *options), first_task(name, *options, *CHANGED[name]))
+
+
+MEASURED = {name: class_of(name) for name in CONFIGURED if issubclass(class_of(name), QuadraticStrategy)}
+
+
+class Shuffle(L.Callback):
+    """Gives the examples other labels once the task has been trained."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def on_train_end(self, trainer, pl_module):
+        x, y = self.data.tensors
+        self.data.tensors = (x, (y + 1) % 3)
+
+
+def importance_with(strategy: Strategy, shuffled: bool):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(32, 4, generator=generator), torch.randint(3, (32,), generator=generator)
+    data = TensorDataset(x, y)
+    before = [Shuffle(data)] if shuffled else []
+    torch.manual_seed(0)
+    trainer([*before, strategy]).fit(Plain(), DataLoader(data, batch_size=8))
+    return strategy.penalty_state().importance
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"fisher": "sample"}, {"fisher": "predicted"}, {"fisher": "empirical"}], ids=str
+)
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_importance_of_a_strategy_that_needs_no_labels_is_the_same_with_other_labels(name, options):
+    if options and "ewc" not in name:
+        pytest.skip("has no Fisher")
+    strategies = [MEASURED[name](lam=1.0, **options) for _ in range(2)]
+    needs = strategies[0].needs_labels
+    assert needs == (options == {"fisher": "empirical"})
+    assert same(*(importance_with(s, shuffled) for s, shuffled in zip(strategies, (False, True), strict=True))) != needs
+
+
+def test_the_strategies_that_are_references_are_those_that_the_report_knows():
+    assert {name for name in CONFIGURED if class_of(name).is_reference} == set(REFERENCES)
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_a_strategy_that_needs_our_learner_refuses_another_module_and_the_others_train_it(name):
+    strategy = class_of(name)()
+    t = trainer([strategy])
+    data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randint(3, (8,))), batch_size=4)
+    if strategy.needs_learner:
+        with pytest.raises(ConfigError, match=r"so it needs clbench\.learner\.Learner .* not Plain"):
+            t.fit(Plain(), data)
+    elif name not in ("joint",):
+        t.fit(Plain(), data)
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_a_strategy_of_one_process_refuses_several(name, monkeypatch):
+    strategy = class_of(name)()
+    t = trainer([strategy])
+    monkeypatch.setattr(type(t.strategy), "world_size", property(lambda self: 2), raising=False)
+    monkeypatch.setattr(type(strategy), "needs_learner", False)
+    if not strategy.one_process:
+        Strategy.setup(strategy, t, Plain(), "fit")
+        return
+    with pytest.raises(ConfigError, match=f"{type(strategy).__name__} works in one process, but there are 2"):
+        Strategy.setup(strategy, t, Plain(), "fit")
+
+
+def test_online_mas_is_per_process_and_shares_nothing():
+    online, usual = MAS(online=True), MAS()
+    assert online.per_process and online.shares_first_task is False
+    assert not usual.per_process and usual.shares_first_task is True
+
+
+# --- inheritance ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "base", [EWC, MAS, SI, L2, LwF, Strategy, QuadraticStrategy, RehearsalStrategy, LearnerStrategy]
+)
+def test_a_subclass_that_defines_nothing_inherits_all_declarations(base):
+    class Mine(base):
+        """Documented."""
+
+    assert all(getattr(Mine, name) == getattr(base, name) for name in DECLARATIONS)
+
+
+@pytest.mark.parametrize(
+    "hook", sorted({n for n in dir(L.Callback) if n.startswith(("on_", "setup"))} | {"__init__", "helper"})
+)
+def test_a_subclass_with_a_hook_shares_nothing_and_reads_labels_unless_it_declares_otherwise(hook):
+    mine = type("Mine", (EWC,), {hook: lambda self, *_: None})
+    assert mine.shares_first_task is False
+    assert mine.needs_labels is True
+    assert mine.one_process is mine.per_process is (hook in SEE_BATCHES)
+    declared = type("Mine", (EWC,), {hook: lambda self, *_: None, **{name: getattr(EWC, name) for name in INHERITED}})
+    assert all(getattr(declared, name) == getattr(EWC, name) for name in INHERITED)
+    assert type("Later", (mine,), {}).shares_first_task is False
+    assert type("Later", (declared,), {}).shares_first_task is True
+
+
+def test_a_subclass_with_another_importance_shares_the_first_task_but_may_read_labels():
+    class Mine(EWC):
+        def importance(self, trainer, pl_module):
+            return super().importance(trainer, pl_module)
+
+    assert Mine.shares_first_task is True
+    assert Mine.needs_labels is True
+    with pytest.raises(
+        ConfigError, match="data=test: the importance of Mine reads labels.* declares needs_labels = False"
+    ):
+        Mine(data="test")
+
+
+def test_a_mixin_with_a_hook_counts_wherever_it_stands_among_the_bases():
+    class Mixin(Strategy):
+        def on_train_batch_end(self, *_): ...
+
+    class Plain:
+        def helper(self): ...
+
+    for bases in ((EWC, Mixin), (Mixin, EWC), (EWC, Plain), (Plain, EWC)):
+        assert type("Mine", bases, {}).shares_first_task is False, bases
+
+
+def test_a_learner_strategy_from_outside_is_of_one_process_unless_it_declares_otherwise():
+    class Mine(LearnerStrategy): ...
+
+    assert Mine.one_process is True
+
+
+def test_no_strategy_of_the_library_has_a_cautious_value_that_it_does_not_declare():
+    """A declaration was forgotten where the value differs from the inherited one and stands in no class body."""
+    for cls in {base for name in CONFIGURED for base in class_of(name).__mro__ if issubclass(base, Strategy)} - {
+        Strategy
+    }:
+        for name, cautious in INHERITED.items():
+            if getattr(cls, name) == cautious.value != getattr(cls.__mro__[1], name):
+                assert f"    {name}" in inspect.getsource(cls), (cls, name)
