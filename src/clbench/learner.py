@@ -146,6 +146,17 @@ class Learner(L.LightningModule):
             self.optimizer_state = deepcopy(self.trainer.optimizers[0].state_dict())
 
 
+def learner_of(module: L.LightningModule) -> Learner:
+    """Return ``module``, which a strategy with a loss of its own has checked to be our Learner.
+
+    Raises:
+        ConfigError: it is another LightningModule.
+    """
+    if not isinstance(module, Learner):
+        raise ConfigError(f"this needs clbench.learner.Learner, not {type(module).__name__}")
+    return module
+
+
 def steps_of(trainer: L.Trainer) -> int:
     """Optimiser steps of a fit of a task, which ends after ``max_epochs`` or ``max_steps``, whichever comes first (-1: neither).
 

@@ -96,7 +96,7 @@ def run(
         HydraConfig.instance().set_config(whole)
         path.mkdir(parents=True, exist_ok=True)
         together = None if sweep is None else Path(sweep).expanduser().absolute()
-        train_and_free(without_hydra(whole), Launch(path, HydraConfig.instance().cfg, together, quiet))
+        train_and_free(without_hydra(whole), Launch(path, hydra_part(), together, quiet))
     file = path / "metrics.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
@@ -108,7 +108,14 @@ def launched_by_hydra() -> Launch:
     config = HydraConfig.get()
     sweeping = config.mode == RunMode.MULTIRUN
     sweep = Path(config.runtime.cwd, config.sweep.dir) if sweeping else None
-    return Launch(Path(config.runtime.output_dir), HydraConfig.instance().cfg, sweep, quiet=sweeping)
+    return Launch(Path(config.runtime.output_dir), hydra_part(), sweep, quiet=sweeping)
+
+
+def hydra_part() -> DictConfig:
+    """Return Hydra's own part of the configuration that is running."""
+    part: Any = HydraConfig.instance().cfg
+    assert isinstance(part, DictConfig)
+    return part
 
 
 def train_and_free(cfg: DictConfig, launch: Launch) -> float | None:

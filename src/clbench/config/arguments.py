@@ -25,7 +25,7 @@ def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter] | N
         None if it takes any name, or Python does not say.
     """
     found: dict[str, inspect.Parameter] = {}
-    passes_on = isinstance(target, type) and target.__new__ is not object.__new__
+    passes_on = isinstance(target, type) and "__new__" in {name for cls in target.__mro__[:-1] for name in vars(cls)}
     for function in _constructors(target):
         try:
             parameters = list(inspect.signature(function).parameters.values())

@@ -1,7 +1,19 @@
 """Data: sources, cuts of them into tasks, and the Lightning data modules that yield their batches."""
 
 from clbench.data.batches import Batch, Batches
-from clbench.data.sequence import Task, TaskSequence, find_task, task_of
+from clbench.data.sequence import Task, TaskSequence, find_task, task_index, task_of
 from clbench.data.splits import chain, permute, rotate, split
 
-__all__ = ["Batch", "Batches", "Task", "TaskSequence", "chain", "find_task", "permute", "rotate", "split", "task_of"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Task",
+    "TaskSequence",
+    "chain",
+    "find_task",
+    "permute",
+    "rotate",
+    "split",
+    "task_index",
+    "task_of",
+]

@@ -115,6 +115,12 @@ def find_task(trainer: L.Trainer) -> Task | None:
     return task if isinstance(task, Task) else None
 
 
+def task_index(trainer: L.Trainer) -> int | None:
+    """Return the index of the task that ``trainer`` is fitting, None if its data does not say."""
+    index = getattr(getattr(trainer, "datamodule", None), "index", None)
+    return index if isinstance(index, int) else None
+
+
 def task_of(trainer: L.Trainer) -> Task:
     """Return the task of a clbench sequence that ``trainer`` is fitting.
 

@@ -10,7 +10,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -75,9 +75,10 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
 def construction_errors(cfg: DictConfig, group: str, *refusals: type[Exception]) -> Iterator[None]:
     """Raise ConfigError if what is made of ``cfg[group]`` does not take its options: a TypeError, or one of ``refusals``."""
     kinds: tuple[type[Exception], ...] = (TypeError, *refusals)
+    caught: tuple[type[Exception], ...] = (*kinds, InstantiationException)
     try:
         yield
-    except (*kinds, InstantiationException) as error:
+    except caught as error:
         why = error.__cause__ if isinstance(error, InstantiationException) else error
         if not isinstance(why, kinds):
             raise

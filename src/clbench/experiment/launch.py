@@ -28,7 +28,8 @@ class Launch:
     @property
     def choices(self) -> DictConfig:
         """The chosen option of each configuration group."""
-        return self.hydra.hydra.runtime.choices
+        choices: DictConfig = self.hydra.hydra.runtime.choices
+        return choices
 
     @property
     def is_grid(self) -> bool:

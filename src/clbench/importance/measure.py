@@ -50,27 +50,39 @@ def grouped(
     moments = ExampleStatistics(params, second=False)
     for start in range(0, len(order), options.fisher_batch):
         group = [examples[i] for i in order[start : start + options.fisher_batch]]
-        sums: list[dict[str, Tensor]] = []
-        for batch in stacked(group, options.chunk or len(group)):
-            batch = moved(batch, device)
-            z, y = measured.with_params(leaves, batch)
-            check_outputs(z, count(batch))
-            check_differentiable(z)
-            wide = z.detach().to(torch.promote_types(z.dtype, torch.float32))
-            for k, v in enumerate(seeds.columns(wide, y)):
-                if k == len(sums):
-                    sums.append({name: torch.zeros_like(total) for name, total in moments.first.items()})
-                grads = torch.autograd.grad(
-                    z, list(leaves.values()), v.to(z.dtype), retain_graph=True, allow_unused=True
-                )
-                for name, g in zip(leaves, grads, strict=True):
-                    if g is not None:
-                        sums[k][name] += g
+        sums = _column_sums(measured, leaves, stacked(group, options.chunk or len(group)), seeds)
         for column in sums:
             for name, total in column.items():
                 moments.first[name] += len(group) * square_or_abs(total / len(group))
         moments.examples += len(group)
     return moments
+
+
+def _column_sums(
+    measured: Measured, leaves: Params, batches: Iterable[Any], seeds: OutputGradients
+) -> list[dict[str, Tensor]]:
+    """Return sum_n J_n^T v_k of each parameter in ``leaves`` over all examples of ``batches``, for each column k."""
+    device = next(iter(leaves.values())).device
+    sums: list[dict[str, Tensor]] = []
+    for batch in batches:
+        batch = moved(batch, device)
+        z, y = measured.with_params(leaves, batch)
+        check_outputs(z, count(batch))
+        check_differentiable(z)
+        wide = z.detach().to(torch.promote_types(z.dtype, torch.float32))
+        for k, v in enumerate(seeds.columns(wide, y)):
+            if k == len(sums):
+                sums.append({name: _zeros(p) for name, p in leaves.items()})
+            grads = torch.autograd.grad(z, list(leaves.values()), v.to(z.dtype), retain_graph=True, allow_unused=True)
+            for name, g in zip(leaves, grads, strict=True):
+                if g is not None:
+                    sums[k][name] += g
+    return sums
+
+
+def _zeros(p: Tensor) -> Tensor:
+    """Return zeros shaped like ``p``, in float32 or wider."""
+    return torch.zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
 
 
 def measure(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clbench.data import Batch
-from clbench.learner import Learner
+from clbench.learner import learner_of
 from clbench.strategies.arguments import check_integer
 from clbench.strategies.memory import Ring
 from clbench.strategies.rehearsal import RehearsalStrategy
@@ -41,7 +41,8 @@ class AGEM(RehearsalStrategy):
     ) -> None:
         self.remember(batch)
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Learner, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        learner = learner_of(pl_module)
         assert isinstance(self.memory, Ring)
         assert self.replay is not None
         recalled = self.recall(self.replay, self.memory.before(self._index))
@@ -51,7 +52,7 @@ class AGEM(RehearsalStrategy):
         params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         with torch.enable_grad():
             with trainer.precision_plugin.forward_context():  # the hook lies outside that of the step
-                loss = pl_module.loss(pl_module.net(old.x, old.task), old.y)
+                loss = learner.loss(learner.net(old.x, old.task), old.y)
             reference = torch.autograd.grad(loss, params, allow_unused=True)
         pairs = [(p, r) for p, r in zip(params, reference, strict=True) if r is not None]
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p, _ in pairs]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 
-from clbench.data import Task, TaskSequence
+from clbench.data import Task, TaskSequence, find_task, task_index
 from clbench.errors import StrategyError, Unstable
 from clbench.learner import Learner
 from clbench.params import trainable
@@ -106,7 +106,7 @@ class Strategy(L.Callback):
         if stage != "fit":
             return
         name = type(self).__name__
-        if self.needs_learner and not (isinstance(pl_module, Learner) and isinstance(trainer.datamodule, Task)):
+        if self.needs_learner and not (isinstance(pl_module, Learner) and find_task(trainer) is not None):
             raise StrategyError(
                 f"{name} changes the loss or the net, so it needs clbench.learner.Learner and the tasks of a TaskSequence, not "
                 f"{type(pl_module).__name__}. Use those, or a strategy with a quadratic penalty (EWC, MAS, SI, L2)"
@@ -149,6 +149,6 @@ class Strategy(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         finite = torch.stack([p.detach().isfinite().all() for p in trainable(pl_module).values()]).all()
         if not finite:
-            index = getattr(trainer.datamodule, "index", None)
+            index = task_index(trainer)
             where = "training" if index is None else f"training on task {index + 1}"
             raise Unstable(f"{where} gave non-finite weights: {self.diagnosis(trainer)}")

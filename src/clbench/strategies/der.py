@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.data import Batch
-from clbench.learner import Learner
+from clbench.learner import learner_of
 from clbench.strategies.arguments import check_strength
 from clbench.strategies.learner_strategy import Features
 from clbench.strategies.rehearsal import RehearsalOptions, RehearsalStrategy
@@ -45,11 +45,12 @@ class DER(RehearsalStrategy):
         self.alpha = check_strength("alpha", alpha)
         self._fresh: Tensor
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        learner = learner_of(pl_module)
         super().on_train_start(trainer, pl_module)
-        pl_module.terms["dark"] = self._dark
+        learner.terms["dark"] = self._dark
         if self.sequence.scenario.name == "class":
-            self.features = Features(pl_module.net)
+            self.features = Features(learner.net)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -71,7 +72,8 @@ class DER(RehearsalStrategy):
         sequence = self.sequence
         if self.features is not None:
             head: nn.Module = self.learner.net.head  # type: ignore[assignment]
-            return head(self.features.last, len(sequence) - 1).detach().float()
+            outputs = head(self.features.last, len(sequence) - 1)
+            return outputs.detach().float()
         width = max(stop - start for start, stop in sequence.scenario.slices(sequence.sizes))
         return nn.functional.pad(outputs.detach().float(), (0, width - outputs.shape[1]), value=math.nan)
 
@@ -91,9 +93,10 @@ class DERpp(DER):
         super().__init__(**options)
         self.beta = check_strength("beta", beta)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        learner = learner_of(pl_module)
         super().on_train_start(trainer, pl_module)
-        pl_module.terms["replay"] = self._replay
+        learner.terms["replay"] = self._replay
 
     def _replay(self, batch: Batch, outputs: Tensor) -> Tensor:
         recalled = self.recall(len(batch.y))

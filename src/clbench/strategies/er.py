@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 
 from clbench.data import Batch
-from clbench.learner import Learner
+from clbench.learner import learner_of
 from clbench.strategies.rehearsal import RehearsalStrategy, together
 
 
@@ -22,9 +22,10 @@ class ER(RehearsalStrategy):
     def smallest_replay_batch(self, batch_size: int, tasks: int) -> None:
         """Old examples go through the net together with new ones."""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        learner = learner_of(pl_module)
         super().on_train_start(trainer, pl_module)
-        pl_module.extend = self._with_old
+        learner.extend = self._with_old
 
     def _with_old(self, batch: Batch) -> Batch:
         recalled = self.recall(len(batch.y))

@@ -7,7 +7,7 @@ from copy import deepcopy
 import lightning as L
 from torch import Tensor, nn
 
-from clbench.data import TaskSequence
+from clbench.data import TaskSequence, task_of
 from clbench.errors import StrategyError
 from clbench.learner import Learner
 from clbench.params import size_in_bytes
@@ -23,7 +23,8 @@ class PerTask(nn.Module):
         self.nets = nn.ModuleList(deepcopy(net) for _ in range(tasks))
 
     def forward(self, x: Tensor, task: int) -> Tensor:
-        return self.nets[task](x, task)
+        outputs: Tensor = self.nets[task](x, task)
+        return outputs
 
 
 class Independent(Strategy):
@@ -61,11 +62,12 @@ class Independent(Strategy):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and isinstance(pl_module, Learner) and not isinstance(pl_module.net, PerTask):
-            self.check(trainer.datamodule.sequence)
-            self.attach(pl_module, trainer.datamodule.sequence)
+            sequence = task_of(trainer).sequence
+            self.check(sequence)
+            self.attach(pl_module, sequence)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
-        self._index = trainer.datamodule.index
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._index = task_of(trainer).index
 
     def cost(self) -> dict[str, float]:
         return {"examples": 0, "bytes": (self._index + 1) * self._bytes}

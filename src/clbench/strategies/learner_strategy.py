@@ -8,7 +8,7 @@ import lightning as L
 from torch import Tensor, nn
 
 from clbench.errors import StrategyError
-from clbench.learner import Learner
+from clbench.learner import Learner, learner_of
 from clbench.nets import Net
 from clbench.strategies.base import Strategy
 
@@ -33,8 +33,9 @@ class LearnerStrategy(Strategy):
         if isinstance(pl_module, Learner):
             self.teardown(trainer, pl_module, "fit")
 
-    def teardown(self, trainer: L.Trainer, pl_module: Learner, stage: str) -> None:
-        pl_module.terms, pl_module.extend, pl_module.update = {}, None, None
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        learner = learner_of(pl_module)
+        learner.terms, learner.extend, learner.update = {}, None, None
         if self.features is not None:
             self.features.handle.remove()
             self.features = None

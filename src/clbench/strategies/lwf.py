@@ -9,8 +9,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from clbench.data import Batch, TaskSequence
-from clbench.learner import Learner
+from clbench.data import Batch, TaskSequence, task_of
+from clbench.learner import Learner, learner_of
 from clbench.nets import Net
 from clbench.params import size_in_bytes, snapshot
 from clbench.strategies.arguments import check_positive, check_strength
@@ -50,19 +50,20 @@ class LwF(LearnerStrategy):
         super().attach(learner, sequence)
         self.old = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
-        task = trainer.datamodule
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        learner = learner_of(pl_module)
+        task = task_of(trainer)
         if task.index == 0 or self.lam == 0:
             return
-        self.net, self.logits = pl_module.net, pl_module.logits
-        self.old = deepcopy(pl_module.net).eval().requires_grad_(False)
+        self.net, self.logits = learner.net, learner.logits
+        self.old = deepcopy(learner.net).eval().requires_grad_(False)
         if self._loaded:  # the task is one that was stopped
             self.old.load_state_dict(self._loaded)
             self._loaded = {}
         scenario = task.sequence.scenario.name
         self.contexts = {"task": range(task.index), "class": [task.index - 1], "domain": [task.index]}[scenario]
-        self.features = Features(pl_module.net)
-        pl_module.terms["distillation"] = self._distillation
+        self.features = Features(learner.net)
+        learner.terms["distillation"] = self._distillation
 
     def _distillation(self, batch: Batch, outputs: Tensor) -> Tensor:
         assert isinstance(self.old, Net) and isinstance(self.net, Net) and self.features is not None

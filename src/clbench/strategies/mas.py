@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import nn
 
-from clbench.data import Batches, Task
+from clbench.data import Batches, find_task, task_of
 from clbench.errors import StrategyError
 from clbench.importance import mas, mas_local
 from clbench.importance.batching import count
@@ -94,7 +94,7 @@ class MAS(ImportanceStrategy):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self.recomputed and (trainer.world_size > 1 or not isinstance(trainer.datamodule, Task)):
+        if self.recomputed and (trainer.world_size > 1 or find_task(trainer) is None):
             raise StrategyError(
                 "data=seen reads the tasks of a clbench sequence, in one process. Use trainer.devices=1 and a task as "
                 "datamodule, or data=train"
@@ -134,7 +134,8 @@ class MAS(ImportanceStrategy):
 
     def _of_all_tasks(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         """The sum over tasks of Omega at the weights as they are now."""
-        sequence, index = trainer.datamodule.sequence, trainer.datamodule.index
+        task = task_of(trainer)
+        sequence, index = task.sequence, task.index
         self.examples = 0
         total: Params = {}
         for part in sequence.examples_of("train", index)[: index + 1]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from clbench.data import Batches, Task, TaskSequence
+from clbench.data import Batches, Task, TaskSequence, find_task
 from clbench.data.batches import Part
 from clbench.errors import StrategyError
 from clbench.importance import default_outputs, preserve_state
@@ -179,8 +179,7 @@ def batches_of(data: Data, trainer: L.Trainer) -> Iterable[Any]:
         return data
     if data == "train":
         return training_examples(trainer)
-    task = trainer.datamodule
-    if not isinstance(task, Task):
+    if (task := find_task(trainer)) is None:
         raise StrategyError(
             f"data={data!r} needs a task of a clbench sequence as datamodule. Else pass batches as data="
         )
@@ -209,9 +208,10 @@ def training_examples(trainer: L.Trainer) -> Iterable[Any]:
     Raises:
         ConfigError: several loaders.
     """
-    if isinstance(trainer.datamodule, Task):
-        return trainer.datamodule.importance_dataloader()
-    loader = trainer.train_dataloader
+    if (task := find_task(trainer)) is not None:
+        return task.importance_dataloader()
+    loader: Iterable[Any] | None = trainer.train_dataloader
+    assert loader is not None  # the Trainer has just trained on it
     if isinstance(loader, Mapping | list | tuple):
         raise StrategyError(
             f"the Trainer has a {type(loader).__name__} of loaders. Say which examples importance is measured on, data=LOADER or "

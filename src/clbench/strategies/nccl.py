@@ -14,7 +14,7 @@ from torch import Tensor
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError, expected
 from clbench.importance import preserve_state
-from clbench.learner import Learner
+from clbench.learner import Learner, learner_of
 from clbench.nets.calibration import CalibratedNeurons, calibrate, calibrated, calibration, layers
 from clbench.nets.resnet import BasicBlock
 from clbench.params import trainable
@@ -163,10 +163,11 @@ class NCCL(TwoLevels):
     def smallest_replay_batch(self, batch_size: int, tasks: int) -> int | None:
         return min(self.drawn, batch_size, self.each) if self.rehearsal else None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        learner = learner_of(pl_module)
         super().on_train_start(trainer, pl_module)
         assert isinstance(self.memory, Ring)
-        scenario, net = self.sequence.scenario, pl_module.net
+        scenario, net = self.sequence.scenario, learner.net
         self._width = max(stop - start for start, stop in scenario.slices(self.sequence.sizes))
         self._earlier, self._same = self.memory.before(self._index), self.memory.of(self._index)
         parts = calibration(net)
@@ -175,19 +176,20 @@ class NCCL(TwoLevels):
         self._consolidates = "a" in self.terms and self.lam > 0 and self.rehearsal and bool(self._earlier.any())
         self._features = [p for name, p in parts.items() if not name.endswith("psi")]
         own = {id(p) for p in parts.values()}
-        self._theta = [p for p in trainable(pl_module).values() if id(p) not in own]
+        self._theta = [p for p in trainable(learner).values() if id(p) not in own]
         if trainer.ckpt_path is None:
             self._at_start = self._weights_now()
-        self._at_start = [weight.to(pl_module.device) for weight in self._at_start]
-        pl_module.update = self.update
-        pl_module.automatic_optimization = False
+        self._at_start = [weight.to(learner.device) for weight in self._at_start]
+        learner.update = self.update
+        learner.automatic_optimization = False
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         self._step_schedulers("epoch")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the softened outputs of the examples of the task."""
+        learner = learner_of(pl_module)
         began = perf_counter()
         assert self.memory is not None
         slots = (self.memory.filled & self._same).nonzero()[:, 0]
@@ -195,17 +197,18 @@ class NCCL(TwoLevels):
         if self.examples:
             x = self.memory.examples["x"]
             x = x[slots.to(x.device)]
-            with preserve_state(pl_module), torch.no_grad():
-                outputs = torch.cat([pl_module.net(part, self._index) for part in x.split(1000)])
-            soft = softened(pl_module.logits(outputs), self.temperature)
+            with preserve_state(learner), torch.no_grad():
+                outputs = torch.cat([learner.net(part, self._index) for part in x.split(1000)])
+            soft = softened(learner.logits(outputs), self.temperature)
             if "soft" not in self.memory.examples:
                 self.memory.examples["soft"] = soft.new_zeros(self.memory.slots, self._width)
             self.memory.write({"soft": padded(soft, self._width)}, slots.tolist())
         self.seconds += perf_counter() - began
 
-    def teardown(self, trainer: L.Trainer, pl_module: Learner, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        learner = learner_of(pl_module)
         super().teardown(trainer, pl_module, stage)
-        pl_module.automatic_optimization = True
+        learner.automatic_optimization = True
 
     def state_dict(self) -> dict[str, Any]:
         within = {"at_start": [weight.clone() for weight in self._at_start]} if self.anchor == "task" else {}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from clbench.data import Batch
+from clbench.errors import StrategyError
 from clbench.nets.calibration import Calibrated, cached_weights
 from clbench.strategies.distillation import divergence
 from clbench.strategies.rehearsal import RehearsalStrategy
@@ -90,7 +92,9 @@ class TwoLevels(RehearsalStrategy):
             p.grad = gradient
         if self.inner_clip is not None:
             nn.utils.clip_grad_value_(self._theta, self.inner_clip)
-        (learner.optimizers() if counts else learner.trainer.optimizers[0]).step()
+        optimizer = learner.optimizers() if counts else learner.trainer.optimizers[0]
+        assert not isinstance(optimizer, list)
+        optimizer.step()
         return {"loss": loss.detach(), **parts}
 
     def _outer_step(self, number: int, anchor: list[Tensor]) -> Parts:
@@ -134,6 +138,10 @@ class TwoLevels(RehearsalStrategy):
     def _step_schedulers(self, interval: str) -> None:
         """Lightning leaves them to manual optimisation."""
         for config in self.learner.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                raise StrategyError(
+                    "ReduceLROnPlateau follows a logged metric, which the steps of NCCL do not have. Use another scheduler"
+                )
             if config.interval == interval:
                 config.scheduler.step()
 

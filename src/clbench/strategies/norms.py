@@ -40,4 +40,5 @@ def norm(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.zeros(())
     norms = torch._foreach_norm(tensors)
-    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, torch.float32) for n in norms]))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, torch.float32) for n in norms]))
+    return total

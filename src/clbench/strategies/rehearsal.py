@@ -8,9 +8,9 @@ import lightning as L
 import torch
 from torch import Generator, Tensor
 
-from clbench.data import Batch, TaskSequence
+from clbench.data import Batch, TaskSequence, task_of
 from clbench.errors import StrategyError
-from clbench.learner import Learner
+from clbench.learner import Learner, learner_of
 from clbench.seeding import generator
 from clbench.strategies.arguments import check_choice, check_integer, check_integer_or_none
 from clbench.strategies.learner_strategy import LearnerStrategy
@@ -69,29 +69,30 @@ class RehearsalStrategy(LearnerStrategy):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        task = trainer.datamodule
+        task = task_of(trainer)
         if task.mixed:
             raise StrategyError(
                 f"{type(self).__name__} remembers examples of one task at a time, but the data of {task.index + 1} are mixed. "
                 f"Fit sequence[{task.index}], not sequence.joint({task.index})"
             )
         if self._sequence is not task.sequence:
-            self.attach(pl_module, task.sequence)
+            self.attach(learner_of(pl_module), task.sequence)
             self.load_state_dict(self._loaded)
             self._loaded = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        learner = learner_of(pl_module)
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
             raise StrategyError(
                 f"LBFGS computes the loss several times a step, but {type(self).__name__} draws other old examples each "
                 "time. Use another optimizer.make._target_, such as torch.optim.SGD"
             )
-        task = trainer.datamodule
-        self.learner, self._index = pl_module, task.index
+        task = task_of(trainer)
+        self.learner, self._index = learner, task.index
         if trainer.ckpt_path is None:
             self._generator = generator(self.seed, "memory", task.index)
         assert self.memory is not None
-        self.memory.to(pl_module.device)
+        self.memory.to(learner.device)
 
     def smallest_replay_batch(self, batch_size: int, tasks: int) -> int | None:
         kept = self.each * (tasks if self.buffer == "reservoir" else 1)

@@ -7,9 +7,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from clbench.data import Task
+from clbench.data import Task, task_of
 from clbench.errors import ConfigError
-from clbench.learner import Learner
+from clbench.learner import learner_of
 from clbench.params import snapshot
 from clbench.training.evaluation import EXAMPLES, NLL, tally
 
@@ -41,8 +41,8 @@ class EarlyStopping(L.Callback):
         """Whether there is anything to do."""
         return self.patience is not None or self.consolidate == "best"
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
-        task: Task = trainer.datamodule
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        task: Task = task_of(trainer)
         if not task.sequence.has_validation:
             raise ConfigError("patience and consolidate=best need validation data of every task: raise data.validation")
         if trainer.ckpt_path is None:
@@ -53,25 +53,27 @@ class EarlyStopping(L.Callback):
         self.epochs_since = 0
         self.state: dict[str, torch.Tensor] = {}
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
-        task: Task = trainer.datamodule
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        learner = learner_of(pl_module)
+        task: Task = task_of(trainer)
         loaders = task.val_dataloader()
-        counts = tally(pl_module, loaders[: task.index + 1] if task.mixed else [loaders[task.index]]).sum(0)
+        counts = tally(learner, loaders[: task.index + 1] if task.mixed else [loaders[task.index]]).sum(0)
         if trainer.world_size > 1:
-            counts = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum").cpu()
+            counts = trainer.strategy.reduce(counts.to(learner.device), reduce_op="sum").cpu()
         loss = (counts[NLL] / counts[EXAMPLES]).item()
         if loss < self.best:
             self.best, self.epochs_since = loss, 0
             if self.consolidate == "best":
-                self.state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+                self.state = {name: value.clone() for name, value in learner.state_dict().items()}
         else:
             self.epochs_since += 1
             if self.patience is not None and self.epochs_since >= self.patience:
                 trainer.should_stop = True
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        learner = learner_of(pl_module)
         if self.state:
-            pl_module.load_state_dict(self.state)
+            learner.load_state_dict(self.state)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "epochs_since": self.epochs_since, "state": snapshot(self.state)}

@@ -10,10 +10,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from clbench.data import Batch, Task
+from clbench.data import Batch, Task, task_of
 from clbench.errors import ConfigError
 from clbench.importance.preserve_state import preserve_state
-from clbench.learner import Learner, learner_outputs
+from clbench.learner import Learner, learner_of, learner_outputs
 from clbench.metrics.accuracy_matrix import accuracy_matrix, calibration_gaps, nll
 from clbench.metrics.formulas import MidTaskEvaluation
 from clbench.metrics.metric import Metric
@@ -80,17 +80,19 @@ class Evaluation(L.Callback):
         self.per_task: list[dict[str, float]] = []
         self.seconds = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Learner) -> None:
-        task: Task = trainer.datamodule
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        learner = learner_of(pl_module)
+        task: Task = task_of(trainer)
         began = trainer.ckpt_path is None
         if (
             began and task.index == 0 and task.sequence.scenario.name != "class"
         ):  # no class has been seen: b is undefined
-            counts = self._tally(trainer, pl_module, task.test_dataloader())
+            counts = self._tally(trainer, learner, task.test_dataloader())
             self.initial = counts[:, CORRECT] / counts[:, EXAMPLES]
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Learner, *_: Any) -> None:
-        step, task = trainer.global_step, trainer.datamodule
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        learner = learner_of(pl_module)
+        step, task = trainer.global_step, task_of(trainer)
         if (
             self.every is None
             or step == 0
@@ -98,15 +100,16 @@ class Evaluation(L.Callback):
             or (self.within and self.within[-1][:2] == (task.index, step))
         ):
             return
-        counts = self._tally(trainer, pl_module, task.test_dataloader())
+        counts = self._tally(trainer, learner, task.test_dataloader())
         self.within.append(MidTaskEvaluation(task.index, step, (counts[:, CORRECT] / counts[:, EXAMPLES]).tolist()))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Learner) -> None:
-        task: Task = trainer.datamodule
-        counts = self._tally(trainer, pl_module, task.test_dataloader())
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        learner = learner_of(pl_module)
+        task: Task = task_of(trainer)
+        counts = self._tally(trainer, learner, task.test_dataloader())
         self.counts["test"][:, task.index] = counts.T[:2].long()
         if task.sequence.has_validation:
-            validation = self._tally(trainer, pl_module, task.val_dataloader())
+            validation = self._tally(trainer, learner, task.val_dataloader())
             self.counts["validation"][:, task.index] = validation.T[:2].long()
         if task.index == len(task.sequence) - 1:
             self.per_task = [

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clbench.config.hashing import leaves
+from clbench.data import task_of
 from clbench.errors import ConfigError
 from clbench.params import Params, trainable
 from clbench.strategies import Strategy
@@ -81,7 +82,7 @@ class LoggingCallback(L.Callback):
         if self.step % self.every or not self.loggers:
             return
         values = {f"train/{name}": part.item() for name, part in outputs.items()}
-        values["task"] = trainer.datamodule.index + 1
+        values["task"] = task_of(trainer).index + 1
         loss_gradient, penalty_gradient = (n.item() for n in self._norms)
         values["train/loss_gradient"] = loss_gradient
         if (state := self.strategy.penalty_state()) is not None:

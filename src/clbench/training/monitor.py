@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from clbench.data import Task
+from clbench.data import Task, find_task, task_index
 from clbench.errors import ConfigError, expected
 from clbench.params import Params
 from clbench.strategies import Strategy
@@ -73,18 +73,18 @@ class PenaltyMonitor(L.Callback):
         self._looks, self._steps = [], 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        callbacks = trainer.callbacks
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         found = [(c, s) for c in callbacks if isinstance(c, Strategy) and (s := c.penalty_state()) is not None]
         self._strategy, state = found[0] if found else (None, None)
         if self._strategy is None or state is None:
             self.warnings = []  # of a run with a penalty, whose first task this one shares
             return
         self._after = callbacks.index(self) > callbacks.index(self._strategy)
-        self._task = getattr(trainer.datamodule, "index", None)
+        self._task = task_index(trainer)
         self._looks = [look.to(pl_module.device) for look in self._looks]
         steps = trainer.estimated_stepping_batches
         self._interval = max(1, min(self.every, int(steps) // LOOKS)) if math.isfinite(steps) else self.every
-        self._warn(check_scenario(trainer.datamodule))
+        self._warn(check_scenario(find_task(trainer)))
         self._warn(check_step_size(state, trainer.optimizers))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:

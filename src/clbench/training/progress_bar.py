@@ -9,6 +9,8 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from clbench.data import task_index
+
 REFRESH = 0.2  # seconds between two updates of the line
 
 
@@ -33,7 +35,7 @@ class ProgressBar(L.Callback):
         if not self.active:
             return
         self.progress.start()
-        index = getattr(trainer.datamodule, "index", 0)
+        index = task_index(trainer) or 0
         self.line = self.progress.add_task(f"task {index + 1}", total=_steps(trainer), epoch="")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -51,7 +53,8 @@ class ProgressBar(L.Callback):
         if self.active:
             self.progress.stop()
 
-    on_exception = teardown
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
 
 
 def _steps(trainer: L.Trainer) -> float:
