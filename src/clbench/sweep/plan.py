@@ -54,9 +54,8 @@ def announce(plan: SweepPlan) -> None:
     """Say how many runs there are, what of them is done, and what the rest will take."""
     lines = [f"{len(plan.runs)} runs in {plan.folder}"]
     if (same := plan.asked - len(plan.runs)) > 0:
-        lines[0] += (
-            f" ({same} of {plan.asked} combinations are duplicates: they differ only in options that their strategy does not have)"
-        )
+        why = "duplicates: they differ only in options that their strategy does not have"
+        lines[0] += f" ({same} of {plan.asked} combinations are {why})"
     to_do = plan.to_do
     begun = sum(run.learned(plan.folder) > 0 for run in to_do)
     if begun or len(to_do) < len(plan.runs):
