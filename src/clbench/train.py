@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from clbench.config.arguments import errors_as_typed
 from clbench.config.display import Display, print_once
+from clbench.config.help import ASKS, print_help
 from clbench.config.messages import errors_in_one_line, refuse_renamed, reject_dashes, silence_lightning
 from clbench.config.options import budget, check_numbers, conf_dir, drop_foreign_options, refuse_foreign_options
 from clbench.errors import ConfigError
@@ -180,6 +181,8 @@ def cli() -> None:
     """The command ``clbench-train``; ``--dry-run`` is short for ``dry_run=true``, as Hydra has no options of ours."""
     sys.argv = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv]
     with errors_in_one_line():
+        if set(ASKS) & set(sys.argv):
+            return print_help(sys.argv[1:])
         reject_dashes(sys.argv[1:])
         main()
 

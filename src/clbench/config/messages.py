@@ -17,7 +17,8 @@ from hydra.errors import ConfigCompositionException, HydraException, OverridePar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from clbench.config.options import SAID_AS, conf_dir
+from clbench.config.declarations import declarations, files, of_a_run
+from clbench.config.options import SAID_AS
 from clbench.errors import ConfigError, Unstable
 
 WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -113,7 +114,8 @@ def user_message(error: BaseException) -> str | None:
         if name in SAID_AS:
             return f"there is no option {name}: write {SAID_AS[name]}=..."
         more = f"; +{name}=... adds a new key" if "." in name else ""
-        return f"there is no option {name}: --help lists what there is{more}" + _near(name, _options())
+        there = _keys_of(name.partition(".")[0]) if "." in name else _options()
+        return f"there is no option {name}: --help lists what there is{more}" + _near(name, there)
     if match := re.search(r"Ambiguous value for argument '(\S+)=(\S+)'", text):
         key, values = match.groups()
         return f"{key}={values} has several values: add -m to run each of them, or write {key}=[{values}] for a list"
@@ -149,14 +151,19 @@ def refuse_renamed(cfg: DictConfig) -> None:
 
 
 def _near(name: str, there: list[str]) -> str:
-    """A question, if one of those there are nearly has that name."""
+    """Return a question if one of the names there is close to ``name``."""
     close = get_close_matches(name.lower(), there, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def _options() -> list[str]:
     """Keys of the top level."""
-    return [str(key) for key in OmegaConf.load(conf_dir() / "train.yaml")]
+    return [key for key in of_a_run() if key != "hydra"]
+
+
+def _keys_of(group: str) -> list[str]:
+    """Keys that some yaml of a group declares."""
+    return sorted({key for file in files(group) for key in declarations(file) if key.startswith(f"{group}.")})
 
 
 def silence_lightning() -> None:
