@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+from clbench.config.help import ASKS, print_help
 from clbench.config.messages import config_errors, errors_in_one_line, reject_dashes, stopped
 from clbench.config.options import conf_dir
 
@@ -143,6 +144,8 @@ def cli() -> None:
         return show_version()
     sys.argv = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv]
     with errors_in_one_line():
+        if set(ASKS) & set(sys.argv):
+            return print_help(sys.argv[1:])
         reject_dashes(sys.argv[1:])
         main()
 

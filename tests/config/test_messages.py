@@ -68,6 +68,7 @@ ERRORS = [
         ["net=mlp_bn", "strategy=joint", "data.tasks=2", "data.validation=0", "data.examples_per_task=[40,57]"],
         "batch_size=32 leaves a last batch of one example in task 2",
     ),
+    (["strategy.lable_samples=3"], "adds a new key; did you mean strategy.label_samples?"),
     (["lamda=3"], "there is no option lamda: --help lists what there is; did you mean lam?"),
     (["lam=1,10"], "lam=1,10 has several values: add -m to run each of them, or write lam=[1,10] for a list"),
     (["lam=1,"], "'lam=1,' is no option=value: write lam=10, and -m lam=1,10 for several values, without spaces"),
@@ -151,17 +152,20 @@ def test_an_option_with_dashes_is_told_how_options_are_written(command, typed):
     assert re.fullmatch(rf"error: {typed[0]}: options are written without dashes: lam=(10|\.\.\.)\n", done.stderr)
 
 
-def test_help_lists_the_groups_and_says_how(command):
-    done = command("--help")
+def test_help_lists_the_groups_and_the_meaning_of_every_option(command):
+    done = command("strategy=mas", "--help")
     assert done.returncode == 0
     for text in (
         "clbench train strategy=ewc lam=1e5",
-        "strategy: agem, der, derpp",
+        "strategy:   agem, der, derpp",
         "GROUP=CHOICE",
-        "lam:",
+        "lam=1.0 ",
+        "strength of the penalty, >= 0",
+        "strategy.decay=1.0 ",
     ):
         assert text in done.stdout
     assert "Powered by" not in done.stdout
+    assert command("strategy=ewcc", "--help").stderr.startswith("error: strategy=ewcc does not exist")
 
 
 def test_the_command_shows_the_plan_the_tasks_and_the_summary_and_nothing_else(command, tmp_path):

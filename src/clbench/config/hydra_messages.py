@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from clbench.config.known_names import RENAMED, near_name, option_names, renamed
+from clbench.config.known_names import RENAMED, names_in, near_name, option_names, renamed
 from clbench.config.options import SAID_AS
 
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
@@ -54,8 +54,9 @@ def _missing_option(match: re.Match[str]) -> str:
         return f"{name} is now {new}: write {new}=..."
     if name in SAID_AS:
         return f"there is no option {name}: write {SAID_AS[name]}=..."
+    there = names_in(name.partition(".")[0]) if "." in name else option_names()
     more = f"; +{name}=... adds a new key" if "." in name else ""
-    return f"there is no option {name}: --help lists what there is{more}" + near_name(name, option_names())
+    return f"there is no option {name}: --help lists what there is{more}" + near_name(name, there)
 
 
 def _several_values(match: re.Match[str]) -> str:

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.config.options import conf_dir
+from clbench.config.declarations import declarations, files, of_a_run
 from clbench.errors import ConfigError
 
 RENAMED = {
@@ -46,5 +46,10 @@ def near_name(name: str, there: list[str]) -> str:
 
 
 def option_names() -> list[str]:
-    """Keys of the top level."""
-    return [str(key) for key in OmegaConf.load(conf_dir() / "train.yaml")]
+    """Return the names of the options at the top level."""
+    return [key for key in of_a_run() if key != "hydra"]
+
+
+def names_in(group: str) -> list[str]:
+    """Return the dotted names that some yaml of ``group`` declares."""
+    return sorted({key for file in files(group) for key in declarations(file) if key.startswith(f"{group}.")})

@@ -1,0 +1,114 @@
+"""Write docs/options.md from the yaml files in conf/: ``python scripts/write_options.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from clbench.config.arguments import connections
+from clbench.config.declarations import ConfigFile, Declaration, declarations, files, find, of_a_run
+from clbench.config.options import OPTIONS, RULES, conf_dir
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/options.md"
+
+INTRO = """\
+# Every option
+
+This page is made from the files in `conf/` by `python scripts/write_options.py`. `clbench train strategy=mas --help`
+shows the same in the terminal, with the values of your command.
+"""
+
+GROUPS = {
+    "strategy": ("Strategies", "Options without a prefix are those at the top level that the strategy has."),
+    "data": ("Data", "Presets differ in the options below the common ones. [Data](data.md) says more."),
+    "scenario": ("Scenarios", ""),
+    "net": ("Nets", ""),
+    "optimizer": (
+        "Optimizers",
+        "Any other option of the class is `+optimizer.make.KEY=VALUE`, any other class "
+        "`optimizer.make._target_=torch.optim.RMSprop` (without the options it does not have: `~optimizer.make.momentum`).",
+    ),
+    "scheduler": ("Schedules", ""),
+    "trainer": ("Trainer", "Any other argument of Lightning's Trainer is `+trainer.KEY=VALUE`."),
+    "logger": ("Loggers", ""),
+    "launch": ("Launchers", "How the runs of a sweep are started; [clusters](clusters.md)."),
+    "sweep": ("Sweeps", "Ready sets of values; [sweeps](sweeps.md)."),
+    "experiment": ("Experiments", "Configurations of published results; [reproductions](reproductions.md)."),
+}
+"""Groups in the order of the page: title, and what holds for all of them."""
+
+
+def page() -> str:
+    """Return the text of docs/options.md."""
+    return "\n".join(lines()).rstrip() + "\n"
+
+
+def lines() -> Iterator[str]:
+    """Yield the lines of the page."""
+    top = of_a_run()
+    yield INTRO
+    yield "## Of a run"
+    yield ""
+    yield from table((d for key, d in top.items() if key not in OPTIONS), values=True)
+    yield ""
+    for group, (title, text) in GROUPS.items():
+        yield from (f"## {title}", "")
+        if text:
+            yield from (text, "")
+        if group in ("sweep", "experiment"):
+            yield from ("| | |", "|---|---|")
+            yield from (f"| `{file.choice}` | {cell(file.description)} |" for file in files(group))
+            yield ""
+            continue
+        common: dict[str, Declaration] = {}
+        if group == "data":
+            base = find("data/base", "sequence", [conf_dir()])
+            assert base is not None
+            common = declarations(base, "data")
+            yield from table(common.values())
+            yield ""
+        for file in files(group):
+            yield from (f"### {file.choice}", "", f"{file.description[0].upper()}{file.description[1:]}.", "")
+            if own := own_options(file, top, common):
+                yield from (*table(own), "")
+
+
+def own_options(file: ConfigFile, top: dict[str, Declaration], common: dict[str, Declaration]) -> list[Declaration]:
+    """The options of a file but for those that are the same in all of its group."""
+    found = declarations(file)
+    if file.group == "strategy":
+        found = {key: found.get(key, top[key]) for key in options_of_file(file)} | found
+    described = {key: d if d.meaning else d._replace(meaning=top[key].meaning) for key, d in found.items()}
+    return [d for key, d in described.items() if common.get(key) != d]
+
+
+def options_of_file(file: ConfigFile) -> list[str]:
+    """The top-level options that the yaml of a strategy connects."""
+    cfg = OmegaConf.merge(OmegaConf.load(conf_dir() / "train.yaml"), OmegaConf.load(file.path))
+    assert isinstance(cfg, DictConfig)
+    used = set().union(*connections(cfg, "strategy", OPTIONS).values())
+    return [name for name in OPTIONS if name in used]
+
+
+def table(options: Iterable[Declaration], values: bool = False) -> Iterator[str]:
+    """A row per option; nothing if there is none."""
+    rows = list(options)
+    if not rows:
+        return
+    head = ["option", "default", *(["values"] if values else []), "meaning"]
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    for d in rows:
+        rule = [str(RULES.get(d.key, ""))] if values else []
+        yield f"| {' | '.join([f'`{d.key}`', f'`{d.default}`', *map(cell, [*rule, d.meaning])])} |"
+
+
+def cell(text: str) -> str:
+    """A text in a table of Markdown."""
+    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

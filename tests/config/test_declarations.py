@@ -1,0 +1,193 @@
+"""One declaration per option: the yaml files, the Python arguments, --help and docs/options.md agree."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from clbench.config.arguments import NOT_ARGUMENTS, arguments_of, target_of
+from clbench.config.declarations import ConfigFile, declarations, files, find, of_a_run
+from clbench.config.help import GROUPS, help_lines
+from clbench.config.options import OPTIONS, RULES, conf_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = [file for group in (*GROUPS, "launch") for file in files(group)]
+
+DIFFERENT = {
+    ("strategy=si", "lam"): "a value that suits the default data; lam=1 is the penalty as the paper writes it",
+    ("strategy=l2", "lam"): "a value that suits the default data",
+    ("net=mlp_bn", "hidden"): "the net of an experiment, with BatchNorm",
+    ("net=mlp_bn", "batch_norm"): "the net of an experiment, with BatchNorm",
+}
+"""Defaults of a yaml that differ from those of the Python argument -> why."""
+
+PRESETS = ("data", "scenario")
+"""Groups whose files are one case each: their own keys are no defaults of the class, those of the base file are."""
+
+
+def value_of(file: ConfigFile) -> Any:
+    return yaml.safe_load(file.path.read_text()) or {}
+
+
+def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if key in NOT_ARGUMENTS or key == "defaults" or (name == "hydra" and "launcher" not in value):
+            continue
+        found |= leaves(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.choice)
+def test_every_option_of_a_yaml_is_declared_with_its_value_and_its_meaning(file):
+    top, found = of_a_run(), declarations(file)
+    prefix = f"{file.package}." if file.package else ""
+    for key, value in leaves(value_of(file), prefix).items():
+        if (isinstance(value, str) and value.startswith("${") and "submitit" not in value) or value == {}:
+            assert key not in found or "submitit" in str(value)
+            continue
+        if isinstance(value, list) and isinstance(value[0], dict):  # data sets, which their entries describe
+            continue
+        if key.startswith("hydra.launcher.ray."):
+            key = ".".join(key.split(".")[:4])
+            assert found[key].meaning
+            continue
+        assert yaml.safe_load(found[key].default) == value, key
+        assert found[key].meaning or top[key].meaning, f"{file.path}: {key} has no comment that says what it means"
+
+
+def test_every_option_of_a_run_is_declared_with_its_value_and_its_meaning():
+    top = of_a_run()
+    written = leaves(yaml.safe_load((conf_dir() / "train.yaml").read_text()))
+    assert list(top) == [key for key in written if not key.startswith("hydra")]
+    assert all(d.meaning for d in top.values())
+    assert {key for key in RULES if "." not in key} | set(OPTIONS) <= set(top)
+
+
+def test_every_integer_and_flag_of_a_run_has_a_rule_that_its_default_keeps():
+    values = OmegaConf.load(conf_dir() / "train.yaml")
+    for key in of_a_run():
+        if (
+            "${" not in of_a_run()[key].default
+            and isinstance(values[key], int)
+            and key not in OPTIONS
+            and key not in ("lr",)
+        ):
+            assert key in RULES, key
+    for key, rule in RULES.items():
+        if "." not in key:
+            assert rule.allows(values[key]), key
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_defaults_of_a_yaml_are_those_of_the_python_arguments(composed, group):
+    seen = set()
+    for file in files(group):
+        cfg = composed(file.choice)
+        own = set(leaves(value_of(file))) if group in PRESETS else set()
+        for node in (OmegaConf.select(cfg, group), *nested(OmegaConf.select(cfg, group))):
+            target = target_of(node)
+            takes = None if target is None else arguments_of(target)
+            if takes is None or not getattr(target, "__module__", "").startswith("clbench."):
+                continue
+            for name, parameter in takes.items():
+                if (
+                    name not in node
+                    or parameter.default is inspect.Parameter.empty
+                    or name in {k.rpartition(".")[2] for k in own}
+                ):
+                    continue
+                default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+                if plain(node[name]) != default:
+                    seen.add((file.choice, name))
+                    assert (file.choice, name) in DIFFERENT, f"{file.choice}: {name}={node[name]}, in Python {default}"
+    assert seen == {pair for pair in DIFFERENT if pair[0].startswith(f"{group}=")}, (
+        "agree by now: remove them from DIFFERENT"
+    )
+
+
+def nested(node: Any) -> list[DictConfig]:
+    inner = list(node.values()) if isinstance(node, DictConfig) else list(node) if isinstance(node, ListConfig) else []
+    inner = [value for value in inner if isinstance(value, DictConfig | ListConfig)]
+    return [found for value in inner for found in (value, *nested(value)) if isinstance(found, DictConfig)]
+
+
+def plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+# --- docs/options.md -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write_options(monkeypatch):
+    if not (ROOT / "scripts/write_options.py").is_file():
+        pytest.skip("the tests of a wheel have no scripts beside them")
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import write_options
+
+    return write_options
+
+
+def test_the_page_of_options_is_up_to_date(write_options):
+    assert write_options.PAGE.read_text() == write_options.page(), "run python scripts/write_options.py"
+
+
+def test_every_yaml_is_on_the_page_of_options(write_options):
+    page = write_options.PAGE.read_text()
+    for path in conf_dir().glob("**/*.yaml"):
+        group = path.parent.relative_to(conf_dir()).as_posix()
+        if group in (".", "data/base", "hydra/sweeper"):  # every run, every data preset, and what sweep=grid chooses
+            continue
+        assert f"`{group}={path.stem}`" in page or f"### {group}={path.stem}\n" in page, path
+
+
+# --- --help --------------------------------------------------------------------------------------------------------------
+
+
+def test_help_shows_every_option_of_the_choices_with_value_and_meaning():
+    lines = list(help_lines(["strategy=mas", "lam=3", "net.hidden=[8, 8]", "-m", "--help"]))
+    said = {line.split()[0].partition("=")[0]: line for line in lines if line.startswith("  ") and "=" in line}
+    for file in files("strategy"):
+        for key, declaration in declarations(file).items():
+            if file.path.stem == "mas" and key.startswith("strategy."):
+                assert said[key].endswith(declaration.meaning), key
+            elif key.startswith("strategy.") and f"  {key}=" in "\n".join(lines):
+                assert key in declarations(find("strategy", "mas", [conf_dir()])), key
+    for key, declaration in of_a_run().items():
+        if key not in OPTIONS or key in ("lam", "samples", "fisher_batch"):
+            assert said[key].endswith(declaration.meaning), key
+    assert said["lam"].split()[0] == "lam=3"
+    assert said["net.hidden"].split()[0] == "net.hidden=[8,8]"
+    assert any(line.split() == ["scenario:", "class,", "domain,", "task"] for line in lines)
+
+
+def test_help_shows_a_strategy_of_the_users_with_what_it_inherits(tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy/mine.yaml").write_text(
+        "# @package _global_\n# my own\ndefaults:\n  - /strategy/ewc@_global_\n  - _self_\nlam: 5\n"
+        "strategy:\n  _target_: mine.Mine\n  extra: 1  # what it adds\n"
+    )
+    lines = list(help_lines(["--config-dir", str(tmp_path), "strategy=mine", "--help"]))
+    assert "strategy=mine: my own" in lines
+    assert [line.split() for line in lines if "strategy.extra" in line] == [["strategy.extra=1", "what", "it", "adds"]]
+    assert any(line.startswith("  lam=5 ") and "strength of the penalty" in line for line in lines)
+    assert any(line.startswith("  strategy.chunk=null ") for line in lines)
+    assert any(line.startswith("  strategy:") and line.endswith(", mine") for line in lines)
+
+
+def test_help_imports_no_torch():
+    program = (
+        "import sys; from clbench.config.help import print_help; print_help(['--help'])\n"
+        "print('IMPORTED', [m for m in ('torch', 'lightning', 'clbench.strategies') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.endswith("IMPORTED []\n"), done.stdout + done.stderr
