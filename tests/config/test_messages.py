@@ -184,7 +184,10 @@ def test_the_command_shows_the_plan_the_tasks_and_the_summary_and_nothing_else(c
 def test_a_sweep_runs_equal_cells_once_and_a_failed_run_hides_no_other(command, tmp_path):
     done = command("-m", "strategy=finetune,mas", "lam=1,-1,1e3", *TINY, "output_dir=sweep")
     assert done.returncode == 1
-    assert "4 runs in sweep (2 of 6 cells differ only in options their strategy does not have" in done.stderr
+    assert (
+        "4 runs in sweep (2 of 6 combinations are duplicates: they differ only in options that their strategy does not have)"
+        in done.stderr
+    )
     assert "1 of 4 runs are not done, see the table; the others are" in done.stderr
     assert "lam=-1: expected a finite" in " ".join(done.stdout.split())
     results = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("sweep/*/metrics.json")]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from clbench.config.messages import RENAMED, near_name, option_names, renamed
+from clbench.config.known_names import RENAMED, near_name, option_names, renamed
 from clbench.config.options import SAID_AS
 
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}

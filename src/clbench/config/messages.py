@@ -8,30 +8,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
-from clbench.config.options import conf_dir
+from clbench.config.known_names import option_names
 from clbench.errors import ConfigError, Unstable
 
 WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """As the process was started: ``errors_in_one_line`` sets the variable."""
-
-RENAMED = {
-    "data.cut": "data.split",
-    "choose_lam_on": "select_lam_on_first_tasks",
-    "first_tasks": "stop_after_task",
-    "share": "share_first_task",
-    "net.without": "net.drop_layer",
-    "strategy.draws": "strategy.label_samples",
-    "optimizer.lr": "lr",
-    "net=own": "net=custom",
-    "net=any": "net=module",
-    "strategy=joint_scratch": "strategy=joint_from_scratch",
-}
-"""Names of an earlier version -> their names now; used for error texts only."""
 
 
 @contextmanager
@@ -107,32 +90,6 @@ def user_message(error: BaseException) -> str | None:
     from clbench.config.hydra_messages import hydra_message
 
     return hydra_message(error)
-
-
-def renamed(key: str) -> str | None:
-    """Return the present name of a dotted configuration ``key`` of an earlier version, None if it has always had its name."""
-    for old, new in RENAMED.items():
-        if key == old or key.startswith(f"{old}."):
-            return new + key.removeprefix(old)
-    return None
-
-
-def refuse_renamed(cfg: DictConfig) -> None:
-    """Raise ConfigError if a yaml of the user's has a key of an earlier version."""
-    for old, new in RENAMED.items():
-        if "=" not in old and OmegaConf.select(cfg, old, default=None) is not None:
-            raise ConfigError(f"{old} is now {new}: rename it in your yaml")
-
-
-def near_name(name: str, there: list[str]) -> str:
-    """A question, if one of those there are nearly has that name."""
-    close = get_close_matches(name.lower(), there, 1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def option_names() -> list[str]:
-    """Keys of the top level."""
-    return [str(key) for key in OmegaConf.load(conf_dir() / "train.yaml")]
 
 
 def silence_lightning() -> None:

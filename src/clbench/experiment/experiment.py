@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 
 from clbench.config.arguments import errors_as_typed
 from clbench.config.display import Display, print_once
-from clbench.config.messages import refuse_renamed, silence_lightning
+from clbench.config.known_names import refuse_renamed
+from clbench.config.messages import silence_lightning
 from clbench.config.options import budget, check_numbers, drop_foreign_options, refuse_foreign_options
 from clbench.experiment.build import build, build_trainer
 from clbench.experiment.checks import check_device, check_launch, check_precision

@@ -69,7 +69,7 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
 
 
 def _below(folder: Path, of_sweep: bool) -> Iterator[Path]:
-    """Run folders; the folder of a cell of a sweep is one even if it is empty, because its run failed early."""
+    """Run folders; the folder of a run of a sweep is one even if it is empty, because its run failed early."""
     with os.scandir(folder) as entries:
         there = {entry.name: entry for entry in entries}
     if of_sweep or "config.json" in there or ".hydra" in there or "metrics.json" in there:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from clbench.data import Batch
 from clbench.learner import learner_of
-from clbench.strategies.arguments import check_integer
+from clbench.strategies.argument_checks import check_integer
 from clbench.strategies.memory import Ring
 from clbench.strategies.rehearsal import RehearsalStrategy
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clbench.data import Batch
 from clbench.learner import learner_of
-from clbench.strategies.arguments import check_strength
+from clbench.strategies.argument_checks import check_strength
 from clbench.strategies.learner_strategy import Features
 from clbench.strategies.rehearsal import RehearsalOptions, RehearsalStrategy
 

@@ -12,7 +12,7 @@ from clbench.errors import StrategyError
 from clbench.importance import check_options, fisher
 from clbench.params import Params
 from clbench.strategies import quadratic
-from clbench.strategies.arguments import check_fraction
+from clbench.strategies.argument_checks import check_fraction
 from clbench.strategies.measured import ImportanceOptions, ImportanceStrategy, Outputs
 from clbench.strategies.quadratic import Quadratic
 

@@ -9,7 +9,7 @@ import torch
 
 from clbench.params import Params, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.arguments import check_choice
+from clbench.strategies.argument_checks import check_choice
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 from clbench.strategies.quadratic import Quadratic
 

@@ -13,7 +13,7 @@ from clbench.data import Batch, TaskSequence, task_of
 from clbench.learner import Learner, learner_of
 from clbench.nets import Net
 from clbench.params import size_in_bytes, snapshot
-from clbench.strategies.arguments import check_positive, check_strength
+from clbench.strategies.argument_checks import check_positive, check_strength
 from clbench.strategies.distillation import divergence, softened
 from clbench.strategies.learner_strategy import Features, LearnerStrategy
 

@@ -16,7 +16,7 @@ from clbench.importance import mas, mas_local
 from clbench.importance.batching import count
 from clbench.params import Params, placed_like, snapshot, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.arguments import check_choice, check_flag, check_fraction, check_integer
+from clbench.strategies.argument_checks import check_choice, check_flag, check_fraction, check_integer
 from clbench.strategies.measured import EVALUATION_BATCH, Data, ImportanceStrategy, MeasurementOptions, Outputs
 from clbench.strategies.quadratic import Quadratic
 

@@ -17,7 +17,7 @@ from clbench.importance import default_outputs, preserve_state
 from clbench.importance.batching import count, subsample, take
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params
-from clbench.strategies.arguments import check_choice, check_integer_or_none
+from clbench.strategies.argument_checks import check_choice, check_integer_or_none
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]

@@ -18,7 +18,7 @@ from clbench.learner import Learner, learner_of
 from clbench.nets.calibration import CalibratedNeurons, calibrate, calibrated, calibration, layers
 from clbench.nets.resnet import BasicBlock
 from clbench.params import trainable
-from clbench.strategies.arguments import check_choice, check_flag, check_integer, check_positive, check_strength
+from clbench.strategies.argument_checks import check_choice, check_flag, check_integer, check_positive, check_strength
 from clbench.strategies.distillation import padded, softened
 from clbench.strategies.memory import Ring
 from clbench.strategies.nccl_steps import TwoLevels

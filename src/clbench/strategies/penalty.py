@@ -21,7 +21,7 @@ from clbench.errors import StrategyError
 from clbench.learner import Learner
 from clbench.params import Params, placed_like, size_in_bytes, snapshot, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.arguments import check_strength
+from clbench.strategies.argument_checks import check_strength
 from clbench.strategies.base import Strategy
 from clbench.strategies.patterns import Patterns, selected
 from clbench.strategies.penalty_state import PenaltyState, empty

@@ -12,7 +12,7 @@ from clbench.data import Batch, TaskSequence, task_of
 from clbench.errors import StrategyError
 from clbench.learner import Learner, learner_of
 from clbench.seeding import generator
-from clbench.strategies.arguments import check_choice, check_integer, check_integer_or_none
+from clbench.strategies.argument_checks import check_choice, check_integer, check_integer_or_none
 from clbench.strategies.learner_strategy import LearnerStrategy
 from clbench.strategies.memory import Examples, Reservoir, Ring
 

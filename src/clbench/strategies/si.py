@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from clbench.params import Params, snapshot, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.arguments import check_flag, check_positive
+from clbench.strategies.argument_checks import check_flag, check_positive
 from clbench.strategies.patterns import selected
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 from clbench.strategies.quadratic import Quadratic

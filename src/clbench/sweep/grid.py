@@ -78,7 +78,7 @@ class PlannedRun:
 
 
 def plan_runs(overrides: Sequence[Sequence[str]], compose: Compose) -> list[PlannedRun]:
-    """The cells whose configurations differ, each composed once, so that a wrong override is found before any run.
+    """The runs whose configurations differ, each composed once, so that a wrong override is found before any run.
 
     Raises:
         ConfigError: an option was typed that no strategy of the sweep has; one that only some lack is dropped for those.
@@ -105,7 +105,7 @@ def plan_runs(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Plan
 
 
 def varied_keys(runs: Sequence[PlannedRun]) -> list[str]:
-    """The keys whose values differ between cells, in the order given."""
+    """The keys whose values differ between runs, in the order given."""
     values: dict[str, set[str]] = {}
     for run in runs:
         for override in run.overrides:
@@ -115,7 +115,7 @@ def varied_keys(runs: Sequence[PlannedRun]) -> list[str]:
 
 
 def run_labels(runs: Sequence[PlannedRun]) -> dict[str, str]:
-    """How to speak of each cell, by its name: strategy, what is varied, seed."""
+    """How to speak of each run, by its name: strategy, what is varied, seed."""
     keys = [key for key in varied_keys(runs) if key not in ("strategy", "seed")]
     said = {}
     for run in runs:
@@ -142,6 +142,6 @@ def stable_folder(fixed: DictConfig, varied_keys: Sequence[str]) -> Path:
 
 
 def count_other_runs(folder: Path, runs: Sequence[PlannedRun]) -> int:
-    """Runs in ``folder`` that are not of these cells."""
+    """Runs in ``folder`` that are not of these runs."""
     mine = {run.name for run in runs}
     return sum(file.parent.name not in mine for file in folder.glob("*/metrics.json"))

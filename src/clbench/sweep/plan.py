@@ -18,11 +18,11 @@ MANY = 8  # runs, from which on it is worth a few seconds to say how long they t
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The cells of a sweep and what of them is done.
+    """The runs of a sweep and what of them is done.
 
     Args:
-        cells: the runs, all different.
-        asked: how many cells were asked for, equal ones counted each.
+        runs: the runs, all different.
+        asked: how many runs were asked for, equal ones counted each.
         folder: of the sweep.
     """
 
@@ -45,7 +45,7 @@ class SweepPlan:
         return [run for run in self.runs if not run.done(self.folder)]
 
     def complete(self) -> list[dict[str, Any] | None]:
-        """metrics.json of each cell that has learned all its tasks by now."""
+        """metrics.json of each run that has learned all its tasks by now."""
         found = [run.metrics(self.folder) for run in self.runs]
         return [m if m is not None and m["status"] == FINISHED else None for m in found]
 
@@ -54,7 +54,8 @@ def announce(plan: SweepPlan) -> None:
     """Say how many runs there are, what of them is done, and what the rest will take."""
     lines = [f"{len(plan.runs)} runs in {plan.folder}"]
     if (same := plan.asked - len(plan.runs)) > 0:
-        lines[0] += f" ({same} of {plan.asked} cells differ only in options their strategy does not have, and run once)"
+        why = "duplicates: they differ only in options that their strategy does not have"
+        lines[0] += f" ({same} of {plan.asked} combinations are {why})"
     to_do = plan.to_do
     begun = sum(run.learned(plan.folder) > 0 for run in to_do)
     if begun or len(to_do) < len(plan.runs):

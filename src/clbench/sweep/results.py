@@ -40,9 +40,9 @@ def show_results(
     Where a reference run of the same configuration is there, the intransigence beside it is shown too.
 
     Args:
-        cells: the runs.
+        runs: the runs.
         metrics: metrics.json of each that is complete, else None.
-        errors: why a run failed, by the name of its cell.
+        errors: why a run failed, by the name of its run.
         folder: of the sweep.
     """
     keys = varied_keys(runs)

@@ -19,7 +19,7 @@ class LamResult(NamedTuple):
     """Cells that differ in their seed only, and what became of them on the first tasks.
 
     Attributes:
-        cells: the cells.
+        runs: the runs.
         accuracy: mean validation accuracy after the first tasks; None if weights of one became non-finite.
         problem: what is said then.
         chosen: whether their lam is.
@@ -65,12 +65,12 @@ def select_lam(
 
     Args:
         groups: of ``lam_groups``.
-        found: metrics.json by name of the cells that have learned the first tasks.
+        found: metrics.json by name of the runs that have learned the first tasks.
         errors: by name, why others have not.
         tasks: how many first tasks count.
 
     Raises:
-        SweepFailed: a cell has not learned them, for another reason than that its weights became non-finite, or all of a
+        SweepFailed: a run has not learned them, for another reason than that its weights became non-finite, or all of a
             group became so: then there is nothing to choose by.
     """
     tried = []

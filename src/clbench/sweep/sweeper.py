@@ -39,7 +39,7 @@ class GridSweeper(BasicSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> list[Any]:
-        """Run every cell that is not done, print a table of all, and raise if any failed.
+        """Run every run that is not done, print a table of all, and raise if any failed.
 
         Raises:
             SweepFailed: some runs are not done; the others are.
@@ -69,7 +69,7 @@ class GridSweeper(BasicSweeper):
         return []
 
     def _chosen(self, plan: SweepPlan, tasks: int) -> list[PlannedRun]:
-        """The cells whose lam is the best on the first tasks, which are learned for that.
+        """The runs whose lam is the best on the first tasks, which are learned for that.
 
         Raises:
             SweepFailed: they are not learned; one whose weights became non-finite is, and loses.
