@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 import clbench
 from clbench.__main__ import COMMANDS
@@ -94,6 +93,17 @@ def test_a_sweep_in_processes_and_a_run_on_two_processes_start_as_with_the_modul
 # --- clbench new --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def importable(tmp_path, monkeypatch):
+    """Modules in ``tmp_path`` can be imported during the test, and are forgotten after it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield
+    for name in ("mine", "first_lost"):
+        if name not in before:
+            sys.modules.pop(name, None)
+
+
 @pytest.mark.parametrize("kind", ["strategy", "net", "data"])
 def test_a_skeleton_runs_by_the_command_that_is_printed(command, tmp_path, monkeypatch, capsys, kind):
     monkeypatch.chdir(tmp_path)
@@ -110,8 +120,7 @@ def test_a_skeleton_runs_by_the_command_that_is_printed(command, tmp_path, monke
     assert metrics["status"] == "complete" and metrics[kind]["name"] == "my_own"
 
 
-def test_the_strategy_skeleton_has_the_options_of_ewc_and_its_results_until_it_is_changed(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
+def test_the_strategy_skeleton_has_the_options_of_ewc_and_its_results_until_it_is_changed(tmp_path, importable):
     write("strategy", "mine", tmp_path)
     options = ["lam=1e4", "samples=20", *TINY]
     ewc = clbench.run(["strategy=ewc", *options], tmp_path / "ewc", quiet=True)
@@ -127,19 +136,17 @@ def test_the_strategy_skeleton_has_the_options_of_ewc_and_its_results_until_it_i
     assert mine["accuracy_matrix"] == ewc["accuracy_matrix"]
     assert mine["importance"] == ewc["importance"] != changed["importance"]
     assert mine["strategy"].keys() == ewc["strategy"].keys() | {"share"}
-    with pytest.raises(ConfigError, match="gamma=1: strategy=mine has no gamma"):
+    with pytest.raises(ConfigError, match="gamma=1: strategy=mine has no option gamma"):
         clbench.run(["strategy=mine", "gamma=1"], tmp_path / "c", config_dir=tmp_path / "more")
-    del sys.modules["mine"]
 
 
-def test_the_metric_skeleton_computes_a_number(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
+def test_the_metric_skeleton_is_a_metric_of_a_run(tmp_path, importable):
     write("metric", "first_lost", tmp_path)
-    from first_lost import first_lost  # type: ignore[import-not-found]
-
-    assert first_lost(torch.tensor([[0.9, 0.1], [0.7, 0.8]]), None, []) == pytest.approx(0.2)
-    assert first_lost(torch.tensor([[0.9]]), None, []) is None
-    del sys.modules["first_lost"]
+    metrics = clbench.run([*TINY, "samples=5", "metrics.extra=[first_lost.first_lost]"], tmp_path / "a", quiet=True)
+    r = metrics["accuracy_matrix"]
+    assert metrics["first_lost"] == pytest.approx(r[0][0] - r[1][0])
+    one = clbench.run(["data.tasks=1", *TINY[:1], "metrics.extra=[first_lost.first_lost]"], tmp_path / "b", quiet=True)
+    assert one["first_lost"] is None
     line = command_of("metric", "first_lost", Path())
     assert line == "PYTHONPATH=. clbench train 'metrics.extra=[first_lost.first_lost]'"
 

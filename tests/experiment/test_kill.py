@@ -122,7 +122,7 @@ def test_a_run_killed_at_a_random_moment_and_started_again_ends_bit_identical(st
 
 def test_nobody_waits_for_a_process_that_was_killed_while_it_trained_or_wrote_what_others_share(start, tmp_path):
     assert finish(start("strategy=ewc", folder="alone")) == 0
-    holder = start("strategy=mas", folder="0", sweep="s", kill="????????.ckpt")
+    holder = start("strategy=mas", folder="0", sweep="s", kill=f"{'?' * 16}.ckpt")
     while not list((tmp_path / "s").glob("shared_first_tasks/.*.lock")):
         time.sleep(0.01)
     waiting = start("strategy=ewc", folder="1", sweep="s")

@@ -34,7 +34,7 @@ def test_run_returns_what_the_command_writes(command, tmp_path):
 
 def test_runs_follow_each_other_also_after_an_error(tmp_path):
     first = clbench.run(TINY, tmp_path / "a")
-    with pytest.raises(ConfigError, match="lam=-1: the strength of the penalty"):
+    with pytest.raises(ConfigError, match="lam=-1: expected a finite number"):
         clbench.run([*TINY, "lam=-1"], tmp_path / "b")
     second = clbench.run(TINY, tmp_path / "c")
     assert first["accuracy_matrix"] == second["accuracy_matrix"]
@@ -73,7 +73,7 @@ def test_the_display_is_shown_unless_quiet_and_always_logged(tmp_path, capsys, q
         (["depth=3"], "there is no option depth"),
         (["choose_lam_on=3"], "choose_lam_on is now select_lam_on_first_tasks"),
         (["select_lam_on_first_tasks=2"], "is for a grid"),
-        (["strategy=finetune", "lam=3"], "strategy=finetune has no lam"),
+        (["strategy=finetune", "lam=3"], "strategy=finetune has no option lam"),
         (["net=custom", "net._target_=nowhere.Net"], "_target_=nowhere.Net cannot be imported"),
     ],
 )
