@@ -93,13 +93,13 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(command, tmp_path):
     [
         (
             ["strategy=finetune,mas", "fisher=exact,empirical"],
-            "fisher=exact: strategy=finetune has no fisher: leave it out",
+            "fisher=exact: strategy=finetune has no option fisher. Leave it out",
         ),
         (
             ["strategy=nccl", "gamma=0.5", "seed=0,1"],
-            "gamma=0.5: strategy=nccl has one of its own, write strategy.gamma=0.5",
+            "gamma=0.5: strategy=nccl reads strategy.gamma (1.0) instead. Write strategy.gamma=0.5",
         ),
-        (["strategy.lam=1,2"], "strategy.lam=1: write lam=1"),
+        (["strategy.lam=1,2"], "strategy.lam=1: the option is lam. Write lam=1"),
     ],
 )
 def test_an_option_that_no_strategy_of_a_sweep_has_is_refused(command, tmp_path, options, message):
@@ -273,5 +273,7 @@ def test_what_the_doctor_said_stands_once_at_the_end_of_a_sweep_and_in_its_repor
 
 @pytest.mark.parametrize("tasks", [0, 3])
 def test_first_tasks_are_some_of_those_there_are(run, tasks):
-    with pytest.raises(ConfigError, match=f"stop_after_task={tasks}: there are 2 tasks; null learns all"):
+    with pytest.raises(
+        ConfigError, match=f"stop_after_task={tasks}: (there are 2 tasks; null learns all|expected an integer >= 1)"
+    ):
         run(*SMALL, f"stop_after_task={tasks}")
