@@ -1,0 +1,40 @@
+"""No function of the package takes many arguments, but for those that a user calls."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import clbench
+
+MANY = 7
+PUBLIC = {
+    ("data/sequence.py", "TaskSequence.__init__"),
+    ("learner.py", "Learner.__init__"),
+    ("strategies/nccl.py", "NCCL.__init__"),
+    ("importance/fisher.py", "fisher"),
+    ("importance/fisher.py", "fisher_and_error"),
+    ("training/loop.py", "run"),
+}
+"""What a user calls, each option of which has a name of its own."""
+
+
+def signatures(tree: ast.AST, prefix: str = ""):
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef):
+            yield from signatures(node, f"{node.name}.")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            yield f"{prefix}{node.name}", len(names) - (names[:1] in (["self"], ["cls"]))
+            yield from signatures(node, prefix)
+
+
+def test_no_function_has_more_than_seven_parameters_but_those_that_a_user_calls():
+    root = Path(clbench.__file__).parent
+    long = {
+        (file.relative_to(root).as_posix(), name)
+        for file in root.glob("**/*.py")
+        for name, number in signatures(ast.parse(file.read_text()))
+        if number > MANY
+    }
+    assert long <= PUBLIC
