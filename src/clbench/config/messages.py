@@ -17,8 +17,8 @@ from hydra.errors import ConfigCompositionException, HydraException, OverridePar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from clbench.config.arguments import SAID_AS
 from clbench.config.declarations import declarations, files, of_a_run
-from clbench.config.options import SAID_AS
 from clbench.errors import ConfigError, Unstable
 
 WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
