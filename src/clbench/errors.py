@@ -22,6 +22,12 @@ class StrategyError(ConfigError):
     group = "strategy"
 
 
+class DataError(ConfigError):
+    """An argument of a sequence or of a split, or data that cannot be used; the text names Python arguments."""
+
+    group = "data"
+
+
 class OtherRun(ConfigError):
     """The folder holds the results of another configuration."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf
@@ -146,6 +144,7 @@ def test_a_yaml_of_the_users_inherits_the_options_of_another(composed, tmp_path)
     assert cfg.strategy._target_.endswith("Doubled")
 
 
-def test_no_text_of_the_configuration_is_searched_for_interpolations():
-    for file in Path(conf_dir()).parent.glob("src/clbench/config/*.py"):
-        assert r"\$\{" not in file.read_text(), file
+def test_an_error_of_the_data_names_the_options_of_the_split_and_those_that_stand_elsewhere(composed):
+    keys = typed_keys(composed("data=split_digits"), "data")
+    assert (keys["tasks"], keys["order"], keys["seed"]) == ("data.tasks", "data.split.order", "seed")
+    assert (keys["batch_size"], keys["scenario"]) == ("batch_size", "scenario")

@@ -77,7 +77,7 @@ def test_every_integer_and_flag_of_a_run_has_a_rule_that_its_default_keeps():
     for key in of_a_run():
         if (
             "${" not in of_a_run()[key].default
-            and isinstance(values[key], int)
+            and isinstance(OmegaConf.select(values, key), int)
             and key not in OPTIONS
             and key not in ("lr",)
         ):

@@ -66,13 +66,13 @@ def test_epochs_and_steps_are_one_number_or_one_per_task(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["epochs=[1,2,3]"], r"epochs=\[1, 2, 3\] has 3 entries for 2 tasks"),
-        (["steps=0"], "steps=0: it is a whole number, at least 1"),
-        (["patience=0"], "patience=0: at least 1 epoch"),
+        (["epochs=[1,2,3]"], r"epochs=\[1, 2, 3\]: expected one number, or a list of 2, one per task"),
+        (["steps=0"], "steps=0: expected an integer >= 1"),
+        (["patience=0"], "patience=0: expected an integer >= 1 or null"),
         (["consolidate=first"], "consolidate='first' is not one of last, best"),
         (["consolidate=best", "data.validation=0"], "need validation data"),
-        (["eval_every=0"], "eval_every=0: at least 1 step"),
-        (["log_every=0"], "log_every=0: at least 1 step"),
+        (["eval_every=0"], "eval_every=0: expected an integer >= 1 or null"),
+        (["log_every=0"], "log_every=0: expected an integer >= 1"),
         (
             ["lr=-1"],
             "Adam cannot be made .Invalid learning rate: -1.: change the options optimizer.make",

@@ -110,7 +110,7 @@ def test_resized_images_are_those_of_torchvision(factory, limit):
 
 
 def test_images_of_different_shapes_are_refused_and_resizing_brings_them_to_one():
-    with pytest.raises(ConfigError, match=r"data set Pictures: image \d+ has shape .* data.resize=\[H,W\]"):
+    with pytest.raises(ConfigError, match=r"data set Pictures: image \d+ has shape .* resize=\[H,W\]"):
         read(partial(Pictures, varying))
     assert read(partial(Pictures, varying), resize=4).train.shape == (3, 4, 4)
 
@@ -118,7 +118,7 @@ def test_images_of_different_shapes_are_refused_and_resizing_brings_them_to_one(
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        (lambda a: to_tensor(a) * 4 - 2, "leave normalisation to data.mean and data.std"),
+        (lambda a: to_tensor(a) * 4 - 2, "Leave normalisation to mean=... and std=..."),
         (lambda a: "a.png", "is not a data set of images"),
     ],
 )
@@ -136,5 +136,5 @@ def test_palettes_and_single_bits_are_read_as_colours_and_greys():
 
 @pytest.mark.parametrize("resize", [0, [3], [2, 2, 2]])
 def test_a_size_that_is_none_is_refused(resize):
-    with pytest.raises(ConfigError, match="data.resize=.* is not a height and a width"):
+    with pytest.raises(ConfigError, match="resize=.*: expected a side, or a height and a width"):
         TaskSequence(ArrayPictures, chain, resize=resize)

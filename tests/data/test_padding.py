@@ -42,7 +42,7 @@ def test_what_cannot_be_padded_is_refused():
 
     with pytest.raises(ConfigError, match="Folder has no array of images"):
         Padded(Folder, by=2, train=True)
-    with pytest.raises(ConfigError, match="by=0: a frame is at least 1 pixel wide"):
+    with pytest.raises(ConfigError, match="by=0: expected an integer >= 1"):
         Padded(Squares, by=0)
 
 

@@ -218,12 +218,12 @@ def test_there_is_no_task_outside_a_sequence(index):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation": 1.0}, "data.validation=1.0: the share of validation data is in [0, 1)"),
-        ({"validation": -0.1}, "data.validation=-0.1: the share of validation data is in [0, 1)"),
-        ({"batch_size": 0}, "batch_size=0: a batch has at least 1 example"),
+        ({"validation": 1.0}, "validation=1.0: expected a share in [0, 1), got 1.0."),
+        ({"validation": -0.1}, "validation=-0.1: expected a share in [0, 1)"),
+        ({"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
         (
             {"validation": 0.9999},
-            "task 1 has no training or no test examples: lower data.validation or the number of tasks",
+            "validation=0.9999: task 1 has no training or test examples. Lower it, or the number of tasks",
         ),
         (
             {"split": partial(split, classes_per_task=[3, 5]), "tasks": None, "scenario": DOMAIN},

@@ -43,9 +43,9 @@ def test_tasks_may_have_different_numbers_of_examples():
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (10_000, "data.examples_per_task=10000: task 1 has "),
-        (0, "data.examples_per_task=0: task 1 has "),
-        ([5, 5], "data.examples_per_task=[5, 5] has 2 entries for 5 tasks: make them agree"),
+        (10_000, "examples_per_task=10000: task 1 has "),
+        (0, "examples_per_task=0: task 1 has "),
+        ([5, 5], "examples_per_task=[5, 5]: expected one number, or a list of 5, one per task"),
     ],
 )
 def test_examples_that_are_not_there_are_refused(number, message):
@@ -71,11 +71,11 @@ def test_classes_come_in_the_order_and_shares_that_were_asked(options, expected)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": [0, 0, 1]}, r"data.split.order=\[0, 0, 1\] is not a list of different classes from 0 to 9"),
-        ({"order": [10]}, r"data.split.order=\[10\] is not a list of different classes from 0 to 9"),
-        ({"order": []}, r"data.split.order=\[\] is not a list"),
-        ({"first_task": 10}, "data.split.first_task=10 .* it is 1 to 9 of the 10 classes"),
-        ({"first_task": 2, "classes_per_task": [2, 8]}, "data.split.first_task=2"),
+        ({"order": [0, 0, 1]}, r"order=\[0, 0, 1\]: expected a list of different classes from 0 to 9"),
+        ({"order": [10]}, r"order=\[10\]: expected a list of different classes from 0 to 9"),
+        ({"order": []}, r"order=\[\]: expected a list"),
+        ({"first_task": 10}, "first_task=10 .* expected 1 to 9 of the 10 classes"),
+        ({"first_task": 2, "classes_per_task": [2, 8]}, "first_task=2"),
     ],
 )
 def test_an_order_or_a_first_task_that_cannot_be_is_refused(options, message):
@@ -93,14 +93,14 @@ def test_drop_last_leaves_out_the_smaller_batch_and_only_of_training():
 
 
 def test_drop_last_that_would_leave_nothing_is_refused():
-    with pytest.raises(ConfigError, match="data.drop_last with batch_size=1000 leaves no batch of a task with"):
+    with pytest.raises(ConfigError, match="drop_last=True with batch_size=1000 leaves no batch of a task with"):
         digits(split, batch_size=1000, drop_last=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": [0.5]}, "give both, or null for both"),
+        ({"mean": [0.5]}, "give both, or None for both"),
         ({"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}, "3 entries, but the images have 1 channels"),
     ],
 )
@@ -141,9 +141,9 @@ def test_angles_by_the_seed_do_not_depend_on_the_number_of_tasks():
 @pytest.mark.parametrize(
     ("options", "tasks", "message"),
     [
-        ({"angles": "odd"}, 2, "data.split.angles='odd' is not even, seed, or a list of degrees"),
-        ({"angles": [1, 2, 3]}, 2, "data.tasks=2 but data.split.angles=.* has 3 entries"),
-        ({}, 0, "data.tasks=0: a sequence has at least 1 task"),
+        ({"angles": "odd"}, 2, "angles=odd: expected even, seed, or a list of degrees, got 'odd'."),
+        ({"angles": [1, 2, 3]}, 2, "tasks=2: angles=.* has 3 entries"),
+        ({}, 0, "tasks=0: expected an integer >= 1"),
     ],
 )
 def test_angles_that_cannot_be_are_refused(options, tasks, message):

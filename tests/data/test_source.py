@@ -90,7 +90,7 @@ def test_data_set_without_a_folder_that_is_not_found_asks_for_one():
     def missing(train, download):
         raise RuntimeError("Dataset not found. You can use download=True to download it")
 
-    with pytest.raises(ConfigError, match="data set missing not found, .* set data.source.root"):
+    with pytest.raises(ConfigError, match="data set missing not found, .* Set root=..."):
         read(missing)
 
 

@@ -81,7 +81,7 @@ def test_a_data_set_whose_parts_have_names_is_opened_by_them():
 
 
 def test_a_data_set_without_parts_is_refused():
-    with pytest.raises(ConfigError, match="OnlyOne takes neither train nor split"):
+    with pytest.raises(ConfigError, match="OnlyOne has no train or split argument"):
         read(partial(OnlyOne, root="anywhere"))
 
 

@@ -53,24 +53,24 @@ def test_the_seed_does_not_change_a_natural_split():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": "random"}, "data.split.order='random' is not one of natural, seed, or a list of classes"),
-        ({"tasks": 0}, "data.tasks=0: a sequence has at least 1 task"),
-        ({"tasks": -2, "classes_per_task": 2}, "data.tasks=-2: a sequence has at least 1 task"),
-        ({"tasks": 11}, "data.tasks=11 is more than the 10 classes allow: use at most 10"),
-        ({"tasks": 3}, "data.tasks=3 does not share out 10 classes equally: use a divisor of 10"),
+        ({"order": "random"}, "order=random: expected natural, seed, or a list of classes, got 'random'."),
+        ({"tasks": 0}, "tasks=0: expected an integer >= 1, got 0."),
+        ({"tasks": -2, "classes_per_task": 2}, "tasks=-2: expected an integer >= 1"),
+        ({"tasks": 11}, "tasks=11: there are 10 classes. Use at most 10"),
+        ({"tasks": 3}, "tasks=3 does not divide 10 classes equally. Use a divisor of 10"),
         (
             {"tasks": 2, "classes_per_task": [2, 3, 5]},
-            "data.tasks=2 but data.split.classes_per_task=[2, 3, 5] has 3 entries",
+            "tasks=2: classes_per_task=[2, 3, 5] has 3 entries",
         ),
         (
             {"tasks": 4, "classes_per_task": 3},
-            "data.split.classes_per_task=[3, 3, 3, 3] needs 12 classes, there are 10",
+            "classes_per_task=[3, 3, 3, 3] needs 12 classes, there are 10",
         ),
-        ({"classes_per_task": [5, 6]}, "data.split.classes_per_task=[5, 6] needs 11 classes, there are 10"),
-        ({"classes_per_task": [5, 0]}, "data.split.classes_per_task=[5, 0] needs 5 classes, there are 10: each >= 1"),
-        ({"classes_per_task": []}, "data.split.classes_per_task=[] needs 0 classes"),
-        ({"classes_per_task": 11}, "data.split.classes_per_task=[11] needs 11 classes, there are 10"),
-        ({"classes_per_task": 0, "tasks": 2}, "data.split.classes_per_task=[0, 0] needs 0 classes"),
+        ({"classes_per_task": [5, 6]}, "classes_per_task=[5, 6] needs 11 classes, there are 10"),
+        ({"classes_per_task": [5, 0]}, "classes_per_task=[5, 0] needs 5 classes, there are 10. Each is >= 1"),
+        ({"classes_per_task": []}, "classes_per_task=[] needs 0 classes"),
+        ({"classes_per_task": 11}, "classes_per_task=[11] needs 11 classes, there are 10"),
+        ({"classes_per_task": 0, "tasks": 2}, "classes_per_task=[0, 0] needs 0 classes"),
     ],
 )
 def test_split_names_what_cannot_be_shared_out(options, message):
@@ -81,9 +81,7 @@ def test_split_names_what_cannot_be_shared_out(options, message):
 
 @pytest.mark.parametrize(("cut", "name"), [(split, "split"), (permute, "permute")])
 def test_split_and_permute_take_one_data_set(cut, name):
-    with pytest.raises(
-        ConfigError, match=f"data.split={name} takes one data set, data.source has 2: use clbench.data.chain"
-    ):
+    with pytest.raises(ConfigError, match=f"split={name} takes one data set, source=... has 2. Use clbench.data.chain"):
         cut([source(), source()])
 
 
@@ -122,8 +120,8 @@ def test_permute_makes_five_tasks_unless_told():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"first": "same"}, "data.split.first='same' is not one of identity, permuted"),
-        ({"tasks": 0}, "data.tasks=0: a sequence has at least 1 task"),
+        ({"first": "same"}, "first=same: expected one of identity, permuted, got 'same'."),
+        ({"tasks": 0}, "tasks=0: expected an integer >= 1, got 0."),
     ],
 )
 def test_permute_names_what_it_cannot_do(options, message):
@@ -156,8 +154,8 @@ def test_chain_takes_one_data_set_too():
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        (0, "data.tasks=0: a sequence has at least 1 task"),
-        (3, "data.tasks=3 is more than the 2 data sets of data.source: lower it or add a data set"),
+        (0, "tasks=0: expected an integer >= 1, got 0."),
+        (3, "tasks=3: there are 2 data sets. Lower it or add a data set"),
     ],
 )
 def test_chain_has_as_many_tasks_as_data_sets(tasks, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import ClassVar
 
 import lightning as L
 import pytest
@@ -11,7 +12,6 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, TensorDataset
 
 import clbench.strategies
-import clbench.train
 from clbench.config.options import conf_dir
 from clbench.errors import ConfigError
 from clbench.runs.names import REFERENCES
@@ -52,8 +52,7 @@ CHANGED = {
 class BeforeConsolidation(L.Callback):
     """Keeps weights and state of the strategy at the end of the first task, before the strategy's own hook."""
 
-    def __init__(self) -> None:
-        self.found: list = []
+    found: ClassVar[list] = []
 
     def on_train_end(self, trainer, pl_module):
         strategy = next(c for c in trainer.callbacks if isinstance(c, Strategy))
@@ -62,16 +61,13 @@ class BeforeConsolidation(L.Callback):
 
 
 @pytest.fixture
-def first_task(run, monkeypatch):
+def first_task(run):
     """``first_task("si", ...)``: weights and strategy state before the first consolidation, of a run from the command line."""
 
     def learn(name, *options):
-        watch = BeforeConsolidation()
-        build = clbench.train.build_trainer
-        monkeypatch.setattr(
-            clbench.train, "build_trainer", lambda cfg, callbacks, length: build(cfg, [watch, *callbacks], length)
-        )
+        BeforeConsolidation.found.clear()
         run(
+            "+trainer.callbacks=[{_target_: tests.strategies.test_declarations.BeforeConsolidation}]",
             f"strategy={name}",
             "optimizer=adam",
             "batch_size=16",
@@ -81,8 +77,7 @@ def first_task(run, monkeypatch):
             folder=str(len(seen)),
         )
         seen.append(name)
-        monkeypatch.undo()
-        return watch.found[0]
+        return BeforeConsolidation.found[0]
 
     seen: list[str] = []
     return learn

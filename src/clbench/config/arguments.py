@@ -15,6 +15,14 @@ from clbench.errors import ConfigError, Unstable
 NOT_ARGUMENTS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 """Keys that Hydra reads itself."""
 
+SAID_AS = {
+    "trainer.max_epochs": "epochs",
+    "trainer.max_steps": "steps",
+    "data.batch_size": "batch_size",
+    "data.scenario": "scenario",
+}
+"""Arguments of Lightning's Trainer and of our sequence that stand elsewhere in the configuration, under these names."""
+
 
 def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
     """Return the keyword arguments that a class or function takes, by name.
@@ -125,15 +133,26 @@ def as_typed(text: str, cfg: DictConfig, group: str) -> str:
 def typed_keys(cfg: DictConfig, group: str) -> dict[str, str]:
     """Return the name on the command line of each argument of ``cfg[group]``.
 
-    That is the top-level option to which the yaml connects the argument (``lam``), else its place (``strategy.damping``).
+    That is the top-level option to which the yaml connects the argument (``lam``), else its place (``strategy.damping``). The
+    arguments of what it is given (``data.split.order``) are among them where their names are no others.
     """
     node = OmegaConf.select(cfg, group)
-    target = target_of(node)
-    takes = (None if target is None else arguments_of(target)) or {}
     top = [str(key) for key in cfg if not OmegaConf.is_config(cfg._get_node(str(key)))]
     connected = connections(cfg, group, top)
-    return {
-        name: next(iter(sorted(connected.get(name, ()))), f"{group}.{name}")
-        for name in {**takes, **node}
-        if name not in NOT_ARGUMENTS
-    }
+    keys = {}
+    for name in _names(node):
+        place = f"{group}.{name}"
+        keys[name] = next(iter(sorted(connected.get(name, ()))), SAID_AS.get(place, place))
+    for part, inner in node.items():
+        for name in _names(inner):
+            keys.setdefault(name, f"{group}.{part}.{name}")
+    return keys
+
+
+def _names(node: Any) -> list[str]:
+    """The arguments of what a node describes."""
+    if not isinstance(node, DictConfig):
+        return []
+    target = target_of(node)
+    takes = (None if target is None else arguments_of(target)) or {}
+    return [name for name in dict.fromkeys([*takes, *map(str, node)]) if name not in NOT_ARGUMENTS]

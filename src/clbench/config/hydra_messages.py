@@ -8,8 +8,8 @@ from collections.abc import Callable
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from clbench.config.arguments import SAID_AS
 from clbench.config.known_names import RENAMED, names_in, near_name, option_names, renamed
-from clbench.config.options import SAID_AS
 
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
 """Plugins of Hydra, and which extra of ours brings each."""

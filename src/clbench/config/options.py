@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from clbench.config.arguments import NOT_ARGUMENTS, arguments_of, connections, target_of
+from clbench.config.arguments import NOT_ARGUMENTS, SAID_AS, arguments_of, connections, target_of
 from clbench.errors import ConfigError, expected
 
 OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch", "memory")
@@ -67,14 +67,6 @@ RULES = {
     **dict.fromkeys(("compile", "share_first_task", "dry_run", "optimizer.reset", "data.drop_last"), Rule(bool)),
 }
 """Integers and flags of a run; options of strategies are checked by the strategy, which is used without Hydra too."""
-
-SAID_AS = {
-    "trainer.max_epochs": "epochs",
-    "trainer.max_steps": "steps",
-    "data.batch_size": "batch_size",
-    "data.scenario": "scenario",
-}
-"""Arguments of Lightning's Trainer and of our sequence that stand elsewhere in the configuration, under these names."""
 
 
 def conf_dir() -> Path:

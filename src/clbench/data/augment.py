@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clbench.errors import ConfigError
+from clbench.errors import DataError
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -73,8 +73,9 @@ class Augmentation:
         several = tuple(transforms) if isinstance(transforms, list | tuple) else (transforms,)
         for transform in several:
             if not callable(transform):
-                raise ConfigError(
-                    f"data.augment={transform} is not a transform: give its class, data.augment._target_=..., or a list of them"
+                raise DataError(
+                    f"augment={transform} is not a transform. Give a transform or a list of them, on the command line "
+                    "data.augment._target_=..."
                 )
         return cls(several)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clbench.data.images import Images, Streamed
 from clbench.data.transforms import View
-from clbench.errors import ConfigError
+from clbench.errors import DataError, expected
 from clbench.seeding import derive, generator
 
 Augment = Callable[[Tensor, int], Tensor]
@@ -36,20 +36,18 @@ class Pixels:
     def check(self, channels: int) -> None:
         """Raise ConfigError if mean and std are not both there, for images of ``channels``, or pixels would be divided by 0."""
         if not self.scale > 0:
-            raise ConfigError(
-                f"data.scale={self.scale}: the pixel value that becomes 1 is above 0, 255 for most images"
-            )
+            raise DataError(expected("scale", self.scale, "a number > 0", "It is 255 for most images."))
         if (self.mean is None) != (self.std is None):
-            raise ConfigError(f"data.mean={self.mean} and data.std={self.std}: give both, or null for both")
+            raise DataError(f"mean={self.mean} and std={self.std}: give both, or None for both")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, channels):
-                raise ConfigError(
-                    f"data.{name}={list(values)} has {len(values)} entries, but the images have {channels} channels: give one "
-                    "per channel, or null"
+                raise DataError(
+                    f"{name}={list(values)} has {len(values)} entries, but the images have {channels} channels. Give one "
+                    "per channel, or None"
                 )
         if self.std is not None and not min(self.std) > 0:
-            raise ConfigError(
-                f"data.std={list(self.std)}: a standard deviation is above 0; null for mean and std is none"
+            raise DataError(
+                expected("std", list(self.std), "standard deviations > 0", "Use mean=None and std=None for none.")
             )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -117,7 +115,7 @@ class Batches:
         self.examples = sum(len(part) for part in self.parts)
         if shuffle is not None:
             if batch_size % world:
-                raise ConfigError(
+                raise DataError(
                     f"batch_size={batch_size} is not a multiple of the {world} processes that share a batch"
                 )
             if drop_last or self.examples % batch_size < world:

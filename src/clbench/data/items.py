@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clbench.errors import ConfigError
+from clbench.errors import DataError, expected
 
 CHUNK = 1000
 """Images resized at a time."""
@@ -43,7 +43,7 @@ def read_examples(dataset: Any, name: str, resize: int | Sequence[int] | None = 
     """
     size = None if resize is None else [resize, resize] if isinstance(resize, int) else list(resize)
     if size is not None and (len(size) != 2 or min(size) < 1):
-        raise ConfigError(f"data.resize={resize} is not a height and a width in pixels, each at least 1")
+        raise DataError(expected("resize", resize, "a side, or a height and a width, in pixels, each >= 1"))
     targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
     data = getattr(dataset, "data", None)
     of_images, of_labels = (getattr(dataset, kind, None) for kind in ("transform", "target_transform"))
@@ -61,7 +61,7 @@ class Arrays:
         self.data, self.size = np.asarray(data), size
         self.y = torch.as_tensor(np.asarray(targets), dtype=torch.long)
         if self.data.dtype != np.uint8 or self.data.ndim not in (3, 4) or len(self.data) != len(self.y):
-            raise ConfigError(
+            raise DataError(
                 f"data set {name} has data {self.data.shape} torch.{self.data.dtype} and {len(self.y)} targets; it needs "
                 "uint8 images (N, H, W) or (N, H, W, C) and a target each"
             )
@@ -101,7 +101,7 @@ class Items:
             self._length = len(dataset)
             self.shape: tuple[int, ...] = tuple(self._image(dataset[0][0], 0).shape)
         except (TypeError, IndexError, KeyError) as error:
-            raise ConfigError(
+            raise DataError(
                 f"data set {name} is not a data set of images ({error}): it needs a length, and dataset[i] = (image, label)"
             ) from error
 
@@ -112,9 +112,9 @@ class Items:
         image, label, *_ = self.dataset[row]
         x = self._image(image, row)
         if x.shape != self.shape:
-            raise ConfigError(
-                f"data set {self.name}: image {row} has shape {tuple(x.shape)}, image 0 {self.shape}: one size comes from "
-                "data.resize=[H,W], one number of channels from a transform of the data set"
+            raise DataError(
+                f"data set {self.name}: image {row} has shape {tuple(x.shape)}, image 0 {self.shape}. Bring them to one size "
+                "with resize=[H,W], to one number of channels with a transform of the data set"
             )
         return x, int(label)
 
@@ -140,9 +140,9 @@ class Items:
         if x.is_floating_point() and x.min() >= 0 and x.max() <= 1:
             x = x.mul(255).round().to(torch.uint8)
         if x.dtype != torch.uint8 or x.ndim != 3:
-            raise ConfigError(
+            raise DataError(
                 f"data set {self.name}: image {row} is {tuple(x.shape)} {x.dtype}; it needs uint8 pixels, or floats in "
-                "[0, 1]: leave normalisation to data.mean and data.std"
+                "[0, 1]. Leave normalisation to mean=... and std=..."
             )
         return resized(x[None], self.size)[0]
 

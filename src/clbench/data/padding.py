@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clbench.errors import ConfigError
+from clbench.errors import DataError, expected
 
 
 class Padded:
@@ -24,13 +24,13 @@ class Padded:
 
     def __init__(self, dataset: Callable[..., Any], by: int, **options: Any) -> None:
         if by < 1:
-            raise ConfigError(f"data.source.by={by}: a frame is at least 1 pixel wide")
+            raise DataError(expected("by", by, "an integer >= 1"))
         inner = dataset(**options)
         data = np.asarray(getattr(inner, "data", None))
         if data.ndim not in (3, 4):
-            raise ConfigError(
-                f"data set {type(inner).__name__} has no array of images (N, H, W) or (N, H, W, C) to be padded: give the data "
-                "set a transform instead, data.source.transform._target_=torchvision.transforms.Pad"
+            raise DataError(
+                f"data set {type(inner).__name__} has no array of images (N, H, W) or (N, H, W, C) to pad. Give the data set a "
+                "transform instead, transform=torchvision.transforms.Pad(...)"
             )
         self.data = np.pad(data, [(0, 0), (by, by), (by, by), (0, 0)][: data.ndim])
         self.targets = inner.targets

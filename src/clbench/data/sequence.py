@@ -17,7 +17,7 @@ from clbench.data.images import Images, Streamed
 from clbench.data.scenario import Scenario
 from clbench.data.source import Source, read
 from clbench.data.splits import TaskDefinition
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, DataError, expected
 from clbench.seeding import generator
 
 EVALUATION_BATCH = 1000
@@ -180,9 +180,9 @@ class TaskSequence:
         workers: int | None = None,
     ) -> None:
         if not 0 <= validation < 1:
-            raise ConfigError(f"data.validation={validation}: the share of validation data is in [0, 1)")
+            raise DataError(expected("validation", validation, "a share in [0, 1)"))
         if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size}: a batch has at least 1 example")
+            raise DataError(expected("batch_size", batch_size, "an integer >= 1"))
         self.name, self.batch_size, self.validation, self.seed = name, batch_size, validation, seed
         self.scenario = scenario or Scenario()
         self.pixels = Pixels(scale, tuple(mean) if mean else None, tuple(std) if std else None)
@@ -199,17 +199,17 @@ class TaskSequence:
         self._parts = [self._task_parts(index) for index in range(len(self.definitions))]
         for index, parts in enumerate(self._parts):
             if not len(parts["train"]) or not len(parts["test"]):
-                raise ConfigError(
-                    f"task {index + 1} has no training or no test examples: lower data.validation or the number of tasks"
+                raise DataError(
+                    f"validation={validation}: task {index + 1} has no training or test examples. Lower it, or the number of tasks"
                 )
         if examples_per_task is not None:
             for index, number in enumerate(self._numbers(examples_per_task)):
                 self._parts[index]["train"] = self._some(self._parts[index]["train"], number)
         fewest = min(len(parts["train"]) for parts in self._parts)
         if drop_last and fewest < batch_size:
-            raise ConfigError(
-                f"data.drop_last with batch_size={batch_size} leaves no batch of a task with {fewest} training examples: "
-                f"use a batch_size of at most {fewest}, or data.drop_last=false"
+            raise DataError(
+                f"drop_last=True with batch_size={batch_size} leaves no batch of a task with {fewest} training examples. "
+                f"Use a batch_size of at most {fewest}, or drop_last=False"
             )
 
     def __len__(self) -> int:
@@ -262,17 +262,15 @@ class TaskSequence:
         tasks = len(self)
         numbers = [examples_per_task] * tasks if isinstance(examples_per_task, int) else list(examples_per_task)
         if len(numbers) != tasks:
-            raise ConfigError(
-                f"data.examples_per_task={numbers} has {len(numbers)} entries for {tasks} tasks: make them agree"
-            )
+            raise DataError(expected("examples_per_task", numbers, f"one number, or a list of {tasks}, one per task"))
         return numbers
 
     def _some(self, part: Part, number: int) -> Part:
         """``number`` examples of a part, drawn by the seed, in their order."""
         if not 1 <= number <= len(part):
-            raise ConfigError(
-                f"data.examples_per_task={number}: task {part.task + 1} has {len(part)} training examples: use 1 to {len(part)}, "
-                "or null for all"
+            raise DataError(
+                f"examples_per_task={number}: task {part.task + 1} has {len(part)} training examples. Use 1 to {len(part)}, "
+                "or None for all"
             )
         order = torch.randperm(len(part), generator=generator(self.seed, "examples", part.task))
         chosen = order[:number].sort().values

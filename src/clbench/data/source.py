@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from clbench.data.images import Images, Streamed, in_memory_or_streamed
 from clbench.data.items import read_examples
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, DataError
 
 OFFLINE = "data=permuted_digits and data=split_digits run offline"
 
@@ -53,7 +53,7 @@ def open_dataset(factory: Callable[..., Any], train: bool) -> Any:
     if root is None:
         if not _missing(first):
             raise _unreadable(name, root, first) from first
-        raise ConfigError(f"data set {name} not found, and it has no root folder to download to: set data.source.root")
+        raise DataError(f"data set {name} not found, and it has no root folder to download to. Set root=...")
     try:
         folder = Path(root).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,8 +83,8 @@ def _arguments(
         return {"train": train, **stays}, downloads
     if "split" in parameters:
         return {"split": "train" if train else "test", **stays}, downloads
-    raise ConfigError(
-        f"data set {name} takes neither train nor split, so its test part is not to be had: wrap it in a function "
+    raise DataError(
+        f"data set {name} has no train or split argument, so its test set cannot be loaded. Wrap it in a function "
         "(train, download) -> data set"
     )
 
@@ -95,15 +95,15 @@ def _missing(error: Exception) -> bool:
     )
 
 
-def _not_there(name: str, root: str, error: Exception) -> ConfigError:
-    return ConfigError(
+def _not_there(name: str, root: str, error: Exception) -> DataError:
+    return DataError(
         f"data set {name} is not in {root} and could not be downloaded ({_reason(error)}): put it there, set data_dir, "
         f"or go online; {OFFLINE}"
     )
 
 
-def _unreadable(name: str, root: str | None, error: Exception) -> ConfigError:
-    return ConfigError(
+def _unreadable(name: str, root: str | None, error: Exception) -> DataError:
+    return DataError(
         f"data set {name} in {root} cannot be read, a file may be cut short ({_reason(error)}): delete it and run again "
         "to download it anew"
     )
@@ -148,7 +148,7 @@ def read(
     for part, y in (("training", train.y), ("test", test.y)):
         wrong = y[(y < 0) | (y >= classes)].unique().tolist()
         if wrong:
-            raise ConfigError(
+            raise DataError(
                 f"data set {name} has the labels {wrong[:5]} in its {part} part: labels are 0, 1, ..., and a class has training "
                 "examples; map them in the data set"
             )

@@ -10,7 +10,7 @@ import torch
 
 from clbench.data.source import Source
 from clbench.data.transforms import Permutation, Rotation, View
-from clbench.errors import ConfigError
+from clbench.errors import DataError, expected
 from clbench.seeding import generator
 
 
@@ -39,7 +39,7 @@ def permute(source: Source, tasks: int | None = None, seed: int = 0, first: str 
     """
     _one_source("permute", source)
     if first not in ("identity", "permuted"):
-        raise ConfigError(f"data.split.first={first!r} is not one of identity, permuted")
+        raise DataError(expected("first", first, "one of identity, permuted"))
     number = 5 if tasks is None else _at_least_one(tasks)
     pixels = prod(source.train.shape)
     views: list[Permutation | None] = [
@@ -74,16 +74,14 @@ def rotate(
     if not isinstance(angles, str):
         turns = [float(angle) for angle in angles]
         if not turns or number not in (None, len(turns)):
-            raise ConfigError(
-                f"data.tasks={tasks} but data.split.angles={turns} has {len(turns)} entries: make them agree"
-            )
+            raise DataError(f"tasks={tasks}: angles={turns} has {len(turns)} entries. Make them agree")
     elif angles == "even":
         turns = [degrees * task / (number or 5) for task in range(number or 5)]
     elif angles == "seed":
         draws = (torch.rand((), generator=generator(seed, "angle", task)) for task in range(number or 5))
         turns = [degrees * draw.item() for draw in draws]
     else:
-        raise ConfigError(f"data.split.angles={angles!r} is not even, seed, or a list of degrees")
+        raise DataError(expected("angles", angles, "even, seed, or a list of degrees"))
     _, height, width = source.train.shape
     views = [None if turn == 0 else Rotation.of(turn, height, width) for turn in turns]
     return [TaskDefinition(source, tuple(range(source.classes)), view) for view in views]
@@ -118,10 +116,10 @@ def split(
         shares = _shares(len(classes), number, classes_per_task)
     else:
         if not 1 <= first_task < len(classes) or number == 1 or isinstance(classes_per_task, Sequence):
-            raise ConfigError(
-                f"data.split.first_task={first_task} with data.tasks={tasks}, data.split.classes_per_task={classes_per_task}: "
-                f"it is 1 to {len(classes) - 1} of the {len(classes)} classes, followed by equal tasks; say unequal ones "
-                "with data.split.classes_per_task=[...] alone"
+            raise DataError(
+                f"first_task={first_task} with tasks={tasks}, classes_per_task={classes_per_task}: expected 1 to "
+                f"{len(classes) - 1} of the {len(classes)} classes, followed by equal tasks. Give unequal tasks by "
+                "classes_per_task=[...] alone"
             )
         others = None if number is None else number - 1
         shares = [first_task, *_shares(len(classes) - first_task, others, classes_per_task)]
@@ -138,15 +136,11 @@ def chain(source: Sequence[Source], tasks: int | None = None, seed: int = 0) -> 
     sources = list(source) if isinstance(source, Sequence) else [source]
     number = len(sources) if tasks is None else _at_least_one(tasks)
     if number > len(sources):
-        raise ConfigError(
-            f"data.tasks={number} is more than the {len(sources)} data sets of data.source: lower it or add a data set"
-        )
+        raise DataError(f"tasks={number}: there are {len(sources)} data sets. Lower it or add a data set")
     shapes = [(s.name, s.train.shape) for s in sources]
     if len({shape for _, shape in shapes}) > 1:
         named = ", ".join(f"{name} {shape}" for name, shape in shapes)
-        raise ConfigError(
-            f"the data sets of data.source have different image shapes, {named}: bring them to one with data.resize=[H,W]"
-        )
+        raise DataError(f"the data sets have different image shapes, {named}. Bring them to one with resize=[H,W]")
     return [TaskDefinition(s, tuple(range(s.classes))) for s in sources[:number]]
 
 
@@ -155,10 +149,10 @@ def _ordered(classes: int, order: str | Sequence[int], seed: int) -> list[int]:
     if not isinstance(order, str):
         listed = list(order)
         if not listed or len(set(listed)) < len(listed) or not set(listed) <= set(range(classes)):
-            raise ConfigError(f"data.split.order={listed} is not a list of different classes from 0 to {classes - 1}")
+            raise DataError(expected("order", listed, f"a list of different classes from 0 to {classes - 1}"))
         return listed
     if order not in ("natural", "seed"):
-        raise ConfigError(f"data.split.order={order!r} is not one of natural, seed, or a list of classes")
+        raise DataError(expected("order", order, "natural, seed, or a list of classes"))
     if order == "seed":
         return torch.randperm(classes, generator=generator(seed, "classes")).tolist()
     return list(range(classes))
@@ -169,35 +163,33 @@ def _shares(classes: int, tasks: int | None, per_task: int | Sequence[int] | Non
     if per_task is None:
         number = tasks or 5
         if number > classes:
-            raise ConfigError(f"data.tasks={number} is more than the {classes} classes allow: use at most {classes}")
+            raise DataError(f"tasks={number}: there are {classes} classes. Use at most {classes}")
         if classes % number:
-            raise ConfigError(
-                f"data.tasks={number} does not share out {classes} classes equally: use a divisor of {classes}, or say "
-                "data.split.classes_per_task=[...]"
+            raise DataError(
+                f"tasks={number} does not divide {classes} classes equally. Use a divisor of {classes}, or give "
+                "classes_per_task=[...]"
             )
         return [classes // number] * number
     shares = (
         [per_task] * (tasks or max(classes // max(per_task, 1), 1)) if isinstance(per_task, int) else list(per_task)
     )
     if tasks is not None and tasks != len(shares):
-        raise ConfigError(
-            f"data.tasks={tasks} but data.split.classes_per_task={shares} has {len(shares)} entries: make them agree"
-        )
+        raise DataError(f"tasks={tasks}: classes_per_task={shares} has {len(shares)} entries. Make them agree")
     if not shares or min(shares) < 1 or sum(shares) > classes:
-        raise ConfigError(
-            f"data.split.classes_per_task={shares} needs {sum(shares)} classes, there are {classes}: each >= 1, sum <= {classes}"
+        raise DataError(
+            f"classes_per_task={shares} needs {sum(shares)} classes, there are {classes}. Each is >= 1, their sum <= {classes}"
         )
     return shares
 
 
 def _at_least_one(tasks: int) -> int:
     if tasks < 1:
-        raise ConfigError(f"data.tasks={tasks}: a sequence has at least 1 task")
+        raise DataError(expected("tasks", tasks, "an integer >= 1"))
     return tasks
 
 
 def _one_source(cut: str, source: Source) -> None:
     if isinstance(source, Sequence):
-        raise ConfigError(
-            f"data.split={cut} takes one data set, data.source has {len(source)}: use clbench.data.chain for several"
+        raise DataError(
+            f"split={cut} takes one data set, source=... has {len(source)}. Use clbench.data.chain for several"
         )
