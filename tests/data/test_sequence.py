@@ -223,7 +223,7 @@ def test_there_is_no_task_outside_a_sequence(index):
         ({"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
         (
             {"validation": 0.9999},
-            "validation=0.9999: task 1 has no training or test examples. Lower it, or the number of tasks",
+            "validation=0.9999: task 1 has no training or test examples. Lower it, or data.tasks",
         ),
         (
             {"split": partial(split, classes_per_task=[3, 5]), "tasks": None, "scenario": DOMAIN},

@@ -102,7 +102,7 @@ def declarations(file: ConfigFile, package: str | None = None) -> dict[str, Decl
         if not declaration.meaning and key in found:
             declaration = declaration._replace(meaning=found[key].meaning)
         found[key] = declaration
-    return {key: d for key, d in found.items() if "." not in key or not d.default.startswith("${")}
+    return {key: d for key, d in found.items() if "." not in key or not re.fullmatch(r"[$][{].*[}]", d.default)}
 
 
 def own_declarations(file: ConfigFile, package: str) -> Iterator[tuple[str, Declaration]]:

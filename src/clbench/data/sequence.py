@@ -200,7 +200,7 @@ class TaskSequence:
         for index, parts in enumerate(self._parts):
             if not len(parts["train"]) or not len(parts["test"]):
                 raise DataError(
-                    f"validation={validation}: task {index + 1} has no training or test examples. Lower it, or the number of tasks"
+                    f"validation={validation}: task {index + 1} has no training or test examples. Lower it, or data.tasks"
                 )
         if examples_per_task is not None:
             for index, number in enumerate(self._numbers(examples_per_task)):
