@@ -446,7 +446,7 @@ def test_a_run_that_fails_is_said_and_hides_no_other(tmp_path):
     done = []
     failures = execute([(cell, tmp_path / str(i)) for i, cell in enumerate([wrong, good])], 1, done.append)
     assert done == [good]
-    assert "lam=-1: the strength of the penalty is a finite number >= 0" in failures[0].reason
+    assert "lam=-1: expected a finite number >= 0" in failures[0].reason
 
 
 @pytest.mark.slow
