@@ -81,13 +81,19 @@ def real_data() -> Path:
     return Path(folder)
 
 
+def replace_in(file: Path, old: str, new: str) -> None:
+    """Replace ``old`` by ``new`` in a text file; fail where ``old`` is not there, since the test would then test nothing."""
+    text = file.read_text(encoding="utf-8")
+    assert old in text, f"{file} has no {old!r}"
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
 def trainer(callbacks: list[L.Callback], **options: Any) -> L.Trainer:
     """A real Trainer that writes nothing."""
     return L.Trainer(
         accelerator="cpu",
-        devices=1,
         callbacks=callbacks,
-        **{"max_epochs": 1, **options},
+        **{"max_epochs": 1, "devices": 1, **options},
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -30,8 +30,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FAST = ("README.md",)  # pages of the fast tier
 
-pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the tests of a wheel have no docs beside them")
-
 SMALL = "data.tasks=2 steps=2 trainer=cpu"
 """Added to every training command, but for what it says itself: it is composed as written, and trains two tasks for two steps."""
 

@@ -137,7 +137,7 @@ class Doubled(EWC):
 
 def test_a_yaml_of_the_users_inherits_the_options_of_another(composed, tmp_path):
     (tmp_path / "strategy").mkdir()
-    (tmp_path / "strategy/doubled.yaml").write_text(INHERITING)
+    (tmp_path / "strategy/doubled.yaml").write_text(INHERITING, encoding="utf-8")
     cfg = composed(f"hydra.searchpath=[file://{tmp_path}]", "strategy=doubled", "samples=10")
     assert options_of(cfg) == HAVE["ewc"]
     assert (cfg.lam, cfg.strategy.lam, cfg.strategy.samples) == (5, 5, 10)

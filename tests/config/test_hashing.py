@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+import clbench
 from clbench.config.compose import compose, without_hydra
 from clbench.config.hashing import SCHEMA, SCHEMA_CHANGES, config_hash, identity, leaves
 from clbench.config.options import conf_dir
+from tests.conftest import replace_in
 
 ROOT = Path(__file__).parents[2]
 DECLARED = Path(__file__).with_name("declared.json")
@@ -94,23 +96,19 @@ def hashes_of(root: Path) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.skipif(not (ROOT / "conf").is_dir(), reason="the tests of a wheel have no conf beside them")
 def test_a_new_option_and_a_class_that_moves_change_no_hash(tmp_path):
-    for name in ("src", "conf", "tests"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "finished_runs"))
+    folders = {"src/clbench": Path(clbench.__file__).parent, "conf": conf_dir(), "tests": ROOT / "tests"}
+    for name, folder in folders.items():
+        ignored = shutil.ignore_patterns("__pycache__", "finished_runs", "conf" if name == "src/clbench" else "")
+        shutil.copytree(folder, tmp_path / name, ignore=ignored)
     before = hashes_of(tmp_path)
-    train = tmp_path / "conf/train.yaml"
-    train.write_text(
-        train.read_text(encoding="utf-8").replace("\nseed: 0\n", "\nnew_option: 3   # a new one\nseed: 0\n")
-    )
+    replace_in(tmp_path / "conf/train.yaml", "\nseed: 0 ", "\nnew_option: 3   # a new one\nseed: 0 ")
     for name in ("ewc", "mas"):
-        file = tmp_path / f"conf/strategy/{name}.yaml"
-        moved = file.read_text(encoding="utf-8").replace("clbench.strategies.", "clbench.elsewhere.")
-        file.write_text(moved + "  another: [1, 2]   # a new one\n", encoding="utf-8")
+        target = f"_target_: clbench.strategies.{name.upper()}\n"
+        moved = f"_target_: clbench.elsewhere.{name.upper()}\n  another: [1, 2]   # a new one\n"
+        replace_in(tmp_path / f"conf/strategy/{name}.yaml", target, moved)
     padded = tmp_path / "conf/experiment/hsu2018_split_mnist.yaml"
-    padded.write_text(
-        padded.read_text(encoding="utf-8").replace("clbench.data.padding.Padded", "clbench.images.frames.Padded")
-    )
+    replace_in(padded, "clbench.data.padding.Padded", "clbench.images.frames.Padded")
     assert hashes_of(tmp_path) == before
 
 
@@ -118,7 +116,7 @@ def declared() -> dict[str, dict[str, Any]]:
     """The declared options of every yaml of a group, with their defaults; classes without their modules."""
     found = {}
     for file in sorted(conf_dir().rglob("*.yaml")):
-        name = str(file.relative_to(conf_dir()).with_suffix(""))
+        name = file.relative_to(conf_dir()).with_suffix("").as_posix()
         if name.partition("/")[0] in ("sweep", "launch", "logger", "experiment", "hydra"):
             continue
         content = OmegaConf.to_container(OmegaConf.load(file))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from clbench.experiment.build import build
 from clbench.training import loggers
 from clbench.training.evaluation import EXAMPLES, NLL, tally
 from clbench.training.loggers import LoggerContext
-from tests.conftest import trainer
+from tests.conftest import replace_in, trainer
 from tests.test_train import load, same_checkpoint
 
 SHORT = ("data.tasks=2", "net.hidden=[16]")
@@ -217,9 +216,7 @@ def test_a_resumed_run_logs_on_where_it_was_and_loses_nothing(run, tmp_path):
     folder = tmp_path / "run"
     before = logged(folder)
     (folder / "checkpoints/task_1.ckpt").unlink()
-    (folder / "metrics.json").write_text(
-        json.dumps({**json.loads((folder / "metrics.json").read_text(encoding="utf-8")), "status": "running"})
-    )
+    replace_in(folder / "metrics.json", '"complete"', '"running"')
     run(*SHORT, "epochs=1", "log_every=10", "strategy=ewc")
     assert logged(folder)[: len(before)] == before
     resumed = logged(folder)[len(before) :]

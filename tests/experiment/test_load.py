@@ -11,6 +11,7 @@ import torch
 import clbench
 from clbench.errors import ConfigError
 from clbench.training.evaluation import CORRECT, EXAMPLES, tally
+from tests.conftest import replace_in
 
 SMALL = ("data.tasks=3", "data.examples_per_task=64", "net.hidden=[16]", "epochs=1", "logger=none")
 
@@ -91,8 +92,7 @@ def test_what_cannot_be_loaded_is_said(run, tmp_path):
 def test_a_changed_configuration_and_changed_code_are_told_apart(run, tmp_path, old, new, message):
     run("strategy=finetune", *SMALL)
     if old is not None:
-        file = tmp_path / "run/config.json"
-        file.write_text(file.read_text(encoding="utf-8").replace(old, new))
+        replace_in(tmp_path / "run/config.json", old, new)
     else:  # as if the head had another name when the run was made
         file = tmp_path / "run/checkpoints/task_2.ckpt"
         state = torch.load(file, weights_only=True)

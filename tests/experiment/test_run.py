@@ -148,12 +148,6 @@ def test_run_works_inside_an_event_loop_as_in_a_notebook(tmp_path):
     assert asyncio.run(cell()) == "complete"
 
 
-def test_a_run_in_a_notebook_writes_its_log_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    clbench.run(TINY, tmp_path / "a", quiet=True)
-    assert "task 2/2" in (tmp_path / "a/train.log").read_text(encoding="utf-8")
-
-
 def test_a_wrong_option_is_reported_before_torch_is_imported():
     program = (
         "import sys, clbench\n"

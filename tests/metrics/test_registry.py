@@ -82,12 +82,16 @@ def test_a_finished_run_describes_its_metrics_so_that_their_functions_are_not_ne
     assert (record.meaning, record.text(0.5)) == ("lowest accuracy on a task at the end", "50.0%")
 
 
-def test_a_registered_function_is_a_metric_of_this_process_and_may_be_registered_again(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
-    assert register(worst_task) is worst_task
-    register(worst_task)  # the cell of a notebook runs again
-    assert load_metrics()["worst_task"].read_from(FINISHED) == 0.7
-    assert "worst_task" in load_metrics(["tests.metrics.test_registry.worst_task"])
+def test_a_registered_function_is_a_metric_of_this_process_and_may_be_registered_again():
+    program = (
+        "from tests.metrics.test_registry import FINISHED, load_metrics, register, worst_task\n"
+        "assert register(worst_task) is worst_task\n"
+        "register(worst_task)  # the cell of a notebook runs again\n"
+        "print(load_metrics()['worst_task'].read_from(FINISHED))\n"
+        "print('worst_task' in load_metrics(['tests.metrics.test_registry.worst_task']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["0.7", "True"], done.stderr
 
 
 def of(**attributes):
@@ -136,8 +140,7 @@ def returns_text(matrix):
         (of(__name__="forgetting"), "forgetting: another metric has this name. Rename the function"),
     ],
 )
-def test_what_is_no_metric_is_one_error(function, message, monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+def test_what_is_no_metric_is_one_error(function, message):
     with pytest.raises(ConfigError, match=message):
         register(function)
 

@@ -43,6 +43,7 @@ from clbench.report.tables import escape_tex
 from clbench.runs.names import REFERENCES, format_value
 from clbench.runs.read import chance, read
 from clbench.sweep.results import REFERENCES as REFERENCES_OF_A_SWEEP
+from tests.conftest import replace_in
 from tests.make_finished_runs import FINISHED_RUNS, edit
 
 
@@ -113,8 +114,7 @@ def test_setups_are_named_by_what_differs_between_runs_and_by_nothing_else(finis
 def test_an_option_outside_the_strategy_that_differs_separates_benchmarks(finished_sweep, tmp_path):
     for number, rate in enumerate(("0.001", "0.01")):
         copy = Path(shutil.copytree(run_folder(finished_sweep, 0), tmp_path / str(number)))
-        file = copy / "config.json"
-        file.write_text(file.read_text(encoding="utf-8").replace('"lr": 0.001', f'"lr": {rate}'))
+        replace_in(copy / "config.json", '"lr": 0.001', f'"lr": {rate}')
     names = set(read(tmp_path).benchmark)
     assert names == {f"permuted_digits, task-incremental, mlp, lr={rate}" for rate in ("0.001", "0.01")}
 

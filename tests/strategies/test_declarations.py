@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import ClassVar
 
 import lightning as L
@@ -18,6 +19,7 @@ from clbench.runs.names import REFERENCES
 from clbench.strategies import EWC, L2, MAS, SI, LearnerStrategy, LwF, QuadraticStrategy, RehearsalStrategy, Strategy
 from clbench.strategies.base import DECLARATIONS, INHERITED, SEE_BATCHES
 from tests.conftest import trainer
+from tests.strategies.test_nccl import learner_of, sequence_of
 from tests.strategies.test_penalty import Plain
 
 CONFIGURED = sorted(file.stem for file in (conf_dir() / "strategy").glob("*.yaml"))
@@ -133,12 +135,19 @@ def importance_with(strategy: Strategy, shuffled: bool):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"fisher": "sample"}, {"fisher": "predicted"}, {"fisher": "empirical"}], ids=str
+    ("name", "options"),
+    [
+        *((name, {}) for name in MEASURED),
+        *(
+            (name, {"fisher": fisher})
+            for name in MEASURED
+            if "ewc" in name
+            for fisher in ("sample", "predicted", "empirical")
+        ),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("name", MEASURED)
 def test_the_importance_of_a_strategy_that_needs_no_labels_is_the_same_with_other_labels(name, options):
-    if options and "ewc" not in name:
-        pytest.skip("has no Fisher")
     strategies = [MEASURED[name](lam=1.0, **options) for _ in range(2)]
     needs = strategies[0].needs_labels
     assert needs == (options == {"fisher": "empirical"})
@@ -162,16 +171,13 @@ def test_a_strategy_that_needs_our_learner_refuses_another_module_and_the_others
 
 
 @pytest.mark.parametrize("name", CONFIGURED)
-def test_a_strategy_of_one_process_refuses_several(name, monkeypatch):
-    strategy = class_of(name)()
-    t = trainer([strategy])
-    monkeypatch.setattr(type(t.strategy), "world_size", property(lambda self: 2), raising=False)
-    monkeypatch.setattr(type(strategy), "needs_learner", False)
-    if not strategy.one_process:
-        Strategy.setup(strategy, t, Plain(), "fit")
-        return
-    with pytest.raises(ConfigError, match=f"{type(strategy).__name__} works in one process, but there are 2"):
-        Strategy.setup(strategy, t, Plain(), "fit")
+def test_a_strategy_of_one_process_refuses_several(name):
+    strategy, sequence = class_of(name)(), sequence_of()
+    t = trainer([strategy], devices=2, strategy="ddp")
+    t.datamodule = sequence[0]
+    refused = pytest.raises(ConfigError, match=f"{type(strategy).__name__} works in one process, but there are 2")
+    with refused if strategy.one_process else nullcontext():
+        Strategy.setup(strategy, t, learner_of(sequence), "fit")
 
 
 def test_online_mas_is_per_process_and_shares_nothing():

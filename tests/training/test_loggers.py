@@ -14,6 +14,7 @@ import yaml
 
 from clbench.strategies.norms import gradient_norms
 from clbench.training.logging import QUANTILES, quantiles
+from tests.conftest import replace_in
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("data.tasks=3", "net.hidden=[16]", "epochs=1", "log_every=10", "strategy=ewc", "lam=1e3")
@@ -222,8 +223,7 @@ def test_a_run_that_goes_on_offline_has_the_same_id_and_the_step_goes_on(command
     options = (*SHORT, "trainer=cpu", "logger=wandb", "output_dir=run")
     assert command(*options).returncode == 0
     (tmp_path / "run/checkpoints/task_2.ckpt").unlink()
-    metrics = tmp_path / "run/metrics.json"
-    metrics.write_text(metrics.read_text(encoding="utf-8").replace('"complete"', '"running"'))
+    replace_in(tmp_path / "run/metrics.json", '"complete"', '"running"')
     assert command(*options).returncode == 0
     parts = offline(tmp_path / "run")
     assert len(parts) == 2 and len({part.name.rpartition("-")[2] for part in parts}) == 1

@@ -20,7 +20,7 @@ from clbench.strategies.norms import gradient_norms
 from clbench.strategies.penalty_state import PenaltyState
 from clbench.strategies.quadratic import quadratic
 from clbench.training.monitor import sgd_bound
-from tests.conftest import trainer
+from tests.conftest import replace_in, trainer
 
 SHORT = ("data.tasks=2", "net.hidden=[16]", "epochs=1", "logger=none", "checkpoints=none")
 LOG = "logs/from_task_0/metrics.csv"
@@ -97,8 +97,7 @@ def test_a_warning_is_given_once_in_a_run_also_when_it_goes_on(run, tmp_path, ca
     assert kinds(whole) == ["class_incremental", "penalty_negligible"]
     assert [w["task"] for w in whole["warnings"]] == [0, 1]
     (tmp_path / "run/checkpoints/task_2.ckpt").unlink()
-    metrics = tmp_path / "run/metrics.json"
-    metrics.write_text(metrics.read_text(encoding="utf-8").replace('"complete"', '"running"'))
+    replace_in(tmp_path / "run/metrics.json", '"complete"', '"running"')
     capsys.readouterr()
     assert run(*options)["warnings"] == whole["warnings"]
     assert "warning:" not in capsys.readouterr().out
@@ -247,7 +246,10 @@ def test_a_strategy_that_shows_its_penalty_is_logged_whatever_its_class(run, tmp
     usual = run("strategy=l2", *options, folder="usual")
     assert mine["accuracy_matrix"] == usual["accuracy_matrix"]
     rows = [
-        [row["train/penalty"] for row in csv.DictReader((tmp_path / name / LOG).read_text().splitlines())]
+        [
+            row["train/penalty"]
+            for row in csv.DictReader((tmp_path / name / LOG).read_text(encoding="utf-8").splitlines())
+        ]
         for name in ("mine", "usual")
     ]
     assert rows[0] == rows[1]

@@ -55,7 +55,7 @@ class ConfigFile(NamedTuple):
     def description(self) -> str:
         """The comment at its head, on one line."""
         lines = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(encoding="utf-8").splitlines():
             if not line.startswith("#"):
                 break
             if not line.startswith("# @package"):
@@ -65,7 +65,7 @@ class ConfigFile(NamedTuple):
     @property
     def package(self) -> str:
         """The place of its keys in the configuration."""
-        first = re.match(r"# @package (\S+)", self.path.read_text())
+        first = re.match(r"# @package (\S+)", self.path.read_text(encoding="utf-8"))
         return self.group if first is None else "" if first[1] == "_global_" else first[1]
 
 
@@ -109,7 +109,7 @@ def own_declarations(file: ConfigFile, package: str) -> Iterator[tuple[str, Decl
     """Yield the options that stand in the file itself, those that refer to others included."""
     parents: list[tuple[int, str]] = []
     skipped: int | None = None  # indent of a list, whose entries are one value
-    for line in file.path.read_text().splitlines():
+    for line in file.path.read_text(encoding="utf-8").splitlines():
         indent = len(line) - len(line.lstrip())
         if line.lstrip().startswith("- "):
             skipped = indent if skipped is None else min(indent, skipped)

@@ -46,7 +46,8 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
     class_name = "".join(part.capitalize() for part in name.split("_"))
     for file, skeleton in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(skeleton.read_text(encoding="utf-8").replace("CLASS", class_name).replace("NAME", name))
+        text = skeleton.read_text(encoding="utf-8").replace("CLASS", class_name).replace("NAME", name)
+        file.write_text(text, encoding="utf-8")
     return list(files)
 
 
