@@ -289,7 +289,7 @@ def peak(name: str, kind: str, classes: int, examples: int, device: str, who: st
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
     before = kilobytes("VmRSS")
     f(c)
     return (kilobytes("VmHWM") - before) * 1024 / 1e6

@@ -1,7 +1,7 @@
 """Run a published protocol again and compare: ``python scripts/reproduce.py NAME``.
 
 It writes results/NAME.json, .md and .png and, unless --results says another folder, docs/reproductions.md. Finished runs
-are kept under --runs by config hash: the same command, stopped by Ctrl-C or by a machine that went away, goes on.
+are kept under --runs by config hash: the same command resumes after Ctrl-C or a lost machine.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
             for name in called(args.name):
                 reproduce(name, args)
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on after the last finished run")
+        sys.exit("Interrupted. Rerun the same command to resume.")
     except Exception as error:
         said = user_message(error)
         if not said:
@@ -161,7 +161,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", help="which reproduction, see --list; or what several begin with: nccl")
     parser.add_argument("--list", action="store_true", help="all there are, their cost and outcome")
-    parser.add_argument("--index", action="store_true", help="write docs/reproductions.md anew")
+    parser.add_argument("--index", action="store_true", help="write docs/reproductions.md again")
     parser.add_argument(
         "--full", action="store_true", help="as published, where the default form is smaller (see --list)"
     )

@@ -93,7 +93,7 @@ def logit_loss(z, y):
 
 def test_000_ewc_rebuilt_on_the_current_weights_is_zero_and_built_once_it_is_not():
     net = mlp(3, 1)
-    for _ in range(50):  # one batch an epoch, the anchor taken anew in each
+    for _ in range(50):  # one batch an epoch, the anchor replaced in each
         anchor = snapshot(dict(net.named_parameters()))
         penalty = sum(((p - anchor[name]) ** 2).sum() for name, p in net.named_parameters())
         assert penalty.item() == 0

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 def test_ewc_from_mnist_to_fashion_mnist_is_in_the_published_range(real_data, tmp_path):
     """One seed; results/seed_mnist_fashion.md has all."""
     rows = {}
-    for lam in ("1e5", "0"):  # of a sweep: the second goes on from the first task of the first
+    for lam in ("1e5", "0"):  # of a sweep: the second reuses the first task of the first
         overrides = ["experiment=seed_mnist_fashion", f"lam={lam}", f"data_dir={real_data}", "trainer=cpu"]
         rows[lam] = clbench.run(overrides, tmp_path / lam, quiet=True, sweep=tmp_path)["accuracy_matrix"][1]
     mnist, fashion = rows["1e5"]

@@ -1,4 +1,4 @@
-"""What public code calls "the Fisher" in EWC: one pure function per formula, written anew from what the sources compute.
+"""What public code calls "the Fisher" in EWC: one pure function per formula, written from what the sources compute.
 
 Each takes a net x -> outputs (N, C), the examples x (N, ...), y (N,) in the order of the loader, and the loader's batch
 size, and returns the importance of every trainable parameter by name. The net is measured in the mode it is in, so

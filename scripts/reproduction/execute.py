@@ -129,7 +129,7 @@ def work(connection: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent takes its workers along: none goes on writing where the same command, started again, writes."""
+    """A killed parent takes its workers along: none keeps writing where the same command, started again, writes."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])

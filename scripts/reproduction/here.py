@@ -36,8 +36,8 @@ def hash_of(overrides: tuple[str, ...], seed: int) -> str:
 def train_here(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
     """Train with one thread and few files, what is printed goes to FOLDER/output.log; returns metrics.json.
 
-    Runs of one parent folder share their first tasks. ``checkpoints=last`` among the arguments lets a long run go on inside;
-    without, it starts anew.
+    Runs of one parent folder share their first tasks. ``checkpoints=last`` among the arguments lets a long run resume inside a
+    task; without it the run starts again.
     """
     from clbench.train import run
 

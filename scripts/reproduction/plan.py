@@ -54,9 +54,9 @@ def decisive(row: Row, results: Results) -> list[Cell]:
 def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple[Point, list[Cell]]], Point | None]:
     """The points of the grid with their trial runs, and the best point once all of these are finished.
 
-    Where the best value is the smallest or largest of a key that ``selection.extend`` names, the grid goes on by that
+    Where the best value is the smallest or largest of a key that ``selection.extend`` names, the grid is extended by that
     factor and the search with it. A point with a run that diverged, a final one too, is not chosen; if none is left, the
-    grid goes on below the smallest rates and strengths.
+    grid is extended below the smallest rates and strengths.
 
     Raises:
         ConfigError: all diverged, and the grid does not go on.

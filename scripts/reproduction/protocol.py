@@ -32,7 +32,7 @@ class Selection:
         by: dotted key of metrics.json whose mean over seeds is largest.
         seeds: of the trial runs; those of the row if empty.
         overrides: of the trial runs only, such as other tasks or a validation share.
-        extend: grid key -> factor by which the grid goes on where the best value is at its edge.
+        extend: grid key -> factor by which the grid is extended where the best value is at its edge.
         final: seeds of the runs at the chosen point; those of the row if empty. Only for a rule that is not the first.
     """
 

@@ -19,7 +19,7 @@ from reproduction.plan import Cell
 
 
 class Store:
-    """``FOLDER/<config hash>/`` for each run. A run whose configuration has changed has another hash, so it runs anew.
+    """``FOLDER/<config hash>/`` for each run. A run whose configuration has changed has another hash, so it runs again.
 
     Args:
         folder: of one reproduction.
@@ -31,7 +31,7 @@ class Store:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """No other process runs this reproduction here meanwhile: it would take a run that goes on for one that was stopped.
+        """No other process runs this reproduction here meanwhile: it would take a running run for a stopped one.
 
         Raises:
             ConfigError: another one does.
@@ -61,7 +61,7 @@ class Store:
         return {**metrics, "origin": origin} if metrics["status"] == FINISHED else None
 
     def clear(self, cell: Cell) -> None:
-        """Remove what a run without checkpoints left when it was stopped: it starts anew, its seconds too."""
+        """Remove what a run without checkpoints left when it was stopped: it starts again, its seconds too."""
         path = self.path(cell)
         if path.exists() and not (path / "checkpoints").exists():
             shutil.rmtree(path)

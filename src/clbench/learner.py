@@ -39,7 +39,7 @@ class Learner(L.LightningModule):
         reset_optimizer: a new optimiser for every task; else its state (Adam's moments) is carried from task to task.
         bn: ``train``: BatchNorm follows the statistics of every task; ``freeze_after_first``: in eval mode from the
             second task on, its statistics stay those of the first (its scale and shift still learn).
-        scheduler: makes a learning-rate scheduler of the optimiser, anew for every task; None = a constant rate.
+        scheduler: makes a learning-rate scheduler of the optimiser, a new one for every task; None = a constant rate.
         scheduler_interval: it steps every ``epoch`` or every ``step``.
         scheduler_length: its argument that is to be the number of steps of the task, for example ``T_max``.
         compile: compile the loss that is trained; importance and evaluation stay eager.
@@ -124,7 +124,7 @@ class Learner(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.parameters())
-        if self.optimizer_state is not None:  # the moments are carried, the learning rate starts anew
+        if self.optimizer_state is not None:  # the moments are carried, the learning rate starts again
             carried = deepcopy(self.optimizer_state["state"])
             optimizer.load_state_dict({**optimizer.state_dict(), "state": carried})
         if self._make_scheduler is None:

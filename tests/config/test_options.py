@@ -137,7 +137,7 @@ def test_the_cosine_schedule_ends_with_whichever_of_epochs_and_steps_comes_first
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "step"])
-def test_a_schedule_really_changes_the_learning_rate_and_starts_anew_with_each_task(run, tmp_path, scheduler):
+def test_a_schedule_really_changes_the_learning_rate_and_starts_again_with_each_task(run, tmp_path, scheduler):
     options = (*SHORT, "epochs=3", "strategy=finetune", "optimizer=sgd", "optimizer.reset=false")
     extra = ["scheduler.make.step_size=1"] if scheduler == "step" else []
     run(*options, f"scheduler={scheduler}", *extra, folder="scheduled")

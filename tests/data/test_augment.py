@@ -97,7 +97,7 @@ class Same:
         self.targets = [k % 2 for k in range(40)]
 
 
-def test_every_epoch_augments_anew():
+def test_every_epoch_augments_again():
     loader = TaskSequence(Same, chain, batch_size=100, augment=RandomCrop(2))[0].train_dataloader()
     epochs = [next(iter(loader)).x for _ in range(2)]
     assert not torch.equal(*epochs)

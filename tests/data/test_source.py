@@ -105,7 +105,7 @@ def test_a_truncated_file_is_named_as_unreadable_and_not_downloaded_over(mnist, 
         read(partial(MNIST, root=str(mnist)))
     message = str(error.value)
     assert message.startswith(f"data set MNIST in {mnist} cannot be read, a file may be cut short (")
-    assert message.endswith("delete it and run again to download it anew")
+    assert message.endswith("delete it and run again to download it again")
     assert "\n" not in message
     assert file.read_bytes() == short
 

@@ -50,7 +50,7 @@ def reads(root, late, done):
 
 
 def test_parallel_jobs_download_once_and_all_read_the_whole(tmp_path):
-    context = multiprocessing.get_context("fork")  # the others import everything anew
+    context = multiprocessing.get_context("fork")  # the others import everything again
     done = context.Queue()
     jobs = [context.Process(target=reads, args=(str(tmp_path), 0.1 * k, done)) for k in (0, 0, 1, 2)]
     for job in jobs:

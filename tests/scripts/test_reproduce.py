@@ -241,7 +241,7 @@ def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_repo
     assert search(row, row.select[0], found)[1] == {"lam": 100.0}, "a final run diverged: the next best is taken"
     for cell in found:
         found[cell] = {"diverged": "weights became non-finite"}
-    assert wanted(row, found)[0].overrides[1] == "lam=0.01", "all diverged: the grid goes on below"
+    assert wanted(row, found)[0].overrides[1] == "lam=0.01", "all diverged: the grid is extended below"
     fixed = {**GRID["select"][0], "extend": {}}
     with pytest.raises(ConfigError, match="row: runs diverged at every point of its grid, 3 of them"):
         search(row, protocol_of(select=[fixed]).rows[0].select[0], found)
@@ -390,7 +390,7 @@ def test_a_reproduction_is_stopped_goes_on_and_one_of_its_runs_is_verified(tmp_p
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert said.endswith("stopped; the same command goes on after the last finished run\n")
+    assert said.endswith("Interrupted. Rerun the same command to resume.\n")
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("*/origin.json")}
     assert 1 <= len(finished) < 4
     assert not list((folder / "results").iterdir())

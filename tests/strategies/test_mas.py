@@ -253,7 +253,7 @@ def test_data_names_a_part_of_the_task_that_was_learned(run, composed, tmp_path,
     close(state["strategy"]["importance"], expected)
 
 
-def test_of_all_tasks_seen_the_importance_is_measured_anew_and_summed(run, composed, tmp_path):
+def test_of_all_tasks_seen_the_importance_is_measured_again_and_summed(run, composed, tmp_path):
     """The authors' second form: after task 1, at its weights, Omega of task 0 with its head plus Omega of task 1."""
     result = run(*SHORT, "strategy.data=seen", "data.examples_per_task=100")
     assert [task["examples"] for task in result["importance"]] == [100, 200]

@@ -1,4 +1,4 @@
-"""Synaptic intelligence. That a stopped run goes on bit-identical: tests/test_train.py, for every strategy with a yaml."""
+"""Synaptic intelligence. That a stopped run resumes bit-identically: tests/test_train.py, for every strategy with a yaml."""
 
 from __future__ import annotations
 

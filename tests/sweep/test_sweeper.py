@@ -55,7 +55,7 @@ def test_the_same_sweep_again_runs_only_what_is_missing_in_the_same_folder(comma
     (folder / next(iter(before)) / "metrics.json").unlink()
     again = command("-m", "strategy=finetune,ewc", "seed=0,1,2", *SMALL)
     assert again.returncode == 0, again.stderr
-    assert "3 are done and not run again, 0 go on where they stopped, 3 are new" in again.stderr
+    assert "3 are done and not run again, 0 resume where they stopped, 3 are new" in again.stderr
     assert "3 of 3 done" in again.stderr
     after = metrics_of(folder)
     assert len(after) == 6
@@ -63,7 +63,7 @@ def test_the_same_sweep_again_runs_only_what_is_missing_in_the_same_folder(comma
         assert after[name]["accuracy_matrix"] == metrics["accuracy_matrix"]
     assert sum(after[name] == metrics for name, metrics in before.items()) == 3
     nothing = command("-m", "strategy=finetune,ewc", "seed=0,1,2", *SMALL)
-    assert "6 are done and not run again, 0 go on where they stopped, 0 are new" in nothing.stderr
+    assert "6 are done and not run again, 0 resume where they stopped, 0 are new" in nothing.stderr
     assert nothing.stdout.count("│ finetune-seed") == 3
     values = [m["validation"]["average_accuracy"] for m in after.values() if m["strategy"]["name"] == "finetune"]
     half = half_width(stdev(values), 3)
@@ -172,7 +172,7 @@ def test_a_run_of_the_first_tasks_goes_on_to_what_one_that_learned_all_has(run, 
     whole = run(*SMALL, "data.tasks=3", folder="whole")
     assert run(*SMALL, "data.tasks=3", "stop_after_task=2", folder="parts")["status"] == "running"
     parts = run(*SMALL, "data.tasks=3", folder="parts")
-    assert "going on after task 2/3" in (tmp_path / "parts/train.log").read_text(encoding="utf-8")
+    assert "resuming after task 2/3" in (tmp_path / "parts/train.log").read_text(encoding="utf-8")
     assert parts["accuracy_matrix"] == whole["accuracy_matrix"] and parts["status"] == "complete"
 
 
@@ -183,7 +183,7 @@ def test_a_sweep_of_the_first_tasks_is_done_when_they_are_learned_and_goes_on_wi
     assert done.stdout.count("2 tasks learned") == 2
     assert "2 are done and not run again" in command(*sweep, "stop_after_task=2", "--dry-run").stderr
     rest = command(*sweep)
-    assert "0 are done and not run again, 2 go on where they stopped" in rest.stderr
+    assert "0 are done and not run again, 2 resume where they stopped" in rest.stderr
     assert {metrics["status"] for metrics in metrics_of(tmp_path / "sweep").values()} == {"complete"}
 
 
@@ -200,7 +200,7 @@ CHOICE = ("-m", "strategy=l2", *SMALL, "output_dir=sweep")
         ),
         (
             ["select_lam_on_first_tasks=3"],
-            "(stop_after_task=3: there are 2 tasks; null learns all of them); the same command goes on",
+            "(stop_after_task=3: there are 2 tasks; null learns all of them). Rerun the same command to resume",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""A run that was stopped inside a task goes on at its last checkpoint there and ends as if it had not been stopped."""
+"""A run that was stopped inside a task resumes at its last checkpoint there and ends as if it had not been stopped."""
 
 from __future__ import annotations
 

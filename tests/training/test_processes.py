@@ -76,7 +76,7 @@ def test_ctrl_c_ends_with_one_line_and_keeps_finished_tasks(tmp_path):
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         code = process.wait(timeout=60)
-    message = "stopped; the same command with output_dir=here goes on after what is finished\n"
+    message = "Interrupted. Rerun the same command with output_dir=here to resume.\n"
     assert (code, (tmp_path / "said").read_text(encoding="utf-8")) == (1, message)
     assert finished_tasks(tmp_path / "here") >= 1
 

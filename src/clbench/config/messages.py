@@ -59,9 +59,9 @@ def reject_dashes(arguments: Sequence[str]) -> None:
 def stopped(folder: Path) -> str:
     """What Ctrl-C leaves of the run in ``folder``, and how to go on; a sweep says so itself."""
     if not list(folder.glob("checkpoints/*.ckpt")):
-        return "stopped; nothing was finished yet"
+        return "Interrupted. Nothing was finished yet."
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return f"stopped; the same command with output_dir={here} goes on after what is finished"
+    return f"Interrupted. Rerun the same command with output_dir={here} to resume."
 
 
 @contextmanager

@@ -81,7 +81,7 @@ class Part:
 class Batches:
     """The examples of one or more parts in minibatches; iterable again and again, each time the next epoch.
 
-    Its state is a place among the batches: what it is loaded into goes on with the batch that comes next.
+    Its state is a place among the batches: what it is loaded into continues with the next batch.
 
     Args:
         parts: the examples; several are mixed (joint training), each batch then carries a task per example.

@@ -53,7 +53,7 @@ class Task(L.LightningDataModule):
         return len(self._training) > 1
 
     def setup(self, stage: str | None = None) -> None:
-        """Let a Trainer that has fitted an earlier task start this one anew (it would train 0 steps, without a word)."""
+        """Let a Trainer that has fitted an earlier task start this one again (it would train 0 steps, without a word)."""
         trainer = self.trainer
         if stage != "fit" or trainer is None:
             return
@@ -77,7 +77,7 @@ class Task(L.LightningDataModule):
             augment=self.sequence.augment,
             drop_last=self.sequence.drop_last,
         )
-        if self.trainer is not None:  # a fit that goes on from a checkpoint does not begin with the first epoch
+        if self.trainer is not None:  # a fit that resumes from a checkpoint does not begin with the first epoch
             batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return batches
 

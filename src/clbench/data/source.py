@@ -105,7 +105,7 @@ def _not_there(name: str, root: str, error: Exception) -> DataError:
 def _unreadable(name: str, root: str | None, error: Exception) -> DataError:
     return DataError(
         f"data set {name} in {root} cannot be read, a file may be cut short ({_reason(error)}): delete it and run again "
-        "to download it anew"
+        "to download it again"
     )
 
 

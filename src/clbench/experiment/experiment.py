@@ -123,7 +123,7 @@ class Experiment:
             save_config(self.cfg, self.launch)
         self.loop.outside = perf_counter() - self._began
         if self.earlier is not None:
-            self.display.note(f"going on after task {learned(self.earlier)}/{len(self.sequence)}")
+            self.display.note(f"resuming after task {learned(self.earlier)}/{len(self.sequence)}")
             seconds = self.earlier["seconds"]
             self.loop.outside += seconds["total"] - total_seconds(seconds)
         self.loop.resume()

@@ -21,7 +21,7 @@ def end(folder: Path, name: str, said: str) -> str:
     """The run ``name`` has ended, with the result ``said``; gives the line to show."""
     _append(folder, f"end {time():.1f} {name} {said}")
     lines = [line.split(maxsplit=3) for line in (folder / FILE).read_text(encoding="utf-8").splitlines()]
-    for k, (what, began, *rest) in reversed(list(enumerate(lines))):  # several sweeps may go on in one folder
+    for k, (what, began, *rest) in reversed(list(enumerate(lines))):  # several sweeps may run in one folder
         if what == "begin" and name in (runs := json.loads(" ".join(rest))):
             ended = {line[2] for line in lines[k:] if line[0] == "end"} & runs.keys()
             left = (time() - float(began)) / len(ended) * (len(runs) - len(ended))

@@ -29,7 +29,7 @@ class LearnerStrategy(Strategy):
     features: Features | None = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Lightning does not tear down after an exception or Ctrl-C: the learner would go on with this strategy."""
+        """Lightning does not tear down after an exception or Ctrl-C: the learner would keep this strategy."""
         if isinstance(pl_module, Learner):
             self.teardown(trainer, pl_module, "fit")
 

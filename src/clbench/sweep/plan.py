@@ -61,7 +61,7 @@ def announce(plan: SweepPlan) -> None:
     if begun or len(to_do) < len(plan.runs):
         done = len(plan.runs) - len(to_do)
         lines.append(
-            f"{done} are done and not run again, {begun} go on where they stopped, {len(to_do) - begun} are new"
+            f"{done} are done and not run again, {begun} resume where they stopped, {len(to_do) - begun} are new"
         )
     if foreign := count_other_runs(plan.folder, plan.runs):
         what = "run of another configuration lies" if foreign == 1 else "runs of other configurations lie"

@@ -62,7 +62,7 @@ def show_results(
     shared = [found["seconds"]["shared"] for found in metrics if found is not None and found["seconds"]["shared"] > 0]
     if shared:
         who = "1 run" if len(shared) == 1 else f"{len(shared)} runs"
-        terminal.print(f"{who} went on from a first task that another had trained: {duration(sum(shared))} saved")
+        terminal.print(f"{who} reused a shared first task ({duration(sum(shared))} saved)")
     terminal.print(f"results in {folder}", soft_wrap=True)
     terminal.print(f"a page with all of them: clbench-report {folder}", soft_wrap=True)
 

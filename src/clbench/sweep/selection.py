@@ -93,8 +93,8 @@ def _tried(
             why = "it was not done" if error is None else user_message(error) or repr(error)
             if not isinstance(error, Unstable):
                 raise SweepFailed(
-                    f"lam cannot be chosen on the first {tasks} tasks: {run.name} has not learned them ({why}); the same "
-                    "command goes on"
+                    f"lam cannot be chosen on the first {tasks} tasks: {run.name} has not learned them ({why}). Rerun the "
+                    "same command to resume"
                 )
             return LamResult(list(runs), None, why, False)
     return LamResult(list(runs), sum(accuracy(found[run.name], tasks) for run in runs) / len(runs), "", False)

@@ -27,7 +27,7 @@ class GridSweeper(BasicSweeper):
     """Hydra's grid sweeper over a stable folder.
 
     Cells that differ only in an option their strategy does not have run once. A run has a folder named by its
-    configuration, so the same command again runs only what is missing, and goes on inside runs that were stopped.
+    configuration, so the same command again runs only what is missing, and resumes runs that were stopped.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -103,7 +103,7 @@ class GridSweeper(BasicSweeper):
         try:
             returns = self.launcher.launch(jobs, initial_job_idx=0)
         except KeyboardInterrupt:
-            sys.exit("stopped; the same command goes on with what is missing")
+            sys.exit("Interrupted. Rerun the same command to resume.")
         except Exception as error:  # of the launcher, which then knows nothing of any run: a job was killed, say
             if type(error).__name__ == "TerminatedWorkerError":  # of joblib
                 print("a worker was killed (for want of memory?), and with it the runs that had begun", file=sys.stderr)

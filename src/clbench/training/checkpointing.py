@@ -1,4 +1,4 @@
-"""MidTask: a callback that writes checkpoints inside tasks, from which a run goes on as if it had not been stopped."""
+"""MidTask: a callback that writes checkpoints inside tasks, from which a run resumes as if it had not been stopped."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class MidTaskCheckpoint(L.Callback):
             )
         if every is not None and folder.checkpoints == "none":
             raise ConfigError(
-                f"save_every={every} with checkpoints=none: to go on inside a task, a run needs the checkpoint after the task "
+                f"save_every={every} with checkpoints=none: to resume inside a task, a run needs the checkpoint after the task "
                 "before: use checkpoints=last"
             )
         self.folder = folder
@@ -146,7 +146,7 @@ class MidTaskCheckpoint(L.Callback):
 
     @contextmanager
     def learning(self, index: int, trainer: L.Trainer) -> Iterator[Path | None]:
-        """For the length of a fit of task ``index``: the checkpoint that it goes on from, None if it begins."""
+        """For the length of a fit of task ``index``: the checkpoint that it resumes from, None if it starts."""
         self._index, self._fork = index, None
         checkpoint = self.checkpoints.find_mid_task(index)
         if checkpoint is None and index == 0 and self.shared_first_task is not None and trainer.world_size == 1:

@@ -27,7 +27,7 @@ class LoggerContext:
     Args:
         folder: of the run.
         shared: of the sweep, or of the run if it is alone: all runs of a sweep share one W&B directory.
-        start: index of the first task that is logged; > 0 when a run goes on.
+        start: index of the first task that is logged; > 0 when a run resumes.
         about: the configuration, flat enough to filter by: ``strategy``, ``data``, ``scenario``, ``lam``, ``seed``, ...
         say: is given a line for the user.
     """
@@ -40,7 +40,7 @@ class LoggerContext:
 
 
 def csv(place: LoggerContext) -> Logger:
-    """``logs/from_task_<t>/metrics.csv`` in the run folder; a run that goes on begins a file of its own.
+    """``logs/from_task_<t>/metrics.csv`` in the run folder; a run that resumes starts a file of its own.
 
     The t of a file name counts from 0, as in ``task_<t>.ckpt``. In the same task that is ``from_task_<t>_2`` and so on: a
     CSVLogger removes the file of the one before it.
@@ -73,7 +73,7 @@ AXES = {
 
 
 def wandb(place: LoggerContext, project: str = "clbench") -> Logger:
-    """Weights & Biases: online if logged in, else offline; a run that goes on has the same id.
+    """Weights & Biases: online if logged in, else offline; a run that resumes has the same id.
 
     Args:
         place: where it is made; all runs of a sweep write into one ``wandb/`` directory and are one group.

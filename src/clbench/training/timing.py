@@ -32,7 +32,7 @@ class Stopwatch:
         return {"train": train, "importance": importance, "evaluation": evaluation, "shared": self.shared}
 
     def load(self, spent: dict[str, float]) -> None:
-        """Go on from what ``spent()`` said in an earlier process."""
+        """Continue from what ``spent()`` returned in an earlier process."""
         self._strategy.seconds, self._evaluation.seconds = spent["importance"], spent["evaluation"]
         self._began = perf_counter() - total_seconds(spent)
         self.shared = spent["shared"]
