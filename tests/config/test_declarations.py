@@ -168,14 +168,16 @@ def test_help_shows_every_option_of_the_choices_with_value_and_meaning():
     assert any(line.split() == ["scenario:", "class,", "domain,", "task"] for line in lines)
 
 
-def test_help_shows_a_strategy_of_the_users_with_what_it_inherits(tmp_path):
-    (tmp_path / "strategy").mkdir()
-    (tmp_path / "strategy/mine.yaml").write_text(
+@pytest.mark.parametrize("name", ["more", "a (x)", "a'b", "a,b", "a=b", "a b"])
+def test_help_shows_a_strategy_of_the_users_with_what_it_inherits(tmp_path, name):
+    folder = tmp_path / name
+    (folder / "strategy").mkdir(parents=True)
+    (folder / "strategy/mine.yaml").write_text(
         "# @package _global_\n# my own\ndefaults:\n  - /strategy/ewc@_global_\n  - _self_\nlam: 5\n"
         "strategy:\n  _target_: mine.Mine\n  extra: 1  # what it adds\n",
         encoding="utf-8",
     )
-    lines = list(help_lines(["--config-dir", str(tmp_path), "strategy=mine", "--help"]))
+    lines = list(help_lines(["--config-dir", str(folder), "strategy=mine", "--help"]))
     assert "strategy=mine: my own" in lines
     assert [line.split() for line in lines if "strategy.extra" in line] == [["strategy.extra=1", "what", "it", "adds"]]
     assert any(line.startswith("  lam=5 ") and "strength of the penalty" in line for line in lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -83,20 +84,22 @@ def test_every_option_of_a_yaml_from_outside_enters_it(tmp_path):
     assert identity(cfg, own)["options"] != first
 
 
-def hashes_of(root: Path) -> list[str]:
-    """The hashes of some configurations by the code and the yamls below ``root``, in a process of its own."""
+def hashes_of(root: Path) -> list[list[str]]:
+    """``config_hash`` and ``first_task_hash`` of some configurations by the code and yamls below ``root``, in a new process."""
     code = (
-        "from tests.config.test_hashing import config_hash, split\n"
+        "from clbench.config.hashing import config_hash, first_task_hash\n"
+        "from tests.config.test_hashing import split\n"
         "for typed in ([], ['strategy=mas', 'lam=3'], ['experiment=hsu2018_split_mnist', 'seed=2']):\n"
-        "    print(config_hash(*split(*typed)))\n"
+        "    cfg, choices = split(*typed)\n"
+        "    print(config_hash(cfg, choices), first_task_hash(cfg, {}))\n"
     )
-    environment = {"PYTHONPATH": f"{root / 'src'}:{root}", "PATH": "/usr/bin:/bin"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return [line.split() for line in done.stdout.splitlines()]
 
 
-def test_a_new_option_and_a_class_that_moves_change_no_hash(tmp_path):
+def test_a_new_option_and_a_class_that_moves_change_no_hash_and_a_new_schema_changes_all(tmp_path):
     folders = {"src/clbench": Path(clbench.__file__).parent, "conf": conf_dir(), "tests": ROOT / "tests"}
     for name, folder in folders.items():
         ignored = shutil.ignore_patterns("__pycache__", "finished_runs", "conf" if name == "src/clbench" else "")
@@ -109,7 +112,11 @@ def test_a_new_option_and_a_class_that_moves_change_no_hash(tmp_path):
         replace_in(tmp_path / f"conf/strategy/{name}.yaml", target, moved)
     padded = tmp_path / "conf/experiment/hsu2018_split_mnist.yaml"
     replace_in(padded, "clbench.data.padding.Padded", "clbench.images.frames.Padded")
-    assert hashes_of(tmp_path) == before
+    after = hashes_of(tmp_path)
+    assert [of_run for of_run, _ in after] == [of_run for of_run, _ in before]
+    replace_in(tmp_path / "src/clbench/config/hashing.py", "\nSCHEMA = 1\n", "\nSCHEMA = 2\n")
+    for now, then in zip(hashes_of(tmp_path), after, strict=True):
+        assert now[0] != then[0] and now[1] != then[1]
 
 
 def declared() -> dict[str, dict[str, Any]]:

@@ -39,3 +39,14 @@ def test_without_validation_data_it_is_that_on_test_data(without):
 def test_what_is_no_number_is_an_error(key):
     with pytest.raises(ConfigError, match=f"objective={key} is not a number of metrics.json"):
         objective(FINISHED, key)
+
+
+def worst_task(matrix):
+    """lowest accuracy on a task at the end"""
+    return matrix[-1].min()
+
+
+def test_a_metric_of_the_users_that_a_finished_run_lacks_is_computed():
+    extra = ["tests.runs.test_objective.worst_task"]
+    assert objective(FINISHED, "worst_task", extra) == 0.7
+    assert objective(FINISHED, "validation.worst_task", extra) == 0.6

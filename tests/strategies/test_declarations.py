@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import clbench.strategies
 from clbench.config.options import conf_dir
 from clbench.errors import ConfigError
-from clbench.runs.names import REFERENCES
 from clbench.strategies import EWC, L2, MAS, SI, LearnerStrategy, LwF, QuadraticStrategy, RehearsalStrategy, Strategy
 from clbench.strategies.base import DECLARATIONS, INHERITED, SEE_BATCHES
 from tests.conftest import trainer
@@ -152,10 +151,6 @@ def test_the_importance_of_a_strategy_that_needs_no_labels_is_the_same_with_othe
     needs = strategies[0].needs_labels
     assert needs == (options == {"fisher": "empirical"})
     assert same(*(importance_with(s, shuffled) for s, shuffled in zip(strategies, (False, True), strict=True))) != needs
-
-
-def test_the_strategies_that_are_references_are_those_that_the_report_knows():
-    assert {name for name in CONFIGURED if class_of(name).is_reference} == set(REFERENCES)
 
 
 @pytest.mark.parametrize("name", CONFIGURED)

@@ -127,7 +127,7 @@ def as_typed(text: str, cfg: DictConfig, group: str) -> str:
         return text
     names = "|".join(sorted(map(re.escape, keys), key=len, reverse=True))
     text = re.sub(rf"(?<![\w.])({names})=", lambda match: f"{keys[match[1]]}=", text)
-    return re.sub(rf"\b({'|'.join(AS_TYPED)})\b", lambda match: AS_TYPED[match[1]], text)
+    return re.sub(rf"(?<![\w./\\])({'|'.join(AS_TYPED)})(?![\w/\\])", lambda match: AS_TYPED[match[1]], text)
 
 
 def typed_keys(cfg: DictConfig, group: str) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,10 +39,20 @@ def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike[str] | 
         folder = Path(config_dir).expanduser().absolute()
         if not folder.is_dir():
             raise ConfigError(f"config_dir={config_dir}: expected a folder with configuration groups, found none.")
-        quoted = f"file://{folder}".replace("'", "\\'")
-        more = [f"hydra.searchpath=['{quoted}']"]
+        more = [search_path([folder])]
     with hydra_state(), hydra.initialize_config_dir(str(conf_dir()), job_name="train", version_base="1.3"):
         return hydra.compose("train", [*overrides, *more], return_hydra_config=True)
+
+
+def search_path(folders: Iterable[Path]) -> str:
+    """Return the override that adds folders with configuration groups."""
+    return f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders)}]"
+
+
+def quoted(value: str) -> str:
+    """Return ``value`` in the grammar of Hydra's overrides."""
+    escaped = value.replace("'", "\\'")
+    return value if re.fullmatch(r"[\w./-]+", value) else f"'{escaped}'"
 
 
 def without_hydra(whole: DictConfig) -> DictConfig:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from clbench.config.options import ELSEWHERE, OPTIONS, conf_dir
 
 SCHEMA = 1
-"""Version of what a configuration means, and of the files of a run. It enters every hash.
+"""Version of what a configuration means, and of the files of a run. It enters ``config_hash`` and ``first_task_hash``.
 
 A changed default, a renamed option and a changed meaning raise it and are listed in ``SCHEMA_CHANGES``, so that an old hash
 never stands for a new meaning. A new option does not.
@@ -88,8 +88,8 @@ def content_hash(cfg: DictConfig) -> str:
 
 
 def first_task_hash(cfg: DictConfig, matters: dict[str, Any]) -> str:
-    """Return ``content_hash`` with only those options of the strategy that ``matters`` has."""
-    return _hash(decisive(cfg) | {"strategy": matters} | dict.fromkeys(OPTIONS))
+    """Return ``content_hash`` with only those options of the strategy that ``matters`` has, and the schema."""
+    return _hash({"schema": SCHEMA} | decisive(cfg) | {"strategy": matters} | dict.fromkeys(OPTIONS))
 
 
 def derived_keys(cfg: DictConfig) -> dict[str, str]:
@@ -126,11 +126,7 @@ def _declared(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     ]
     declared = OmegaConf.to_container(without_hydra(compose(overrides)), resolve=False)
     assert isinstance(declared, dict)
-    return {
-        str(key): value
-        for key, value in declared.items()
-        if key not in (*ELSEWHERE, "data_dir", "output_dir", "logger")
-    }
+    return {str(key): value for key, value in declared.items() if key not in ELSEWHERE}
 
 
 def _expected(declared: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from clbench.config.arguments import connections
+from clbench.config.compose import search_path
 from clbench.config.declarations import Declaration, declarations, find, of_a_run
 from clbench.config.options import OPTIONS, conf_dir
 
@@ -116,7 +117,7 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
             folders.append(Path(value or (rest.pop(0) if rest else ".")).absolute())
         elif not argument.startswith("-"):
             found.append(argument)
-    return [*found, f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else found
+    return [*found, search_path(folders)] if folders else found
 
 
 def _folders(cfg: DictConfig) -> list[Path]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
@@ -97,14 +98,14 @@ class Experiment:
         """Return the objective of a finished run from its metrics.json."""
         assert self.earlier is not None
         self.display.note(f"this run is complete, nothing to do: {self.folder.path}")
-        return objective(self.earlier, self.cfg.objective)
+        return objective(self.earlier, self.cfg.objective, self.cfg.metrics.extra)
 
     def build(self) -> None:
         """Build tasks, learner, strategy and loop, check that they fit together, and show what will run."""
         self.metrics = load_metrics(self.cfg.metrics.extra)
         self.sequence, self.learner, self.strategy = build(self.cfg)
         budget(self.cfg, 0, len(self.sequence))
-        objective(empty_results(self.sequence, self.metrics), self.cfg.objective)
+        objective(empty_results(self.sequence, self.metrics), self.cfg.objective, self.cfg.metrics.extra)
         # the net is described as it was built: the loop attaches the strategy, which may add parameters
         parts = (self.cfg, self.launch.choices, self.sequence, self.learner)
         self.about = describe(*parts) | {"config_hash": self.folder.config_hash}
@@ -115,13 +116,13 @@ class Experiment:
         self.loop = TaskLoop(
             self.sequence, self.learner, self.strategy, self.folder, options, shared, self.display.warn
         )
+        self.loop.outside = perf_counter() - self._began
         self.display.plan(shown)
 
     def resume(self) -> None:
         """Save the configuration and continue from what an earlier process has learned."""
         if self.is_first_process:
             save_config(self.cfg, self.launch)
-        self.loop.outside = perf_counter() - self._began
         if self.earlier is not None:
             self.display.note(f"resuming after task {learned(self.earlier)}/{len(self.sequence)}")
             seconds = self.earlier["seconds"]
@@ -161,7 +162,7 @@ class Experiment:
             self._end_in_sweep(f"{self.loop.tasks} of {len(self.sequence)} tasks")
             return None  # metrics.json has the metrics so far
         results = self.results(FINISHED)
-        value = objective(results, self.cfg.objective)
+        value = objective(results, self.cfg.objective, self.cfg.metrics.extra)
         if self.is_first_process:
             try:
                 self.save_plots(results)
@@ -178,8 +179,7 @@ class Experiment:
         from clbench.runs.plots import save_plots
 
         title = f"{self.launch.choices.strategy} on {self.cfg.data.name}, seed {self.cfg.seed}"
-        matrix = torch.tensor(results["accuracy_matrix"])
-        save_plots(matrix, results["within_tasks"], title, self.folder.path)
+        save_plots(np.array(results["accuracy_matrix"]), results["within_tasks"], title, self.folder.path)
 
     def _trainer(self, index: int, callbacks: list[Callback]) -> Trainer:
         length = budget(self.cfg, index, len(self.sequence))

@@ -117,9 +117,8 @@ def said(found: Difference) -> str:
 
 
 def _run(folder: Path) -> FoundRun:
-    if not (folder / ".hydra").is_dir():
-        what = "has no .hydra/" if folder.is_dir() else "is not a folder"
-        raise ConfigError(f"{folder} {what}: give the output_dir of a run, or the folder of a run in a sweep")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder: give the output_dir of a run, or the folder of a run in a sweep")
     run = read_run(folder)
     if run.problem is not None:
         raise ConfigError(f"{folder} is not a run with results: {run.problem}")

@@ -62,9 +62,9 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
             raise ConfigError(
                 f"no runs in {folder}: a run is a folder with config.json and metrics.json, as clbench.train writes it"
             )
-        root, whole = len(str(folder)), str(folder.resolve())
+        whole = folder.resolve()
         for run in here:
-            found.setdefault(whole + str(run)[root:], run)
+            found.setdefault(str(whole / run.relative_to(folder)), run)
     return list(found.values())
 
 

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from clbench.config.hashing import HOW_DATA_IS_READ
 from clbench.config.options import ELSEWHERE, OPTIONS
 from clbench.runs.find import FoundRun
 
@@ -16,8 +17,6 @@ REFERENCES = ("joint_from_scratch", "joint", "independent")
 
 BASELINE_LABELS = {"finetune": "fine-tuning", "joint": "joint training", "joint_from_scratch": "joint from scratch"}
 """Strategies that other strategies are compared with -> their names in a sentence."""
-
-NOT_DECISIVE = ("seed", *ELSEWHERE, "data.memory_limit", "data.workers")
 
 
 def name_runs(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
@@ -56,9 +55,8 @@ def _decisive(run: FoundRun) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in run.config.items()
-        if key not in NOT_DECISIVE
-        and key not in run.derived
-        and not key.startswith("logger.")
+        if key.split(".")[0] not in ("seed", *ELSEWHERE)
+        and key not in (*HOW_DATA_IS_READ, *run.derived)
         and (key not in OPTIONS or key in has)
     }
     return {**kept, **has}
@@ -94,7 +92,9 @@ def _name(
     turned = [key for key in decisive if _place(run, key) in varied and key != "lam"]
     of_strategy = [key for key in turned if _place(run, key)[0] == "strategy"]
     other = [key for key in turned if key not in of_strategy]
-    groups = [f"{group}={run.choices.get(group)}" for group in GROUPS[4:] if group in several]
+    groups = [
+        f"{group}={run.choices.get(group)}" for group in ("optimizer", "scheduler", "trainer") if group in several
+    ]
     base = [str(run.choices.get("data")), f"{run.choices.get('scenario')}-incremental", str(run.choices.get("net"))]
     own = [f"{key.removeprefix('strategy.')}={format_value(decisive[key])}" for key in of_strategy]
     method = " ".join([str(run.choices.get("strategy")), *own])

@@ -7,18 +7,18 @@ from textwrap import fill
 from typing import Any
 
 import matplotlib
-import torch
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
+from numpy.typing import NDArray
 
 from clbench.runs.folder import atomically
 
 LABELLED = 12  # cells are labelled with their number up to this many tasks
 
 
-def save_plots(r: Tensor, within: list[dict[str, Any]], title: str, folder: Path) -> None:
+def save_plots(r: NDArray[np.floating], within: list[dict[str, Any]], title: str, folder: Path) -> None:
     """``accuracy_matrix.png``, ``accuracy_over_tasks.png``, and ``accuracy_within_tasks.png`` if there is what it shows.
 
     Args:
@@ -36,12 +36,12 @@ def save_plots(r: Tensor, within: list[dict[str, Any]], title: str, folder: Path
         atomically(folder / f"{name}.png", canvas.print_png)
 
 
-def accuracy_within_tasks(r: Tensor, within: list[dict[str, Any]], title: str) -> Figure:
+def accuracy_within_tasks(r: NDArray[np.floating], within: list[dict[str, Any]], title: str) -> Figure:
     """Accuracy on each task from when it begins to be learned, against the steps taken: the stability gap is visible."""
     tasks = len(r)
     figure = Figure(figsize=(9, _height(tasks)), layout="constrained")
     axes = figure.add_subplot()
-    colours = matplotlib.colormaps["viridis"](torch.linspace(0, 0.9, tasks).numpy())
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, tasks))
     lengths = [max((w["step"] for w in within if w["task"] == i), default=0) for i in range(tasks)]
     starts = [sum(lengths[:i]) for i in range(tasks)]
     for j in range(tasks):
@@ -59,13 +59,13 @@ def accuracy_within_tasks(r: Tensor, within: list[dict[str, Any]], title: str) -
     return figure
 
 
-def accuracy_matrix(r: Tensor, title: str) -> Figure:
+def accuracy_matrix(r: NDArray[np.floating], title: str) -> Figure:
     """Heatmap of R: a row per task trained, a column per task evaluated; rows of nan stay empty."""
     tasks = len(r)
     side = max(3.2, min(0.62 * tasks + 1.6, 10))
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(r.numpy(), vmin=0, vmax=1, cmap="viridis")
+    image = axes.imshow(r, vmin=0, vmax=1, cmap="viridis")
     axes.set(xlabel="evaluated on task", ylabel="after training task")
     step = 1 if tasks <= LABELLED else -(-tasks // LABELLED)
     ticks = list(range(0, tasks, step))
@@ -74,7 +74,7 @@ def accuracy_matrix(r: Tensor, title: str) -> Figure:
     axes.set_yticks(ticks, numbers)
     _entitle(figure, axes, title)
     if tasks <= LABELLED:
-        for i in range(int((~r[:, 0].isnan()).sum())):
+        for i in range(int((~np.isnan(r[:, 0])).sum())):
             for j in range(tasks):
                 colour = "black" if r[i, j] > 0.6 else "white"
                 weight = "bold" if i == j else "normal"
@@ -83,23 +83,23 @@ def accuracy_matrix(r: Tensor, title: str) -> Figure:
     return figure
 
 
-def accuracy_over_tasks(r: Tensor, title: str) -> Figure:
+def accuracy_over_tasks(r: NDArray[np.floating], title: str) -> Figure:
     """Accuracy on each task from when it was learned, and the average over the tasks learned so far."""
     tasks = len(r)
     columns = 2 if tasks > 10 else 1
     figure = Figure(figsize=(7, _height(-(-(tasks + 1) // columns))), layout="constrained")
     axes = figure.add_subplot()
-    colours = matplotlib.colormaps["viridis"](torch.linspace(0, 0.9, tasks).numpy())
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, tasks))
     for j in range(tasks):
         axes.plot(
             range(j + 1, tasks + 1),
-            r[j:, j].numpy(),
+            r[j:, j],
             marker="o",
             markersize=3.5,
             color=colours[j],
             label=f"task {j + 1}",
         )
-    average = [r[i, : i + 1].mean().item() for i in range(tasks)]
+    average = [float(r[i, : i + 1].mean()) for i in range(tasks)]
     axes.plot(range(1, tasks + 1), average, color="black", linewidth=2, linestyle="--", label="mean so far")
     numbers = range(1, tasks + 1, max(1, tasks // LABELLED))
     axes.set(xlabel="after training task", ylabel="test accuracy", xticks=numbers)

@@ -19,6 +19,7 @@ def begin(folder: Path, runs: Mapping[str, str]) -> None:
 
 def end(folder: Path, name: str, said: str) -> str:
     """The run ``name`` has ended, with the result ``said``; gives the line to show."""
+    said = " ".join(said.split())  # one line, whatever an error says
     _append(folder, f"end {time():.1f} {name} {said}")
     lines = [line.split(maxsplit=3) for line in (folder / FILE).read_text(encoding="utf-8").splitlines()]
     for k, (what, began, *rest) in reversed(list(enumerate(lines))):  # several sweeps may run in one folder

@@ -42,9 +42,7 @@ OF_THE_CLASS = frozenset(
 ) | {"__annotate_func__", "__annotations_cache__", "__parameters__", "__orig_bases__"}
 """Names that Python puts into a class itself."""
 
-DECLARATIONS = frozenset(
-    ("shares_first_task", "needs_labels", "needs_learner", "one_process", "per_process", "is_reference")
-)
+DECLARATIONS = frozenset(("shares_first_task", "needs_labels", "needs_learner", "one_process", "per_process"))
 
 INHERITED = {
     "shares_first_task": Cautious(False, BESIDES_TRAINING | {"importance"}),
@@ -70,7 +68,6 @@ class Strategy(L.Callback):
         needs_learner: it changes the loss or the net, so it needs our Learner and the tasks of a TaskSequence.
         one_process: it works in one process only; a run over several is refused.
         per_process: it sums within a task what is not the same in all processes, so no checkpoint inside a task has it.
-        is_reference: it may see what a continual learner may not; other strategies are compared with it.
         seconds: time spent on consolidation so far.
     """
 
@@ -79,7 +76,6 @@ class Strategy(L.Callback):
     needs_learner = False
     one_process = False
     per_process = False
-    is_reference = False
     seconds = 0.0
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -40,7 +40,6 @@ class Independent(Strategy):
     shares_first_task = False  # its net has another form
     needs_labels = False
     needs_learner = True
-    is_reference = True
 
     def __init__(self) -> None:
         self._bytes = 0

@@ -18,7 +18,6 @@ class Joint(Strategy):
 
     shares_first_task = True  # the mixed data of one task
     needs_labels = False
-    is_reference = True
 
     def training_data(self, sequence: TaskSequence, index: int) -> Task:
         return sequence.joint(index)

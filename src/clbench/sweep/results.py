@@ -46,8 +46,8 @@ def show_results(
         folder: of the sweep.
     """
     keys = varied_keys(runs)
-    reference, lost = intransigences(runs, metrics)
-    heading = [f"{INTRANSIGENCE.heading} ({reference})"] if any(lost) else []
+    references, lost = intransigences(runs, metrics)
+    heading = [f"{INTRANSIGENCE.heading} ({', '.join(references)})"] if references else []
     table = Table("run", *keys, "objective", *heading)
     for run, found, how_much in zip(runs, metrics, lost, strict=True):
         said = _said(run, found, errors.get(run.name), folder)
@@ -73,7 +73,7 @@ def _means(runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | Non
     groups: dict[tuple[str, ...], list[float]] = {}
     for run, found in zip(runs, metrics, strict=True):
         there = groups.setdefault(tuple(run.settings(keys)), [])
-        if found is not None and (value := objective(found, run.cfg.objective)) is not None:
+        if found is not None and (value := _objective(run, found)) is not None:
             there.append(value)
     table = Table(*keys, "seeds", "objective, mean", "95 % interval")
     for setting, values in groups.items():
@@ -101,26 +101,33 @@ def _said(run: PlannedRun, metrics: Mapping[str, Any] | None, error: BaseExcepti
     if metrics is None:
         learned = run.learned(folder)
         return f"{learned} tasks learned" if learned else "not done"
-    value = objective(metrics, run.cfg.objective)
+    value = _objective(run, metrics)
     return "-" if value is None else f"{value:.4f}"
+
+
+def _objective(run: PlannedRun, metrics: Mapping[str, Any]) -> float | None:
+    return objective(metrics, run.cfg.objective, run.cfg.metrics.extra)
 
 
 def intransigences(
     runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | None]
-) -> tuple[str | None, list[str]]:
-    """The reference strategy, and the intransigence of each run beside its run that differs in the strategy only, else ""."""
+) -> tuple[list[str], list[str]]:
+    """Return the references used, and the intransigence of each run beside the best one that differs in the strategy only."""
     matrices = [None if found is None else np.array(found["accuracy_matrix"]) for found in metrics]
     alike = [_without_strategy(run.cfg) for run in runs]
     best: dict[tuple[str, str], NDArray[np.float64]] = {}
     for run, matrix, rest in zip(runs, matrices, alike, strict=True):
         if matrix is not None and run.strategy in REFERENCES:
             best[run.strategy, rest] = matrix
-    reference = next((name for name in REFERENCES if any(name == there for there, _ in best)), None)
-    said = []
+    used, said = set(), []
     for matrix, rest in zip(matrices, alike, strict=True):
-        r = best.get((reference or "", rest))
-        said.append("" if matrix is None or r is None else INTRANSIGENCE.text(intransigence(matrix, r)))
-    return reference, said
+        name = next((name for name in REFERENCES if (name, rest) in best), None)
+        if matrix is None or name is None:
+            said.append("")
+        else:
+            used.add(name)
+            said.append(INTRANSIGENCE.text(intransigence(matrix, best[name, rest])))
+    return [name for name in REFERENCES if name in used], said
 
 
 def _without_strategy(cfg: DictConfig) -> str:

@@ -5,7 +5,6 @@ Hydra scans its plugins at every start, so everything heavy is imported when a s
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +90,7 @@ class GridSweeper(BasicSweeper):
 
     def _run(self, runs: Sequence[PlannedRun], folder: Path, *more: str) -> dict[str, BaseException]:
         """Launch the runs, with ``more`` overrides; what went wrong in each, by name."""
+        from clbench.config.compose import quoted
         from clbench.runs import sweep_log
         from clbench.sweep.grid import run_labels
 
@@ -106,7 +106,7 @@ class GridSweeper(BasicSweeper):
             sys.exit("Interrupted. Rerun the same command to resume.")
         except Exception as error:  # of the launcher, which then knows nothing of any run: a job was killed, say
             if type(error).__name__ == "TerminatedWorkerError":  # of joblib
-                print("a worker was killed (for want of memory?), and with it the runs that had begun", file=sys.stderr)
+                print("a worker was killed (out of memory?); its unfinished runs were lost", file=sys.stderr)
             else:
                 print(f"the launcher has stopped: {error!r}", file=sys.stderr)
             return {}
@@ -154,9 +154,3 @@ class GridSweeper(BasicSweeper):
     def _composed(self, overrides: Sequence[str]) -> DictConfig:
         assert self.hydra_context is not None and self.config is not None
         return self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-
-
-def quoted(value: str) -> str:
-    """A value in the grammar of Hydra's overrides."""
-    escaped = value.replace("'", "\\'")
-    return value if re.fullmatch(r"[\w./-]+", value) else f"'{escaped}'"

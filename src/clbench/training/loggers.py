@@ -13,11 +13,11 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from clbench.config.options import OPTIONS
 from clbench.errors import ConfigError
 from clbench.params import Params
+from clbench.runs.names import format_value
 from clbench.training.logging import Dashboard, numbers
-
-MakeLogger = Callable[["LoggerContext"], Logger]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def wandb(place: LoggerContext, project: str = "clbench") -> Logger:
         def log_task(self, values: dict[str, float], r: Tensor, importance: Params, step: int) -> None:
             from clbench.runs.plots import accuracy_matrix
 
-            picture = package.Image(accuracy_matrix(r, name), caption=f"after task {values['task']}")
+            picture = package.Image(accuracy_matrix(r.numpy(), name), caption=f"after task {values['task']}")
             logs = {layer: f[f.isfinite() & (f > 0)].log10().cpu().numpy() for layer, f in importance.items()}
             histograms = {
                 f"log10_importance/{layer}": package.Histogram(np_histogram=np.histogram(x, bins=64))
@@ -141,8 +141,7 @@ def wandb(place: LoggerContext, project: str = "clbench") -> Logger:
 
 def readable(about: Mapping[str, Any]) -> str:
     """The name of a run: "ewc lam=1000 fisher=exact permuted_digits task seed=0"."""
-    options = [f"{key}={about[key]:g}" for key in ("lam", "gamma") if about[key] is not None]
-    options += [f"{key}={about[key]}" for key in ("fisher", "samples", "memory") if about[key] is not None]
+    options = [f"{key}={format_value(about[key])}" for key in OPTIONS if about[key] is not None]
     return " ".join([about["strategy"], *options, about["data"], about["scenario"], f"seed={about['seed']}"])
 
 

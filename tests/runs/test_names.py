@@ -1,0 +1,30 @@
+import json
+import shutil
+
+import pytest
+
+from clbench.config.options import ELSEWHERE
+from clbench.runs.find import find_runs, read_run
+from clbench.runs.names import name_runs
+from tests.make_finished_runs import FINISHED_RUNS
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("metrics", {"extra": ["mine.worst"]}),
+        ("logger", {"csv": {"_target_": "mine.Logger"}}),
+        *((key, "another") for key in ELSEWHERE if key not in ("metrics", "logger")),
+    ],
+)
+def test_an_option_that_decides_no_result_separates_no_runs(key, value, tmp_path):
+    two = sorted(FINISHED_RUNS.glob("task_incremental/finetune-seed[01]-*"))
+    for folder in two:
+        shutil.copytree(folder, tmp_path / folder.name)
+    file = tmp_path / two[0].name / "config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["config"][key] = value
+    file.write_text(json.dumps(content), encoding="utf-8")
+    one, other = name_runs([read_run(folder) for folder in find_runs([tmp_path])])
+    assert one["benchmark"] == other["benchmark"] == "permuted_digits, task-incremental, mlp"
+    assert one["setup"] == other["setup"]
