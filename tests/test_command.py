@@ -16,7 +16,7 @@ import pytest
 import clbench
 from clbench.__main__ import COMMANDS
 from clbench.errors import ConfigError
-from clbench.experiment.new import KINDS, command_of, main, write
+from clbench.experiment.new import KINDS, VALUES, command_of, main, write
 
 CLBENCH = str(Path(sys.executable).with_name("clbench"))
 TINY = ("steps=2", "data.tasks=2", "net.hidden=[8]", "trainer=cpu", "logger=none")
@@ -160,6 +160,15 @@ def test_the_metric_skeleton_is_a_metric_of_a_run(tmp_path, importable):
         ("strategy", "ewc", "clbench has strategy=ewc already. Try my_ewc."),
         ("net", "torch", "Python has a module torch already. Try my_torch."),
         ("data", "taken", "taken.py exists: expected a new file"),
+        *(
+            (kind, name, f"NAME={name}: expected a Python name in lower case")
+            for kind in ("net", "data")
+            for name in VALUES
+        ),
+        ("net", "été", "NAME=été: expected a Python name in lower case"),
+        ("net", "__init__", "NAME=__init__: expected a Python name in lower case"),
+        ("metric", "forgetting", "clbench has a metric or column forgetting. Try my_forgetting."),
+        ("metric", "seconds", "clbench has a metric or column seconds"),
     ],
 )
 def test_a_name_that_cannot_be_used_is_refused_and_nothing_is_written(tmp_path, kind, name, message):
@@ -167,6 +176,12 @@ def test_a_name_that_cannot_be_used_is_refused_and_nothing_is_written(tmp_path, 
     with pytest.raises(ConfigError, match=message):
         write(kind, name, tmp_path)
     assert [(file.name, file.read_text(encoding="utf-8")) for file in tmp_path.rglob("*")] == [("taken.py", "mine")]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="file: expected a folder that can be written"):
+        write("net", "mine", tmp_path / "file")
 
 
 def test_no_file_is_written_if_one_of_them_exists(tmp_path):

@@ -21,8 +21,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from clbench.config.help import ASKS, print_help
-from clbench.config.messages import config_errors, errors_in_one_line, reject_dashes, stopped
+from clbench.config.messages import check_arguments, config_errors, errors_in_one_line, stopped
 from clbench.config.options import conf_dir
+from clbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from clbench.experiment.launch import Launch
@@ -95,6 +96,8 @@ def run(
             path = Path(whole.output_dir).expanduser().absolute()
             whole.hydra.runtime.output_dir = str(path)
         HydraConfig.instance().set_config(whole)
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"folder={path}: expected a folder, but it is a file. Try another path.")
         path.mkdir(parents=True, exist_ok=True)
         together = None if sweep is None else Path(sweep).expanduser().absolute()
         train_and_free(without_hydra(whole), Launch(path, hydra_part(), together, quiet))
@@ -146,7 +149,7 @@ def cli() -> None:
     with errors_in_one_line():
         if set(ASKS) & set(sys.argv):
             return print_help(sys.argv[1:])
-        reject_dashes(sys.argv[1:])
+        check_arguments(sys.argv[1:])
         main()
 
 

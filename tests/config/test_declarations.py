@@ -16,6 +16,7 @@ from clbench.config.arguments import NOT_ARGUMENTS, arguments_of, target_of
 from clbench.config.declarations import ConfigFile, declarations, files, find, of_a_run
 from clbench.config.help import GROUPS, help_lines
 from clbench.config.options import OPTIONS, RULES, conf_dir
+from clbench.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [file for group in (*GROUPS, "launch") for file in files(group)]
@@ -166,6 +167,11 @@ def test_help_shows_every_option_of_the_choices_with_value_and_meaning():
     assert said["lam"].split()[0] == "lam=3"
     assert said["net.hidden"].split()[0] == "net.hidden=[8,8]"
     assert any(line.split() == ["scenario:", "class,", "domain,", "task"] for line in lines)
+
+
+def test_help_refuses_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="--config-dir=.*nosuch: expected a folder with configuration groups"):
+        list(help_lines(["--config-dir", str(tmp_path / "nosuch"), "--help"]))
 
 
 @pytest.mark.parametrize("name", ["more", "a (x)", "a'b", "a,b", "a=b", "a b"])

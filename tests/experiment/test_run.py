@@ -71,7 +71,16 @@ def test_the_display_is_shown_unless_quiet_and_always_logged(tmp_path, capsys, q
         (["lam"], "'lam' is no option=value"),
         (["--lam=1"], "options are written without dashes: lam=1"),
         (["depth=3"], "there is no option depth"),
-        (["choose_lam_on=3"], "choose_lam_on is now select_lam_on_first_tasks"),
+        (["choose_lam_on=3"], "choose_lam_on is now select_lam_on_first_tasks: write select_lam_on_first_tasks="),
+        (["+data.cut.order=seed"], "data.cut.order is now data.split.order: write data.split.order="),
+        (["~strategy.draws"], "strategy.draws is now strategy.label_samples"),
+        (["net=null"], "a group is chosen by a name, such as net=mlp, not by a value"),
+        (["net=true"], "a group is chosen by a name"),
+        (["strategy="], "strategy= does not exist: use one of agem, "),
+        (["+experiment=permuted_mnist"], "Write experiment=permuted_mnist"),
+        (None, "expected a list of strings, got None"),
+        ([3], r"expected a list of strings, got 3. Try \['strategy=ewc'"),
+        (("lam=-1" for _ in range(1)), "lam=-1: expected a finite number >= 0"),
         (["select_lam_on_first_tasks=2"], "is for a grid"),
         (["strategy=finetune", "lam=3"], "strategy=finetune has no option lam"),
         (["net=custom", "net._target_=nowhere.Net"], "_target_=nowhere.Net cannot be imported"),
@@ -157,3 +166,38 @@ def test_a_wrong_option_is_reported_before_torch_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == ["there is no option depth: --help lists what there is", "[]"], done.stderr
+
+
+def test_a_file_as_the_folder_of_a_run_is_an_error(tmp_path):
+    (tmp_path / "a").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="a: expected a folder, but it is a file"):
+        clbench.run(TINY, tmp_path / "a")
+
+
+def worst_task(matrix, initial):
+    """lowest accuracy on a task at the end"""
+    return matrix[-1].min()
+
+
+def test_a_metric_added_to_a_finished_run_is_computed_and_saved(tmp_path):
+    extra = "metrics.extra=[tests.experiment.test_run.worst_task]"
+    clbench.run(TINY, tmp_path / "a", quiet=True)
+    added = clbench.run([*TINY, extra], tmp_path / "a", quiet=True)
+    whole = clbench.run([*TINY, extra], tmp_path / "b", quiet=True)
+    assert added["worst_task"] == whole["worst_task"] == min(whole["accuracy_matrix"][-1])
+    assert added["validation"] == whole["validation"]
+    assert added["extra_metrics"] == whole["extra_metrics"]
+
+
+def fails_late(matrix):
+    if not (matrix == matrix.round(1)).all():  # the small examples that are tried before training are round
+        raise RuntimeError("boom")
+    return 0.0
+
+
+def test_a_metric_that_fails_after_training_is_named_and_loses_no_task(tmp_path):
+    with pytest.raises(ConfigError, match="metric fails_late fails on the accuracies of this run: RuntimeError: boom"):
+        clbench.run([*TINY, "metrics.extra=[tests.experiment.test_run.fails_late]"], tmp_path / "a", quiet=True)
+    finished = clbench.run(TINY, tmp_path / "a", quiet=True)
+    assert finished["status"] == "complete"
+    assert "resuming after task" in (tmp_path / "a/train.log").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from clbench.config.messages import reject_dashes
+from clbench.config.messages import check_arguments
 from clbench.config.options import conf_dir
 from clbench.errors import ConfigError
 
@@ -33,7 +33,10 @@ def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike[str] | 
         raise ConfigError(
             f"overrides={overrides!r}: expected a list of option=value, got a string. Try [{overrides!r}]."
         )
-    reject_dashes(overrides)
+    typed = list(overrides) if isinstance(overrides, Iterable) else [overrides]
+    if wrong := [override for override in typed if not isinstance(override, str)]:
+        raise ConfigError(f"overrides: expected a list of strings, got {wrong[0]!r}. Try ['strategy=ewc', 'lam=10'].")
+    check_arguments(typed)
     more = []
     if config_dir is not None:
         folder = Path(config_dir).expanduser().absolute()
@@ -41,7 +44,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike[str] | 
             raise ConfigError(f"config_dir={config_dir}: expected a folder with configuration groups, found none.")
         more = [search_path([folder])]
     with hydra_state(), hydra.initialize_config_dir(str(conf_dir()), job_name="train", version_base="1.3"):
-        return hydra.compose("train", [*overrides, *more], return_hydra_config=True)
+        return hydra.compose("train", [*typed, *more], return_hydra_config=True)
 
 
 def search_path(folders: Iterable[Path]) -> str:

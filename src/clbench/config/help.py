@@ -14,6 +14,7 @@ from clbench.config.arguments import connections
 from clbench.config.compose import search_path
 from clbench.config.declarations import Declaration, declarations, find, of_a_run
 from clbench.config.options import OPTIONS, conf_dir
+from clbench.errors import ConfigError
 
 ASKS = ("--help", "-h")
 GROUPS = ("strategy", "data", "scenario", "net", "optimizer", "scheduler", "trainer", "logger")
@@ -115,6 +116,8 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
         flag, _, value = argument.partition("=")
         if flag in ("--config-dir", "-cd"):
             folders.append(Path(value or (rest.pop(0) if rest else ".")).absolute())
+            if not folders[-1].is_dir():
+                raise ConfigError(f"{flag}={folders[-1]}: expected a folder with configuration groups, found none")
         elif not argument.startswith("-"):
             found.append(argument)
     return [*found, search_path(folders)] if folders else found

@@ -50,7 +50,7 @@ def _missing_choice(match: re.Match[str]) -> str:
 
 def _missing_option(match: re.Match[str]) -> str:
     name = match.group(1)
-    if (new := renamed(name)) is not None:
+    if (new := renamed(name)) is not None:  # of a sweep that a yaml describes
         return f"{name} is now {new}: write {new}=..."
     if name in SAID_AS:
         return f"there is no option {name}: write {SAID_AS[name]}=..."
@@ -64,9 +64,25 @@ def _several_values(match: re.Match[str]) -> str:
     return f"{key}={values} has several values: add -m to run each of them, or write {key}=[{values}] for a list"
 
 
+def _no_name(match: re.Match[str]) -> str:
+    return f"a group is chosen by a name, such as net=mlp, not by a value ({match[1]}): --help lists the choices"
+
+
+def _added_choice(match: re.Match[str]) -> str:
+    group, choice = match.groups()
+    return f"+{group}={choice}: {group} has a choice already. Write {group}={choice}"
+
+
+def _missing_folder(match: re.Match[str]) -> str:
+    return f"--config-dir={match[1]}: expected a folder with configuration groups, found none"
+
+
 DESCRIPTIONS: dict[str, Callable[[re.Match[str]], str]] = {
     rf"Could not find 'hydra/(launcher|sweeper)/({'|'.join(EXTRAS)})'": _missing_plugin,
-    r"Could not find '(\w+)/(\S+)'": _missing_choice,
+    r"Could not find '(\w+)/([^'\s]*)'": _missing_choice,
+    r"Config group override must be a string or a list\. Got (\w+)": _no_name,
+    r"Multiple values for (\w+)\. To override a value use 'override \S+: ([^']+)'": _added_choice,
+    r"Additional config directory '(.+)' not found": _missing_folder,
     r"Could not override '(\S+?)'": _missing_option,
     r"Ambiguous value for argument '(\S+)=(\S+)'": _several_values,
 }

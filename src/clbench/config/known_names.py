@@ -32,10 +32,17 @@ def renamed(key: str) -> str | None:
     return None
 
 
+def refuse_renamed_key(key: str) -> None:
+    """Raise ConfigError if the option ``key`` that was typed is one of an earlier version."""
+    if (new := renamed(key)) is not None:
+        raise ConfigError(f"{key} is now {new}: write {new}=...")
+
+
 def refuse_renamed(cfg: DictConfig) -> None:
     """Raise ConfigError if a yaml of the user's has a key of an earlier version."""
+    absent = object()
     for old, new in RENAMED.items():
-        if "=" not in old and OmegaConf.select(cfg, old, default=None) is not None:
+        if "=" not in old and OmegaConf.select(cfg, old, default=absent) is not absent:
             raise ConfigError(f"{old} is now {new}: rename it in your yaml")
 
 

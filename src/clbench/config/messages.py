@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clbench.config.known_names import option_names
+from clbench.config.known_names import option_names, refuse_renamed_key
 from clbench.errors import ConfigError, Unstable
 
 WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -44,16 +44,17 @@ def errors_in_one_line(interrupted: Callable[[], str] = lambda: "stopped") -> It
         os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def reject_dashes(arguments: Sequence[str]) -> None:
-    """Say how an option is written to who typed it as most programs have it.
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Check how options are written, before anything is composed; of a sweep too.
 
     Raises:
-        ConfigError: an argument is ``--lam`` or ``--lam=10``.
+        ConfigError: an argument is ``--lam`` or ``--lam=10``, or an option of an earlier version, also after ``+`` and ``~``.
     """
     for argument in arguments:
         name, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and name in option_names():
             raise ConfigError(f"{argument}: options are written without dashes: {name}={value or '...'}")
+        refuse_renamed_key(name.lstrip("+~"))
 
 
 def stopped(folder: Path) -> str:

@@ -25,7 +25,7 @@ from clbench.experiment.checks import check_device, check_launch, check_precisio
 from clbench.experiment.describe import describe, flat, plan
 from clbench.experiment.launch import Launch
 from clbench.experiment.session import exclusive_run, open_run_folder, print_status, save_config, shared_first_task_of
-from clbench.metrics.registry import load_metrics
+from clbench.metrics.registry import add_metrics, load_metrics
 from clbench.runs.folder import FINISHED, learned
 from clbench.runs.objective import objective
 from clbench.training.loggers import LoggerContext
@@ -95,17 +95,21 @@ class Experiment:
         return self.earlier is not None and self.earlier["status"] == FINISHED
 
     def reuse(self) -> float | None:
-        """Return the objective of a finished run from its metrics.json."""
+        """Return the objective of a finished run from its metrics.json, to which metrics of the user's may be added."""
         assert self.earlier is not None
+        results = add_metrics(self.earlier, load_metrics(self.cfg.metrics.extra))
+        if added := sorted(results.keys() - self.earlier.keys()):
+            self.folder.write_metrics(results)
+            self.display.note(f"added to metrics.json: {', '.join(added)}")
         self.display.note(f"this run is complete, nothing to do: {self.folder.path}")
-        return objective(self.earlier, self.cfg.objective, self.cfg.metrics.extra)
+        return objective(results, self.cfg.objective)
 
     def build(self) -> None:
         """Build tasks, learner, strategy and loop, check that they fit together, and show what will run."""
         self.metrics = load_metrics(self.cfg.metrics.extra)
         self.sequence, self.learner, self.strategy = build(self.cfg)
         budget(self.cfg, 0, len(self.sequence))
-        objective(empty_results(self.sequence, self.metrics), self.cfg.objective, self.cfg.metrics.extra)
+        objective(empty_results(self.sequence, self.metrics), self.cfg.objective)
         # the net is described as it was built: the loop attaches the strategy, which may add parameters
         parts = (self.cfg, self.launch.choices, self.sequence, self.learner)
         self.about = describe(*parts) | {"config_hash": self.folder.config_hash}
@@ -162,7 +166,7 @@ class Experiment:
             self._end_in_sweep(f"{self.loop.tasks} of {len(self.sequence)} tasks")
             return None  # metrics.json has the metrics so far
         results = self.results(FINISHED)
-        value = objective(results, self.cfg.objective, self.cfg.metrics.extra)
+        value = objective(results, self.cfg.objective)
         if self.is_first_process:
             try:
                 self.save_plots(results)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import keyword
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from clbench.config.messages import errors_in_one_line
 from clbench.config.options import conf_dir
 from clbench.errors import ConfigError
+from clbench.metrics.extra import RESERVED
+from clbench.metrics.registry import BUILT_IN
 
 SKELETONS = Path(__file__).parent / "skeletons"
 KINDS = {
@@ -21,6 +24,10 @@ KINDS = {
     "metric": "metrics.extra=[NAME.NAME]",
 }
 """What can be written -> the option of ``clbench train`` that uses it."""
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+VALUES = ("true", "false", "null", "none", "nan", "inf")
+"""Names that Hydra or Python reads as a value."""
 
 
 def write(kind: str, name: str, folder: Path) -> list[Path]:
@@ -45,7 +52,10 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
         raise ConfigError(f"NAME={name}: expected a new name, but Python has a module {name} already. Try my_{name}.")
     class_name = "".join(part.capitalize() for part in name.split("_"))
     for file, skeleton in files.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--folder={folder}: expected a folder that can be written: {error.strerror}.") from error
         text = skeleton.read_text(encoding="utf-8").replace("CLASS", class_name).replace("NAME", name)
         file.write_text(text, encoding="utf-8")
     return list(files)
@@ -53,12 +63,16 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
 
 def check_name(kind: str, name: str) -> None:
     """Raise ConfigError if ``name`` is not a Python name in lower case, or one of clbench's own choices."""
-    if not name.isidentifier() or not name.islower() or keyword.iskeyword(name):
+    if not NAME.fullmatch(name) or keyword.iskeyword(name) or name in VALUES:
         near = "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")
-        remedy = f" Try {near}." if near.isidentifier() and not keyword.iskeyword(near) else ""
+        remedy = f" Try {near}." if NAME.fullmatch(near) and not keyword.iskeyword(near) and near not in VALUES else ""
         raise ConfigError(f"NAME={name}: expected a Python name in lower case, such as my_{kind}.{remedy}")
     if (conf_dir() / kind / f"{name}.yaml").is_file():
         raise ConfigError(f"NAME={name}: expected a new name, but clbench has {kind}={name} already. Try my_{name}.")
+    if kind == "metric" and name in (*BUILT_IN, *RESERVED):
+        raise ConfigError(
+            f"NAME={name}: expected a new name, but clbench has a metric or column {name}. Try my_{name}."
+        )
 
 
 def command_of(kind: str, name: str, folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -249,7 +250,30 @@ def summarize(
     computed = [metric for metric in metrics.values() if metric.function is not None]
     if not np.isfinite(r).all():
         return dict.fromkeys(metric.name for metric in computed)
-    return {metric.name: metric.compute(r, b, mid_task, shares_outputs) for metric in computed}
+    return {metric.name: _computed(metric, r, b, mid_task, shares_outputs) for metric in computed}
+
+
+def add_metrics(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """Return metrics.json of a finished run with those of ``metrics`` that it lacks, computed from its accuracies."""
+    missing = {name: metric for name, metric in metrics.items() if metric.function is not None and name not in results}
+    shares_outputs, validation = results["data"]["scenario"] == "domain", results["validation"]
+    initial = None if None in results["initial_accuracy"] else results["initial_accuracy"]
+    inside = [MidTaskEvaluation(**evaluation) for evaluation in results["within_tasks"]]
+    more = {"extra_metrics": results["extra_metrics"] | describe_extra(missing)}
+    if validation is not None:
+        of_validation = summarize(missing, validation["accuracy_matrix"], shares_outputs=shares_outputs)
+        more["validation"] = {**validation, **of_validation}
+    return {**results, **summarize(missing, results["accuracy_matrix"], initial, inside, shares_outputs), **more}
+
+
+def _computed(metric: Metric, *inputs: Any) -> float | None:
+    try:
+        return metric.compute(*inputs)
+    except Exception as error:
+        raise ConfigError(
+            f"metric {metric.name} fails on the accuracies of this run: {type(error).__name__}: {error}. Correct it or leave "
+            "it out, and rerun the same command to finish the run"
+        ) from error
 
 
 def describe_extra(metrics: Mapping[str, Metric]) -> dict[str, dict[str, object]]:

@@ -31,10 +31,9 @@ def format_interval(row: Any, name: str) -> str:
 
 
 def filled_metrics(rows: DataFrame, metrics: Iterable[Metric]) -> list[Metric]:
-    """Return the metrics that at least one row has, without those that are 0 in every row (bytes of rehearsal)."""
-    return [
-        metric for metric in metrics if rows[metric.name].notna().any() and not (rows[metric.name].fillna(0) == 0).all()
-    ]
+    """Return the metrics that at least one row has, without bytes that are 0 in every row (nothing is rehearsed)."""
+    filled = [metric for metric in metrics if rows[metric.name].notna().any()]
+    return [metric for metric in filled if metric.unit != "bytes" or rows[metric.name].any()]
 
 
 def find_best_setups(rows: DataFrame, metrics: Iterable[Metric]) -> dict[str, str]:
