@@ -3,7 +3,7 @@
 000: EWC on bit operations. 001: MAS. 002: EWC from MNIST to Fashion-MNIST. 004: EWC from MNIST to USPS. (003 is neuron
 calibration.) What else they need is shown where it belongs:
 
-- modes, buffers and random states are restored: tests/importance/test_side_effects.py
+- modes, buffers and random states are restored: tests/importance/test_preserve_state.py
 - the Bernoulli Fisher is p (1 - p) (dz/dtheta)^2, opposite gradients do not cancel in MAS, every importance equals a loop
   over examples and labels: tests/importance/test_exactness.py
 - lam = 0 is plain SGD (Adam, AdamW) bit for bit, state_dict restores importance and anchor: tests/strategies/test_penalty.py

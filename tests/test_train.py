@@ -19,6 +19,7 @@ from clbench.training.checkpointing import Checkpoints
 from clbench.training.early_stopping import EarlyStopping
 from clbench.training.evaluation import EXAMPLES, NLL, tally
 from tests.conftest import stopped_after, trainer
+from tests.data.test_presets import OFFLINE
 
 SHORT = ("epochs=1", "data.tasks=3", "net.hidden=[32]")
 GROUPS = ("strategy", "scenario", "net", "optimizer", "scheduler", "trainer", "logger", "data")
@@ -247,7 +248,7 @@ def test_every_yaml_composes_and_runs_a_batch(run, composed, group, choice):
     composed(f"{group}={choice}")
     if (group, choice) in {("trainer", "gpu"), ("trainer", "ddp")}:
         return  # need a GPU, or processes of their own: tests/training/test_processes.py
-    if group == "data" and "digits" not in choice:
+    if group == "data" and choice not in OFFLINE:
         return  # need data that is not here: test_every_data_set_runs_a_batch
     last = [] if group == "trainer" else ["+trainer.limit_train_batches=1"]
     last += ["samples=20"] if group == "net" else []
@@ -263,7 +264,7 @@ def standing_in(cfg):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data", [d for d in choices("data") if "digits" not in d and "bit" not in d])
+@pytest.mark.parametrize("data", [d for d in choices("data") if d not in OFFLINE])
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 def test_every_data_set_runs_a_batch(run, composed, real_data, data, scenario):
     short = ("epochs=1", "data.tasks=2", "+trainer.limit_train_batches=1", "samples=20")

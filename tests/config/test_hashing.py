@@ -138,6 +138,7 @@ def test_a_changed_default_needs_a_new_schema():
     assert then["schema"] == SCHEMA and SCHEMA in SCHEMA_CHANGES
     for name, options in then["declared"].items():
         assert {key: now[name].get(key) for key in options} == options, f"{name}.yaml: a default has changed"
+    assert then["declared"] == now, "new options are not recorded yet: run python -m tests.config.test_hashing"
 
 
 if __name__ == "__main__":
