@@ -74,7 +74,7 @@ def test_a_changed_configuration_is_never_mixed_with_what_lies_there(command, tm
     for rate in ("0.001", "0.01"):
         done = command("-m", "seed=0,1", f"lr={rate}", *SMALL, "output_dir=here")
         assert done.returncode == 0, done.stderr
-    assert "2 runs of other configurations lie there too, left alone" in done.stderr
+    assert "2 runs of other configurations are there too, left alone" in done.stderr
     assert len(metrics_of(tmp_path / "here")) == 4
     assert len({m["config_hash"] for m in metrics_of(tmp_path / "here").values()}) == 4
 

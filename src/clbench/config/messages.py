@@ -1,4 +1,4 @@
-"""What stands between a person and a run: errors in one line, and no messages that say nothing to the user."""
+"""Turn exceptions into one-line messages and silence Lightning's notices."""
 
 from __future__ import annotations
 

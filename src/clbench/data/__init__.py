@@ -1,4 +1,4 @@
-"""Data: sources, cuts of them into tasks, and the Lightning data modules that yield their batches."""
+"""Data: sources, their splits into tasks, and the Lightning data modules that yield their batches."""
 
 from clbench.data.batches import Batch, Batches
 from clbench.data.sequence import Task, TaskSequence, find_task, task_index, task_of

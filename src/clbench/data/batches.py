@@ -186,7 +186,7 @@ class Batches:
             yield Batch(torch.cat(x), torch.cat(y), self.parts[0].task if same_task else torch.cat(task))
 
     def _by_part(self, share: Tensor, starts: Tensor) -> list[Tensor]:
-        """The examples of each part among ``share_first_task``, numbered within the part, on its device."""
+        """The examples of each part among ``share``, numbered within the part, on its device."""
         of = torch.bucketize(share, starts[1:], right=True)
         return [(share[of == k] - starts[k]).to(part.rows.device) for k, part in enumerate(self.parts)]
 

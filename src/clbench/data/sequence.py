@@ -137,8 +137,8 @@ class TaskSequence:
 
     Args:
         source: one torchvision-like data set (a class or partial that takes ``train`` and ``download``), or several.
-        cut: how it becomes tasks: ``clbench.data.split``, ``permute`` or ``chain`` (or a partial of one).
-        tasks: how many; None is up to the cut.
+        split: how it becomes tasks: ``clbench.data.split``, ``permute`` or ``chain`` (or a partial of one).
+        tasks: how many; None is up to the split.
         scenario: which outputs compete; task-incremental if None.
         batch_size: training examples per step.
         validation: share of the training examples set aside, in [0, 1).
@@ -195,7 +195,7 @@ class TaskSequence:
         self.scenario.check(self.sizes)
         self.pixels.check(self.shape[0])
         self._moved: dict[tuple[int, torch.device], Images | Streamed] = {}
-        self._rows = {id(c.source): self._shuffled_rows(c.source) for c in self.definitions}
+        self._rows = {id(c.source): self._shuffled_examples(c.source) for c in self.definitions}
         self._parts = [self._task_parts(index) for index in range(len(self.definitions))]
         for index, parts in enumerate(self._parts):
             if not len(parts["train"]) or not len(parts["test"]):
@@ -251,12 +251,12 @@ class TaskSequence:
     def _seen_from(self, part: Part, after: int) -> Part:
         return replace(part, task=self.scenario.context(part.task, after))
 
-    def _shuffled_rows(self, source: Source) -> tuple[Tensor, Tensor]:
-        """Training and validation rows of a source: the same for every task cut from it."""
+    def _shuffled_examples(self, source: Source) -> tuple[Tensor, Tensor]:
+        """Return the indices of the training and validation examples of a source, the same for all of its tasks."""
         number = len(source.train.y)
         order = torch.randperm(number, generator=generator(self.seed, "validation"))
-        examples_of = round(number * self.validation)
-        return order[examples_of:].sort().values, order[:examples_of].sort().values
+        validation_size = round(number * self.validation)
+        return order[validation_size:].sort().values, order[:validation_size].sort().values
 
     def _numbers(self, examples_per_task: int | Sequence[int]) -> list[int]:
         tasks = len(self)

@@ -1,4 +1,4 @@
-"""Cuts: how one or more data sets become a sequence of tasks. A cut is a pure function of sources and a seed."""
+"""Splits: how one or more data sets become a sequence of tasks. A split is a pure function of sources and a seed."""
 
 from __future__ import annotations
 
@@ -188,8 +188,8 @@ def _at_least_one(tasks: int) -> int:
     return tasks
 
 
-def _one_source(cut: str, source: Source) -> None:
+def _one_source(split: str, source: Source) -> None:
     if isinstance(source, Sequence):
         raise DataError(
-            f"split={cut} takes one data set, source=... has {len(source)}. Use clbench.data.chain for several"
+            f"split={split} takes one data set, source=... has {len(source)}. Use clbench.data.chain for several"
         )

@@ -114,7 +114,7 @@ def shared_first_task_key(cfg: DictConfig, strategy: Strategy) -> str | None:
         strategy: that ``cfg.strategy`` describes.
 
     Returns:
-        Eight hex digits; None if it is not to share, or its first task ends nobody knows when (``patience``).
+        16 hex digits; None if it is not to share, or the length of its first task is not known in advance (``patience``).
     """
     if not cfg.share_first_task or cfg.patience is not None:
         return None

@@ -1,4 +1,4 @@
-"""checks: what cannot be trained, said before anything is."""
+"""Reject configurations that cannot be trained, before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is: for metrics.json, and in a few lines for a person."""
+"""Run metadata for metrics.json and the terminal."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 
 class Same(NamedTuple):
-    """A leaf that all rows of a batch share, such as the index of the task."""
+    """A leaf that all examples of a batch share, such as the index of the task."""
 
     value: Any
 
@@ -20,7 +20,7 @@ Example = tuple[list[Any], TreeSpec]
 """One example taken out of its batch: the leaves (tensors without the batch dimension) and the structure they had."""
 
 
-def _is_rows(leaf: Any) -> bool:
+def _has_examples(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0
 
 
@@ -30,7 +30,7 @@ def count(batch: Any) -> int:
     Raises:
         ValueError: there is no tensor in the batch, or the first dimensions differ.
     """
-    sizes = {leaf.shape[0] for leaf in tree_flatten(batch)[0] if _is_rows(leaf)}
+    sizes = {leaf.shape[0] for leaf in tree_flatten(batch)[0] if _has_examples(leaf)}
     if not sizes:
         raise ValueError(
             f"a batch of type {type(batch).__name__} holds no tensor with a batch dimension; "
@@ -46,12 +46,12 @@ def count(batch: Any) -> int:
 
 def shapes(batch: Any) -> tuple[Any, ...]:
     """What two batches must share to be of one kind: the shapes of a row of each tensor."""
-    return tuple(leaf.shape[1:] for leaf in tree_flatten(batch)[0] if _is_rows(leaf))
+    return tuple(leaf.shape[1:] for leaf in tree_flatten(batch)[0] if _has_examples(leaf))
 
 
 def take(batch: Any, index: slice | Tensor) -> Any:
-    """The rows ``index`` of every tensor; leaves that are no rows pass through."""
-    return tree_map(lambda leaf: leaf[index] if _is_rows(leaf) else leaf, batch)
+    """The examples ``index`` of every tensor; other leaves pass through."""
+    return tree_map(lambda leaf: leaf[index] if _has_examples(leaf) else leaf, batch)
 
 
 def merged(batches: Iterable[Any], size: int) -> Iterator[Any]:
@@ -67,7 +67,7 @@ def merged(batches: Iterable[Any], size: int) -> Iterator[Any]:
             held, examples = [], 0
         examples += count(batch)
         waits = examples < size
-        held.append(tree_map(lambda leaf: leaf.clone() if _is_rows(leaf) else leaf, batch) if waits else batch)
+        held.append(tree_map(lambda leaf: leaf.clone() if _has_examples(leaf) else leaf, batch) if waits else batch)
         if not waits:
             yield _joined(held)
             held, examples = [], 0
@@ -76,11 +76,11 @@ def merged(batches: Iterable[Any], size: int) -> Iterator[Any]:
 
 
 def _joins(a: Any, b: Any) -> bool:
-    """Same structure, rows of the same shape, and equal plain values; what cannot be compared safely does not join."""
+    """Same structure, examples of the same shape, and equal plain values; what cannot be compared safely does not join."""
     (left, one), (right, other) = tree_flatten(a), tree_flatten(b)
 
     def same(x: Any, y: Any) -> bool:
-        if _is_rows(x) and _is_rows(y):
+        if _has_examples(x) and _has_examples(y):
             return bool(x.shape[1:] == y.shape[1:] and x.dtype == y.dtype and x.device == y.device)
         return type(x) is type(y) and (x is None or (isinstance(x, int | float | str) and x == y))
 
@@ -91,7 +91,7 @@ def _joined(many: list[Any]) -> Any:
     if len(many) == 1:
         return many[0]
     columns = zip(*(tree_flatten(batch)[0] for batch in many), strict=True)
-    leaves = [torch.cat(column) if _is_rows(column[0]) else column[0] for column in columns]
+    leaves = [torch.cat(column) if _has_examples(column[0]) else column[0] for column in columns]
     return tree_unflatten(leaves, tree_flatten(many[0])[1])
 
 
@@ -108,14 +108,14 @@ def moved(batch: Any, device: torch.device) -> Any:
 
 
 def split_examples(batch: Any, which: Sequence[int]) -> Iterator[Example]:
-    """Copies of single rows, so that keeping one does not keep its whole batch alive."""
+    """Copies of single examples, so that keeping one does not keep its whole batch alive."""
     leaves, spec = tree_flatten(batch)
     for i in which:
-        yield [leaf[i].clone() if _is_rows(leaf) else Same(leaf) for leaf in leaves], spec
+        yield [leaf[i].clone() if _has_examples(leaf) else Same(leaf) for leaf in leaves], spec
 
 
 def stacked(many: Sequence[Example], size: int) -> Iterator[Any]:
-    """Batches of at most ``size`` rows, in the order of ``many``; a row of another shape or structure begins a new one."""
+    """Batches of at most ``size`` examples, in the order of ``many``; another shape or structure begins a new one."""
     start = 0
     for stop in range(1, len(many) + 1):
         if stop == len(many) or stop - start == size or not _alike(many[start], many[stop]):
@@ -188,7 +188,7 @@ def subsample(batches: Iterable[Any], samples: int | None, seed: int) -> Iterato
 
 
 def _smallest_keys(counted: Counted, samples: int, seed: int) -> list[Example]:
-    """The rows with the ``samples`` smallest keys, in the order of their positions."""
+    """The examples with the ``samples`` smallest keys, in the order of their positions."""
     generator = torch.Generator().manual_seed(seed)
     keys = torch.empty(0, dtype=torch.float64)
     positions = torch.empty(0, dtype=torch.int64)

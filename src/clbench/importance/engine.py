@@ -36,7 +36,7 @@ def budgets(device: torch.device) -> tuple[int, int]:
     return CPU_FORWARD, CPU_INNER
 
 
-Size = Callable[..., Tensor]
+SquareOrAbs = Callable[..., Tensor]
 """torch.square or torch.abs."""
 
 BLOCK = 16
@@ -49,18 +49,20 @@ SMALL = 64
 class Engine:
     """Measures one module; used inside ``preserve_state``.
 
-    Per batch: one forward pass, one backward pass per column of ``seeds`` that computes gradients at the outputs of the
-    layers only, and then each layer's closed form. What has no closed form goes through ``general``.
+    Per batch: one forward pass, one backward pass per column of ``output_gradients`` that computes gradients at the outputs
+    of the layers only, and then each layer's closed form. What has no closed form goes through ``general``.
 
     Args:
         module: any module, in evaluation mode.
-        seeds: the gradients at the outputs, K columns per example.
-        size: elementwise function of a gradient, summed over K.
+        output_gradients: the gradients at the outputs, K columns per example.
+        square_or_abs: elementwise function of a gradient, summed over K.
         options: its ``outputs``, ``chunk`` and ``error``, for which the squares of each example's value are summed too.
     """
 
-    def __init__(self, module: nn.Module, seeds: OutputGradients, size: Size, options: Measurement) -> None:
-        self.module, self.seeds, self.size = module, seeds, size
+    def __init__(
+        self, module: nn.Module, output_gradients: OutputGradients, square_or_abs: SquareOrAbs, options: Measurement
+    ) -> None:
+        self.module, self.output_gradients, self.square_or_abs = module, output_gradients, square_or_abs
         self.outputs, self.chunk = options.outputs, options.chunk
         self.params = trainable(module)
         if not self.params:
@@ -72,7 +74,7 @@ class Engine:
         self.forward_budget, self.inner_budget = budgets(self.device)
         self.measured = Measured(module, options.outputs)
         self.general = General(self.measured, self.forward_budget)
-        self.moments = ExampleStatistics(self.params, second=options.error)
+        self.statistics = ExampleStatistics(self.params, second=options.error)
         self.probes: dict[Any, Probe] = {}
 
     def run(self, batches: Iterable[Any]) -> ExampleStatistics:
@@ -86,7 +88,7 @@ class Engine:
                 for i in range(pieces):
                     piece = take(batch, slice(i * n // pieces, (i + 1) * n // pieces)) if pieces > 1 else batch
                     self._add(recorder, piece, probed)
-        return self.moments
+        return self.statistics
 
     def _probe(self, recorder: Recorder, batch: Any) -> Probe:
         """Look at a batch of this kind, once; of a single example one cannot tell rows from anything else, nor need one."""
@@ -100,7 +102,7 @@ class Engine:
 
     def _chunk(self, probed: Probe, n: int) -> int:
         """Examples per forward pass."""
-        held = 1 if self.moments.second is None else self.seeds.count(probed.width)
+        held = 1 if self.statistics.second is None else self.output_gradients.count(probed.width)
         each = 2 * probed.saved + held * probed.edges
         return max(1, min(n, self.chunk or n, self.forward_budget // max(1, each)))
 
@@ -111,7 +113,7 @@ class Engine:
         check_differentiable(z)
         todo = plan(z, calls, self.names, n, probed.excluded)
         wide = z.detach().to(torch.promote_types(z.dtype, torch.float32))
-        columns = (v.to(z.dtype) for v in self.seeds.columns(wide, y))
+        columns = (v.to(z.dtype) for v in self.output_gradients.columns(wide, y))
         block = self._block(probed, n, z.shape[1])
         while some := list(islice(columns, block)):
             self._closed(z, todo.closed, some)
@@ -119,13 +121,13 @@ class Engine:
                 params = {name: self.params[name] for name in todo.general}
                 for grads in self.general(params, batch, torch.stack(some, 1), probed.saved):
                     for name, g in grads.items():
-                        self.moments.add(name, self.size(_wide(g)))
-        self.moments.examples += n
+                        self.statistics.add(name, self.square_or_abs(_wide(g)))
+        self.statistics.examples += n
 
     def _block(self, probed: Probe, n: int, c: int) -> int:
         """Columns at a time: all of them for standard errors, else as many as the memory holds."""
-        if self.moments.second is not None:
-            return max(1, self.seeds.count(c))
+        if self.statistics.second is not None:
+            return max(1, self.output_gradients.count(c))
         return max(1, min(BLOCK, self.forward_budget // max(1, n * probed.edges)))
 
     def _closed(self, z: Tensor, todo: list[tuple[Call, dict[str, str]]], columns: list[Tensor]) -> None:
@@ -142,24 +144,24 @@ class Engine:
         layer, a = call.layer, call.input
         kind = form_of(layer)
         if kind is nn.Embedding:
-            self.moments.add_rows(own["weight"], *embedding(layer, a, _wide(torch.stack(g, 1)), self.size))  # type: ignore[arg-type]
+            self.statistics.add_rows(own["weight"], *embedding(layer, a, _wide(torch.stack(g, 1)), self.square_or_abs))  # type: ignore[arg-type]
             return
         a = _wide(a)
         if kind is nn.Linear and a.dim() == 2:
-            left = self.size(_wide(g[0]))
+            left = self.square_or_abs(_wide(g[0]))
             for more in g[1:]:
-                _add(left, _wide(more), self.size)
+                _add(left, _wide(more), self.square_or_abs)
             if "weight" in own:
-                self.moments.add_outer(own["weight"], left, self.size(a))
+                self.statistics.add_outer(own["weight"], left, self.square_or_abs(a))
             if "bias" in own:
-                self.moments.add(own["bias"], left.unsqueeze(1))
+                self.statistics.add(own["bias"], left.unsqueeze(1))
             return
         form = FORMS[kind]  # type: ignore[index]
         for piece in _pieces(a, g, sum(self.params[name].numel() for name in own.values()), self.inner_budget):
             some = [_wide(column[piece]) for column in g]
             gradients = form(layer, a[piece], torch.stack(some, 1) if len(some) > 1 else some[0].unsqueeze(1), set(own))
             for local, gradient in gradients.items():
-                self.moments.add(own[local], self.size(gradient, out=gradient))
+                self.statistics.add(own[local], self.square_or_abs(gradient, out=gradient))
 
 
 def _pieces(a: Tensor, g: tuple[Tensor, ...], numel: int, budget: int) -> Iterator[slice]:
@@ -171,9 +173,9 @@ def _pieces(a: Tensor, g: tuple[Tensor, ...], numel: int, budget: int) -> Iterat
         yield slice(start, start + size)
 
 
-def _add(total: Tensor, g: Tensor, size: Size) -> Tensor:
-    """Add size(g) to ``total`` in place, in one pass over the memory for squares."""
-    return total.addcmul_(g, g) if size is torch.square else total.add_(size(g))
+def _add(total: Tensor, g: Tensor, square_or_abs: SquareOrAbs) -> Tensor:
+    """Add square_or_abs(g) to ``total`` in place, in one pass over the memory for squares."""
+    return total.addcmul_(g, g) if square_or_abs is torch.square else total.add_(square_or_abs(g))
 
 
 def _wide(t: Tensor) -> Tensor:

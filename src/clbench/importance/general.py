@@ -45,8 +45,8 @@ class Measured(nn.Module):
         return result
 
 
-def by_vmap(measured: Measured, params: Params, batch: Any, seeds: Tensor) -> Params:
-    """Gradients (n, K, *shape) of ``seeds[n, k] . outputs[n]``, seeds (n, K, C), traced once for all examples."""
+def by_vmap(measured: Measured, params: Params, batch: Any, output_gradients: Tensor) -> Params:
+    """Gradients (n, K, *shape) of ``output_gradients[n, k] . outputs[n]`` with respect to params, traced once."""
     leaves, spec = tree_flatten(batch)
     dims = [0 if isinstance(leaf, Tensor) and leaf.dim() > 0 else None for leaf in leaves]
     mapped = [leaf for leaf, dim in zip(leaves, dims, strict=True) if dim == 0]
@@ -63,18 +63,19 @@ def by_vmap(measured: Measured, params: Params, batch: Any, seeds: Tensor) -> Pa
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        out: Params = vmap(one)(seeds, *mapped)
+        out: Params = vmap(one)(output_gradients, *mapped)
     return out
 
 
-def by_loop(measured: Measured, params: Params, batch: Any, seeds: Tensor) -> Params:
+def by_loop(measured: Measured, params: Params, batch: Any, output_gradients: Tensor) -> Params:
     """The same, one example at a time; for modules that torch.func cannot trace."""
     per_example = []
-    for i in range(len(seeds)):
+    for i in range(len(output_gradients)):
         leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
         z = measured.with_params(leaves, take(batch, slice(i, i + 1)))[0][0]
         grads = [
-            torch.autograd.grad(z, list(leaves.values()), v, retain_graph=True, allow_unused=True) for v in seeds[i]
+            torch.autograd.grad(z, list(leaves.values()), v, retain_graph=True, allow_unused=True)
+            for v in output_gradients[i]
         ]
         per_example.append(
             [
@@ -93,28 +94,28 @@ class General:
         self.budget = budget
         self.traceable = True
 
-    def __call__(self, params: Params, batch: Any, seeds: Tensor, footprint: int) -> Iterator[Params]:
+    def __call__(self, params: Params, batch: Any, output_gradients: Tensor, footprint: int) -> Iterator[Params]:
         """Gradients (m, K, *shape) of successive pieces of m examples.
 
         Args:
             params: the parameters to differentiate by.
             batch: n examples.
-            seeds: (n, K, C).
+            output_gradients: (n, K, C).
             footprint: bytes that the forward pass of one example keeps.
         """
-        k = seeds.shape[1]
+        k = output_gradients.shape[1]
         each = 2 * (k + 1) * sum(p.numel() * max(4, p.element_size()) for p in params.values()) + (k + 1) * footprint
         size = max(1, self.budget // each)
-        for start in range(0, len(seeds), size):
+        for start in range(0, len(output_gradients), size):
             piece = slice(start, start + size)
-            yield self._gradients(params, take(batch, piece), seeds[piece])
+            yield self._gradients(params, take(batch, piece), output_gradients[piece])
 
-    def _gradients(self, params: Params, batch: Any, seeds: Tensor) -> Params:
+    def _gradients(self, params: Params, batch: Any, output_gradients: Tensor) -> Params:
         if self.traceable:
             try:
-                return by_vmap(self.measured, {n: p.detach() for n, p in params.items()}, batch, seeds)
+                return by_vmap(self.measured, {n: p.detach() for n, p in params.items()}, batch, output_gradients)
             except torch.OutOfMemoryError:
                 raise
             except Exception:  # torch.func raises many types for what it cannot trace; a true error comes again below
                 self.traceable = False
-        return by_loop(self.measured, params, batch, seeds)
+        return by_loop(self.measured, params, batch, output_gradients)

@@ -1,4 +1,4 @@
-"""Which labels the Fisher takes its expectation over: every combination of ``labels`` and ``loss`` as Seeds."""
+"""Which labels the Fisher takes its expectation over: every combination of ``labels`` and ``loss`` as output gradients."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_options(*, labels: str, loss: str, fisher_batch: int, label_samples: i
 
 
 def output_gradients_for(labels: str, loss: str, label_samples: int, seed: int) -> tuple[OutputGradients, TargetCheck]:
-    """Seeds of the Fisher, and the check of the targets whose ``finish`` is to be called at the end."""
+    """Output gradients of the Fisher, and the check of the targets whose ``finish`` is to be called at the end."""
     check = TargetCheck(loss)
     if labels == "exact":
         counts = {"cross_entropy": lambda c: c - 1, "binary_cross_entropy": lambda c: 1, "mse": lambda c: c}

@@ -162,7 +162,7 @@ def mas_local(
         local = Local(module, outputs, chunk)
         for batch in subsample(batches, samples, seed):
             local.add(batch)
-        return finite(local.moments.mean())
+        return finite(local.statistics.mean())
 
 
 class Local:
@@ -184,7 +184,7 @@ class Local:
             )
         self.device = next(iter(params.values())).device
         self.forward_budget, self.inner_budget = budgets(self.device)
-        self.moments = ExampleStatistics(params, second=False)
+        self.statistics = ExampleStatistics(params, second=False)
         self.each = 0  # bytes that an example takes
 
     def add(self, batch: Any) -> None:
@@ -217,7 +217,7 @@ class Local:
             z, _ = self.outputs(self.module, batch)
         following.end(z)
         self.each = max(1, held // n)
-        self.moments.examples += n
+        self.statistics.examples += n
 
     def _check(self, layer: nn.Module, a: Tensor, n: int, done: set[str]) -> None:
         """Raise ValueError if a parameter of the layer is among those ``done``, or the rows of its input are not examples."""
@@ -239,16 +239,16 @@ class Local:
         if kind is nn.Linear and a.dim() == 2:
             g = g.abs()
             if "weight" in own:
-                self.moments.add_outer(own["weight"], g, a.abs())
+                self.statistics.add_outer(own["weight"], g, a.abs())
             if "bias" in own:
-                self.moments.add(own["bias"], g.unsqueeze(1))
+                self.statistics.add(own["bias"], g.unsqueeze(1))
             return
         numel = sum(p.numel() for p in layer.parameters(recurse=False))
         each = a.element_size() * (numel + g[0].numel() + 9 * a[0].numel())  # nine: the patches of a 3x3 kernel
         size = max(1, self.inner_budget // each)
         for some, posts in zip(a.split(size), g.split(size), strict=True):
             for local, value in FORMS[kind](layer, some, posts.unsqueeze(1), set(own)).items():  # type: ignore[index]
-                self.moments.add(own[local], value.abs())
+                self.statistics.add(own[local], value.abs())
 
 
 def _wide(t: Tensor) -> Tensor:

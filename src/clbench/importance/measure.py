@@ -1,4 +1,4 @@
-"""The steps that every importance shares: draw the examples, measure undisturbed, check the result."""
+"""The steps that every importance shares: draw the examples, measure inside ``preserve_state``, check the result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from clbench.params import Params, trainable
 def grouped(
     module: nn.Module,
     batches: Iterable[Any],
-    seeds: OutputGradients,
+    output_gradients: OutputGradients,
     square_or_abs: Callable[[Tensor], Tensor],
     options: Measurement,
 ) -> ExampleStatistics:
@@ -47,19 +47,19 @@ def grouped(
     keys = torch.rand(len(examples), generator=torch.Generator().manual_seed(options.seed), dtype=torch.float64)
     order = keys.argsort(stable=True).tolist()
     leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    moments = ExampleStatistics(params, second=False)
+    statistics = ExampleStatistics(params, second=False)
     for start in range(0, len(order), options.fisher_batch):
         group = [examples[i] for i in order[start : start + options.fisher_batch]]
-        sums = _column_sums(measured, leaves, stacked(group, options.chunk or len(group)), seeds)
+        sums = _column_sums(measured, leaves, stacked(group, options.chunk or len(group)), output_gradients)
         for column in sums:
             for name, total in column.items():
-                moments.first[name] += len(group) * square_or_abs(total / len(group))
-        moments.examples += len(group)
-    return moments
+                statistics.first[name] += len(group) * square_or_abs(total / len(group))
+        statistics.examples += len(group)
+    return statistics
 
 
 def _column_sums(
-    measured: Measured, leaves: Params, batches: Iterable[Any], seeds: OutputGradients
+    measured: Measured, leaves: Params, batches: Iterable[Any], output_gradients: OutputGradients
 ) -> list[dict[str, Tensor]]:
     """Return sum_n J_n^T v_k of each parameter in ``leaves`` over all examples of ``batches``, for each column k."""
     device = next(iter(leaves.values())).device
@@ -70,7 +70,7 @@ def _column_sums(
         check_outputs(z, count(batch))
         check_differentiable(z)
         wide = z.detach().to(torch.promote_types(z.dtype, torch.float32))
-        for k, v in enumerate(seeds.columns(wide, y)):
+        for k, v in enumerate(output_gradients.columns(wide, y)):
             if k == len(sums):
                 sums.append({name: _zeros(p) for name, p in leaves.items()})
             grads = torch.autograd.grad(z, list(leaves.values()), v.to(z.dtype), retain_graph=True, allow_unused=True)
@@ -88,7 +88,7 @@ def _zeros(p: Tensor) -> Tensor:
 def measure(
     module: nn.Module,
     batches: Iterable[Any],
-    seeds: OutputGradients,
+    output_gradients: OutputGradients,
     square_or_abs: Callable[[Tensor], Tensor],
     options: Measurement,
 ) -> tuple[Params, Params]:
@@ -101,10 +101,10 @@ def measure(
     with preserve_state(module):
         used = subsample(counted, options.samples, options.seed)
         if options.fisher_batch > 1:
-            moments = grouped(module, used, seeds, square_or_abs, options)
+            statistics = grouped(module, used, output_gradients, square_or_abs, options)
         else:
-            moments = Engine(module, seeds, square_or_abs, options).run(used)
-        return finite(moments.mean()), moments.standard_error(counted.total) if options.error else {}
+            statistics = Engine(module, output_gradients, square_or_abs, options).run(used)
+        return finite(statistics.mean()), statistics.standard_error(counted.total) if options.error else {}
 
 
 def finite(importance: Params) -> Params:

@@ -57,7 +57,7 @@ def module_body(
     Args:
         shape: of one input; not passed on.
         module: makes it, for example ``partial(MyBody, width=3)``.
-        without: name of a part to be replaced by the identity, for example the final classifier ``fc``.
+        drop_layer: name of a part to be replaced by the identity, for example the final classifier ``fc``.
         flatten: what it gives is flattened to (N, features).
 
     Raises:

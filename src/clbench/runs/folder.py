@@ -54,7 +54,7 @@ def alone(folder: Path, name: str, remedy: str) -> Iterator[None]:
 class RunFolder:
     """``metrics.json``, ``accuracy_matrix.csv`` and ``checkpoints/`` of one run.
 
-    ``task_<t>.ckpt`` is the boundary checkpoint after task t, ``mid_task_<t>.ckpt`` the newest one inside task t while it is
+    ``task_<t>.ckpt`` is the task checkpoint after task t, ``mid_task_<t>.ckpt`` the newest one inside task t while it is
     learned. What a process that was killed left half-written is removed.
 
     Args:
@@ -127,7 +127,7 @@ class RunFolder:
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """The boundary checkpoints of a run by task, in order."""
+    """The task checkpoints of a run by task, in order."""
     files = (folder / "checkpoints").glob("task_*.ckpt")
     return dict(sorted((int(file.stem.removeprefix("task_")), file) for file in files))
 

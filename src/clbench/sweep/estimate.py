@@ -78,7 +78,7 @@ def time_trial(run: PlannedRun) -> CostEstimate:
     cfg, began = run.cfg, perf_counter()
     torch.set_num_threads(cfg.threads or 1)
     sequence, learner, strategy = build(cfg)
-    module_body = perf_counter() - began
+    build_seconds = perf_counter() - began
     tasks = len(sequence)
     limits = [budget(cfg, index, tasks) for index in range(tasks)]
     learned = [strategy.training_data(sequence, index) for index in range(tasks)]
@@ -104,7 +104,7 @@ def time_trial(run: PlannedRun) -> CostEstimate:
     evaluations = (tasks + 1) / 2  # two were timed, before and after the first task
     step = seconds["train"] / few
     return CostEstimate(
-        module_body + step * steps + seconds["importance"] * tasks + seconds["evaluation"] * evaluations,
+        build_seconds + step * steps + seconds["importance"] * tasks + seconds["evaluation"] * evaluations,
         step * in_first,
         kept * (tasks if cfg.checkpoints == "all" else 1),
         None,

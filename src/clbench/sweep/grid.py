@@ -1,4 +1,4 @@
-"""Cells of a sweep: each a configuration of its own, with a folder that is the same whenever the sweep is started."""
+"""The runs of a sweep: each has a configuration and a folder that stays the same whenever the sweep is started."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ def run_labels(runs: Sequence[PlannedRun]) -> dict[str, str]:
     return said
 
 
-def stable_folder(fixed: DictConfig, varied_keys: Sequence[str]) -> Path:
-    """Where a sweep lies for which no folder was said: the same for the same command, also with more values of a key.
+def stable_folder(fixed: DictConfig, varied: Sequence[str]) -> Path:
+    """Return the folder of a sweep for which none was given: the same for the same command, also with more values of a key.
 
     Args:
         fixed: the configuration without what is varied.
@@ -135,7 +135,7 @@ def stable_folder(fixed: DictConfig, varied_keys: Sequence[str]) -> Path:
     OmegaConf.set_readonly(fixed, False)
     OmegaConf.set_struct(fixed, False)
     choices = fixed.pop("hydra").runtime.choices
-    keys = sorted(varied_keys)
+    keys = sorted(varied)
     digest = hashlib.sha256(f"{config_hash(fixed, choices)} {keys}".encode()).hexdigest()[:8]
     label = re.sub(r"[^\w-]", "", "_".join(key.rpartition(".")[2] for key in keys))[:50] or "runs"
     return Path("outputs/sweeps") / f"{label}-{digest}"

@@ -64,7 +64,7 @@ def announce(plan: SweepPlan) -> None:
             f"{done} are done and not run again, {begun} resume where they stopped, {len(to_do) - begun} are new"
         )
     if foreign := count_other_runs(plan.folder, plan.runs):
-        what = "run of another configuration lies" if foreign == 1 else "runs of other configurations lie"
+        what = "run of another configuration is" if foreign == 1 else "runs of other configurations are"
         lines.append(f"{foreign} {what} there too, left alone")
     print("\n".join(lines), file=sys.stderr)
     if len(to_do) >= MANY or (to_do and to_do[0].cfg.dry_run):

@@ -16,7 +16,7 @@ from clbench.sweep.grid import PlannedRun
 
 
 class LamResult(NamedTuple):
-    """Cells that differ in their seed only, and what became of them on the first tasks.
+    """Runs that differ in their seed only, and their result on the first tasks.
 
     Attributes:
         runs: the runs.
@@ -42,7 +42,7 @@ def check_selection(runs: Sequence[PlannedRun], tasks: int) -> None:
 
 
 def lam_groups(runs: Sequence[PlannedRun]) -> list[list[list[PlannedRun]]]:
-    """Cells that differ in lam and seed only, by lam; of each such group one lam is to be chosen."""
+    """Return the runs that differ in lam and seed only, by lam; of each such group one lam is to be chosen."""
     groups: dict[str, dict[Any, list[PlannedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         groups[run.kind][run.cfg.lam].append(run)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class GridSweeper(BasicSweeper):
     """Hydra's grid sweeper over a stable folder.
 
-    Cells that differ only in an option their strategy does not have run once. A run has a folder named by its
+    Runs that differ only in an option their strategy does not have are one run. A run has a folder named by its
     configuration, so the same command again runs only what is missing, and resumes runs that were stopped.
     """
 
@@ -128,9 +128,9 @@ class GridSweeper(BasicSweeper):
         assert isinstance(usual, dict)
         if said["output_dir"] != usual["output_dir"] or said["hydra"]["sweep"]["dir"] != usual["hydra"]["sweep"]["dir"]:
             return Path(self.config.hydra.sweep.dir)
-        varied_keys = [o.is_sweep_override() or o.get_key_element() in self.params for o in asked]
-        keys = [o.get_key_element() for o, many in zip(asked, varied_keys, strict=True) if many]
-        fixed = [o.input_line or "" for o, many in zip(asked, varied_keys, strict=True) if not many]
+        is_varied = [o.is_sweep_override() or o.get_key_element() in self.params for o in asked]
+        keys = [o.get_key_element() for o, many in zip(asked, is_varied, strict=True) if many]
+        fixed = [o.input_line or "" for o, many in zip(asked, is_varied, strict=True) if not many]
         return stable_folder(self._composed(fixed), keys)
 
     def _asked(self, arguments: Sequence[str]) -> list[Override]:

@@ -1,4 +1,4 @@
-"""MidTask: a callback that writes checkpoints inside tasks, from which a run resumes as if it had not been stopped."""
+"""A callback that writes checkpoints inside tasks, from which a run resumes as if it had not been stopped."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Checkpoints:
 
 
 class MidTaskCheckpoint(L.Callback):
-    """Keeps the newest checkpoint of the task that is learned, and takes part in a prefix. Comes last in the list of callbacks.
+    """Keeps the newest checkpoint of the task that is learned, and forks runs from a shared first task. Runs last.
 
     A checkpoint is Lightning's, of the learner, the optimiser, the loops and every callback, and with it under ``run`` the
     random states, the seconds and whose it is. It is written right after an optimiser step, but not after the last of an
@@ -109,10 +109,10 @@ class MidTaskCheckpoint(L.Callback):
         folder: of the run, where the newest checkpoint lies.
         seconds: of the run.
         every: steps between two checkpoints; None = none are kept.
-        prefix: what is shared of the first task; None = nothing.
+        shared_first_task: what is shared of the first task; None = nothing.
 
     Attributes:
-        shared: the key of the prefix that the run has trained or was forked from.
+        shared: the key of the shared first task that the run has trained or was forked from.
 
     Raises:
         ConfigError: ``every`` below 1, or with a folder that keeps no checkpoints.

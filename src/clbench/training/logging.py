@@ -1,4 +1,4 @@
-"""Logs: a callback that sends a run to Lightning loggers: losses on a step that never goes back, metrics on a task axis."""
+"""LoggingCallback sends a run to Lightning loggers: losses on a step that never goes back, metrics on a task axis."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Dashboard(Logger):
 
 
 class LoggingCallback(L.Callback):
-    """The loss, its parts, the penalty and gradients every ``every`` steps; metrics after each task. The last of the callbacks.
+    """The loss, its parts, the penalty and gradients every ``every`` steps; metrics after each task.
 
     ``train/``: ``loss`` and its parts (``task_loss``, ...), ``penalty`` and ``penalty_ratio`` (over the task loss),
     ``loss_gradient`` and ``penalty_gradient`` (norms, before clipping) and ``gradient_ratio``. After each task, on the axis

@@ -227,7 +227,7 @@ def empty_results(sequence: TaskSequence, metrics: Mapping[str, Metric] | None =
 
 
 def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None:
-    """Bring ``learner`` and ``strategy``, attached to their sequence, to a boundary checkpoint."""
+    """Bring ``learner`` and ``strategy``, attached to their sequence, to a task checkpoint."""
     learner.load_state_dict(state["learner"])
     learner.optimizer_state = state["optimizer"]
     strategy.load_state_dict(state["strategy"])

@@ -1,4 +1,4 @@
-"""Prefix: what runs of a sweep have in common, the first task up to its last step, trained once."""
+"""The shared first task: what runs of a sweep have in common, the first task up to its last step, trained once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clbench.runs.folder import remove_parts
 
 
 class SharedFirstTask:
-    """A checkpoint inside the first task from which several runs go on, and the lock of the one that trains it.
+    """A checkpoint inside the first task from which several runs continue, and the lock of the one that trains it.
 
     The system takes the lock from a process that ends, however it ends, so nobody waits for one that was killed.
 

@@ -1,4 +1,4 @@
-"""Seconds: where the time of a run went, over all processes that worked on it."""
+"""Stopwatch: where the time of a run went, over all processes that worked on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Stopwatch:
         evaluation: whose ``seconds`` are those of evaluation.
 
     Attributes:
-        shared: of all these seconds, those of a prefix that another run of the sweep trained.
+        shared: of all these seconds, those of a shared first task that another run of the sweep trained.
     """
 
     def __init__(self, strategy: Strategy, evaluation: Evaluation) -> None:
