@@ -89,7 +89,7 @@ class PenaltyMonitor(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         state = self._state()
-        if state is None or state.strength == 0 or self._strategy is None:
+        if state is None or state.lam == 0 or self._strategy is None:
             return
         self._steps += 1
         if self._steps % self._interval == 0:
