@@ -7,13 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from hypothesis import settings
 from omegaconf import DictConfig
 
 import clbench
@@ -22,6 +23,15 @@ from clbench.config.messages import silence_lightning
 from tests.forked import type_command
 
 Run = Callable[..., dict[str, Any]]
+
+settings.register_profile("development", max_examples=10, deadline=None)
+settings.register_profile("ci", max_examples=60, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "development"))
+
+
+def others_slow(values: Iterable[Any], *fast: Any) -> list[Any]:
+    """Return ``values`` as parameters of a test, of which all but ``fast`` run in the slow tier."""
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @pytest.fixture(autouse=True, scope="session")

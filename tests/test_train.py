@@ -18,7 +18,7 @@ from clbench.runs.folder import RunFolder
 from clbench.training.checkpointing import Checkpoints
 from clbench.training.early_stopping import EarlyStopping
 from clbench.training.evaluation import EXAMPLES, NLL, tally
-from tests.conftest import stopped_after, trainer
+from tests.conftest import others_slow, stopped_after, trainer
 from tests.data.test_presets import OFFLINE
 
 SHORT = ("epochs=1", "data.tasks=3", "net.hidden=[32]")
@@ -135,7 +135,7 @@ def test_lam_0_is_fine_tuning_bit_for_bit(run):
         assert run(*options, f"strategy={name}", "lam=0", folder=name)["accuracy_matrix"] == plain["accuracy_matrix"]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", others_slow(STRATEGIES, "ewc", "derpp"))
 def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tmp_path, strategy):
     options = (*SHORT, f"strategy={strategy}", "net.dropout=0.3", "optimizer.reset=false", "net.batch_norm=true")
     whole = run(*options, folder="whole")
@@ -251,7 +251,7 @@ def test_every_yaml_composes_and_runs_a_batch(run, composed, group, choice):
     if group == "data" and choice not in OFFLINE:
         return  # need data that is not here: test_every_data_set_runs_a_batch
     last = [] if group == "trainer" else ["+trainer.limit_train_batches=1"]
-    last += ["samples=20"] if group == "net" else []
+    last += ["samples=2"] if group == "net" else []
     assert run(f"{group}={choice}", "epochs=1", "data.tasks=2", *last)["status"] == "complete"
 
 

@@ -99,6 +99,7 @@ def hashes_of(root: Path) -> list[list[str]]:
     return [line.split() for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_new_option_and_a_class_that_moves_change_no_hash_and_a_new_schema_changes_all(tmp_path):
     folders = {"src/clbench": Path(clbench.__file__).parent, "conf": conf_dir(), "tests": ROOT / "tests"}
     for name, folder in folders.items():

@@ -19,7 +19,7 @@ from tests.importance.nets import N, batched, build
 from tests.importance.test_exactness import close
 
 seeds = st.integers(0, 2**16)
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=max(3, settings.default.max_examples // 6))  # each example measures a net
 nets = st.sampled_from(["mlp", "normed", "conv2d", "sequence", "twice"])
 
 

@@ -18,7 +18,7 @@ from clbench.importance import mas_local
 from clbench.importance.batching import count, take
 from clbench.learner import learner_outputs
 from clbench.strategies import OnlineEWC, Strategy
-from tests.conftest import stopped_after, trainer
+from tests.conftest import others_slow, stopped_after, trainer
 from tests.test_train import load, same_checkpoint
 
 SHORT = ("epochs=1", "data.tasks=2", "net.hidden=[16]", "strategy=mas")
@@ -168,7 +168,10 @@ def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tm
 
 
 @pytest.mark.parametrize(
-    "options", [("strategy.form=local", "lam=1"), ("strategy.online=true",), ("strategy.data=test",)]
+    "options",
+    others_slow(
+        [("strategy.form=local", "lam=1"), ("strategy.online=true",), ("strategy.data=test",)], ("strategy.data=test",)
+    ),
 )
 def test_each_way_to_measure_keeps_what_fine_tuning_forgets(run, options):
     length = ("epochs=3", "data.tasks=3")

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from clbench import EWC, MAS, fisher, mas
 from clbench.params import trainable
 from clbench.strategies import Strategy, quadratic
-from tests.conftest import trainer
+from tests.conftest import others_slow, trainer
 
 
 class Module(L.LightningModule):
@@ -200,7 +200,7 @@ def fit(module, strategy, examples, epochs=4):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", others_slow(CASES, *(name for name in CASES if name != "torchvision_resnet")))
 def test_a_strategy_measures_and_holds_on_any_module(case, name):
     case = CASES[case]
     make, measure, lam = STRATEGIES[name]

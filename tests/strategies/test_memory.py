@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from clbench.strategies.memory import Memory, Reservoir, Ring
+from tests.conftest import others_slow
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -28,7 +29,7 @@ def uniformity(counts: torch.Tensor, p: float, repeats: int) -> float:
     return float(chi2.sf(statistic, n - 1))
 
 
-@pytest.mark.parametrize("batch", [1, 7, 60])
+@pytest.mark.parametrize("batch", others_slow([1, 7, 60], 7))
 def test_a_reservoir_keeps_every_example_of_the_stream_equally_often(batch):
     n, slots, repeats = 60, 10, 1500
     counts = torch.zeros(n, dtype=torch.double)
@@ -50,7 +51,6 @@ def test_a_reservoir_keeps_all_until_it_is_full():
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 6))
-@settings(max_examples=50, deadline=None)
 def test_a_ring_keeps_the_last_examples_of_every_task(sizes, each):
     memory = Ring(2, each)
     for task in (0, 1):
@@ -64,7 +64,6 @@ def test_a_ring_keeps_the_last_examples_of_every_task(sizes, each):
 
 
 @given(st.integers(1, 30), st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
 def test_a_draw_is_without_replacement_and_of_all_if_there_are_fewer(number, seed):
     memory = Reservoir(20)
     for examples in stream(12):

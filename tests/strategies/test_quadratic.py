@@ -3,7 +3,7 @@ from functools import reduce
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from clbench.params import snapshot
 from clbench.strategies.quadratic import Quadratic, add, half_gradient, quadratic, recentre, value
@@ -11,7 +11,6 @@ from clbench.strategies.quadratic import Quadratic, add, half_gradient, quadrati
 NAMES = ("a", "b", "c")
 coordinates = st.floats(-10, 10)
 importances = st.just(0.0) | st.floats(0, 1e3)
-quick = settings(max_examples=60, deadline=None)
 
 
 def vectors(entries, names):
@@ -76,7 +75,6 @@ def assert_same(p, q, atol=0.0):
     torch.testing.assert_close(p.constant, q.constant, rtol=0, atol=atol)
 
 
-@quick
 @given(quadratics())
 def test_penalty_and_gradient_are_zero_at_the_anchor(q):
     assert value(q, q.anchor).item() == 0
@@ -103,7 +101,6 @@ def test_the_half_gradient_is_of_the_parameters_given_only():
     assert torch.equal(some["b"], half_gradient(q, theta)["b"])
 
 
-@quick
 @given(quadratics(), points)
 def test_the_half_gradient_is_the_gradient_of_half_the_value(q, theta):
     reference = half_gradient_by_autograd(lambda t: value(q, t), theta)
@@ -111,7 +108,6 @@ def test_the_half_gradient_is_the_gradient_of_half_the_value(q, theta):
         torch.testing.assert_close(g, reference[name], rtol=1e-14, atol=1e-300)  # subnormal numbers lose digits
 
 
-@quick
 @given(sequences(), points)
 def test_the_sum_of_penalties_equals_the_constant_memory_form(qs, theta):
     assert value(reduce(add, qs), theta).item() == pytest.approx(
@@ -119,7 +115,6 @@ def test_the_sum_of_penalties_equals_the_constant_memory_form(qs, theta):
     )
 
 
-@quick
 @given(sequences(), points)
 def test_the_gradient_of_the_sum_equals_that_of_the_constant_memory_form(qs, theta):
     gradient = half_gradient(reduce(add, qs), theta)
@@ -140,7 +135,6 @@ def test_the_constant_memory_form_is_exact_on_dense_random_quadratics(tasks):
             torch.testing.assert_close(g, separate, rtol=1e-12, atol=1e-12)
 
 
-@quick
 @given(sequences(), points, st.randoms(use_true_random=False))
 def test_the_order_of_adding_does_not_change_the_value(qs, theta, random):
     shuffled = random.sample(qs, len(qs))
@@ -148,7 +142,6 @@ def test_the_order_of_adding_does_not_change_the_value(qs, theta, random):
     assert value(reduce(add, shuffled), theta).item() == pytest.approx(expected, rel=1e-10, abs=1e-10)
 
 
-@quick
 @given(sequences())
 def test_adding_keeps_two_finite_tensors_a_parameter(qs):
     total = reduce(add, qs)
@@ -187,7 +180,6 @@ def test_adding_completes_the_square_in_numbers():
     assert total.constant.item() == 1 * 3 / 4 * 16
 
 
-@quick
 @given(quadratics(), quadratics(), st.floats(0, 1))
 def test_recentring_decays_the_old_importance_and_takes_the_newest_anchor(p, q, decay):
     moved = recentre(p, q, decay)

@@ -18,7 +18,7 @@ from clbench.experiment.build import build
 from clbench.runs.folder import RunFolder
 from clbench.strategies import EWC, MAS, SI
 from clbench.training.loop import LoopOptions, TaskLoop
-from tests.conftest import trainer
+from tests.conftest import others_slow, trainer
 from tests.test_train import same_checkpoint
 
 STRATEGIES = sorted(file.stem for file in (conf_dir() / "strategy").glob("*.yaml"))
@@ -89,7 +89,7 @@ MORE = {
 RUNS = {name: [f"strategy={name}", *SIZES] for name in STRATEGIES} | MORE
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", others_slow(RUNS, "ewc", "er ring", "best"))
 def test_a_run_stopped_inside_a_task_and_started_again_ends_bit_identical(learn, tmp_path, name):
     results, last = learn(*RUNS[name], folder="whole")
     for stop in ((0, 8), (1, 10)):  # in the middle of the second epoch, and at its end

@@ -140,9 +140,15 @@ def assert_same(a, b):
     ("options", "shared"),
     [
         (SIZES, True),
-        (("steps=6", "batch_size=16", "eval_every=2"), True),  # the last step begins an epoch
-        (("epochs=3", "batch_size=16", "consolidate=best", "+trainer.accumulate_grad_batches=2"), True),
-        (("epochs=3", "batch_size=100"), False),  # no step lies inside an epoch
+        pytest.param(
+            ("steps=6", "batch_size=16", "eval_every=2"), True, marks=pytest.mark.slow
+        ),  # the last step begins an epoch
+        pytest.param(
+            ("epochs=3", "batch_size=16", "consolidate=best", "+trainer.accumulate_grad_batches=2"),
+            True,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("epochs=3", "batch_size=100"), False, marks=pytest.mark.slow),  # no step lies inside an epoch
     ],
     ids=["epochs", "steps", "best", "one batch"],
 )
