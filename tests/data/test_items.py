@@ -109,7 +109,8 @@ def test_resized_images_are_those_of_torchvision(factory, limit):
     assert torch.equal(x, expected)
 
 
-def test_images_of_different_shapes_are_refused_and_resizing_brings_them_to_one():
+def test_images_of_different_shapes_need_resizing():
+    """Without ``resize`` they are refused with an error that names it."""
     with pytest.raises(ConfigError, match=r"data set Pictures: image \d+ has shape .* resize=\[H,W\]"):
         read(partial(Pictures, varying))
     assert read(partial(Pictures, varying), resize=4).train.shape == (3, 4, 4)

@@ -50,7 +50,8 @@ def test_nll_is_the_cross_entropy_of_each_example():
     torch.testing.assert_close(nll(logits, targets), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_nll_is_infinite_where_the_target_is_not_among_the_outputs_or_is_ruled_out():
+def test_nll_is_infinite_for_targets_that_cannot_be_predicted():
+    """The target is not among the outputs, or its logit is minus infinity."""
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, -torch.inf]])
     assert nll(logits, torch.tensor([1, 2, 1])).tolist() == [pytest.approx(math.log(2)), torch.inf, torch.inf]
 
@@ -72,7 +73,7 @@ def test_calibration_gaps_add_up_over_unequal_batches():
 
 
 @pytest.mark.parametrize("k", range(8, 15))
-def test_a_confidence_falls_in_the_bin_that_holds_it(k):
+def test_a_confidence_falls_in_the_bin_that_contains_it(k):
     p = (k + 0.5) / 15
     gaps = calibration_gaps(torch.tensor([[p, 1 - p]], dtype=torch.double).log(), torch.tensor([1]), bins=15)
     assert gaps.nonzero().flatten().tolist() == [k]
