@@ -261,7 +261,7 @@ def test_every_yaml_composes_and_runs_a_batch(run, composed, group, choice):
 
 
 def standing_in(cfg):
-    """Overrides for data of CIFAR's form, which is not at hand: noise in its place, everything else as it is."""
+    """Return the overrides that replace data in the format of CIFAR, which is not available, by noise."""
     target = cfg.data.source.get("_target_", "") if isinstance(cfg.data.source, DictConfig) else ""
     if "CIFAR" not in target and "TinyImageNet" not in target:
         return []

@@ -18,7 +18,7 @@ halves = partial(TaskSequence, Digits, split, scale=16)
 
 
 class Numbered:
-    """Images that are their number from ``first`` on, so that two data sets can be told apart; labels 0, 1, 0, ..."""
+    """Images whose pixels are their number, counted from ``first`` to distinguish two data sets, with labels 0, 1, 0, ..."""
 
     def __init__(self, examples=10, first=0, side=2, train=True, download=False):
         self.data = np.arange(first, first + examples, dtype=np.uint8)[:, None, None].repeat(side, 1).repeat(side, 2)

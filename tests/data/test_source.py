@@ -15,7 +15,7 @@ from clbench.errors import ConfigError
 
 
 class MNIST(torchvision.datasets.MNIST):
-    """The real one, with a mirror that nobody answers: offline wherever the tests run."""
+    """MNIST with a mirror that does not answer, so it is offline wherever the tests run."""
 
     mirrors = ("http://127.0.0.1:9/",)
 

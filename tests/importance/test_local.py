@@ -36,7 +36,7 @@ def ready(net: nn.Module) -> nn.Module:
 
 
 def of_layer(layer: nn.Module, pre: Tensor, post: Tensor) -> dict[str, Tensor]:
-    """Mean over examples of |gradient of ||post||^2|, with post held in the gradient 2 post of the layer's output."""
+    """Mean over examples of |gradient of ||post||^2|, with post constant in the gradient 2 post of the layer's output."""
     params = dict(layer.named_parameters())
     total = {name: torch.zeros_like(p) for name, p in params.items()}
     for a, b in zip(pre, post, strict=True):

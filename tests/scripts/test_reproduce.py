@@ -238,7 +238,7 @@ def test_a_diverged_trial_is_the_worst_and_is_reported():
     (cell,) = results_of({"10": 0})
     found[cell] = {"diverged": "weights became non-finite"}
     assert search(row, row.select[0], found)[1] == {"lam": 1.0}
-    assert decisive(row, found) == []  # another point can stand in
+    assert decisive(row, found) == []  # another point can replace it
     found |= {
         Cell(("strategy=ewc", "lam=1"), 1): {"diverged": "weights became non-finite"},
         **results_of({"1000": 0.1}),
@@ -258,7 +258,7 @@ def test_a_row_like_another_uses_the_point_chosen_for_that_row():
     assert wanted(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))  # the trials of that row
     found = results_of({"1": 0.5, "10": 0.9, "100": 0.7})
     assert wanted(row, found)[3:] == [Cell(("strategy=mas", "lam=10"), 0), Cell(("strategy=mas", "lam=10"), 1)]
-    assert decisive(row, found) == wanted(row, found)[3:]  # no other point can stand in
+    assert decisive(row, found) == wanted(row, found)[3:]  # no other point can replace it
 
 
 def test_a_row_like_another_has_no_grid_and_the_other_has_one():

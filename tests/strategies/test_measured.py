@@ -163,7 +163,7 @@ def first_output(module, batch):
 
 @dataclass
 class Case:
-    """A module, the examples of a task as one batch, what a strategy must be told about them, and a factor on lam."""
+    """A module, the examples of a task as one batch, the arguments a strategy needs for them, and a factor on lam."""
 
     module: Callable[[], L.LightningModule]
     examples: Callable[[int], Any] = vectors
@@ -213,7 +213,7 @@ def test_a_strategy_measures_and_penalises_any_module(case, name):
     fit(held, strategy, case.examples(0))
     fit(free, Strategy(), case.examples(0))
     for p, q in zip(held.parameters(), free.parameters(), strict=True):
-        assert torch.equal(p, q)  # nothing is held in the first task, and measuring changed nothing
+        assert torch.equal(p, q)  # the first task has no penalty, and measuring changed nothing
 
     direct = measure(held, [case.examples(0)], **case.told, **only_ewc)
     assert direct.keys() == trainable(held).keys()

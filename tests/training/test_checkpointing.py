@@ -141,7 +141,7 @@ def test_save_every_and_sharing_do_not_change_the_run(run):
     assert run("strategy=finetune", *TINY[:-1], *SIZES, "save_every=4", "share_first_task=false") == first
 
 
-# --- without the command: a module of one's own, or a task, and Lightning's ckpt_path ---------------------------------
+# --- without the command: a custom module or a task, and Lightning's ckpt_path ---------------------------------------
 
 
 class Own(L.LightningModule):

@@ -115,7 +115,7 @@ def test_the_monitor_changes_no_number(run, monkeypatch):
     assert run(*options, folder="not")["accuracy_matrix"] == examined["accuracy_matrix"]
 
 
-# --- on a module of one's own ----------------------------------------------------------------------------------------
+# --- on a custom module ----------------------------------------------------------------------------------------------
 
 
 class Own(L.LightningModule):
@@ -189,7 +189,7 @@ def test_a_fit_resumed_inside_a_task_keeps_the_monitor_state(tmp_path):
 
 
 class Constant(QuadraticStrategy):
-    """An importance of one's own: the same number everywhere."""
+    """A custom importance that is the same number everywhere."""
 
     def __init__(self, number):
         super().__init__(lam=1e-3)

@@ -146,7 +146,7 @@ def assert_same(a, b):
         (SIZES, True),
         (("steps=6", "batch_size=16", "eval_every=2"), True),  # the last step begins an epoch
         (("epochs=3", "batch_size=16", "consolidate=best", "+trainer.accumulate_grad_batches=2"), True),
-        (("epochs=3", "batch_size=100"), False),  # no step lies inside an epoch
+        (("epochs=3", "batch_size=100"), False),  # no step is inside an epoch
     ],
     ids=["epochs", "steps", "best", "one batch"],
 )
