@@ -51,7 +51,7 @@ def test_the_parameter_count_leaves_out_those_of_a_strategy(run, strategy):
     assert runs[0]["net"]["parameters"] == runs[1]["net"]["parameters"]
 
 
-def test_a_run_leaves_every_file_it_promises(run, tmp_path):
+def test_a_run_writes_every_documented_file(run, tmp_path):
     result = run(*SHORT, "strategy=ewc", "lam=1e5", "samples=100")
     folder = tmp_path / "run"
     for name in (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "metrics.json", "train.log"):
@@ -186,7 +186,7 @@ def test_the_folder_of_another_run_is_refused_and_left_as_it_was(run, tmp_path):
 
 
 @pytest.mark.parametrize(("keep", "left"), [("last", ["task_2.ckpt"]), ("none", [])])
-def test_checkpoints_are_kept_as_asked(run, tmp_path, keep, left):
+def test_checkpoints_are_kept_as_configured(run, tmp_path, keep, left):
     run(*SHORT, "strategy=finetune", f"checkpoints={keep}")
     assert [file.name for file in (tmp_path / "run").glob("checkpoints/*")] == left
 

@@ -103,7 +103,7 @@ def test_library_errors_name_the_keys_of_the_command_line(composed):
 
 
 @pytest.mark.parametrize("kind", [StrategyError, Unstable])
-def test_the_kind_of_the_error_stays_and_others_are_left_alone(composed, kind):
+def test_the_error_class_stays_and_other_errors_are_unchanged(composed, kind):
     cfg = composed("strategy=si")
     with pytest.raises(kind, match="^strategy.damping=0$"), errors_as_typed(cfg):
         raise kind("damping=0")
@@ -139,7 +139,7 @@ class Doubled(EWC):
         return {name: 2 * f for name, f in super().importance(trainer, pl_module).items()}
 
 
-def test_a_yaml_of_the_users_inherits_the_options_of_another(composed, tmp_path):
+def test_a_user_yaml_inherits_the_options_of_another(composed, tmp_path):
     (tmp_path / "strategy").mkdir()
     (tmp_path / "strategy/doubled.yaml").write_text(INHERITING, encoding="utf-8")
     cfg = composed(f"hydra.searchpath=[file://{tmp_path}]", "strategy=doubled", "samples=10")

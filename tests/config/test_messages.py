@@ -271,7 +271,7 @@ def test_clbench_train_is_the_same_command(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_light_run_imports_nothing_heavy_that_it_does_not_use(tmp_path):
+def test_a_light_run_imports_no_heavy_package_it_does_not_use(tmp_path):
     program = (
         f"import sys, runpy; sys.argv = ['clbench.train', *{TINY!r}, 'output_dir=x']\n"
         "runpy.run_module('clbench.train', run_name='__main__')\n"

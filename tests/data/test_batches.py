@@ -71,7 +71,7 @@ def test_a_loaded_state_resumes_with_the_next_batch(sizes, given):
     assert all(torch.equal(b.x, w.x) for b, w in zip(rest, whole[given:], strict=True))
 
 
-def test_the_order_is_that_of_the_seed_and_the_task():
+def test_the_order_depends_on_the_seed_and_the_task():
     def epochs(shuffle):
         batches = Batches([part(20)], 4, shuffle)
         return [labels(batches) for _ in range(2)]

@@ -99,7 +99,7 @@ def test_training_and_validation_examples_partition_the_data(sequence):
         assert test[j] == [k for k, y in enumerate(cut.source.test.y.tolist()) if y in cut.classes]
 
 
-def test_the_share_of_validation_data_is_what_was_asked():
+def test_the_validation_data_have_the_requested_fraction():
     sequence = halves(validation=0.25)
     assert sum(len(part) for part in sequence.examples_of("validation", 0)) == round(0.25 * 1437)
     assert sum(task.examples for task in sequence) == 1437 - round(0.25 * 1437)
@@ -118,7 +118,7 @@ def test_validation_is_on_the_same_images_in_all_permuted_tasks():
     assert all(torch.equal(part.rows, parts[0].rows) for part in parts)
 
 
-def test_validation_data_are_those_of_the_seed():
+def test_validation_data_depend_on_the_seed():
     first, again, other = (
         permuted(tasks=1, seed=seed).examples_of("validation", 0)[0].rows.tolist() for seed in (0, 0, 1)
     )
@@ -203,7 +203,7 @@ def test_pixels_are_scaled_to_at_most_one_and_normalised():
     torch.testing.assert_close(normalised, (scaled - 0.5) / 0.25)
 
 
-def test_a_sequence_is_a_sequence():
+def test_a_task_sequence_is_a_python_sequence():
     sequence = halves()
     assert len(sequence) == 5
     assert [task.index for task in sequence] == [0, 1, 2, 3, 4]

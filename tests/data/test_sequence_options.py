@@ -27,7 +27,7 @@ def test_examples_per_task_select_a_subset_of_training_examples():
             assert all(len(a.parts[0]) == len(b.parts[0]) for a, b in loaders)
 
 
-def test_examples_per_task_are_those_of_the_seed_and_the_task():
+def test_examples_per_task_depend_on_the_seed_and_the_task():
     first, again, other = (
         [rows(task) for task in digits(permute, examples_per_task=50, seed=s, validation=0)] for s in (0, 0, 1)
     )

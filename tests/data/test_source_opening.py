@@ -76,7 +76,7 @@ def test_data_that_another_process_downloaded_are_reused(tmp_path, monkeypatch):
     assert tries == [False, False, False]  # once more for the training part, then the test part
 
 
-def test_a_data_set_whose_parts_have_names_is_opened_by_them():
+def test_data_sets_with_named_parts_are_opened_by_name():
     source = read(partial(ByName, root="anywhere"))
     assert (source.train.x.unique().tolist(), source.test.x.unique().tolist()) == ([1], [2])
 

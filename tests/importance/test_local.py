@@ -291,7 +291,7 @@ def test_a_batch_too_large_for_the_memory_is_measured_in_pieces() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_changed(fails: bool) -> None:
+def test_local_mas_does_not_change_the_module(fails: bool) -> None:
     torch.manual_seed(0)
     body, x = convolutional()
     net = Fragile(body)

@@ -75,7 +75,7 @@ def prepared(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("name", ["normed", "conv2d", "heads", "twice", "two names", "repeated"])
-def test_nothing_is_changed(name: str, measure: str) -> None:
+def test_importance_does_not_change_the_module(name: str, measure: str) -> None:
     net, x, y = prepared(name)
     before = state(net)
     MEASURES[measure](net, [(x[:4], y[:4]), (x[4:], y[4:])])
@@ -83,7 +83,7 @@ def test_nothing_is_changed(name: str, measure: str) -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_nothing_is_changed_when_it_fails_in_the_middle(measure: str) -> None:
+def test_an_importance_that_fails_does_not_change_the_module(measure: str) -> None:
     net, x, y = prepared("normed")
 
     def broken() -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,7 +8,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from clbench.metrics.accuracy_matrix import AccuracyMatrix, accuracy_matrix, calibration_gaps, nll
 
 
-def test_the_accuracy_of_what_was_not_evaluated_is_nan():
+def test_the_accuracy_of_tasks_not_evaluated_is_nan():
     r = accuracy_matrix(torch.tensor([[3, 0], [1, 2]]), torch.tensor([[4, 0], [4, 2]]))
     assert r.dtype == torch.double
     assert math.isnan(r[0, 1])
@@ -30,7 +30,7 @@ def test_accuracy_is_weighted_by_examples_over_unequal_batches(form):
     assert r[0, 0].isnan() and r[1, 1].isnan()
 
 
-def test_a_reset_matrix_has_counted_nothing():
+def test_a_reset_matrix_has_no_counts():
     counted = AccuracyMatrix(tasks=1)
     counted.update(torch.tensor([1]), torch.tensor([1]), after=0, on=0)
     counted.reset()
@@ -80,7 +80,7 @@ def test_a_confidence_falls_in_the_bin_that_contains_it(k):
     assert gaps[k].item() == pytest.approx(p)
 
 
-def test_certain_answers_fall_in_the_last_bin():
+def test_certain_predictions_fall_in_the_last_bin():
     logits = torch.tensor([[0.0, 1e4], [0.0, 1e4], [1e4, 0.0]])
     gaps = calibration_gaps(logits, torch.tensor([0, 1, 0]), bins=15)
     assert gaps.tolist() == [0.0] * 14 + [1.0]

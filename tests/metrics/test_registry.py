@@ -143,7 +143,7 @@ def returns_text(matrix):
         (of(__name__="forgetting"), "forgetting: another metric has this name. Rename the function"),
     ],
 )
-def test_what_is_no_metric_is_one_error(function, message):
+def test_an_invalid_metric_is_one_error(function, message):
     with pytest.raises(ConfigError, match=message):
         register(function)
 

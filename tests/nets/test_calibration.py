@@ -283,7 +283,7 @@ def test_either_part_can_be_left_out():
         assert not torch.allclose(perturbed(net)(x), before)
 
 
-def test_a_layer_with_a_forward_of_its_own_keeps_it():
+def test_a_layer_with_its_own_forward_keeps_it():
     class Doubled(nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)

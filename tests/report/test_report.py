@@ -566,7 +566,7 @@ def test_selection_on_test_data_is_labelled_an_oracle(finished_sweep, tmp_path):
     assert "an oracle, not a result" in (out / "report.html").read_text(encoding="utf-8")
 
 
-def test_runs_of_a_sweep_that_were_not_asked_for_are_not_missing(finished_sweep, tmp_path):
+def test_runs_of_a_sweep_that_were_not_requested_are_not_missing(finished_sweep, tmp_path):
     out = main(
         [str(run_folder(finished_sweep, 0)), str(run_folder(finished_sweep, 1)), "--output", str(tmp_path / "out")]
     )
@@ -576,7 +576,8 @@ def test_runs_of_a_sweep_that_were_not_asked_for_are_not_missing(finished_sweep,
     assert "lam selected" not in (out / "summary.tex").read_text(encoding="utf-8")  # no lam was
 
 
-def test_what_is_not_ours_or_not_a_folder_is_one_line(finished_sweep, copied, tmp_path):
+def test_a_file_as_output_of_a_report_is_refused(finished_sweep, copied, tmp_path):
+    """A sweep.json that is not the record of a sweep is ignored."""
     (copied / "sweep.json").write_text("[]", encoding="utf-8")
     assert len(read(copied)) == 30
     (tmp_path / "file").write_text("", encoding="utf-8")
@@ -584,7 +585,7 @@ def test_what_is_not_ours_or_not_a_folder_is_one_line(finished_sweep, copied, tm
         main([str(finished_sweep), "--output", str(tmp_path / "file")])
 
 
-def test_nothing_complete_is_one_line(copied, tmp_path):
+def test_no_complete_run_gives_one_line(copied, tmp_path):
     for file in copied.glob("*/metrics.json"):
         file.unlink()
     with pytest.raises(ConfigError, match=r"none of 30 runs is complete; .*/finetune-seed0-.*: no metrics.json"):

@@ -81,7 +81,7 @@ def test_versions_unfinished_runs_and_other_numbers_are_reported(run, tmp_path, 
     assert "R is the same, other numbers of metrics.json are not" in capsys.readouterr().out
 
 
-def test_what_is_not_a_run_is_one_line_and_exit_code_2(tmp_path):
+def test_a_folder_without_a_run_is_one_line_and_exit_code_2(tmp_path):
     with pytest.raises(ConfigError, match="is not a run with results: no metrics.json"):
         difference(tmp_path, tmp_path)
     command = [sys.executable, "-m", "clbench.runs.diff", "nowhere", str(tmp_path)]

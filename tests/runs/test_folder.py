@@ -68,7 +68,7 @@ def test_a_writer_that_raises_keeps_the_old_file(tmp_path, before):
     assert files(tmp_path) == before
 
 
-def test_what_is_not_defined_is_null_in_metrics_json(tmp_path):
+def test_undefined_values_are_null_in_metrics_json(tmp_path):
     folder = RunFolder(tmp_path / "run", "abc")
     nothing = math.nan
     folder.write_metrics(
@@ -98,7 +98,7 @@ def test_the_accuracy_matrix_has_a_row_for_each_learned_task(tmp_path):
     assert (tmp_path / "accuracy_matrix.csv").read_text(encoding="utf-8") == header + "0,0.5,0.25\n1,0.125,1.0\n"
 
 
-def test_a_folder_is_made_where_there_is_none(tmp_path):
+def test_a_missing_folder_is_created(tmp_path):
     folder = RunFolder(tmp_path / "a" / "b", "abc")
     assert (tmp_path / "a" / "b").is_dir()
     assert folder.metrics() is None

@@ -65,7 +65,7 @@ def test_a_single_run_matches_within_two_standard_deviations(theirs, verdict):
     assert found.verdict == verdict
 
 
-def test_one_run_of_ours_decides_nothing():
+def test_one_run_of_ours_gives_no_verdict():
     found = compare(summary([0.9]), Published(0.9, n=1))
     assert isnan(found.tolerance)
     assert found.verdict == "undecided"

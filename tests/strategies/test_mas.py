@@ -145,7 +145,7 @@ def test_online_makes_no_pass_over_the_data_at_the_end():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_measuring_online_changes_nothing_of_the_training(form):
+def test_measuring_online_does_not_change_the_training(form):
     after = []
     for strategy in (Strategy(), MAS(lam=0.0, form=form, online=True)):
         module = Plain()

@@ -99,7 +99,7 @@ def test_where_a_slot_is_written_twice_the_later_row_stays():
     assert memory.examples["x"].tolist() == [3.0, 2.0]
 
 
-def test_what_is_kept_is_a_copy_without_history():
+def test_stored_examples_are_copies_without_history():
     memory, x = Reservoir(3), torch.ones(3, 2, requires_grad=True)
     memory.add({"x": x * 2}, seeded(0))
     assert not memory.examples["x"].requires_grad

@@ -275,7 +275,7 @@ def test_without_term_b_the_features_are_not_calibrated():
     assert any(p.ne(1).any() for name, p in own.items() if name.endswith("psi"))
 
 
-def test_lam_zero_is_no_term_a():
+def test_at_lam_zero_there_is_no_term_a():
     a, b = learn(NCCL(lam=0.0, **SMALL)), learn(NCCL(lam=5.0, terms=["b"], **SMALL))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 

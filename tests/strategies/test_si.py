@@ -307,7 +307,7 @@ def test_a_step_that_the_loss_scaler_skips_does_not_count():
     assert all(not f.any() for f in strategy.penalty.importance.values())
 
 
-def test_nothing_is_followed_after_a_task():
+def test_no_step_is_followed_after_a_task():
     strategy = SI(lam=1.0)
     fit(Net(), strategy)
     assert strategy._path.sums == {}

@@ -120,7 +120,7 @@ def test_every_preset_is_a_grid_over_seeds_of_existing_keys(composed, preset):
             composed(f"{key}={value}")
 
 
-def test_a_sweep_without_a_reference_has_no_such_column(command):
+def test_a_sweep_without_a_reference_shows_no_intransigence(command):
     said = command("-m", "strategy=finetune", "seed=0,1", "epochs=1", "data.tasks=2", "net.hidden=[16]", "output_dir=s")
     assert "intransigence" not in said.stdout
 
