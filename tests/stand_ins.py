@@ -1,4 +1,4 @@
-"""Data sets in the form of torchvision's CIFAR10 and CIFAR100, of noise: where the real ones are not at hand."""
+"""Random data in the format of torchvision's CIFAR10 and CIFAR100, for tests without the real data."""
 
 from __future__ import annotations
 

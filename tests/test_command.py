@@ -29,7 +29,8 @@ def typed(*words, folder, **environment):
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version", "reprot"])
-def test_the_command_imports_nothing_heavy_before_its_part_is_known(tmp_path, argument):
+def test_the_command_imports_nothing_heavy_at_first(tmp_path, argument):
+    """It imports no heavy package before the subcommand is known."""
     program = (
         f"import runpy, sys; sys.argv = ['clbench', {argument!r}]\n"
         "try: runpy.run_module('clbench', run_name='__main__', alter_sys=True)\n"
@@ -40,7 +41,7 @@ def test_the_command_imports_nothing_heavy_before_its_part_is_known(tmp_path, ar
     assert "IMPORTED []" in done.stdout, done.stdout + done.stderr
 
 
-def test_the_command_explains_itself_and_says_what_it_is(tmp_path):
+def test_the_command_prints_its_help_and_its_version(tmp_path):
     for line in ([CLBENCH], [CLBENCH, "--help"], [sys.executable, "-m", "clbench", "--help"]):
         done = typed(*line, folder=tmp_path)
         assert done.returncode == 0 and all(f"clbench {name} " in done.stdout for name in COMMANDS), done.stderr
@@ -79,7 +80,8 @@ def test_every_part_of_the_command_is_its_module(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_in_processes_and_a_run_on_two_processes_start_as_with_the_module(tmp_path):
+def test_the_command_starts_runs_in_several_processes(tmp_path):
+    """A parallel sweep and a run on two processes start as they do with ``python -m clbench.train``."""
     sweep = ("-m", "seed=0,1", *TINY, "samples=5", "launch=joblib", "hydra.launcher.n_jobs=2", "output_dir=sweep")
     done = typed(CLBENCH, "train", *sweep, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -120,7 +122,8 @@ def test_a_skeleton_runs_by_the_command_that_is_printed(command, tmp_path, monke
     assert metrics["status"] == "complete" and metrics[kind]["name"] == "my_own"
 
 
-def test_the_strategy_skeleton_has_the_options_of_ewc_and_its_results_until_it_is_changed(tmp_path, importable):
+def test_the_strategy_skeleton_gives_the_results_of_ewc(tmp_path, importable):
+    """It has the options of EWC, and another value of its own option changes the results."""
     write("strategy", "mine", tmp_path)
     options = ["lam=1e4", "samples=20", *TINY]
     ewc = clbench.run(["strategy=ewc", *options], tmp_path / "ewc", quiet=True)
@@ -171,7 +174,7 @@ def test_the_metric_skeleton_is_a_metric_of_a_run(tmp_path, importable):
         ("metric", "seconds", "clbench has a metric or column seconds"),
     ],
 )
-def test_a_name_that_cannot_be_used_is_refused_and_nothing_is_written(tmp_path, kind, name, message):
+def test_an_unusable_name_is_refused_and_nothing_is_written(tmp_path, kind, name, message):
     (tmp_path / "taken.py").write_text("mine", encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         write(kind, name, tmp_path)

@@ -263,7 +263,7 @@ def test_a_page_can_be_followed_from_top_to_bottom(page, shell, tmp_path):
         ("ls clbench", "None ls clbench"),
     ],
 )
-def test_commands_of_clbench_are_recognised_however_they_are_typed(typed, entry):
+def test_commands_of_clbench_are_recognised_in_all_spellings(typed, entry):
     found, arguments = entry_of(typed.split())
     assert f"{found} {' '.join(arguments)}" == entry
 
@@ -279,8 +279,8 @@ def test_an_exception_is_still_needed(exception):
         assert any(re.fullmatch(exception, argument) for command in there for argument in shlex.split(command))
 
 
-def test_what_a_script_is_told_it_has():
-    """Scripts measure for hours; that their options are there is looked up in them, what they do is tested elsewhere."""
+def test_a_script_has_the_options_that_the_docs_use():
+    """The options are looked up in the source, because the scripts run for hours; other tests check what they do."""
     for page in PAGES:
         for script, arguments in re.findall(r"python (scripts/\w+\.py)([^`\n|#]*)", page.read_text(encoding="utf-8")):
             source = (ROOT / script).read_text(encoding="utf-8")

@@ -91,7 +91,8 @@ def logit_loss(z, y):
     return binary_cross_entropy_with_logits(z[:, 0], y)
 
 
-def test_000_ewc_rebuilt_on_the_current_weights_is_zero_and_built_once_it_is_not():
+def test_000_ewc_rebuilt_on_the_current_weights_is_zero():
+    """EWC that is built once per task is not zero."""
     net = mlp(3, 1)
     for _ in range(50):  # one batch an epoch, the anchor replaced in each
         anchor = snapshot(dict(net.named_parameters()))
@@ -118,7 +119,8 @@ def test_000_ewc_rebuilt_on_the_current_weights_is_zero_and_built_once_it_is_not
     assert min(seen.values[51:]) > 0
 
 
-def test_000_the_exact_bernoulli_fisher_is_the_expectation_over_both_labels_and_the_rounded_label_is_below_it():
+def test_000_the_exact_bernoulli_fisher_is_the_expectation():
+    """It is the expectation over both labels, and the Fisher of the rounded label is below it."""
     net = mlp(3, 1)
     with torch.no_grad():
         net[2].bias += 4.0  # sure of itself, as a trained net is
@@ -135,7 +137,7 @@ def test_000_the_exact_bernoulli_fisher_is_the_expectation_over_both_labels_and_
         close(fisher(net, [x], labels="predicted", loss="binary_cross_entropy"), {n: g**2 for n, g in rounded.items()})
 
 
-def test_000_the_penalty_has_the_half_that_the_document_leaves_out():
+def test_000_the_penalty_has_the_half_missing_in_the_document():
     module, strategy = Module(mlp(4, 3)), EWC(lam=7.0)
     trainer([strategy], precision="64-true").fit(module, DataLoader(TensorDataset(*classified(20)), batch_size=10))
     with torch.no_grad():
@@ -162,7 +164,7 @@ class TwoHeads(nn.Module):
         return self.heads[0](self.body(self.frozen(x).tanh()).tanh())
 
 
-def test_001_an_unused_head_and_a_frozen_layer_are_not_in_the_way():
+def test_001_an_unused_head_and_a_frozen_layer_are_allowed():
     net, (x, y) = TwoHeads().double(), classified(12)
     net(x).square().sum(1).mean().backward()
     with pytest.raises(AttributeError, match="NoneType"):
@@ -180,7 +182,7 @@ def test_001_an_unused_head_and_a_frozen_layer_are_not_in_the_way():
     assert strategy.penalty.importance["net.body.weight"].all()
 
 
-def test_001_an_uneven_last_batch_does_not_weigh_more():
+def test_001_a_smaller_last_batch_has_no_larger_weight():
     net, (x, y) = mlp(4, 3), classified(10)
     expected = references.mas(net, x)
     for size in (4, 7, 10):
@@ -194,7 +196,8 @@ def test_001_an_uneven_last_batch_does_not_weigh_more():
     close(mas(net, one_by_one), expected, rtol=1e-10, atol=1e-13)
 
 
-def test_001_every_task_counts_once_where_the_list_of_guards_counts_early_ones_again():
+def test_001_every_task_counts_once():
+    """The list of guards in the document counts early tasks several times."""
     guards = []
     for task in range(4):  # every guard holds the ones before it, and all of them are added
         new = torch.eye(4)[task]
@@ -212,7 +215,8 @@ def test_001_every_task_counts_once_where_the_list_of_guards_counts_early_ones_a
 # --- 002: MNIST, then Fashion-MNIST -----------------------------------------------------------------------------------
 
 
-def test_002_the_labels_argument_chooses_and_predicted_is_neither_exact_nor_empirical():
+def test_002_predicted_is_neither_exact_nor_empirical():
+    """The argument ``labels`` chooses between them."""
     net, (x, y) = mlp(4, 3), classified(200)
     values = {labels: fisher(net, [(x, y)], labels=labels) for labels in ("exact", "empirical", "predicted")}
     sums = {labels: total(f) for labels, f in values.items()}
@@ -224,7 +228,8 @@ def test_002_the_labels_argument_chooses_and_predicted_is_neither_exact_nor_empi
     assert total(drawn) == pytest.approx(sums["exact"], rel=0.05)
 
 
-def test_002_the_fisher_is_a_mean_of_what_was_seen_and_not_half_of_it():
+def test_002_the_fisher_is_the_mean_over_the_examples_seen():
+    """The code of the document gives about half of it."""
     net = mlp(4, 3)
     x, y = (t.expand(60, *t.shape[1:]) for t in classified(1))  # all examples are one, so any number gives its Fisher
     batches = in_batches(x, y, 1)
@@ -246,7 +251,8 @@ def test_002_the_fisher_is_a_mean_of_what_was_seen_and_not_half_of_it():
         close(fisher(net, batches[:num_batch], labels="predicted"), expected)
 
 
-def test_002_the_squared_mean_gradient_is_one_bth_of_the_fisher_near_random_gradients():
+def test_002_the_squared_mean_gradient_is_the_fisher_over_b():
+    """This is so for batches of b examples with gradients that are close to random."""
     net, (x, _) = mlp(4, 3), classified(2000)
     y = torch.multinomial(net(x).softmax(1).detach(), 1, generator=torch.Generator().manual_seed(0))[:, 0]
     each = total(fisher(net, [(x, y)], labels="empirical"))
@@ -271,7 +277,8 @@ class Modes(L.Callback):
 
 
 @pytest.mark.parametrize(("bn", "norm_trains"), [("train", True), ("freeze_after_first", False)])
-def test_002_measuring_leaves_the_second_task_in_train_mode_and_batch_norm_as_configured(composed, bn, norm_trains):
+def test_002_measuring_restores_the_modes(composed, bn, norm_trains):
+    """The second task is trained in train mode, with batch norm as configured."""
     options = ("strategy=ewc", "samples=50", "net=mlp_bn", "net.hidden=[16]", "net.dropout=0.2", "data.tasks=2")
     sequence, learner, strategy = build(composed(*options, "scenario=domain", f"bn={bn}"))
     means = []
@@ -291,7 +298,7 @@ def test_002_measuring_leaves_the_second_task_in_train_mode_and_batch_norm_as_co
 NET_OF_004 = ("data=mnist_usps", "scenario=domain", "net=mlp", "net.hidden=[1024,512,256,128,128]")
 
 
-def test_004_the_documents_net_is_an_option_of_the_mlp(composed):
+def test_004_the_net_of_the_document_is_an_option_of_the_mlp(composed):
     cfg = composed(*NET_OF_004)
     body = instantiate(cfg.net, _convert_="all")((1, 28, 28))
     head = instantiate(cfg.scenario).build_head(128, (10, 10))
@@ -301,7 +308,8 @@ def test_004_the_documents_net_is_an_option_of_the_mlp(composed):
 
 
 @pytest.mark.slow
-def test_004_mnist_is_retained_after_usps_with_a_penalty_and_forgotten_without(run, real_data):
+def test_004_the_penalty_retains_mnist_after_usps(run, real_data):
+    """MNIST is forgotten without a penalty."""
     short = (*NET_OF_004, "strategy=ewc", "data.examples_per_task=4000", "samples=500", "epochs=3")
     rows = [
         run(*short, f"lam={lam}", f"data_dir={real_data}", folder=lam)["accuracy_matrix"][1] for lam in ("0", "1e5")
@@ -315,7 +323,8 @@ def test_004_mnist_is_retained_after_usps_with_a_penalty_and_forgotten_without(r
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("labels", ["exact", "sample", "empirical", "predicted"])
-def test_a_fisher_is_not_negative_detached_and_of_the_parameters_dtype_and_device(dtype, labels):
+def test_an_importance_is_detached_and_not_negative(dtype, labels):
+    """It has the shape, dtype and device of its parameter."""
     net, (x, y) = mlp(4, 3).to(dtype), classified(12)
     for measured in (fisher(net, [(x.to(dtype), y)], labels=labels), mas(net, [x.to(dtype)])):
         for name, p in net.named_parameters():
@@ -324,7 +333,7 @@ def test_a_fisher_is_not_negative_detached_and_of_the_parameters_dtype_and_devic
             assert (f >= 0).all() and f.any()
 
 
-def test_ewc_on_linear_regression_ends_in_the_minimum_of_the_closed_form():
+def test_ewc_on_linear_regression_ends_in_the_closed_form():
     """Task B with F = 2 E[x_i^2] of A: (2 X'X / n + lam diag F) w = 2 X'y / n + lam F w_A."""
     generator = torch.Generator().manual_seed(0)
     xs = [torch.randn(20, 3, generator=generator, dtype=torch.double) for _ in range(2)]

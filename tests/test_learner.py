@@ -17,7 +17,8 @@ BITS = ("data=bit_ops", "data.tasks=2", "loss=binary_cross_entropy", "net.hidden
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain"])
-def test_one_logit_per_task_is_learned_and_evaluated_like_two_outputs_0_and_z(run, composed, scenario):
+def test_one_logit_per_task_equals_two_outputs_0_and_z(run, composed, scenario):
+    """It is learned and evaluated in the same way."""
     metrics = run(*BITS, f"scenario={scenario}", "strategy=joint", "epochs=200")
     assert metrics["learning_accuracy"] > 0.7
     _, learner, _ = build(composed(*BITS, f"scenario={scenario}"))
@@ -56,7 +57,7 @@ def test_ewc_measures_the_bernoulli_fisher(composed):
         ([*BITS, "scenario=class"], "class-incremental"),
     ],
 )
-def test_a_loss_that_cannot_be_is_named(run, options, message):
+def test_an_invalid_loss_is_named(run, options, message):
     with pytest.raises(ConfigError, match=message):
         run(*options)
 

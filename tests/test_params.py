@@ -15,7 +15,8 @@ class Tied(nn.Module):
         self.frozen = nn.Linear(3, 2).requires_grad_(False)
 
 
-def test_trainable_leaves_out_the_frozen_and_counts_a_shared_parameter_once():
+def test_trainable_has_no_frozen_and_no_repeated_parameters():
+    """A parameter that two layers share is listed once."""
     assert set(trainable(Tied())) == {"first.weight", "first.bias"}
 
 
@@ -35,14 +36,16 @@ def test_a_snapshot_does_not_follow_the_parameters():
     assert not copies["weight"].requires_grad
 
 
-def test_zeros_like_has_the_names_shapes_and_dtypes_and_needs_no_gradient():
+def test_zeros_like_keeps_names_shapes_and_dtypes():
+    """The zeros need no gradient."""
     params = {"a": nn.Parameter(torch.ones(2, 3, dtype=torch.double)), "b": torch.ones((), dtype=torch.half)}
     zeros = zeros_like(params)
     assert {name: (z.shape, z.dtype) for name, z in zeros.items()} == {n: (p.shape, p.dtype) for n, p in params.items()}
     assert all((z == 0).all() and not z.requires_grad for z in zeros.values())
 
 
-def test_moved_to_takes_the_device_of_the_same_name_and_keeps_dtype_and_other_names():
+def test_placed_like_takes_the_device_of_the_same_name():
+    """It keeps the dtype, and tensors of other names stay where they are."""
     params = {"here": torch.ones(2, dtype=torch.double), "other": torch.ones(2)}
     moved = placed_like(params, {"here": torch.empty(2, device="meta"), "unknown": torch.empty(1)})
     assert set(moved) == {"here", "other"}

@@ -9,8 +9,8 @@ import clbench
 pytestmark = pytest.mark.slow
 
 
-def test_ewc_from_mnist_to_fashion_mnist_is_in_the_published_range(real_data, tmp_path):
-    """One seed; results/seed_mnist_fashion.md has all."""
+def test_ewc_on_mnist_then_fashion_is_in_the_published_range(real_data, tmp_path):
+    """This is one seed; results/seed_mnist_fashion.md has all."""
     rows = {}
     for lam in ("1e5", "0"):  # of a sweep: the second reuses the first task of the first
         overrides = ["experiment=seed_mnist_fashion", f"lam={lam}", f"data_dir={real_data}", "trainer=cpu"]

@@ -16,7 +16,7 @@ def label_samples():
     return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3).tolist()
 
 
-def test_states_that_are_set_draw_the_same_again(tmp_path):
+def test_restored_states_give_the_same_random_numbers(tmp_path):
     label_samples()  # a second gaussian is kept back by each generator
     torch.save(random_states(CPU), tmp_path / "states")
     first = [label_samples() for _ in range(3)]

@@ -1,4 +1,4 @@
-"""No function of the package takes many arguments, but for those that a user calls."""
+"""Internal functions take few arguments, and names of tests are short."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import clbench
 
 MANY = 7
+LONGEST_TEST_NAME = 60
 PUBLIC = {
     ("data/sequence.py", "TaskSequence.__init__"),
     ("learner.py", "Learner.__init__"),
@@ -28,7 +29,8 @@ def signatures(tree: ast.AST, prefix: str = ""):
             yield from signatures(node, prefix)
 
 
-def test_no_function_has_more_than_seven_parameters_but_those_that_a_user_calls():
+def test_no_internal_function_has_more_than_seven_parameters():
+    """Functions that a user calls may have more."""
     root = Path(clbench.__file__).parent
     long = {
         (file.relative_to(root).as_posix(), name)
@@ -37,3 +39,16 @@ def test_no_function_has_more_than_seven_parameters_but_those_that_a_user_calls(
         if number > MANY
     }
     assert long <= PUBLIC
+
+
+def test_no_test_name_is_longer_than_60_characters():
+    """What a name leaves out belongs in the docstring of the test."""
+    folder = Path(__file__).parent
+    long = {
+        f"{file.relative_to(folder).as_posix()}: {node.name}"
+        for file in folder.glob("**/test_*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+        if len(node.name) > LONGEST_TEST_NAME
+    }
+    assert not long, f"expected test names of at most {LONGEST_TEST_NAME} characters: {sorted(long)}"

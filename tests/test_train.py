@@ -46,12 +46,12 @@ def load(path):
 
 
 @pytest.mark.parametrize("strategy", ["nccl", "independent"])
-def test_the_parameters_of_the_net_are_counted_without_those_that_a_strategy_adds(run, strategy):
+def test_the_parameter_count_leaves_out_those_of_a_strategy(run, strategy):
     runs = [run("data.tasks=2", "steps=2", f"strategy={name}", folder=name) for name in ("finetune", strategy)]
     assert runs[0]["net"]["parameters"] == runs[1]["net"]["parameters"]
 
 
-def test_a_run_leaves_every_file_it_promises(run, tmp_path):
+def test_a_run_writes_every_documented_file(run, tmp_path):
     result = run(*SHORT, "strategy=ewc", "lam=1e5", "samples=100")
     folder = tmp_path / "run"
     for name in (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "metrics.json", "train.log"):
@@ -106,7 +106,8 @@ def test_metrics_json_is_the_documented_contract(run):
     assert {"python", "torch", "lightning", "clbench"} <= set(result["versions"])
 
 
-def test_initial_accuracy_and_forward_transfer_are_defined_where_the_scenario_defines_them(run):
+def test_the_scenario_decides_if_forward_transfer_is_defined(run):
+    """The same is true of the initial accuracy."""
     domain = run(*SHORT, "scenario=domain", "strategy=finetune", folder="domain")
     assert domain["forward_transfer"] is not None
     class_ = run(*SHORT, "scenario=class", "strategy=finetune", folder="class")
@@ -115,7 +116,8 @@ def test_initial_accuracy_and_forward_transfer_are_defined_where_the_scenario_de
     assert class_["accuracy_matrix"][0][1:] == [0.0, 0.0]  # classes not seen yet do not compete
 
 
-def test_the_same_seed_gives_the_same_r_bit_for_bit_and_another_does_not(run, tmp_path):
+def test_the_same_seed_gives_the_same_r_bit_for_bit(run, tmp_path):
+    """Another seed gives another accuracy matrix."""
     options = (*SHORT, "strategy=ewc", "fisher=sample", "net.dropout=0.3")
     a, b, c = run(*options, folder="a"), run(*options, folder="b"), run(*options, "seed=1", folder="c")
     assert a["accuracy_matrix"] == b["accuracy_matrix"] != c["accuracy_matrix"]
@@ -136,7 +138,7 @@ def test_lam_0_is_fine_tuning_bit_for_bit(run):
 
 
 @pytest.mark.parametrize("strategy", others_slow(STRATEGIES, "ewc", "derpp"))
-def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tmp_path, strategy):
+def test_a_run_stopped_after_a_task_resumes_bit_identical(run, tmp_path, strategy):
     options = (*SHORT, f"strategy={strategy}", "net.dropout=0.3", "optimizer.reset=false", "net.batch_norm=true")
     whole = run(*options, folder="whole")
     for task in (0, 1):
@@ -149,13 +151,14 @@ def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tm
 
 
 @pytest.mark.parametrize("strategy", ["finetune", "er", "lwf", "nccl"])
-def test_a_class_alone_is_right_and_one_not_yet_seen_is_wrong(run, strategy):
+def test_a_single_class_is_right_and_an_unseen_class_is_wrong(run, strategy):
     cut = ("data=split_digits", "scenario=class", "data.tasks=null", "data.split.classes_per_task=[1,1,8]")
     r = run(*cut, "net.hidden=[16]", "epochs=1", f"strategy={strategy}")["accuracy_matrix"]
     assert r[0] == [1, 0, 0] and r[1][2] == 0
 
 
-def test_joint_training_stops_by_the_validation_data_of_all_tasks_it_learns(composed):
+def test_joint_training_stops_early_on_all_its_validation_data(composed):
+    """The validation data are those of all tasks that it learns."""
     cfg = composed("strategy=joint", *SHORT)
     sequence, learner, strategy = build(cfg)
     seen = []
@@ -183,12 +186,12 @@ def test_the_folder_of_another_run_is_refused_and_left_as_it_was(run, tmp_path):
 
 
 @pytest.mark.parametrize(("keep", "left"), [("last", ["task_2.ckpt"]), ("none", [])])
-def test_checkpoints_are_kept_as_asked(run, tmp_path, keep, left):
+def test_checkpoints_are_kept_as_configured(run, tmp_path, keep, left):
     run(*SHORT, "strategy=finetune", f"checkpoints={keep}")
     assert [file.name for file in (tmp_path / "run").glob("checkpoints/*")] == left
 
 
-def test_the_config_hash_follows_what_decides_the_results_and_nothing_else(composed):
+def test_the_config_hash_depends_only_on_what_decides_results(composed):
     def hashed(*overrides):
         cfg = composed(*overrides).copy()
         choices = cfg.hydra.runtime.choices
@@ -232,7 +235,9 @@ def test_joint_remembers_what_fine_tuning_forgets(run):
 
 
 @pytest.mark.slow
-def test_ewc_at_1e5_beats_fine_tuning_by_3_points_on_the_default_data(run):
+def test_ewc_at_1e5_beats_fine_tuning_by_3_points(run):
+    """The data are the default data, with three seeds."""
+
     def mean_of_3_seeds(*options):
         runs = [run(*options, f"seed={seed}", folder=options[0].replace("=", "_") + str(seed)) for seed in range(3)]
         return sum(result["average_accuracy"] for result in runs) / 3
@@ -256,7 +261,7 @@ def test_every_yaml_composes_and_runs_a_batch(run, composed, group, choice):
 
 
 def standing_in(cfg):
-    """Overrides for data of CIFAR's form, which is not at hand: noise in its place, everything else as it is."""
+    """Return the overrides that replace data in the format of CIFAR, which is not available, by noise."""
     target = cfg.data.source.get("_target_", "") if isinstance(cfg.data.source, DictConfig) else ""
     if "CIFAR" not in target and "TinyImageNet" not in target:
         return []

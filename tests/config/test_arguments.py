@@ -23,11 +23,12 @@ HAVE = {
 
 
 @pytest.mark.parametrize("file", sorted((conf_dir() / "strategy").glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_options_of_a_strategy_are_those_of_its_class_that_its_yaml_connects(composed, file):
+def test_options_of_a_strategy_are_those_its_yaml_passes_on(composed, file):
+    """The options of a strategy are the arguments of its class to which its yaml file passes a value."""
     assert options_of(composed(f"strategy={file.stem}")) == HAVE[file.stem]
 
 
-def test_the_strategies_with_an_option_follow_from_the_same(composed):
+def test_the_strategies_with_an_option_are_found(composed):
     for option in OPTIONS:
         assert strategies_with(option) == sorted(name for name, has in HAVE.items() if option in has)
 
@@ -69,7 +70,8 @@ def test_an_option_that_a_yaml_does_not_pass_on_is_named(composed):
     assert why_foreign(cfg, "ewc", "samples").endswith("does not pass it on. Add the line samples: ${samples}")
 
 
-def test_the_arguments_of_a_class_are_those_of_all_constructors_that_its_own_passes_options_on_to():
+def test_arguments_of_a_class_include_those_of_base_constructors():
+    """Arguments that a constructor passes on are those of the constructor that receives them."""
     assert list(arguments_of(Strategy)) == []
     assert list(arguments_of(SI)) == ["lam", "damping", "clamp", "include", "exclude"]
     taken = arguments_of(EWC)
@@ -90,7 +92,8 @@ def test_every_key_of_a_yaml_is_an_argument_of_its_class(composed):
         assert set(cfg.strategy) - {"_target_"} <= set(takes), name
 
 
-def test_an_error_of_the_library_has_the_keys_of_the_command_line_there(composed):
+def test_library_errors_name_the_keys_of_the_command_line(composed):
+    """On the command line, an error of the library names the configuration keys and writes values as yaml does."""
     cfg = composed("strategy=nccl")
     keys = typed_keys(cfg, "strategy")
     assert (keys["lam"], keys["gamma"], keys["seed"]) == ("lam", "strategy.gamma", "seed")
@@ -100,7 +103,7 @@ def test_an_error_of_the_library_has_the_keys_of_the_command_line_there(composed
 
 
 @pytest.mark.parametrize("kind", [StrategyError, Unstable])
-def test_the_kind_of_the_error_stays_and_others_are_left_alone(composed, kind):
+def test_the_error_class_stays_and_other_errors_are_unchanged(composed, kind):
     cfg = composed("strategy=si")
     with pytest.raises(kind, match="^strategy.damping=0$"), errors_as_typed(cfg):
         raise kind("damping=0")
@@ -109,7 +112,8 @@ def test_the_kind_of_the_error_stays_and_others_are_left_alone(composed, kind):
 
 
 @pytest.mark.parametrize(("key", "value"), [("strategy.damping", "-1"), ("lam", "-1"), ("strategy.clamp", "maybe")])
-def test_the_command_line_and_python_name_the_same_mistake_each_in_its_words(run, key, value):
+def test_command_line_and_python_report_the_same_error(run, key, value):
+    """The message names the key on the command line and the argument in Python, and is otherwise the same."""
     with pytest.raises(ConfigError) as typed:
         run("strategy=si", f"{key}={value}")
     argument = key.removeprefix("strategy.")
@@ -135,7 +139,7 @@ class Doubled(EWC):
         return {name: 2 * f for name, f in super().importance(trainer, pl_module).items()}
 
 
-def test_a_yaml_of_the_users_inherits_the_options_of_another(composed, tmp_path):
+def test_a_user_yaml_inherits_the_options_of_another(composed, tmp_path):
     (tmp_path / "strategy").mkdir()
     (tmp_path / "strategy/doubled.yaml").write_text(INHERITING, encoding="utf-8")
     cfg = composed(f"hydra.searchpath=[file://{tmp_path}]", "strategy=doubled", "samples=10")
@@ -144,7 +148,8 @@ def test_a_yaml_of_the_users_inherits_the_options_of_another(composed, tmp_path)
     assert cfg.strategy._target_.endswith("Doubled")
 
 
-def test_an_error_of_the_data_names_the_options_of_the_split_and_those_that_stand_elsewhere(composed):
+def test_data_errors_name_the_full_keys_of_options(composed):
+    """Errors of the data name the full key of an option, whether it belongs to the split or to another group."""
     keys = typed_keys(composed("data=split_digits"), "data")
     assert (keys["tasks"], keys["order"], keys["seed"]) == ("data.tasks", "data.split.order", "seed")
     assert (keys["batch_size"], keys["scenario"]) == ("batch_size", "scenario")

@@ -48,7 +48,8 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.choice)
-def test_every_option_of_a_yaml_is_declared_with_its_value_and_its_meaning(file):
+def test_every_option_of_a_yaml_has_a_declaration(file):
+    """The declaration has the default value and the meaning of the option."""
     top, found = of_a_run(), declarations(file)
     prefix = f"{file.package}." if file.package else ""
     for key, value in leaves(value_of(file), prefix).items():
@@ -65,7 +66,8 @@ def test_every_option_of_a_yaml_is_declared_with_its_value_and_its_meaning(file)
         assert found[key].meaning or top[key].meaning, f"{file.path}: {key} has no comment that says what it means"
 
 
-def test_every_option_of_a_run_is_declared_with_its_value_and_its_meaning():
+def test_every_option_of_a_run_has_a_declaration():
+    """The declaration has the meaning of the option, in the order of train.yaml."""
     top = of_a_run()
     written = leaves(yaml.safe_load((conf_dir() / "train.yaml").read_text(encoding="utf-8")))
     assert list(top) == [key for key in written if not key.startswith("hydra")]
@@ -73,7 +75,7 @@ def test_every_option_of_a_run_is_declared_with_its_value_and_its_meaning():
     assert {key for key in RULES if "." not in key} | set(OPTIONS) <= set(top)
 
 
-def test_every_integer_and_flag_of_a_run_has_a_rule_that_its_default_keeps():
+def test_every_integer_and_flag_has_a_rule_its_default_obeys():
     values = OmegaConf.load(conf_dir() / "train.yaml")
     for key in of_a_run():
         if (
@@ -89,7 +91,7 @@ def test_every_integer_and_flag_of_a_run_has_a_rule_that_its_default_keeps():
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_the_defaults_of_a_yaml_are_those_of_the_python_arguments(composed, group):
+def test_yaml_defaults_equal_the_defaults_of_python_arguments(composed, group):
     seen = set()
     for file in files(group):
         cfg = composed(file.choice)
@@ -152,7 +154,8 @@ def test_every_yaml_is_on_the_page_of_options(write_options):
 # --- --help --------------------------------------------------------------------------------------------------------------
 
 
-def test_help_shows_every_option_of_the_choices_with_value_and_meaning():
+def test_help_shows_every_option_with_value_and_meaning():
+    """The options shown are those of the chosen strategy, net and data."""
     lines = list(help_lines(["strategy=mas", "lam=3", "net.hidden=[8, 8]", "-m", "--help"]))
     said = {line.split()[0].partition("=")[0]: line for line in lines if line.startswith("  ") and "=" in line}
     for file in files("strategy"):
@@ -169,13 +172,14 @@ def test_help_shows_every_option_of_the_choices_with_value_and_meaning():
     assert any(line.split() == ["scenario:", "class,", "domain,", "task"] for line in lines)
 
 
-def test_help_refuses_a_folder_that_is_not_there(tmp_path):
+def test_help_refuses_a_missing_folder(tmp_path):
     with pytest.raises(ConfigError, match="--config-dir=.*nosuch: expected a folder with configuration groups"):
         list(help_lines(["--config-dir", str(tmp_path / "nosuch"), "--help"]))
 
 
 @pytest.mark.parametrize("name", ["more", "a (x)", "a'b", "a,b", "a=b", "a b"])
-def test_help_shows_a_strategy_of_the_users_with_what_it_inherits(tmp_path, name):
+def test_help_shows_inherited_options_of_a_user_strategy(tmp_path, name):
+    """A strategy from the user's own folder is shown with the options that it inherits."""
     folder = tmp_path / name
     (folder / "strategy").mkdir(parents=True)
     (folder / "strategy/mine.yaml").write_text(

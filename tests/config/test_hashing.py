@@ -31,7 +31,8 @@ def split(*overrides: str) -> tuple[DictConfig, Any]:
     return without_hydra(whole), whole.hydra.runtime.choices
 
 
-def test_a_default_does_not_enter_the_identity_however_it_was_written():
+def test_defaults_do_not_enter_the_identity_in_any_notation():
+    """An option at its default value leaves the identity empty, whether it is written as 1e3 or as 1000."""
     cfg, choices = split(
         "lam=1e3", "fisher=exact", "epochs=10", "lr=0.001", "data.tasks=5", "data.workers=2", "threads=3"
     )
@@ -39,13 +40,14 @@ def test_a_default_does_not_enter_the_identity_however_it_was_written():
     assert config_hash(cfg, choices) == config_hash(*split())
 
 
-def test_what_differs_from_the_defaults_of_the_chosen_yamls_enters_it():
+def test_the_identity_has_what_differs_from_the_chosen_yamls():
+    """The identity has the choices and the options whose values differ from the defaults of the chosen yaml files."""
     found = identity(*split("data=split_mnist", "epochs=10", "lam=5", "net.hidden=[10]", "+optimizer.make.eps=1"))
     assert found["choices"]["data"] == "split_mnist"
     assert found["options"] == {"epochs": 10.0, "lam": 5.0, "net.hidden": [10.0], "optimizer.make.eps": 1.0}
 
 
-def test_an_option_that_follows_from_another_enters_once():
+def test_an_option_derived_from_another_enters_once():
     assert identity(*split("seed=4"))["options"] == {"seed": 4.0}
 
 
@@ -64,7 +66,8 @@ def test_configurations_that_differ_have_different_hashes(one, other):
     assert config_hash(*split(*one)) != config_hash(*split(*other))
 
 
-def test_an_experiment_is_the_same_run_as_its_options_typed_one_by_one():
+def test_an_experiment_equals_its_options_given_one_by_one():
+    """A run of an experiment has the same hash as a run of its choices and options."""
     typed = identity(*split("experiment=permuted_mnist_avalanche"))
     options = [f"{group}={choice}" for group, choice in typed["choices"].items()]
     options += [f"{key}={json.dumps(value)}" for key, value in typed["options"].items()]
@@ -74,7 +77,7 @@ def test_an_experiment_is_the_same_run_as_its_options_typed_one_by_one():
     )
 
 
-def test_every_option_of_a_yaml_from_outside_enters_it(tmp_path):
+def test_every_option_of_a_yaml_from_outside_enters_the_identity(tmp_path):
     cfg, choices = split()
     own = {**choices, "strategy": "own"}
     first = identity(cfg, own)["options"]
@@ -100,7 +103,8 @@ def hashes_of(root: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_a_new_option_and_a_class_that_moves_change_no_hash_and_a_new_schema_changes_all(tmp_path):
+def test_hashes_change_with_the_schema_only(tmp_path):
+    """A new option and a class that moves to another module change no hash, and a new schema changes every hash."""
     folders = {"src/clbench": Path(clbench.__file__).parent, "conf": conf_dir(), "tests": ROOT / "tests"}
     for name, folder in folders.items():
         ignored = shutil.ignore_patterns("__pycache__", "finished_runs", "conf" if name == "src/clbench" else "")

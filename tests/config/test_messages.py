@@ -139,7 +139,7 @@ def test_the_command_ends_with_one_line_and_exit_code_1(command):
 
 
 @pytest.mark.slow
-def test_the_traceback_of_an_error_is_shown_to_who_asks_hydra_for_it(command):
+def test_hydra_full_error_shows_the_traceback(command):
     done = command("net.hidden=[-1]", environment={"HYDRA_FULL_ERROR": "1"}, imported=False)
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
@@ -147,7 +147,7 @@ def test_the_traceback_of_an_error_is_shown_to_who_asks_hydra_for_it(command):
 
 
 @pytest.mark.parametrize("typed", [("--lam", "10"), ("--lam=10",)])
-def test_an_option_with_dashes_is_told_how_options_are_written(command, typed):
+def test_an_option_with_dashes_gets_a_message_on_the_syntax(command, typed):
     done = command(*typed)
     assert done.returncode == 1
     assert re.fullmatch(rf"error: {typed[0]}: options are written without dashes: lam=(10|\.\.\.)\n", done.stderr)
@@ -169,7 +169,7 @@ def test_help_lists_the_groups_and_the_meaning_of_every_option(command):
     assert command("strategy=ewcc", "--help").stderr.startswith("error: strategy=ewcc does not exist")
 
 
-def test_the_command_shows_the_plan_the_tasks_and_the_summary_and_nothing_else(command, tmp_path):
+def test_the_command_prints_only_plan_tasks_and_summary(command, tmp_path):
     done = command("strategy=ewc", "lam=1e5", *TINY, "output_dir=here")
     assert done.returncode == 0
     assert done.stderr == ""
@@ -186,7 +186,8 @@ def test_the_command_shows_the_plan_the_tasks_and_the_summary_and_nothing_else(c
     assert (tmp_path / "here/metrics.json").exists()
 
 
-def test_a_sweep_runs_equal_cells_once_and_a_failed_run_hides_no_other(command, tmp_path):
+def test_a_sweep_merges_duplicates_and_reports_a_failed_run(command, tmp_path):
+    """Combinations that train the same run are trained once, and the other runs finish although one fails."""
     done = command("-m", "strategy=finetune,mas", "lam=1,-1,1e3", *TINY, "output_dir=sweep")
     assert done.returncode == 1
     assert (
@@ -202,9 +203,8 @@ def test_a_sweep_runs_equal_cells_once_and_a_failed_run_hides_no_other(command, 
 
 
 @pytest.mark.slow
-def test_a_sweep_of_which_a_parallel_worker_is_killed_loses_no_run_and_goes_on_to_the_results_of_runs_alone(
-    command, run, tmp_path
-):
+def test_a_sweep_resumes_after_a_parallel_worker_is_killed(command, run, tmp_path):
+    """No run is lost, and the resumed runs have the results of runs that were trained alone."""
     sweep = ("-m", "seed=0,1,2", *TINY)
     arguments = [sys.executable, "-m", "clbench.train", *sweep, "launch=joblib", "hydra.launcher.n_jobs=2"]
     process = subprocess.Popen(
@@ -271,7 +271,7 @@ def test_clbench_train_is_the_same_command(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_light_run_imports_nothing_heavy_that_it_does_not_use(tmp_path):
+def test_a_light_run_imports_no_heavy_package_it_does_not_use(tmp_path):
     program = (
         f"import sys, runpy; sys.argv = ['clbench.train', *{TINY!r}, 'output_dir=x']\n"
         "runpy.run_module('clbench.train', run_name='__main__')\n"

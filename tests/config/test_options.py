@@ -40,13 +40,14 @@ def last_step(folder):
     return max(row["step"] for row in logged(folder))
 
 
-def test_a_task_shorter_than_the_steps_between_evaluations_has_none_inside(run, tmp_path):
+def test_a_task_shorter_than_eval_every_has_no_evaluation_inside(run, tmp_path):
     result = run(*SHORT, "steps=[2,10]", "eval_every=5", "strategy=finetune")
     assert [(w["task"], w["step"]) for w in result["within_tasks"]] == [(1, 5), (1, 10)]
     assert (tmp_path / "run/accuracy_within_tasks.png").exists()
 
 
-def test_evaluations_inside_tasks_begin_after_the_first_step_of_the_optimiser(run):
+def test_evaluations_begin_after_the_first_optimizer_step(run):
+    """Batches whose gradients are only accumulated do not count as steps."""
     options = (*SHORT, "steps=4", "+trainer.accumulate_grad_batches=2", "eval_every=2", "strategy=finetune")
     assert {(w["task"], w["step"]) for w in run(*options)["within_tasks"]} == {(0, 2), (0, 4), (1, 2), (1, 4)}
 
@@ -101,7 +102,8 @@ def test_patience_ends_a_task_early(run, tmp_path):
     assert last_step(tmp_path / "run") < 40 * STEPS
 
 
-def test_best_keeps_the_weights_of_the_epoch_with_the_lowest_validation_loss(run, composed, tmp_path):
+def test_best_keeps_the_weights_of_lowest_validation_loss(run, composed, tmp_path):
+    """``consolidate=best`` keeps the weights of the epoch with the lowest validation loss."""
     options = (*SHORT, "lr=0.05", "strategy=finetune", "data.tasks=1")
     sequence, learner, _ = build(composed(*options))
 
@@ -121,7 +123,8 @@ def test_best_keeps_the_weights_of_the_epoch_with_the_lowest_validation_loss(run
 
 
 @pytest.mark.parametrize("length", ["epochs=[1,2]", "steps=7", "steps=[3,50]", "epochs=3"])
-def test_the_cosine_schedule_ends_with_each_task_however_long_it_is(run, tmp_path, length):
+def test_the_cosine_schedule_ends_with_each_task(run, tmp_path, length):
+    """The learning rate is zero at the end of each task, with any number of epochs or steps."""
     run(*SHORT, length, "strategy=joint", "optimizer=sgd", "optimizer.reset=false", "scheduler=cosine")
     for task in range(2):
         (group,) = load(tmp_path / f"run/checkpoints/task_{task}.ckpt")["optimizer"]["param_groups"]
@@ -129,7 +132,8 @@ def test_the_cosine_schedule_ends_with_each_task_however_long_it_is(run, tmp_pat
 
 
 @pytest.mark.parametrize("steps", [7, 1000])
-def test_the_cosine_schedule_ends_with_whichever_of_epochs_and_steps_comes_first(composed, steps):
+def test_the_cosine_schedule_ends_at_epochs_or_steps(composed, steps):
+    """The learning rate is zero at whichever of the two limits is reached first."""
     sequence, learner, _ = build(composed(*SHORT, "optimizer.reset=false", "scheduler=cosine"))
     trainer([], max_epochs=1, max_steps=steps).fit(learner, datamodule=sequence[0])
     (group,) = learner.optimizer_state["param_groups"]
@@ -137,7 +141,8 @@ def test_the_cosine_schedule_ends_with_whichever_of_epochs_and_steps_comes_first
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "step"])
-def test_a_schedule_really_changes_the_learning_rate_and_starts_again_with_each_task(run, tmp_path, scheduler):
+def test_a_schedule_changes_the_rate_and_restarts_at_each_task(run, tmp_path, scheduler):
+    """Weights differ from those of a constant rate, and the learning rate is scheduled again in each task."""
     options = (*SHORT, "epochs=3", "strategy=finetune", "optimizer=sgd", "optimizer.reset=false")
     extra = ["scheduler.make.step_size=1"] if scheduler == "step" else []
     run(*options, f"scheduler={scheduler}", *extra, folder="scheduled")
@@ -149,7 +154,8 @@ def test_a_schedule_really_changes_the_learning_rate_and_starts_again_with_each_
     assert group["lr"] == pytest.approx(expected, abs=1e-9)  # one task's schedule, not two
 
 
-def test_evaluation_inside_tasks_gives_the_stability_gap_and_changes_nothing_else(run, tmp_path):
+def test_evaluation_inside_tasks_changes_only_its_own_metrics(run, tmp_path):
+    """It adds the stability gap, and the accuracy matrix stays the same."""
     options = ("data.tasks=3", "net.hidden=[16]", "epochs=1", "strategy=ewc", "net.dropout=0.2")
     inside, plain = run(*options, "eval_every=10", folder="inside"), run(*options, folder="plain")
     assert inside["accuracy_matrix"] == plain["accuracy_matrix"]
@@ -172,7 +178,8 @@ def test_evaluation_inside_tasks_gives_the_stability_gap_and_changes_nothing_els
     assert (tmp_path / "inside/accuracy_within_tasks.png").exists()
 
 
-def test_the_csv_log_has_losses_on_a_step_that_never_goes_back_and_accuracies_by_task(run, tmp_path):
+def test_the_csv_log_has_losses_by_step_and_accuracies_by_task(run, tmp_path):
+    """The step never decreases over the rows of the log."""
     result = run(*SHORT, "epochs=2", "log_every=10", "strategy=ewc", "lam=100")
     rows = logged(tmp_path / "run")
     steps = [row["step"] for row in rows]
@@ -196,7 +203,8 @@ def test_logging_changes_nothing(run, tmp_path):
     assert not (tmp_path / "b/logs").exists()
 
 
-def test_the_csv_log_of_a_process_that_was_killed_is_not_lost_to_the_one_that_goes_on_in_the_same_task(tmp_path):
+def test_a_resumed_process_keeps_the_csv_log_of_a_killed_one(tmp_path):
+    """A process that resumes in the same task writes its csv log to a new folder."""
     place = LoggerContext(tmp_path, tmp_path, 0, {}, print)
     for step in range(3):
         logger = loggers.csv(place)
@@ -211,7 +219,7 @@ def test_the_csv_log_of_a_process_that_was_killed_is_not_lost_to_the_one_that_go
     ]
 
 
-def test_a_resumed_run_logs_on_where_it_was_and_loses_nothing(run, tmp_path):
+def test_a_resumed_run_continues_its_log_and_loses_nothing(run, tmp_path):
     run(*SHORT, "epochs=1", "log_every=10", "strategy=ewc")
     folder = tmp_path / "run"
     before = logged(folder)
@@ -224,7 +232,7 @@ def test_a_resumed_run_logs_on_where_it_was_and_loses_nothing(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_loss_learns_what_the_eager_one_does(run, tmp_path):
+def test_a_compiled_loss_learns_as_the_eager_one(run, tmp_path):
     options = (*SHORT, "steps=20", "strategy=ewc")
     run(*options, "compile=true", folder="compiled")
     run(*options, folder="eager")
@@ -233,7 +241,7 @@ def test_a_compiled_loss_learns_what_the_eager_one_does(run, tmp_path):
     assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
 
 
-def test_callbacks_of_the_users_own_take_part(run, tmp_path, monkeypatch):
+def test_callbacks_of_the_user_are_called(run, tmp_path, monkeypatch):
     (tmp_path / "counting_callback.py").write_text(
         "import lightning as L\nbegun = []\n\n\nclass Counting(L.Callback):\n"
         "    def on_train_start(self, trainer, pl_module):\n        begun.append(trainer.datamodule.index)\n",

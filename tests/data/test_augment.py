@@ -22,7 +22,7 @@ def shifts(image, padding):
     return [padded[:, i : i + side, j : j + side] for i in range(2 * padding + 1) for j in range(2 * padding + 1)]
 
 
-def test_a_random_crop_is_a_crop_of_the_padded_image_and_all_crops_come():
+def test_random_crops_are_all_crops_of_the_padded_image():
     x, seen = images(400), set()
     for before, after in zip(x, RandomCrop(1)(x), strict=True):
         (which,) = [k for k, crop in enumerate(shifts(before, 1)) if torch.equal(crop, after)]
@@ -30,7 +30,7 @@ def test_a_random_crop_is_a_crop_of_the_padded_image_and_all_crops_come():
     assert seen == set(range(9))
 
 
-def test_a_random_flip_mirrors_the_share_of_the_images_that_was_asked():
+def test_a_random_flip_mirrors_the_given_fraction_of_images():
     x = images(1000)
     y = RandomHorizontalFlip(0.25)(x)
     mirrored = torch.tensor([torch.equal(b, a.flip(-1)) for a, b in zip(x, y, strict=True)])
@@ -39,7 +39,7 @@ def test_a_random_flip_mirrors_the_share_of_the_images_that_was_asked():
 
 
 @pytest.mark.parametrize("transform", [RandomCrop(2), v2.RandomCrop(8, padding=2), v2.RandomHorizontalFlip()])
-def test_the_examples_of_a_batch_are_changed_each_in_a_way_of_its_own(transform):
+def test_each_example_of_a_batch_is_augmented_differently(transform):
     same = images(1).expand(64, -1, -1, -1).contiguous()
     changed = Augmentation.of(transform)(same, 0)
     assert changed.dtype == torch.uint8 and changed.shape == same.shape
@@ -47,7 +47,8 @@ def test_the_examples_of_a_batch_are_changed_each_in_a_way_of_its_own(transform)
 
 
 @pytest.mark.parametrize("transform", [RandomCrop(2), v2.RandomCrop(8, padding=2)], ids=["ours", "torchvision"])
-def test_augmentation_follows_from_its_seed_and_leaves_the_global_generator_alone(transform):
+def test_augmentation_follows_its_seed_not_the_global_generator(transform):
+    """The same seed gives the same images, and the state of the global generator is unchanged."""
     augment = Augmentation.of([transform, RandomHorizontalFlip()])
     first = augment(images(), 3)
     torch.manual_seed(5)
@@ -73,7 +74,9 @@ def test_only_training_batches_are_augmented():
 
 
 @pytest.mark.parametrize("joint", [False, True], ids=["one task", "joint"])
-def test_a_task_started_again_sees_the_images_it_saw_and_others_in_every_epoch(joint):
+def test_a_restarted_task_sees_the_same_augmented_images(joint):
+    """The images differ between epochs and are the same when the task is started again."""
+
     def epochs(noise):
         sequence = augmented(seed=1)
         task = sequence.joint(2) if joint else sequence[2]

@@ -52,7 +52,7 @@ def noise(x, seed):
 
 @pytest.mark.parametrize("sizes", [[10], [4, 1, 5]], ids=["one part", "joint"])
 @pytest.mark.parametrize("given", range(9))
-def test_a_loaded_state_goes_on_with_the_batch_that_comes_next(sizes, given):
+def test_a_loaded_state_resumes_with_the_next_batch(sizes, given):
     def batches():
         parts = [part(size, task, base=sum(sizes[:task])) for task, size in enumerate(sizes)]
         return Batches(parts, 3, (0, 1), augment=noise)
@@ -71,7 +71,7 @@ def test_a_loaded_state_goes_on_with_the_batch_that_comes_next(sizes, given):
     assert all(torch.equal(b.x, w.x) for b, w in zip(rest, whole[given:], strict=True))
 
 
-def test_the_order_is_that_of_the_seed_and_the_task():
+def test_the_order_depends_on_the_seed_and_the_task():
     def epochs(shuffle):
         batches = Batches([part(20)], 4, shuffle)
         return [labels(batches) for _ in range(2)]
@@ -95,7 +95,7 @@ def test_without_shuffling_the_examples_come_in_order_every_time():
 @pytest.mark.parametrize("batch_size", [2, 4, 16])
 @pytest.mark.parametrize("examples", [10, 11, 16, 17])
 @pytest.mark.parametrize("sizes", ["one part", "joint"])
-def test_training_ranks_take_the_same_number_of_steps_and_share_the_examples(examples, batch_size, sizes):
+def test_training_ranks_take_equal_steps_and_share_the_examples(examples, batch_size, sizes):
     parts = [part(examples)] if sizes == "one part" else [part(4), part(examples - 4, 1, base=4)]
     ranks = [Batches(parts, batch_size, (0,), rank, world=2) for rank in range(2)]
     epochs = [labels(batches) for batches in ranks]
@@ -105,12 +105,12 @@ def test_training_ranks_take_the_same_number_of_steps_and_share_the_examples(exa
     assert len(seen) == len(set(seen)) == examples - examples % 2
 
 
-def test_training_ranks_take_the_same_number_of_steps_where_the_last_batch_has_one_example():
+def test_ranks_take_equal_steps_with_a_last_batch_of_one_example():
     ranks = [Batches([part(9)], 4, (0,), rank, world=2) for rank in range(2)]
     assert len(labels(ranks[0])) == len(labels(ranks[1]))
 
 
-def test_what_training_ranks_leave_out_is_not_always_the_same_example():
+def test_training_ranks_do_not_always_leave_out_the_same_example():
     batches = [Batches([part(5)], 2, (0,), rank, world=2) for rank in range(2)]
     missing = {min({0, 1, 2, 3, 4} - {*flat(labels(batches[0])), *flat(labels(batches[1]))}) for _ in range(10)}
     assert len(missing) > 1
@@ -135,7 +135,7 @@ def test_one_part_carries_its_task_as_a_number():
     assert isinstance(batch.task, int)
 
 
-def test_a_joint_batch_has_the_input_label_and_task_of_every_example():
+def test_a_joint_batch_has_input_label_and_task_of_every_example():
     orders = [None, torch.tensor([5, 3, 1, 0, 2, 4]), torch.tensor([1, 0, 2, 3, 5, 4])]
     parts = [part(5, k, o if o is None else Permutation(o), base=100 * k) for k, o in enumerate(orders)]
     seen = 0

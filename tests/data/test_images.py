@@ -29,7 +29,8 @@ def equal(loader, other):
     ],
     ids=["split", "permuted and augmented", "class-incremental, resized, some"],
 )
-def test_what_does_not_fit_in_memory_gives_the_same_batches_in_the_same_order(options, workers):
+def test_streamed_data_give_the_same_batches_in_the_same_order(options, workers):
+    """Data that do not fit in memory are read from disk and give the batches of data in memory."""
     in_memory, from_disk = whole(**options), streamed(**options, workers=workers)
     assert isinstance(in_memory.definitions[0].source.train, Images)
     assert isinstance(from_disk.definitions[0].source.train, Streamed)
@@ -44,7 +45,8 @@ def test_what_does_not_fit_in_memory_gives_the_same_batches_in_the_same_order(op
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_joint_training_on_what_does_not_fit_in_memory_has_the_same_batches(workers):
+def test_joint_training_on_streamed_data_has_the_same_batches(workers):
+    """Joint training reads data that do not fit in memory from disk."""
     joint = [sequence.joint(3).train_dataloader() for sequence in (whole(split), streamed(split, workers=workers))]
     for _ in range(2):
         equal(*joint)
@@ -72,5 +74,5 @@ def test_a_run_may_leave_a_streamed_epoch_in_the_middle():
     assert len(first.y) == 10
 
 
-def test_there_is_some_memory():
+def test_the_available_memory_is_positive():
     assert available_memory() > 2**20

@@ -72,7 +72,7 @@ class OneToThree(ArrayPictures):
 
 @pytest.mark.parametrize("transform", [None, to_tensor])
 @pytest.mark.parametrize("limit", [None, 0], ids=["in memory", "streamed"])
-def test_labels_are_those_that_a_data_set_gives(transform, limit):
+def test_labels_are_those_of_the_data_set(transform, limit):
     source = read(partial(OneToThree, transform), memory_limit=limit, workers=0)
     assert source.train.y.tolist() == [0, 1, 2] * 4
 
@@ -109,7 +109,8 @@ def test_resized_images_are_those_of_torchvision(factory, limit):
     assert torch.equal(x, expected)
 
 
-def test_images_of_different_shapes_are_refused_and_resizing_brings_them_to_one():
+def test_images_of_different_shapes_need_resizing():
+    """Without ``resize`` they are refused with an error that names it."""
     with pytest.raises(ConfigError, match=r"data set Pictures: image \d+ has shape .* resize=\[H,W\]"):
         read(partial(Pictures, varying))
     assert read(partial(Pictures, varying), resize=4).train.shape == (3, 4, 4)
@@ -122,7 +123,7 @@ def test_images_of_different_shapes_are_refused_and_resizing_brings_them_to_one(
         (lambda a: "a.png", "is not a data set of images"),
     ],
 )
-def test_what_is_not_an_image_is_described(form, message):
+def test_an_invalid_image_is_described(form, message):
     with pytest.raises(ConfigError, match=message):
         read(partial(Pictures, form))
 
@@ -135,6 +136,6 @@ def test_palettes_and_single_bits_are_read_as_colours_and_greys():
 
 
 @pytest.mark.parametrize("resize", [0, [3], [2, 2, 2]])
-def test_a_size_that_is_none_is_refused(resize):
+def test_an_invalid_size_is_refused(resize):
     with pytest.raises(ConfigError, match="resize=.*: expected a side, or a height and a width"):
         TaskSequence(ArrayPictures, chain, resize=resize)

@@ -23,7 +23,7 @@ class Squares:
         self.targets = [0, 1, 0, 1]
 
 
-def test_images_have_a_black_frame_and_are_else_as_they_were():
+def test_padding_adds_a_black_frame_and_keeps_the_image():
     source = read(partial(Padded, Squares, by=2))
     assert source.train.shape == (1, 7, 7)
     assert source.train.x[0, 0, 2:5, 2:5].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
@@ -35,7 +35,7 @@ def test_images_with_channels_are_padded_in_height_and_width():
     assert read(partial(Padded, Squares, by=1, shape=(3, 3, 3))).train.shape == (3, 5, 5)
 
 
-def test_what_cannot_be_padded_is_refused():
+def test_data_sets_that_cannot_be_padded_are_refused():
     class Folder:
         def __init__(self, train=True):
             self.targets = [0]
@@ -46,7 +46,7 @@ def test_what_cannot_be_padded_is_refused():
         Padded(Squares, by=0)
 
 
-def test_the_data_set_that_is_missing_is_named_not_the_padding(tmp_path):
+def test_a_missing_data_set_is_named_and_not_the_padding(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="data set MNIST is not in .*file/mnist"):
         read(partial(Padded, dataset=MNIST, by=2, root=str(tmp_path / "file/mnist")))

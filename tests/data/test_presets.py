@@ -45,7 +45,7 @@ def check_batches(sequence, scenario):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_has_all_options_and_leaves_them_to_the_command(composed, preset):
+def test_every_preset_passes_on_all_options_of_the_command(composed, preset):
     options = {
         "examples_per_task": 10,
         "drop_last": True,
@@ -61,7 +61,7 @@ def test_every_preset_has_all_options_and_leaves_them_to_the_command(composed, p
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 @pytest.mark.parametrize("preset", OFFLINE)
-def test_presets_that_need_no_download_are_built_in_every_scenario(composed, preset, scenario):
+def test_presets_without_download_are_built_in_every_scenario(composed, preset, scenario):
     check_batches(built_sequence(composed, scenario, f"data={preset}"), scenario)
 
 
@@ -101,9 +101,8 @@ def jpeg_data():
     ("preset", "dataset"),
     [("split_cifar10", "CIFAR10Jpeg"), ("permuted_cifar10", "CIFAR10Jpeg"), ("split_cifar100", "TinyImageNet32")],
 )
-def test_a_data_set_from_outside_takes_the_place_of_another_by_its_dotted_path(
-    composed, jpeg_data, preset, dataset, scenario
-):
+def test_a_dotted_path_replaces_the_data_set_of_a_preset(composed, jpeg_data, preset, dataset, scenario):
+    """The replacement is a data set that is not part of the library."""
     overrides = (f"data={preset}", f"data.source._target_=cifar10_jpeg.{dataset}", f"data_dir={jpeg_data}")
     sequence = built_sequence(composed, scenario, *overrides)
     assert (len(sequence), sequence.shape) == (CIFAR[preset], (3, 32, 32))
@@ -120,7 +119,8 @@ class MySet:
 """
 
 
-def test_any_data_set_by_its_dotted_path_is_normalised_as_the_preset_says(composed, tmp_path, monkeypatch):
+def test_a_data_set_by_dotted_path_is_normalised_by_the_preset(composed, tmp_path, monkeypatch):
+    """The replacement has the mean and standard deviation of the preset."""
     (tmp_path / "my_sets.py").write_text(MODULE, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_sets", raising=False)

@@ -14,12 +14,14 @@ SIZES = [2, 3, 2]
     ("scenario", "sizes", "offsets"),
     [(TASK, SIZES, [0, 0, 0]), (DOMAIN, [2, 2, 2], [0, 0, 0]), (CLASS, SIZES, [0, 2, 5])],
 )
-def test_only_class_incremental_labels_are_offset_by_the_classes_before(scenario, sizes, offsets):
+def test_only_class_incremental_labels_have_an_offset(scenario, sizes, offsets):
+    """The offset is the number of classes of the earlier tasks."""
     assert [scenario.offset(sizes, task) for task in range(3)] == offsets
 
 
 @pytest.mark.parametrize(("scenario", "contexts"), [(TASK, [0, 1, 2]), (DOMAIN, [0, 1, 2]), (CLASS, [1, 1, 1])])
-def test_a_batch_carries_its_own_task_or_the_newest_where_all_classes_seen_compete(scenario, contexts):
+def test_a_batch_carries_its_own_task_or_the_newest_one(scenario, contexts):
+    """It carries the newest task in the class-incremental scenario, where all classes seen compete."""
     assert [scenario.context(on, after=1) for on in range(3)] == contexts
 
 
@@ -45,7 +47,7 @@ def test_task_incremental_builds_a_head_for_every_task():
 
 
 @pytest.mark.parametrize("scenario", [TASK, DOMAIN, CLASS])
-def test_every_label_is_an_output_that_competes_in_the_context_of_its_task(scenario):
+def test_every_label_is_an_output_that_competes_in_its_task(scenario):
     sizes = [2, 2, 2]
     head = scenario.build_head(4, sizes)
     for after in range(3):
@@ -55,7 +57,8 @@ def test_every_label_is_an_output_that_competes_in_the_context_of_its_task(scena
 
 
 @pytest.mark.parametrize(("scenario", "shared"), [(TASK, False), (SINGLE, False), (DOMAIN, True), (CLASS, False)])
-def test_only_domain_incremental_trains_the_outputs_of_later_tasks(scenario, shared):
+def test_only_domain_incremental_tasks_share_their_outputs(scenario, shared):
+    """The first task then trains the outputs of the later tasks."""
     assert scenario.shares_outputs is shared
 
 

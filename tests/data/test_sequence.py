@@ -18,7 +18,7 @@ halves = partial(TaskSequence, Digits, split, scale=16)
 
 
 class Numbered:
-    """Images that are their number from ``first`` on, so that two data sets can be told apart; labels 0, 1, 0, ..."""
+    """Images whose pixels are their number, counted from ``first`` to distinguish two data sets, with labels 0, 1, 0, ..."""
 
     def __init__(self, examples=10, first=0, side=2, train=True, download=False):
         self.data = np.arange(first, first + examples, dtype=np.uint8)[:, None, None].repeat(side, 1).repeat(side, 2)
@@ -88,7 +88,8 @@ def rows(task):
 
 
 @pytest.mark.parametrize("sequence", [permuted(tasks=3), halves(), halves(tasks=2, validation=0.25, seed=4)])
-def test_training_and_validation_examples_are_disjoint_and_complete(sequence):
+def test_training_and_validation_examples_partition_the_data(sequence):
+    """Every training example of the classes of a task is in one of the two parts, and in one only."""
     training = [rows(task) for task in sequence]
     validation = [part.rows.tolist() for part in sequence.examples_of("validation", 0)]
     test = [part.rows.tolist() for part in sequence.examples_of("test", 0)]
@@ -98,7 +99,7 @@ def test_training_and_validation_examples_are_disjoint_and_complete(sequence):
         assert test[j] == [k for k, y in enumerate(cut.source.test.y.tolist()) if y in cut.classes]
 
 
-def test_the_share_of_validation_data_is_what_was_asked():
+def test_the_validation_data_have_the_requested_fraction():
     sequence = halves(validation=0.25)
     assert sum(len(part) for part in sequence.examples_of("validation", 0)) == round(0.25 * 1437)
     assert sum(task.examples for task in sequence) == 1437 - round(0.25 * 1437)
@@ -117,14 +118,15 @@ def test_validation_is_on_the_same_images_in_all_permuted_tasks():
     assert all(torch.equal(part.rows, parts[0].rows) for part in parts)
 
 
-def test_validation_data_are_those_of_the_seed():
+def test_validation_data_depend_on_the_seed():
     first, again, other = (
         permuted(tasks=1, seed=seed).examples_of("validation", 0)[0].rows.tolist() for seed in (0, 0, 1)
     )
     assert first == again != other
 
 
-def test_a_permuted_task_sees_the_images_of_the_first_with_their_pixels_moved():
+def test_a_permuted_task_has_the_same_images_with_pixels_moved():
+    """The labels and the set of pixel values of an image are those of the first task."""
     loaders = permuted(tasks=3)[0].test_dataloader()
     as_it_is, labels, _ = collected(loaders[0])
     torch.testing.assert_close(as_it_is, torch.tensor(Digits(train=False).data)[:, None] / 16)
@@ -158,7 +160,8 @@ def test_task_incremental_labels_start_at_zero_in_every_task():
         assert [collected(loader)[2] for loader in task.test_dataloader()] == [{0}, {1}, {2}, {3}, {4}]
 
 
-def test_class_incremental_labels_go_on_and_compete_with_all_classes_seen():
+def test_class_incremental_labels_continue_over_tasks():
+    """Test and validation examples carry the newest task, so their outputs compete with all classes seen."""
     sequence = halves(scenario=CLASS)
     for task in sequence:
         _, y, tasks = collected(task.train_dataloader())
@@ -180,7 +183,8 @@ def test_labels_follow_the_order_of_the_classes_of_a_task():
 
 
 @pytest.mark.parametrize(("scenario", "expected"), [(None, {0, 1, 2}), (DOMAIN, {0, 1, 2}), (CLASS, {2})])
-def test_joint_training_has_all_examples_up_to_a_task_as_they_compete(scenario, expected):
+def test_joint_training_has_all_examples_up_to_a_task(scenario, expected):
+    """Examples carry the task in whose context their outputs compete."""
     sequence = halves(scenario=scenario)
     joint = sequence.joint(2)
     assert joint.examples == sum(sequence[j].examples for j in range(3))
@@ -199,7 +203,7 @@ def test_pixels_are_scaled_to_at_most_one_and_normalised():
     torch.testing.assert_close(normalised, (scaled - 0.5) / 0.25)
 
 
-def test_a_sequence_is_a_sequence():
+def test_a_task_sequence_is_a_python_sequence():
     sequence = halves()
     assert len(sequence) == 5
     assert [task.index for task in sequence] == [0, 1, 2, 3, 4]
@@ -231,7 +235,7 @@ def test_there_is_no_task_outside_a_sequence(index):
         ),
     ],
 )
-def test_a_sequence_that_the_data_cannot_have_is_refused(options, message):
+def test_a_sequence_that_does_not_fit_the_data_is_refused(options, message):
     with pytest.raises(ConfigError) as error:
         TaskSequence(**{"source": Digits, "split": split, **options})
     assert str(error.value).startswith(message)
@@ -266,7 +270,7 @@ def test_any_module_really_trains_on_every_task_with_one_trainer():
     assert not torch.equal(module.weights[1], module.weights[2])
 
 
-def test_a_module_with_a_validation_step_sees_the_validation_data_of_all_tasks():
+def test_a_validation_step_sees_validation_data_of_all_tasks():
     sequence = permuted(tasks=2)
     module = Foreign()
     one_trainer(max_epochs=1).fit(module, datamodule=sequence[0])
@@ -274,21 +278,21 @@ def test_a_module_with_a_validation_step_sees_the_validation_data_of_all_tasks()
     assert module.seen_by_validation == {0: examples_of, 1: examples_of}
 
 
-def test_a_trainer_goes_on_to_the_next_task_after_it_was_told_to_stop():
+def test_a_trainer_learns_the_next_task_after_it_was_stopped():
     module, trainer = StopsOnTheFirst(), one_trainer(max_epochs=1)
     for task in permuted(tasks=2):
         trainer.fit(module, datamodule=task)
     assert module.steps[1] == module.steps[0] > 0
 
 
-def test_a_task_trains_all_its_epochs_after_one_that_stopped_early():
+def test_a_task_after_an_early_stop_trains_all_its_epochs():
     module, trainer = StopsOnTheFirst(), one_trainer(max_epochs=2)
     for task in permuted(tasks=2):
         trainer.fit(module, datamodule=task)
     assert module.steps[1] == 2 * module.steps[0]
 
 
-def test_a_trainer_whose_steps_are_used_up_is_refused_for_the_next_task():
+def test_a_trainer_without_steps_left_is_refused_for_a_new_task():
     module, trainer = Foreign(), one_trainer(max_steps=5)
     first, second = permuted(tasks=2)
     trainer.fit(module, datamodule=first)

@@ -17,7 +17,8 @@ def rows(task):
     return part.rows.tolist()
 
 
-def test_examples_per_task_are_a_subset_of_the_training_examples_and_no_others_change():
+def test_examples_per_task_select_a_subset_of_training_examples():
+    """Validation and test examples do not change."""
     for some, every in zip(digits(split, examples_per_task=50), digits(split), strict=True):
         assert some.examples == 50
         assert set(rows(some)) < set(rows(every))
@@ -26,7 +27,7 @@ def test_examples_per_task_are_a_subset_of_the_training_examples_and_no_others_c
             assert all(len(a.parts[0]) == len(b.parts[0]) for a, b in loaders)
 
 
-def test_examples_per_task_are_those_of_the_seed_and_the_task():
+def test_examples_per_task_depend_on_the_seed_and_the_task():
     first, again, other = (
         [rows(task) for task in digits(permute, examples_per_task=50, seed=s, validation=0)] for s in (0, 0, 1)
     )
@@ -48,7 +49,7 @@ def test_tasks_may_have_different_numbers_of_examples():
         ([5, 5], "examples_per_task=[5, 5]: expected one number, or a list of 5, one per task"),
     ],
 )
-def test_examples_that_are_not_there_are_refused(number, message):
+def test_more_examples_than_there_are_are_refused(number, message):
     with pytest.raises(ConfigError) as error:
         digits(split, examples_per_task=number)
     assert str(error.value).startswith(message)
@@ -63,7 +64,7 @@ def test_examples_that_are_not_there_are_refused(number, message):
         ({"first_task": 6, "classes_per_task": 2, "tasks": None}, [(0, 1, 2, 3, 4, 5), (6, 7), (8, 9)]),
     ],
 )
-def test_classes_come_in_the_order_and_shares_that_were_asked(options, expected):
+def test_classes_have_the_given_order_and_group_sizes(options, expected):
     tasks = options.pop("tasks", 4)
     assert [task.classes for task in digits(partial(split, **options), tasks=tasks)] == expected
 
@@ -78,12 +79,13 @@ def test_classes_come_in_the_order_and_shares_that_were_asked(options, expected)
         ({"first_task": 2, "classes_per_task": [2, 8]}, "first_task=2"),
     ],
 )
-def test_an_order_or_a_first_task_that_cannot_be_is_refused(options, message):
+def test_an_impossible_order_or_first_task_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         digits(partial(split, **options))
 
 
-def test_drop_last_leaves_out_the_smaller_batch_and_only_of_training():
+def test_drop_last_drops_only_the_smaller_training_batch():
+    """Batches of the importance and of evaluation are kept."""
     (task,) = digits(chain, batch_size=100, drop_last=True)
     assert task.examples == 1293
     loader = task.train_dataloader()
@@ -92,7 +94,7 @@ def test_drop_last_leaves_out_the_smaller_batch_and_only_of_training():
     assert sum(len(batch.y) for batch in task.test_dataloader()[0]) == 360
 
 
-def test_drop_last_that_would_leave_nothing_is_refused():
+def test_drop_last_that_would_drop_all_batches_is_refused():
     with pytest.raises(ConfigError, match="drop_last=True with batch_size=1000 leaves no batch of a task with"):
         digits(split, batch_size=1000, drop_last=True)
 
@@ -146,6 +148,6 @@ def test_angles_by_the_seed_do_not_depend_on_the_number_of_tasks():
         ({}, 0, "tasks=0: expected an integer >= 1"),
     ],
 )
-def test_angles_that_cannot_be_are_refused(options, tasks, message):
+def test_impossible_angles_are_refused(options, tasks, message):
     with pytest.raises(ConfigError, match=message):
         digits(partial(rotate, **options), tasks=tasks)

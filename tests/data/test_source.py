@@ -15,7 +15,7 @@ from clbench.errors import ConfigError
 
 
 class MNIST(torchvision.datasets.MNIST):
-    """The real one, with a mirror that nobody answers: offline wherever the tests run."""
+    """MNIST with a mirror that does not answer, so it is offline wherever the tests run."""
 
     mirrors = ("http://127.0.0.1:9/",)
 
@@ -32,7 +32,7 @@ class Signs:
     ("options", "message"),
     [({}, r"has the labels \[-1\] in its training part"), ({"labels": (0, 1), "unseen": 7}, r"\[7\] in its test part")],
 )
-def test_labels_that_are_not_those_of_a_class_with_training_examples_are_refused(options, message):
+def test_labels_of_no_class_with_training_examples_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         read(partial(Signs, **options))
 
@@ -75,7 +75,7 @@ def test_a_torchvision_data_set_is_read_into_uint8_tensors(mnist):
     assert source.train.y.tolist() == [*range(10), *range(10)]
 
 
-def test_missing_data_offline_names_the_data_set_the_folder_and_what_to_do(tmp_path):
+def test_missing_data_offline_name_data_set_folder_and_remedy(tmp_path):
     root = tmp_path / "empty"
     with pytest.raises(ConfigError) as error:
         read(partial(MNIST, root=str(root)))
@@ -86,7 +86,7 @@ def test_missing_data_offline_names_the_data_set_the_folder_and_what_to_do(tmp_p
     assert "\n" not in message
 
 
-def test_data_set_without_a_folder_that_is_not_found_asks_for_one():
+def test_a_missing_data_set_without_a_root_asks_for_one():
     def missing(train, download):
         raise RuntimeError("Dataset not found. You can use download=True to download it")
 
@@ -96,7 +96,8 @@ def test_data_set_without_a_folder_that_is_not_found_asks_for_one():
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-images-idx3-ubyte", "train-labels-idx1-ubyte"])
 @pytest.mark.parametrize("left", [0.5, 0], ids=["half", "empty"])
-def test_a_truncated_file_is_named_as_unreadable_and_not_downloaded_over(mnist, name, left):
+def test_a_truncated_file_is_reported_and_not_overwritten(mnist, name, left):
+    """The data set is not downloaded over a file that cannot be read."""
     file = mnist / "MNIST" / "raw" / name
     whole = file.read_bytes()
     short = whole[: int(len(whole) * left)]
@@ -129,7 +130,9 @@ def mirror(mnist, monkeypatch):
         server.shutdown()
 
 
-def test_what_is_missing_is_downloaded_into_the_root_and_then_read_from_there(tmp_path, mirror):
+def test_missing_data_are_downloaded_once_into_the_root(tmp_path, mirror):
+    """Later reads use the files in the root."""
+
     class MNIST(torchvision.datasets.MNIST):
         mirrors = (mirror[0],)
         resources = tuple((name, None) for name in mirror[1])
@@ -164,14 +167,15 @@ def test_images_are_laid_out_channels_first(shape, layout):
         ({"shape": (2, 2), "targets": 5}, "data set Pictures has data (6, 2, 2) torch.uint8 and 5 targets"),
     ],
 )
-def test_data_of_another_form_is_described(options, message):
+def test_data_of_an_unknown_form_are_described(options, message):
     with pytest.raises(ConfigError) as error:
         read(partial(Pictures, **options))
     assert str(error.value).startswith(message)
     assert str(error.value).endswith("a target each")
 
 
-def test_the_digits_need_no_folder_and_share_no_image_between_training_and_test():
+def test_the_digits_need_no_folder_and_have_disjoint_parts():
+    """No image is in both the training and the test part."""
     source = read(Digits)
     assert (len(source.train.y), len(source.test.y), source.classes) == (1437, 360, 10)
     assert source.train.x.shape[1:] == (1, 8, 8)

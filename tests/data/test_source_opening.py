@@ -62,7 +62,8 @@ def test_parallel_jobs_download_once_and_all_read_the_whole(tmp_path):
     assert len(list(tmp_path.glob("download of *"))) == 1
 
 
-def test_what_another_process_downloaded_while_this_one_waited_is_not_downloaded_again(tmp_path, monkeypatch):
+def test_data_that_another_process_downloaded_are_reused(tmp_path, monkeypatch):
+    """A process that waited for the download of another one reads the files that are then in place."""
     tries = []
 
     def factory(root, train, download):
@@ -75,7 +76,7 @@ def test_what_another_process_downloaded_while_this_one_waited_is_not_downloaded
     assert tries == [False, False, False]  # once more for the training part, then the test part
 
 
-def test_a_data_set_whose_parts_have_names_is_opened_by_them():
+def test_data_sets_with_named_parts_are_opened_by_name():
     source = read(partial(ByName, root="anywhere"))
     assert (source.train.x.unique().tolist(), source.test.x.unique().tolist()) == ([1], [2])
 
@@ -85,7 +86,7 @@ def test_a_data_set_without_parts_is_refused():
         read(partial(OnlyOne, root="anywhere"))
 
 
-def test_data_that_are_not_there_and_have_nothing_to_download_are_named(tmp_path):
+def test_missing_data_without_a_download_are_named(tmp_path):
     def absent(root, train):
         raise FileNotFoundError("no such file")
 

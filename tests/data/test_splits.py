@@ -31,7 +31,7 @@ def classes_of(definitions):
         ({"classes_per_task": [1, 4, 2], "tasks": 3}, [(0,), (1, 2, 3, 4), (5, 6)]),
     ],
 )
-def test_split_shares_out_the_classes_in_their_natural_order(options, expected):
+def test_split_distributes_the_classes_in_their_natural_order(options, expected):
     data = source()
     definitions = split(data, **options)
     assert classes_of(definitions) == expected
@@ -73,7 +73,7 @@ def test_the_seed_does_not_change_a_natural_split():
         ({"classes_per_task": 0, "tasks": 2}, "classes_per_task=[0, 0] needs 0 classes"),
     ],
 )
-def test_split_names_what_cannot_be_shared_out(options, message):
+def test_split_names_what_cannot_be_distributed(options, message):
     with pytest.raises(ConfigError) as error:
         split(source(), **options)
     assert str(error.value).startswith(message)
@@ -85,7 +85,8 @@ def test_split_and_permute_take_one_data_set(cut, name):
         cut([source(), source()])
 
 
-def test_the_first_permuted_task_is_the_data_set_as_it_is_unless_asked():
+def test_the_first_permuted_task_is_not_permuted_by_default():
+    """``first="permuted"`` permutes it too, and the later tasks keep their permutations."""
     assert permute(source(), tasks=3)[0].view is None
     permuted = permute(source(), tasks=3, first="permuted")
     assert permuted[0].view is not None
@@ -94,7 +95,7 @@ def test_the_first_permuted_task_is_the_data_set_as_it_is_unless_asked():
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 4)], ids=["grayscale", "colour"])
-def test_every_task_has_a_permutation_of_its_own_and_all_classes(shape):
+def test_every_task_has_its_own_permutation_and_all_classes(shape):
     definitions = permute(source(shape=shape), tasks=6, first="permuted")
     orders = [tuple(cut.view.order.tolist()) for cut in definitions]
     assert all(sorted(order) == list(range(torch.Size(shape).numel())) for order in orders)
@@ -106,13 +107,13 @@ def orders(seed, tasks=4):
     return [cut.view.order.tolist() for cut in permute(source(shape=(1, 8, 8)), tasks, seed, first="permuted")]
 
 
-def test_permutations_are_those_of_the_seed_however_many_tasks_there_are():
+def test_permutations_depend_on_the_seed_not_the_number_of_tasks():
     assert orders(seed=3) == orders(seed=3)
     assert orders(seed=3, tasks=2) == orders(seed=3)[:2]
     assert all(a != b for a, b in zip(orders(seed=3), orders(seed=4), strict=True))
 
 
-def test_permute_makes_five_tasks_unless_told():
+def test_permute_makes_five_tasks_by_default():
     assert len(permute(source())) == 5
     assert len(permute(source(), tasks=1)) == 1
 

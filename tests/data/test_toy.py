@@ -32,7 +32,8 @@ def test_xor_of_many_bits_is_their_parity_and_xnor_its_opposite(bits):
     assert BitOperation("xnor", bits).targets == [1 - p for p in parity]
 
 
-def test_every_operation_is_a_task_whose_training_and_test_rows_are_all_rows():
+def test_every_operation_trains_and_tests_on_all_its_rows():
+    """Each operation is a task whose training and test parts are the whole truth table."""
     sequence = TaskSequence([partial(BitOperation, op, 3) for op in OPERATIONS], chain, validation=0, scale=1)
     assert sequence.shape == (1, 1, 3)
     assert sequence.sizes == [2] * 6

@@ -27,7 +27,8 @@ def test_a_rotation_is_that_of_torchvision(shape, degrees):
     torch.testing.assert_close(Rotation.of(degrees, *shape[-2:])(x), expected, atol=1e-5, rtol=0)
 
 
-def test_a_rotation_on_a_device_is_the_same_in_the_precision_of_the_images():
+def test_a_rotation_keeps_the_precision_of_the_images():
+    """The rotation is the same after it is moved to a device."""
     x = images(2, 1, 28, 28).float()
     view = Rotation.of(36, 28, 28)
     assert view(x).dtype == torch.float32

@@ -93,7 +93,8 @@ WRITTEN = (
 )
 
 
-def test_a_run_killed_while_it_writes_any_of_its_files_has_none_half_written_and_ends_bit_identical(start, tmp_path):
+def test_a_run_killed_while_writing_a_file_resumes_bit_identical(start, tmp_path):
+    """No file is half written, whichever file the run was writing when it was killed."""
     assert finish(start("strategy=ewc", folder="whole")) == 0
     killed = tmp_path / "killed"
     for kill in WRITTEN:
@@ -107,7 +108,7 @@ def test_a_run_killed_while_it_writes_any_of_its_files_has_none_half_written_and
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_killed_at_a_random_moment_and_started_again_ends_bit_identical(start, tmp_path, strategy):
+def test_a_run_killed_at_a_random_moment_resumes_bit_identical(start, tmp_path, strategy):
     began = time.perf_counter()
     assert finish(start(f"strategy={strategy}", folder="whole")) == 0
     length = time.perf_counter() - began
@@ -120,7 +121,8 @@ def test_a_run_killed_at_a_random_moment_and_started_again_ends_bit_identical(st
     assert_same(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_nobody_waits_for_a_process_that_was_killed_while_it_trained_or_wrote_what_others_share(start, tmp_path):
+def test_no_run_waits_for_a_killed_process(start, tmp_path):
+    """The killed process was training or writing the first task that other runs share."""
     assert finish(start("strategy=ewc", folder="alone")) == 0
     holder = start("strategy=mas", folder="0", sweep="s", kill=f"{'?' * 16}.ckpt")
     while not list((tmp_path / "s").glob("shared_first_tasks/.*.lock")):

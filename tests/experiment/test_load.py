@@ -32,7 +32,8 @@ def assert_same(a, b):
     "strategy",
     ["finetune", "ewc", "mas", "si", "lwf", "er", "derpp", "agem", "nccl", "independent", "joint_from_scratch"],
 )
-def test_the_loaded_net_has_the_accuracies_of_its_row_and_the_strategy_its_memory(run, tmp_path, strategy):
+def test_the_loaded_net_and_strategy_are_those_of_the_task(run, tmp_path, strategy):
+    """The net has the accuracies of its row of the accuracy matrix, and the strategy has the state of the checkpoint."""
     metrics = run(f"strategy={strategy}", *SMALL)
     for task in (0, 1):
         loaded = clbench.load(tmp_path / "run", task=task)
@@ -44,7 +45,8 @@ def test_the_loaded_net_has_the_accuracies_of_its_row_and_the_strategy_its_memor
         assert not loaded.learner.training
 
 
-def test_without_a_task_the_last_finished_one_is_loaded_and_random_states_stay(run, tmp_path):
+def test_without_a_task_the_last_finished_one_is_loaded(run, tmp_path):
+    """Loading leaves the states of the random generators unchanged."""
     run("strategy=ewc", *SMALL)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     loaded = clbench.load(str(tmp_path / "run"))
@@ -55,7 +57,7 @@ def test_without_a_task_the_last_finished_one_is_loaded_and_random_states_stay(r
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-def test_a_run_that_started_from_weights_in_a_file_is_loaded_without_the_file(run, tmp_path):
+def test_a_run_with_init_from_is_loaded_without_that_file(run, tmp_path):
     run("strategy=finetune", *SMALL, folder="first")
     weights = tmp_path / "weights.ckpt"
     (tmp_path / "first/checkpoints/task_0.ckpt").rename(weights)
@@ -64,7 +66,7 @@ def test_a_run_that_started_from_weights_in_a_file_is_loaded_without_the_file(ru
     assert clbench.load(tmp_path / "second", task=1).task == 1
 
 
-def test_what_cannot_be_loaded_is_said(run, tmp_path):
+def test_what_cannot_be_loaded_is_an_error(run, tmp_path):
     with pytest.raises(ConfigError, match="nowhere is not a folder: give the output_dir of a run"):
         clbench.load(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"has no config.json: give the output_dir of a run"):
@@ -89,7 +91,7 @@ def test_what_cannot_be_loaded_is_said(run, tmp_path):
         (None, None, "cannot be rebuilt: .*its code has changed since it ran: use the versions in its metrics.json"),
     ],
 )
-def test_a_changed_configuration_and_changed_code_are_told_apart(run, tmp_path, old, new, message):
+def test_changed_configuration_and_code_give_different_errors(run, tmp_path, old, new, message):
     run("strategy=finetune", *SMALL)
     if old is not None:
         replace_in(tmp_path / "run/config.json", old, new)

@@ -100,7 +100,7 @@ def test_non_finite_weights_are_unstable_as_in_the_command(tmp_path):
     assert "non-finite" in (tmp_path / "a/failed.txt").read_text(encoding="utf-8")
 
 
-def test_the_state_of_hydra_and_the_threads_of_torch_are_left_as_they_were(tmp_path):
+def test_a_run_restores_hydra_and_the_threads_of_torch(tmp_path):
     def state():
         return GlobalHydra.instance().hydra, HydraConfig.instance().cfg, torch.get_num_threads()
 
@@ -117,7 +117,8 @@ def test_the_state_of_hydra_and_the_threads_of_torch_are_left_as_they_were(tmp_p
         assert hydra.compose("train", ["seed=3"]).seed == 3
 
 
-def test_dry_run_trains_nothing_and_stop_after_task_returns_the_metrics_so_far(tmp_path):
+def test_dry_run_and_stop_after_task(tmp_path):
+    """A dry run trains nothing, and ``stop_after_task`` returns the metrics so far."""
     assert clbench.run([*TINY, "dry_run=true"], tmp_path / "a") == {}
     assert not (tmp_path / "a/checkpoints").exists()
     part = clbench.run([*TINY, "stop_after_task=1"], tmp_path / "a")
@@ -134,7 +135,7 @@ def test_a_folder_of_configuration_groups_is_searched(tmp_path):
     assert (metrics["strategy"]["name"], metrics["strategy"]["lam"]) == ("weak", 0.5)
 
 
-def test_a_configuration_may_refer_to_hydras_own(tmp_path):
+def test_a_configuration_may_refer_to_values_of_hydra(tmp_path):
     metrics = clbench.run([*TINY, "+note=${hydra:runtime.choices.net}"], tmp_path / "a")
     assert metrics["status"] == "complete"
     assert clbench.read(tmp_path / "a").net[0] == "mlp"
@@ -195,7 +196,8 @@ def fails_late(matrix):
     return 0.0
 
 
-def test_a_metric_that_fails_after_training_is_named_and_loses_no_task(tmp_path):
+def test_a_metric_that_fails_after_training_loses_no_task(tmp_path):
+    """The error names the metric, and the run can be resumed."""
     with pytest.raises(ConfigError, match="metric fails_late fails on the accuracies of this run: RuntimeError: boom"):
         clbench.run([*TINY, "metrics.extra=[tests.experiment.test_run.fails_late]"], tmp_path / "a", quiet=True)
     finished = clbench.run(TINY, tmp_path / "a", quiet=True)

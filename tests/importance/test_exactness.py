@@ -47,7 +47,7 @@ def test_errors_equal_the_error_of_the_mean_of_the_loop(name: str) -> None:
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(8, 4), nn.Conv1d(1, 2, 5), nn.Embedding(10, 4)])
-def test_errors_in_float32_are_right_where_examples_hardly_differ(layer: nn.Module) -> None:
+def test_errors_in_float32_are_right_for_almost_equal_examples(layer: nn.Module) -> None:
     torch.manual_seed(0)
     x = 1 + 1e-3 * torch.randn(200, 8)
     net = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(8 if isinstance(layer, nn.Conv1d) else 4, 2))
@@ -64,7 +64,7 @@ def test_errors_in_float32_are_right_where_examples_hardly_differ(layer: nn.Modu
         torch.testing.assert_close(error[name].double(), exact_error[name], rtol=0.02, atol=0)
 
 
-def test_error_of_a_draw_has_the_finite_population_correction() -> None:
+def test_error_of_a_subsample_has_finite_population_correction() -> None:
     net, x, y = build("mlp")
     _, error = fisher_and_error(net, batched(x, y, 4), samples=5)
     keys = torch.rand(N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -82,7 +82,8 @@ def test_bernoulli_fisher_equals_the_loop(labels: str, shape: tuple[int, ...]) -
     close(result, references.fisher(net, x, y, labels, "binary_cross_entropy"))
 
 
-def test_exact_bernoulli_is_p_times_one_minus_p_times_the_squared_gradient_of_the_logit() -> None:
+def test_exact_bernoulli_fisher_equals_its_formula() -> None:
+    """The formula is the mean of p (1 - p) times the squared gradient of the logit."""
     torch.manual_seed(0)
     net, x = nn.Linear(3, 1).double(), torch.randn(6, 3, dtype=torch.float64)
     p = net(x).sigmoid().detach()
@@ -98,7 +99,8 @@ def test_mse_fisher_equals_the_loop(name: str, labels: str) -> None:
     close(fisher(net, [(x, y)], labels=labels, loss="mse"), references.fisher(net, x, y, labels, "mse"))
 
 
-def test_exact_mse_is_two_over_c_times_the_sum_of_squared_gradients_of_the_outputs() -> None:
+def test_exact_mse_fisher_equals_its_formula() -> None:
+    """The formula is the mean of 2 / C times the sum of the squared gradients of the C outputs."""
     torch.manual_seed(0)
     net, x = nn.Linear(3, 4).double(), torch.randn(6, 3, dtype=torch.float64)
     expected = (2 / 4 * x.square()).mean(0).expand(4, 3)
@@ -117,7 +119,7 @@ def test_sampled_labels_average_to_the_exact_fisher(loss: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("labels", ["empirical", "predicted"])
-def test_fisher_batch_squares_the_mean_gradient_of_shuffled_groups(size: int, labels: str) -> None:
+def test_fisher_batch_squares_mean_gradients_of_shuffled_groups(size: int, labels: str) -> None:
     net, x, y = build("conv2d")
     net.eval()
     order = torch.rand(N, generator=torch.Generator().manual_seed(3), dtype=torch.float64).argsort()
@@ -147,7 +149,8 @@ def test_two_opposite_gradients_do_not_cancel_in_mas() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_exact_fisher_stays_finite_and_right_where_probabilities_underflow(dtype: torch.dtype) -> None:
+def test_exact_fisher_is_right_where_probabilities_underflow(dtype: torch.dtype) -> None:
+    """It stays finite there too."""
     net = nn.Linear(1, 4).to(dtype)
     net.weight.data.zero_()
     net.bias.data.copy_(torch.tensor([0.0, -2000.0, 1.0, float("-inf")]))
@@ -156,7 +159,7 @@ def test_exact_fisher_stays_finite_and_right_where_probabilities_underflow(dtype
     torch.testing.assert_close(result, p * (1 - p))
 
 
-def test_exact_bernoulli_stays_finite_where_the_probability_underflows() -> None:
+def test_exact_bernoulli_is_finite_where_probabilities_underflow() -> None:
     net = nn.Linear(1, 1)
     net.weight.data.fill_(1000.0)
     result = fisher(net, [torch.tensor([[1.0], [-1.0]])], loss="binary_cross_entropy")

@@ -50,7 +50,8 @@ def test_duplicated_data_changes_nothing(name: str, seed: int, times: int) -> No
 
 @few
 @given(seeds, st.floats(0.1, 10))
-def test_a_rescaled_parameter_scales_fisher_by_the_square_and_mas_by_the_absolute_value(seed: int, c: float) -> None:
+def test_rescaling_a_parameter_rescales_its_importance(seed: int, c: float) -> None:
+    """Fisher scales with the square of the factor and MAS with its absolute value."""
     torch.manual_seed(seed)
     net, x = nn.Linear(3, 2, bias=False).double(), torch.randn(6, 3, dtype=torch.float64)
     scaled = nn.Linear(3, 2, bias=False).double()
@@ -111,7 +112,7 @@ def test_drawing_keeps_no_more_than_the_samples_and_one_batch() -> None:
     assert max(held) <= 5
 
 
-def test_the_true_mean_lies_within_the_errors_of_draws() -> None:
+def test_the_true_mean_is_within_the_errors_of_subsamples() -> None:
     torch.manual_seed(0)
     net, x = nn.Linear(3, 3).double(), torch.randn(400, 3, dtype=torch.float64)
     truth = fisher(net, [x])["weight"]
@@ -122,7 +123,7 @@ def test_the_true_mean_lies_within_the_errors_of_draws() -> None:
     assert torch.stack(inside).mean() == pytest.approx(0.95, abs=0.05)
 
 
-def test_batches_of_any_structure_go_through_a_custom_outputs() -> None:
+def test_custom_outputs_read_batches_of_any_structure() -> None:
     from typing import NamedTuple
 
     class Batch(NamedTuple):
@@ -200,7 +201,8 @@ def test_a_batch_too_large_for_the_memory_is_measured_in_pieces(name: str) -> No
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_a_checkpointed_layer_is_right_and_a_reentrant_one_is_refused() -> None:
+def test_checkpointed_layers_work_unless_they_are_reentrant() -> None:
+    """Reentrant activation checkpointing is refused."""
     net, x, y = build("normed")
     expected = fisher(net, [(x, y)])
 

@@ -36,7 +36,7 @@ def ready(net: nn.Module) -> nn.Module:
 
 
 def of_layer(layer: nn.Module, pre: Tensor, post: Tensor) -> dict[str, Tensor]:
-    """Mean over examples of |gradient of ||post||^2|, with post held in the gradient 2 post of the layer's output."""
+    """Mean over examples of |gradient of ||post||^2|, with post constant in the gradient 2 post of the layer's output."""
     params = dict(layer.named_parameters())
     total = {name: torch.zeros_like(p) for name, p in params.items()}
     for a, b in zip(pre, post, strict=True):
@@ -69,14 +69,14 @@ ONE_LAYER: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", ONE_LAYER)
-def test_it_is_the_global_form_on_a_net_of_one_layer(name: str) -> None:
+def test_local_mas_equals_global_mas_on_a_net_of_one_layer(name: str) -> None:
     torch.manual_seed(0)
     make, shape = ONE_LAYER[name]
     net, x = make().double(), floats(*shape)
     close(mas_local(net, [x[:3], x[3:]]), mas(net, [x]))
 
 
-def test_of_an_mlp_it_is_the_outer_product_written_out() -> None:
+def test_local_mas_of_an_mlp_equals_explicit_outer_products() -> None:
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, CLASSES)).double(), floats(4)
     omega = mas_local(net, batched(x, torch.zeros(N), 3))
@@ -130,7 +130,8 @@ BETWEEN: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("relu", RELUS)
 @pytest.mark.parametrize("between", BETWEEN)
-def test_post_is_what_the_relu_gives_and_a_layer_without_one_is_linear(relu: str, between: str) -> None:
+def test_the_output_of_a_layer_is_taken_after_its_relu(relu: str, between: str) -> None:
+    """A layer that no ReLU follows is linear."""
     torch.manual_seed(0)
     net, x = ready(Functional(RELUS[relu], BETWEEN[between]())), floats(4)
     omega = mas_local(net, [x])
@@ -142,7 +143,8 @@ def test_post_is_what_the_relu_gives_and_a_layer_without_one_is_linear(relu: str
     close(omega, expected | zeros)
 
 
-def test_a_batch_norm_after_the_relu_is_part_of_the_next_layers_input() -> None:
+def test_batch_norm_after_the_relu_belongs_to_the_next_input() -> None:
+    """It changes the input of the next layer and has no importance of its own."""
     torch.manual_seed(0)
     net, x = ready(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.BatchNorm1d(5), nn.Linear(5, CLASSES))), floats(4)
     omega = mas_local(net, [x])
@@ -154,7 +156,8 @@ def test_a_batch_norm_after_the_relu_is_part_of_the_next_layers_input() -> None:
 
 
 @pytest.mark.parametrize("pool", ["module", "function"])
-def test_pooling_before_the_relu_leaves_the_activated_output_of_the_layer(pool: str) -> None:
+def test_pooling_before_the_relu_keeps_the_output_of_the_layer(pool: str) -> None:
+    """The output of the layer is its own activation, before any pooling."""
     torch.manual_seed(0)
     convolution, x = nn.Conv2d(2, 3, 3), floats(2, 6, 6)
     between = nn.MaxPool2d(2) if pool == "module" else nn.Identity()
@@ -166,7 +169,7 @@ def test_pooling_before_the_relu_leaves_the_activated_output_of_the_layer(pool: 
     close(mas_local(net, [x], outputs=outputs), mas(nn.Sequential(convolution, nn.ReLU(), nn.Flatten()), [x]))
 
 
-def test_a_residual_branch_ends_linear_also_when_the_sum_is_made_in_place() -> None:
+def test_a_residual_branch_ends_linear_with_an_in_place_sum() -> None:
     class InPlace(BasicBlock):
         def forward(self, x: Tensor) -> Tensor:
             out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
@@ -187,7 +190,7 @@ def test_a_residual_branch_ends_linear_also_when_the_sum_is_made_in_place() -> N
     close(mas_local(nn.Sequential(other, head), [x]), omega)
 
 
-def test_an_input_that_is_changed_in_place_afterwards_counts_as_the_layer_saw_it() -> None:
+def test_an_input_changed_in_place_counts_as_the_layer_saw_it() -> None:
     class Net(nn.Module):
         def __init__(self, inplace: bool) -> None:
             super().__init__()
@@ -210,7 +213,8 @@ def test_an_input_that_is_changed_in_place_afterwards_counts_as_the_layer_saw_it
 # --- heads, other layers, samples -----------------------------------------------------------------------------------------
 
 
-def test_of_a_head_with_columns_for_later_tasks_only_those_that_compete_count() -> None:
+def test_only_columns_that_compete_get_importance() -> None:
+    """Columns of a sliced head that belong to other tasks get zeros."""
     torch.manual_seed(0)
     head, x = SlicedHead(4, [(0, 2), (2, 5)]).double(), floats(4)
     omega = mas_local(head, [x], outputs=lambda m, x: (m(x, 1), None))
@@ -219,7 +223,9 @@ def test_of_a_head_with_columns_for_later_tasks_only_those_that_compete_count() 
     assert (omega["linear.bias"][2:] > 0).all()
 
 
-def test_layers_without_synapses_of_this_kind_and_unused_ones_get_zeros() -> None:
+def test_layers_of_other_kinds_and_unused_layers_get_zeros() -> None:
+    """Embeddings, normalisation layers and bare parameters are of other kinds."""
+
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -243,7 +249,7 @@ def test_layers_without_synapses_of_this_kind_and_unused_ones_get_zeros() -> Non
     assert (omega["block.linear1.weight"] >= 0).all()
 
 
-def test_labels_are_not_looked_at() -> None:
+def test_labels_are_ignored() -> None:
     torch.manual_seed(0)
     net, x = nn.Linear(4, 2).double(), floats(4)
     close(mas_local(net, [x]), mas_local(net, [(x, torch.full((N,), 99))]))
@@ -265,7 +271,7 @@ def convolutional() -> tuple[nn.Module, Tensor]:
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**16), st.integers(1, N))
-def test_it_depends_on_neither_the_batch_size_nor_the_order(seed: int, size: int) -> None:
+def test_local_mas_is_independent_of_batch_size_and_order(seed: int, size: int) -> None:
     torch.manual_seed(seed)
     net, x = convolutional()
     whole = mas_local(net, [x])
@@ -285,7 +291,7 @@ def test_a_batch_too_large_for_the_memory_is_measured_in_pieces() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_changed(fails: bool) -> None:
+def test_local_mas_does_not_change_the_module(fails: bool) -> None:
     torch.manual_seed(0)
     body, x = convolutional()
     net = Fragile(body)
@@ -307,7 +313,7 @@ def test_nothing_is_changed(fails: bool) -> None:
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_it_works_where_gradients_are_off(context: Callable[[], Any]) -> None:
+def test_local_mas_works_where_gradients_are_off(context: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     net, x = convolutional()
     expected = mas_local(net, [x])

@@ -75,7 +75,7 @@ def prepared(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("name", ["normed", "conv2d", "heads", "twice", "two names", "repeated"])
-def test_nothing_is_changed(name: str, measure: str) -> None:
+def test_importance_does_not_change_the_module(name: str, measure: str) -> None:
     net, x, y = prepared(name)
     before = state(net)
     MEASURES[measure](net, [(x[:4], y[:4]), (x[4:], y[4:])])
@@ -83,7 +83,7 @@ def test_nothing_is_changed(name: str, measure: str) -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_nothing_is_changed_when_it_fails_in_the_middle(measure: str) -> None:
+def test_an_importance_that_fails_does_not_change_the_module(measure: str) -> None:
     net, x, y = prepared("normed")
 
     def broken() -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,7 +98,7 @@ def test_nothing_is_changed_when_it_fails_in_the_middle(measure: str) -> None:
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_it_works_where_gradients_are_off(context: Callable[[], Any]) -> None:
+def test_importance_works_where_gradients_are_off(context: Callable[[], Any]) -> None:
     net, x, y = build("conv2d")
     expected = fisher(net, [(x, y)])
     with context():
@@ -108,7 +108,7 @@ def test_it_works_where_gradients_are_off(context: Callable[[], Any]) -> None:
         assert not value.requires_grad and not value.is_inference()
 
 
-def test_autocast_around_it_does_not_lower_the_precision() -> None:
+def test_autocast_does_not_lower_the_precision_of_importance() -> None:
     net, x, y = build("mlp")
     net, x = net.float(), x.float()
     expected = fisher(net, [(x, y)])
@@ -117,7 +117,7 @@ def test_autocast_around_it_does_not_lower_the_precision() -> None:
     assert all(torch.equal(result[n], expected[n]) for n in expected)
 
 
-def test_hooks_of_the_user_stay_and_do_not_disturb() -> None:
+def test_hooks_of_the_user_stay_and_do_not_interfere() -> None:
     net, x, y = build("mlp")
     expected = fisher(net, [(x, y)], labels="empirical", fisher_batch=2)
     seen = []
@@ -130,7 +130,7 @@ def test_hooks_of_the_user_stay_and_do_not_disturb() -> None:
     handle.remove(), weight.remove()
 
 
-def test_a_forward_hook_of_the_user_that_changes_the_output_counts() -> None:
+def test_a_forward_hook_that_changes_the_output_counts() -> None:
     net, x, y = build("mlp")
     first = next(net.children())
     first.register_forward_hook(lambda m, args, out: 2 * out)

@@ -8,7 +8,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from clbench.metrics.accuracy_matrix import AccuracyMatrix, accuracy_matrix, calibration_gaps, nll
 
 
-def test_the_accuracy_of_what_was_not_evaluated_is_nan():
+def test_the_accuracy_of_tasks_not_evaluated_is_nan():
     r = accuracy_matrix(torch.tensor([[3, 0], [1, 2]]), torch.tensor([[4, 0], [4, 2]]))
     assert r.dtype == torch.double
     assert math.isnan(r[0, 1])
@@ -30,7 +30,7 @@ def test_accuracy_is_weighted_by_examples_over_unequal_batches(form):
     assert r[0, 0].isnan() and r[1, 1].isnan()
 
 
-def test_a_reset_matrix_has_counted_nothing():
+def test_a_reset_matrix_has_no_counts():
     counted = AccuracyMatrix(tasks=1)
     counted.update(torch.tensor([1]), torch.tensor([1]), after=0, on=0)
     counted.reset()
@@ -50,7 +50,8 @@ def test_nll_is_the_cross_entropy_of_each_example():
     torch.testing.assert_close(nll(logits, targets), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_nll_is_infinite_where_the_target_is_not_among_the_outputs_or_is_ruled_out():
+def test_nll_is_infinite_for_targets_that_cannot_be_predicted():
+    """The target is not among the outputs, or its logit is minus infinity."""
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, -torch.inf]])
     assert nll(logits, torch.tensor([1, 2, 1])).tolist() == [pytest.approx(math.log(2)), torch.inf, torch.inf]
 
@@ -72,14 +73,14 @@ def test_calibration_gaps_add_up_over_unequal_batches():
 
 
 @pytest.mark.parametrize("k", range(8, 15))
-def test_a_confidence_falls_in_the_bin_that_holds_it(k):
+def test_a_confidence_falls_in_the_bin_that_contains_it(k):
     p = (k + 0.5) / 15
     gaps = calibration_gaps(torch.tensor([[p, 1 - p]], dtype=torch.double).log(), torch.tensor([1]), bins=15)
     assert gaps.nonzero().flatten().tolist() == [k]
     assert gaps[k].item() == pytest.approx(p)
 
 
-def test_certain_answers_fall_in_the_last_bin():
+def test_certain_predictions_fall_in_the_last_bin():
     logits = torch.tensor([[0.0, 1e4], [0.0, 1e4], [1e4, 0.0]])
     gaps = calibration_gaps(logits, torch.tensor([0, 1, 0]), bins=15)
     assert gaps.tolist() == [0.0] * 14 + [1.0]

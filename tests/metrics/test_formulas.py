@@ -61,7 +61,8 @@ def test_one_task_has_accuracies_and_no_comparisons():
     assert {found[name] for name in accuracies} == {0.75}
 
 
-def test_evaluations_inside_tasks_count_for_the_worst_case_and_the_stability_gap():
+def test_evaluations_inside_tasks_lower_the_worst_case():
+    """They count for the worst-case accuracy and for the stability gap."""
     inside = [
         MidTaskEvaluation(0, 5, [0.2, 0.1]),  # before the end of training on the first task: not counted
         MidTaskEvaluation(1, 5, [0.5, 0.3]),
@@ -74,7 +75,8 @@ def test_evaluations_inside_tasks_count_for_the_worst_case_and_the_stability_gap
 
 
 @pytest.mark.parametrize(("initial", "shares_outputs"), [(None, True), (INITIAL, False)])
-def test_forward_transfer_is_none_without_an_initial_accuracy_or_with_an_untrained_head(initial, shares_outputs):
+def test_forward_transfer_can_be_none(initial, shares_outputs):
+    """It is None without an initial accuracy and where the head of a later task is untrained."""
     found = summarize(BUILT_IN, FORGETS, initial, shares_outputs=shares_outputs)
     assert found["forward_transfer"] is None
     assert found["backward_transfer"] == pytest.approx(-0.075)

@@ -76,7 +76,7 @@ def results(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_it_is_in_metrics_json_and_in_the_summary_of_the_run(reported):
+def test_an_installed_metric_is_in_metrics_json_and_the_summary(reported):
     there = results(reported)
     expected = min(there["accuracy_matrix"][-1])
     assert there["worst_task"] == expected
@@ -88,7 +88,7 @@ def test_it_is_in_metrics_json_and_in_the_summary_of_the_run(reported):
 
 
 @pytest.mark.slow
-def test_it_is_in_the_csv_logger_and_in_the_offline_file_of_wandb(reported):
+def test_an_installed_metric_is_in_the_csv_and_wandb_logs(reported):
     expected = results(reported)["worst_task"]
     rows = list(
         csv.DictReader((reported / "run/logs/from_task_0/metrics.csv").read_text(encoding="utf-8").splitlines())
@@ -109,7 +109,7 @@ def test_it_is_in_the_csv_logger_and_in_the_offline_file_of_wandb(reported):
 
 
 @pytest.mark.slow
-def test_it_is_in_every_part_of_the_report(reported):
+def test_an_installed_metric_is_in_every_part_of_the_report(reported):
     expected, report = results(reported)["worst_task"], reported / "report"
     (row,) = csv.DictReader((report / "summary.csv").read_text(encoding="utf-8").splitlines())
     assert float(row["worst_task"]) == pytest.approx(expected)
@@ -120,7 +120,7 @@ def test_it_is_in_every_part_of_the_report(reported):
 
 
 @pytest.mark.slow
-def test_read_has_it_with_and_without_the_package(reported, environment):
+def test_read_has_the_metric_with_and_without_its_package(reported, environment):
     code = "import clbench; row = clbench.read('run').iloc[0]; print(row.status, row.worst_task)"
     expected = f"complete {results(reported)['worst_task']}"
     assert called(environment, reported, "-c", code).strip() == expected
@@ -129,7 +129,7 @@ def test_read_has_it_with_and_without_the_package(reported, environment):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_finished_before_it_was_installed_has_it_too(reported, environment, tmp_path):
+def test_a_run_finished_before_the_installation_has_the_metric(reported, environment, tmp_path):
     older = Path(shutil.copytree(reported / "run", tmp_path / "run"))
     there = results(tmp_path)
     expected = there.pop("worst_task")
@@ -139,7 +139,8 @@ def test_a_run_that_was_finished_before_it_was_installed_has_it_too(reported, en
 
 
 @pytest.mark.slow
-def test_a_run_may_name_one_more_in_its_configuration_and_select_by_it(environment, tmp_path):
+def test_a_run_may_add_a_metric_and_use_it_as_objective(environment, tmp_path):
+    """The configuration of the run names the metric."""
     (tmp_path / "mine.py").write_text(PACKAGE["my_metrics.py"].replace("worst_task", "worst"), encoding="utf-8")
     extra = "metrics.extra=[mine.worst]"
     called(environment, tmp_path, "-m", "clbench.train", *SMALL, extra, "objective=validation.worst", "output_dir=run")

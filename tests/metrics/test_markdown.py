@@ -13,7 +13,7 @@ def test_the_tables_of_the_docs_are_those_of_the_registry():
     assert insert(text) == text, "run python -m clbench.metrics.markdown docs/metrics.md"
 
 
-def test_every_metric_is_in_one_table_with_its_formula_and_direction():
+def test_every_metric_is_in_one_table_with_formula_and_direction():
     rows = [line for table in tables().values() for line in table.splitlines()[2:]]
     assert [row.split("`")[1] for row in rows] == list(BUILT_IN)
     for row, metric in zip(rows, BUILT_IN.values(), strict=True):

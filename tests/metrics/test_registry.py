@@ -38,7 +38,7 @@ def test_a_report_and_the_registry_import_no_torch():
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_lower_is_better_for_what_is_lost_and_no_direction_is_known_for_costs():
+def test_lower_is_better_for_losses_and_costs_have_no_direction():
     lower = {name for name, metric in BUILT_IN.items() if metric.higher_is_better is False}
     assert lower == {"forgetting", "stability_gap", "intransigence", "nll", "ece"}
     unknown = {name for name, metric in BUILT_IN.items() if metric.higher_is_better is None}
@@ -61,7 +61,8 @@ def test_a_value_has_the_format_of_its_metric(name, value, text):
     assert BUILT_IN[name].text(value) == text
 
 
-def test_a_function_of_a_user_is_a_metric_after_the_built_in_ones_that_are_computed():
+def test_a_user_function_is_a_metric_after_the_built_in_ones():
+    """It comes after the built-in metrics that are computed from accuracies."""
     metrics = load_metrics(["tests.metrics.test_registry.worst_task"])
     record = metrics["worst_task"]
     assert list(metrics).index("worst_task") == list(BUILT_IN).index("stability_gap") + 1
@@ -73,7 +74,8 @@ def test_a_function_of_a_user_is_a_metric_after_the_built_in_ones_that_are_compu
     assert "worst_task" not in load_metrics(), "metrics.extra is of one run"
 
 
-def test_a_finished_run_describes_its_metrics_so_that_their_functions_are_not_needed_to_read_it():
+def test_a_finished_run_is_read_without_the_metric_functions():
+    """The run stores the description of each user metric."""
     described = describe_extra(load_metrics(["tests.metrics.test_registry.worst_task"]))
     record = metrics_of([None, described])["worst_task"]
     assert record.function is None
@@ -82,7 +84,8 @@ def test_a_finished_run_describes_its_metrics_so_that_their_functions_are_not_ne
     assert (record.meaning, record.text(0.5)) == ("lowest accuracy on a task at the end", "50.0%")
 
 
-def test_a_registered_function_is_a_metric_of_this_process_and_may_be_registered_again():
+def test_a_function_may_be_registered_twice():
+    """A registered function is a metric of this process."""
     program = (
         "from tests.metrics.test_registry import FINISHED, load_metrics, register, worst_task\n"
         "assert register(worst_task) is worst_task\n"
@@ -140,7 +143,7 @@ def returns_text(matrix):
         (of(__name__="forgetting"), "forgetting: another metric has this name. Rename the function"),
     ],
 )
-def test_what_is_no_metric_is_one_error(function, message):
+def test_an_invalid_metric_is_one_error(function, message):
     with pytest.raises(ConfigError, match=message):
         register(function)
 
@@ -155,12 +158,12 @@ def test_what_is_no_metric_is_one_error(function, message):
         (None, "expected a list of functions"),
     ],
 )
-def test_an_extra_metric_that_cannot_be_used_is_one_error_before_training(paths, message):
+def test_an_unusable_extra_metric_is_one_error_before_training(paths, message):
     with pytest.raises(ConfigError, match=message):
         load_metrics(paths)
 
 
-def test_a_metric_may_be_undefined_everywhere_and_needs_no_docstring():
+def test_a_metric_may_be_undefined_and_needs_no_docstring():
     assert make_metric(undefined, "here").meaning == ""
 
 
@@ -182,7 +185,8 @@ FINISHED = {
 }
 
 
-def test_a_metric_that_an_older_run_lacks_is_computed_from_its_accuracies():
+def test_metrics_missing_in_an_older_run_are_computed():
+    """They are computed from the accuracy matrix and the other values of the run."""
     found = {name: metric.read_from(FINISHED) for name, metric in BUILT_IN.items()}
     matrix, mid_task = FINISHED["accuracy_matrix"], [registry.MidTaskEvaluation(**FINISHED["within_tasks"][0])]
     expected = summarize(BUILT_IN, matrix, FINISHED["initial_accuracy"], mid_task, shares_outputs=True)
@@ -191,7 +195,7 @@ def test_a_metric_that_an_older_run_lacks_is_computed_from_its_accuracies():
     assert {name: found[name] for name in others} == pytest.approx(others)
 
 
-def test_a_value_that_is_there_is_not_computed_again():
+def test_a_stored_value_is_not_computed_again():
     assert BUILT_IN["forgetting"].read_from({**FINISHED, "forgetting": 0.123}) == 0.123
     assert np.isnan(BUILT_IN["forgetting"].read_from({**FINISHED, "forgetting": None}))
 

@@ -72,7 +72,7 @@ def by_definition(layer: nn.Module, psi, scale, shift, x):
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("training", [True, False])
-def test_at_first_a_calibrated_net_is_the_net_bit_for_bit(name, training):
+def test_a_new_calibrated_net_is_the_net_bit_for_bit(name, training):
     make, shape = NETS[name]
     net, x = make().train(training), torch.randn(shape)
     plain = deepcopy(net)
@@ -89,7 +89,8 @@ def test_a_calibrated_mlp_has_the_parameters_of_the_paper():
     assert sum(p.numel() for p in net.parameters()) == 269_322 + 1_044
 
 
-def test_a_calibrated_reduced_resnet_has_the_parameters_of_the_paper():
+def test_a_calibrated_resnet_has_the_parameters_of_the_paper():
+    """The net is the reduced ResNet-18 with 85 outputs."""
     net = Net(resnet18_reduced((3, 32, 32)), SlicedHead(160, [(0, 85)]))
     assert sum(p.numel() for p in net.parameters()) == 1_106_825
     blocks = [name for name, part in net.named_modules() if isinstance(part, BasicBlock)]
@@ -133,7 +134,7 @@ def test_psi_scale_and_shift_have_the_shapes_of_the_paper():
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_gradients_are_the_same_whether_the_calibrated_weights_are_formed_or_not(name):
+def test_cached_calibrated_weights_give_the_same_gradients(name):
     make, shape = NETS[name]
     net, x = make().eval(), torch.randn(shape)
     calibrate(net)
@@ -144,7 +145,8 @@ def test_gradients_are_the_same_whether_the_calibrated_weights_are_formed_or_not
     torch.testing.assert_close(free, held, rtol=1e-9, atol=1e-12)
 
 
-def test_the_gradient_of_psi_follows_from_that_of_the_calibrated_weights():
+def test_the_gradient_of_psi_follows_from_calibrated_weights():
+    """It is computed from the gradient of the calibrated weights and equals that of autograd."""
     net, x = perturbed_mlp_and_conv()
     parts = list(calibrated(net).values())
     expected = torch.autograd.grad(net(x).square().sum(), [part.calibration.psi for part in parts])
@@ -161,7 +163,7 @@ def perturbed_mlp_and_conv():
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_taken_off_the_net_is_what_it_was(name):
+def test_removing_the_calibration_restores_the_net(name):
     make, shape = NETS[name]
     net, x = make().eval(), torch.randn(shape)
     plain, before = deepcopy(net), dict(net.named_parameters())
@@ -175,7 +177,7 @@ def test_taken_off_the_net_is_what_it_was(name):
     assert torch.equal(net(x), plain(x))
 
 
-def test_taken_off_a_copy_the_original_stays_calibrated():
+def test_removing_it_from_a_copy_keeps_the_original_calibrated():
     net = small_mlp()
     calibrate(net)
     perturbed(net)
@@ -188,7 +190,8 @@ def test_taken_off_a_copy_the_original_stays_calibrated():
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_its_state_goes_into_another_calibrated_net_and_the_weights_keep_their_names(name):
+def test_the_state_loads_into_another_calibrated_net(name):
+    """The weights keep the names that they have in the plain net."""
     make, shape = NETS[name]
     net, other, x = make().eval(), make().eval(), torch.randn(shape)
     plain = set(net.state_dict())
@@ -200,7 +203,7 @@ def test_its_state_goes_into_another_calibrated_net_and_the_weights_keep_their_n
     assert torch.equal(other(x), net(x))
 
 
-def test_the_residual_form_follows_the_trajectory_of_a_factor_that_starts_at_one():
+def test_the_residual_form_equals_a_factor_that_starts_at_one():
     """(1 + lambda) h with lambda = 0 at first, against f h with f = 1: the same under SGD without weight decay."""
     net = small_mlp()
     linear = [part for part in net if isinstance(part, nn.Linear)]
@@ -231,7 +234,8 @@ def calibrated_before_bn() -> tuple[nn.Sequential, torch.Tensor]:
     return net, 3 * torch.randn(16, 3, 6, 6)
 
 
-def test_feature_calibration_before_batchnorm_is_inert_in_train_mode_and_acts_in_eval_mode():
+def test_feature_calibration_before_batchnorm_acts_in_eval_only():
+    """In train mode BatchNorm cancels it, so its gradients are almost zero."""
     net, x = calibrated_before_bn()
     part = net[0].calibration
     net(x)  # statistics
@@ -250,7 +254,8 @@ def test_feature_calibration_before_batchnorm_is_inert_in_train_mode_and_acts_in
     assert (net(x) - before).abs().max() < 1e-3
 
 
-def test_before_batchnorm_only_the_relative_psi_over_the_inputs_acts():
+def test_before_batchnorm_only_the_relative_psi_acts():
+    """Scaling psi over all inputs of an output changes nothing."""
     net, x = calibrated_before_bn()
     psi = net[0].calibration.psi
     (g,) = torch.autograd.grad(net.train()(x).square().mean(), psi)
@@ -278,7 +283,7 @@ def test_either_part_can_be_left_out():
         assert not torch.allclose(perturbed(net)(x), before)
 
 
-def test_a_layer_with_a_forward_of_its_own_keeps_it():
+def test_a_layer_with_its_own_forward_keeps_it():
     class Doubled(nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)
@@ -293,8 +298,8 @@ def test_a_layer_with_a_forward_of_its_own_keeps_it():
     torch.testing.assert_close(net(x), 2 * (3 * (before / 2 - net[0].bias) + net[0].bias))
 
 
-def test_a_transformer_computes_the_same_in_eval_mode_with_and_without_gradients():
-    """Without hooks its fast path reads the weights of its layers and leaves the features uncalibrated."""
+def test_a_calibrated_transformer_avoids_the_fast_path():
+    """Without hooks the fast path of eval mode reads the plain weights and leaves the features uncalibrated."""
     torch.manual_seed(0)
     net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     x = torch.randn(3, 5, 8)
@@ -313,7 +318,7 @@ def test_a_transformer_computes_the_same_in_eval_mode_with_and_without_gradients
     assert not any(layer._forward_hooks for layer in net.modules())
 
 
-def test_layers_that_are_not_there_or_calibrated_twice_are_refused():
+def test_missing_or_already_calibrated_layers_are_refused():
     net = small_mlp()
     with pytest.raises(ValueError, match="'head' is not a Linear or convolutional layer; those are 1, 3, 5"):
         calibrate(net, ["head"])

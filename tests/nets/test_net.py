@@ -43,18 +43,20 @@ def parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def test_the_mlp_of_the_literature_on_mnist_has_478410_parameters():
+def test_the_mlp_of_the_literature_has_478410_parameters():
+    """The net is the MLP with two hidden layers of 400 units on MNIST."""
     assert parameters(Net(mlp((1, 28, 28), (400, 400)), MultiHead(400, [10]))) == 478_410
 
 
 @pytest.mark.parametrize(("shape", "hidden"), [((1, 8, 8), [5]), ((3, 4, 4), [7, 3]), ((10,), [4, 4, 2])])
-def test_an_mlp_turns_inputs_of_its_shape_into_features_of_its_last_width(shape, hidden):
+def test_an_mlp_gives_features_of_its_last_width(shape, hidden):
     body = mlp(shape, hidden)
     assert body(torch.zeros(4, *shape)).shape == (4, hidden[-1])
     assert features_of(body, shape) == hidden[-1]
 
 
-def test_an_mlp_has_batch_norm_after_relu_and_then_dropout_in_every_hidden_layer():
+def test_an_mlp_has_batch_norm_after_relu_and_then_dropout():
+    """This is the order in every hidden layer."""
     layers = [type(layer).__name__ for layer in mlp((4,), (3, 2), batch_norm=True, dropout=0.5)]
     assert layers == ["Flatten"] + 2 * ["Linear", "ReLU", "BatchNorm1d", "Dropout"]
     assert [type(layer).__name__ for layer in mlp((4,), (3,))] == ["Flatten", "Linear", "ReLU"]
@@ -73,7 +75,8 @@ def test_a_task_per_example_gives_the_rows_of_a_task_per_batch(kind, sizes):
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["multi", "sliced"])
-def test_outputs_that_a_task_does_not_have_are_minus_infinity_and_give_finite_gradients(kind):
+def test_outputs_of_other_tasks_are_minus_infinity(kind):
+    """The gradients of the loss stay finite."""
     head, sizes = heads([2, 4, 1])[kind], [2, 4, 1]
     outputs = head(features(), TASKS)
     for row, task in enumerate(TASKS.tolist()):
@@ -90,7 +93,7 @@ def test_a_head_that_a_batch_does_not_use_gets_no_gradient():
     assert all(p.grad is None for p in [*head.heads[0].parameters(), *head.heads[2].parameters()])
 
 
-def test_a_head_whose_task_is_not_in_a_mixed_batch_gets_a_gradient_of_zero():
+def test_a_head_absent_from_a_mixed_batch_gets_zero_gradient():
     head = MultiHead(6, [3, 3, 3]).double()
     head(features(), torch.tensor([0, 2, 2, 0, 0])).sum().backward()
     assert all((p.grad == 0).all() for p in head.heads[1].parameters())
@@ -128,7 +131,7 @@ def test_a_net_is_its_head_on_its_body():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_measuring_features_restores_the_mode_and_leaves_statistics_alone(training):
+def test_measuring_features_keeps_mode_and_statistics(training):
     body = mlp((4,), (3,), batch_norm=True).train(training)
     before = {name: t.clone() for name, t in body.state_dict().items()}
     features_of(body, (4,))
@@ -143,14 +146,14 @@ def test_measuring_features_restores_the_mode_of_every_part():
     assert [module.training for module in body] == [True, True, True, False]
 
 
-def test_measuring_features_restores_the_mode_where_the_body_fails():
+def test_measuring_features_restores_the_mode_after_an_error():
     body = mlp((4,), (3,)).train()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         features_of(body, (5,))
     assert all(module.training for module in body.modules())
 
 
-def test_a_body_that_does_not_flatten_is_told_to():
+def test_a_body_that_does_not_flatten_is_refused():
     with pytest.raises(ValueError, match=r"gives \(2, 8, 6, 6\) for 2 inputs; .* flatten it"):
         features_of(nn.Conv2d(1, 8, 3), (1, 8, 8))
 
@@ -160,11 +163,13 @@ def test_a_body_that_gives_a_tuple_is_refused():
         features_of(nn.LSTM(3, 2), (4, 3))
 
 
-def test_the_resnet_of_ctn_with_85_classes_has_1106825_parameters():
+def test_the_resnet_of_ctn_has_1106825_parameters():
+    """The count includes a head of 85 classes."""
     assert parameters(resnet18_reduced((3, 32, 32))) + parameters(nn.Linear(160, 85)) == 1_106_825
 
 
-def test_the_resnet_of_van_de_ven_with_10_classes_has_1094770_parameters():
+def test_the_resnet_of_van_de_ven_has_1094770_parameters():
+    """The count includes a head of 10 classes."""
     assert parameters(resnet18_vandeven((3, 32, 32))) + parameters(nn.Linear(160, 10)) == 1_094_770
 
 
@@ -177,20 +182,23 @@ def shapes_through(body, shape):
     return shapes
 
 
-def test_the_resnet_of_ctn_halves_the_image_after_the_stem_and_in_three_stages():
+def test_the_resnet_of_ctn_halves_the_image_four_times():
+    """It halves the image after the stem and in three stages."""
     assert shapes_through(resnet18_reduced((3, 32, 32)), (3, 32, 32)) == {
         "conv1": (20, 32, 32), "bn1": (20, 32, 32), "relu": (20, 32, 32), "maxpool": (20, 16, 16), "layer1": (20, 16, 16),
         "layer2": (40, 8, 8), "layer3": (80, 4, 4), "layer4": (160, 2, 2), "avgpool": (160, 1, 1), "flatten": (160,),
     }  # fmt: skip
 
 
-def test_the_resnet_of_van_de_ven_halves_the_image_in_three_stages_only():
+def test_the_resnet_of_van_de_ven_halves_the_image_three_times():
+    """It halves the image in three stages and not after the stem."""
     shapes = shapes_through(resnet18_vandeven((3, 32, 32)), (3, 32, 32))
     assert "maxpool" not in shapes
     assert [shapes[f"layer{i}"] for i in (1, 2, 3, 4)] == [(20, 32, 32), (40, 16, 16), (80, 8, 8), (160, 4, 4)]
 
 
-def test_only_the_last_block_of_van_de_vens_resnet_lets_negative_values_through():
+def test_only_van_de_vens_last_block_gives_negative_values():
+    """The last block of this ResNet has no ReLU at its end."""
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for make, ends_negative in ((resnet18_reduced, False), (resnet18_vandeven, True)):
         h, negative = x, {}
@@ -201,7 +209,7 @@ def test_only_the_last_block_of_van_de_vens_resnet_lets_negative_values_through(
         assert negative["layer4"] is ends_negative
 
 
-def test_a_reduced_resnet_is_he_and_others_resnet_with_another_stem_and_width():
+def test_a_reduced_resnet_equals_torchvisions_stages():
     """The stages of torchvision's ResNet-18 at width 20, with the weights of ours, give the same features."""
     from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -231,7 +239,8 @@ def test_the_cnn_takes_mnist_and_cifar(shape, expected):
     assert parameters(body) == expected
 
 
-def test_the_cnn_has_a_pooling_per_convolution_and_says_when_the_image_is_too_small():
+def test_the_cnn_has_one_pooling_per_convolution():
+    """Images that are too small for the poolings are refused."""
     assert [type(p).__name__ for p in cnn((1, 8, 8), (2, 3, 4), 5, 0.1)] == 3 * ["Conv2d", "ReLU", "MaxPool2d"] + [
         "Flatten", "Linear", "ReLU", "Dropout"
     ]  # fmt: skip
@@ -274,11 +283,12 @@ def test_every_head_fits_every_body_and_every_body_learns(body, scenario):
     ("name", "features"),
     [("resnet18", 512), ("mobilenet_v3_small", 1024), ("densenet121", 1024), ("efficientnet_b0", 1280)],
 )
-def test_a_model_of_torchvision_gives_the_features_its_classifier_saw(name, features):
+def test_a_torchvision_model_gives_features_of_its_classifier(name, features):
+    """The features are the inputs of the classifier that was removed."""
     assert features_of(torchvision_model((3, 32, 32), name), (3, 32, 32)) == features
 
 
-def test_a_model_of_torchvision_is_torchvisions_up_to_its_classifier():
+def test_a_torchvision_model_is_unchanged_up_to_its_classifier():
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
@@ -302,12 +312,14 @@ def test_a_model_of_torchvision_is_torchvisions_up_to_its_classifier():
         (lambda: module_body((3,), partial(nn.Linear, 3, 2), drop_layer="fc"), "Linear has no part 'fc'"),
     ],
 )
-def test_a_body_that_cannot_be_had_is_named_with_what_to_do(make, message):
+def test_a_body_that_cannot_be_built_is_named_with_a_remedy(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_module_that_takes_no_shape_is_made_without_it_and_its_classifier_is_taken_off():
+def test_a_module_without_a_shape_argument_is_built_without_it():
+    """Its classifier is removed."""
+
     class Theirs(nn.Module):
         def __init__(self, width=5):
             super().__init__()
@@ -355,7 +367,8 @@ def test_a_module_by_dotted_path_is_a_body(run, tmp_path, monkeypatch, overrides
     assert result["status"] == "complete"
 
 
-def test_a_run_starts_from_the_body_of_a_checkpoint_of_another_run_and_a_head_of_its_own(run, composed, tmp_path):
+def test_init_from_loads_the_body_of_another_run(run, composed, tmp_path):
+    """The head of the run is its own."""
     run(*SHORT, "net=mlp_bn", folder="first")
     file = tmp_path / "first/checkpoints/task_1.ckpt"
     _, learner, _ = build(
@@ -371,7 +384,7 @@ def test_a_run_starts_from_the_body_of_a_checkpoint_of_another_run_and_a_head_of
 
 
 @pytest.mark.parametrize("what", ["body", "net", "learner", "lightning"])
-def test_weights_are_found_in_what_people_save(tmp_path, what):
+def test_weights_are_found_in_common_checkpoint_formats(tmp_path, what):
     net = Net(mlp((4,), (3,), batch_norm=True), MultiHead(3, [2]))
     body, of_net = net.body.state_dict(), net.state_dict()
     of_learner = {f"net.{name}": tensor for name, tensor in of_net.items()}
@@ -406,7 +419,8 @@ def files(folder):
         ("mlp.pt", mlp((4,), (5,) * 9), "and [0-9]+ more"),
     ],
 )
-def test_weights_that_do_not_fit_are_one_line_with_file_keys_and_remedy(tmp_path, file, body, message):
+def test_weights_that_do_not_fit_are_one_error_line(tmp_path, file, body, message):
+    """The line has the file, the keys and a remedy."""
     files(tmp_path)
     before = {name: tensor.clone() for name, tensor in body.state_dict().items()}
     with pytest.raises(ConfigError, match=message) as caught:
@@ -416,8 +430,8 @@ def test_weights_that_do_not_fit_are_one_line_with_file_keys_and_remedy(tmp_path
     assert all(torch.equal(tensor, before[name]) for name, tensor in body.state_dict().items())
 
 
-def test_convolutions_lie_channels_last_and_what_is_remembered_of_them_too(run, composed, tmp_path):
-    """Faster; nothing but the order in memory changes, and importances that a resumed run reads follow."""
+def test_convolutions_and_their_importance_are_channels_last(run, composed, tmp_path):
+    """This is faster and changes only the order in memory, which the importance of a resumed run has too."""
     options = ("net=cnn", "net.channels=[4,8]", "data=split_digits", "data.tasks=2", "steps=3", "strategy=ewc")
     run(*options)
     _, learner, strategy = build(composed(*options))

@@ -43,7 +43,7 @@ def copied(tmp_path) -> Path:
 # ---- runs of older versions
 
 
-def test_a_metric_that_did_not_exist_when_a_run_was_trained_is_computed():
+def test_a_metric_newer_than_the_run_is_computed():
     (row,) = read(OLDER).itertuples()
     assert "incremental_accuracy" not in results_of(OLDER)
     r = row.accuracy_matrix
@@ -88,7 +88,8 @@ def test_a_run_without_status_or_accuracy_matrix_is_failed(older, key):
 
 
 @pytest.mark.parametrize("position", range(len(BUILT_IN) + 1))
-def test_a_new_metric_at_any_position_changes_no_direction_and_no_value_of_another(position):
+def test_a_new_metric_changes_no_value_of_another(position):
+    """At any position it leaves the values and the directions of the other metrics unchanged."""
     rows = selected_rows(select_lam(summarize_seeds(read(FINISHED_RUNS / "task_incremental")), "validation"))
     records = list(BUILT_IN.values())
     records.insert(position, Metric("new", "lowest is best", higher_is_better=False))
@@ -109,7 +110,8 @@ def test_a_new_metric_at_any_position_changes_no_direction_and_no_value_of_anoth
     assert best == find_best_setups(rows, BUILT_IN.values())
 
 
-def test_a_metric_of_a_user_is_in_every_part_of_a_report_and_missing_in_runs_without_it(copied, tmp_path):
+def test_a_user_metric_is_in_every_part_of_a_report(copied, tmp_path):
+    """Runs without this metric have a missing value."""
     about = {"meaning": "lowest accuracy on a <task>", "higher_is_better": True, "format": ".1%"}
     for number, folder in enumerate(sorted(copied.glob("ewc*"))):
         edit(folder / "metrics.json", worst_task=0.5 + number / 100, extra_metrics={"worst_task": about})
@@ -132,7 +134,7 @@ def test_a_metric_of_a_user_cannot_have_the_name_of_a_column():
 
 
 @pytest.mark.parametrize("described", [[], "text", {"worst_task": "text"}, {"forgetting": {"higher_is_better": True}}])
-def test_a_description_that_is_none_is_ignored(older, described):
+def test_an_invalid_metric_description_is_ignored(older, described):
     edit(older / "metrics.json", extra_metrics=described)
     row = read(older).iloc[0]
     assert row.status == "complete" and "worst_task" not in row

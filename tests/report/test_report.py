@@ -102,7 +102,7 @@ def test_a_run_is_a_row_with_the_numbers_of_its_metrics_json(finished_sweep):
         assert np.array_equal(row.accuracy_matrix, there["accuracy_matrix"])
 
 
-def test_setups_are_named_by_what_differs_between_runs_and_by_nothing_else(finished_sweep):
+def test_setups_are_named_by_the_options_that_differ(finished_sweep):
     frame = read(finished_sweep)
     assert set(frame.benchmark) == {"permuted_digits, task-incremental, mlp"}
     ewc = {f"ewc fisher={fisher} lam={lam}" for fisher in ("exact", "empirical") for lam in ("1", "1e3")}
@@ -111,7 +111,8 @@ def test_setups_are_named_by_what_differs_between_runs_and_by_nothing_else(finis
     assert frame[frame.strategy == "finetune"].lam.isna().all()
 
 
-def test_an_option_outside_the_strategy_that_differs_separates_benchmarks(finished_sweep, tmp_path):
+def test_other_options_that_differ_separate_benchmarks(finished_sweep, tmp_path):
+    """Options of the strategy separate setups, and all other options separate benchmarks."""
     for number, rate in enumerate(("0.001", "0.01")):
         copy = Path(shutil.copytree(run_folder(finished_sweep, 0), tmp_path / str(number)))
         replace_in(copy / "config.json", '"lr": 0.001', f'"lr": {rate}')
@@ -125,7 +126,7 @@ def test_folder_names_are_ignored(finished_sweep, tmp_path):
     assert (row.strategy, row.seed) == ("finetune", 0) and np.isnan(row.lam)
 
 
-def test_folders_that_overlap_are_read_once_and_any_depth_is_searched(copied):
+def test_overlapping_folders_are_read_once_at_any_depth(copied):
     assert len(read([copied, run_folder(copied, 3), copied.parent, copied / ".."])) == 30
 
 
@@ -137,7 +138,7 @@ def test_the_same_run_twice_counts_once(finished_sweep, tmp_path):
     assert list(summarize_seeds(frame).seeds) == [1]
 
 
-def test_intransigence_is_relative_to_the_reference_of_the_same_seed(finished_sweep):
+def test_intransigence_uses_the_reference_of_the_same_seed(finished_sweep):
     frame = read(finished_sweep).set_index(["setup", "seed"])
     for (_, seed), row in frame.iterrows():
         reference = np.diag(frame.loc[("joint_from_scratch", seed)].accuracy_matrix)
@@ -165,7 +166,8 @@ def test_a_folder_without_runs_is_one_line(tmp_path):
         (None, "no metrics.json"),
     ],
 )
-def test_a_run_that_cannot_be_read_is_listed_and_does_not_hide_others(copied, text, why):
+def test_a_run_that_cannot_be_read_is_listed_with_the_reason(copied, text, why):
+    """The other runs are still reported."""
     file = run_folder(copied, 7) / "metrics.json"
     file.write_text(text, encoding="utf-8") if text is not None else file.unlink()
     frame = read(copied)
@@ -190,7 +192,8 @@ def test_a_run_that_failed_before_it_wrote_anything_is_listed(copied):
     assert find_missing_runs(frame) == []
 
 
-def test_runs_that_a_sweep_requested_are_missing_but_not_merged_duplicates(copied):
+def test_requested_runs_are_missing_but_not_merged_duplicates(copied):
+    """The runs that a sweep requested are known from its record."""
     assert find_missing_runs(read(copied)) == []
     shutil.rmtree(run_folder(copied, 0))
     assert find_missing_runs(read(copied)) == [(str(copied), "strategy=finetune lam=1 fisher=exact seed=0")]
@@ -210,7 +213,7 @@ def test_chance_is_guessing_among_the_outputs_that_compete(sizes, scenario, expe
     assert chance(sizes, scenario) == pytest.approx(expected)
 
 
-def test_a_folder_without_config_json_is_read_from_the_files_of_hydra():
+def test_without_config_json_the_files_of_hydra_are_read():
     (row,) = read(Path(__file__).parents[1] / "older_run").itertuples()
     assert row.status == "complete" and row.seed == 0 and row.lam == 1
     assert row.setup == "ewc lam=1" and row.overrides[0] == "strategy=ewc"
@@ -253,7 +256,7 @@ def table(*rows: tuple[str, float, int, float, float]) -> pd.DataFrame:
     return frame.assign(strategy=frame.method, setup=frame.method + frame.lam.astype(str))
 
 
-def test_lam_is_selected_on_validation_data_and_the_oracle_on_test_data():
+def test_lam_is_selected_on_validation_data_the_oracle_on_test():
     setups = table(("ewc", 1, 3, 0.8, 0.7), ("ewc", 10, 3, 0.7, 0.9), ("ewc", 100, 2, 0.99, 0.99))
     leak_free = select_lam(setups, "validation")
     assert list(leak_free.selected) == [True, False, False]  # lam=100 has fewer seeds: it does not compete
@@ -276,7 +279,8 @@ def answer(*rows: tuple[str, float, int, float, float]) -> str:
     return re.sub("<[^>]*>", "", html)
 
 
-def test_the_answer_says_who_is_best_and_how_far_that_is_from_joint_training():
+def test_the_answer_compares_the_best_method_with_joint_training():
+    """The distance is the part of the way from fine-tuning to joint training."""
     text = answer(
         ("finetune", 0, 3, 0.4, 0.4), ("joint", 0, 3, 0.9, 0.9), ("ewc", 1, 3, 0.6, 0.6), ("mas", 1, 3, 0.8, 0.8)
     )
@@ -299,7 +303,7 @@ def test_the_answer_says_when_lam_is_the_last_of_those_tried(best, end):
     assert not end or f"It is the {end} lam that was tried" in text
 
 
-def test_the_pareto_front_is_what_no_other_beats():
+def test_the_pareto_front_has_the_setups_that_no_other_beats():
     learning, forgetting = [0.9, 0.8, 0.7, 0.85, 0.9], [0.5, 0.1, 0.2, 0.6, 0.4]
     beaten = {
         i
@@ -355,7 +359,8 @@ def test_cells_of_the_table_of_strategies_are_plain_data(finished_sweep):
     assert table.rows[-1].cells[0] == Cell("chance") and table.rows[-1].cells[3] == Cell("0.100", "0.1")
 
 
-def test_failed_unfinished_repeated_and_missing_runs_are_listed_with_the_reason(copied):
+def test_excluded_runs_are_listed_with_the_reason(copied):
+    """These are failed, unfinished, repeated and missing runs."""
     shutil.copytree(run_folder(copied, 1), copied / "again")
     shutil.rmtree(run_folder(copied, 2))
     (run_folder(copied, 3) / "metrics.json").unlink()
@@ -377,7 +382,7 @@ def test_failed_unfinished_repeated_and_missing_runs_are_listed_with_the_reason(
     }
 
 
-def test_only_so_many_failed_runs_are_listed_and_all_are_counted(finished_sweep):
+def test_some_failed_runs_are_listed_and_all_are_counted(finished_sweep):
     frame = pd.concat([read(finished_sweep).assign(status="failed")] * 10)
     card = failures_card(frame, [("sweep", "seed=9")])
     assert len(card["table"].rows) == 201
@@ -454,7 +459,8 @@ def test_the_page_is_one_file_that_loads_nothing(reported):
     assert "prefers-color-scheme: dark" in text and "A &lt;sweep&gt;" in text
 
 
-def test_a_page_of_several_benchmarks_links_to_each_and_its_figures_share_no_ids(tmp_path):
+def test_a_page_of_several_benchmarks_links_to_each_one(tmp_path):
+    """No two figures of the page share an id."""
     out = main([str(FINISHED_RUNS), "--output", str(tmp_path / "out")])
     text = (out / "report.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -482,7 +488,7 @@ def test_everything_on_the_page_but_figures_is_escaped(copied, tmp_path):
     assert sum(source.count("|safe") for source in sources) == 1
 
 
-def test_the_table_of_strategies_holds_the_numbers_of_the_statistics(reported, finished_sweep):
+def test_the_table_of_strategies_has_the_computed_statistics(reported, finished_sweep):
     page = Page((reported / "report.html").read_text(encoding="utf-8"))
     frame = read(finished_sweep)
     rows = selected_rows(select_lam(summarize_seeds(frame), "validation"))
@@ -560,7 +566,7 @@ def test_selection_on_test_data_is_labelled_an_oracle(finished_sweep, tmp_path):
     assert "an oracle, not a result" in (out / "report.html").read_text(encoding="utf-8")
 
 
-def test_runs_of_a_sweep_that_were_not_asked_for_are_not_missing(finished_sweep, tmp_path):
+def test_runs_of_a_sweep_that_were_not_requested_are_not_missing(finished_sweep, tmp_path):
     out = main(
         [str(run_folder(finished_sweep, 0)), str(run_folder(finished_sweep, 1)), "--output", str(tmp_path / "out")]
     )
@@ -570,7 +576,8 @@ def test_runs_of_a_sweep_that_were_not_asked_for_are_not_missing(finished_sweep,
     assert "lam selected" not in (out / "summary.tex").read_text(encoding="utf-8")  # no lam was
 
 
-def test_what_is_not_ours_or_not_a_folder_is_one_line(finished_sweep, copied, tmp_path):
+def test_a_file_as_output_of_a_report_is_refused(finished_sweep, copied, tmp_path):
+    """A sweep.json that is not the record of a sweep is ignored."""
     (copied / "sweep.json").write_text("[]", encoding="utf-8")
     assert len(read(copied)) == 30
     (tmp_path / "file").write_text("", encoding="utf-8")
@@ -578,14 +585,15 @@ def test_what_is_not_ours_or_not_a_folder_is_one_line(finished_sweep, copied, tm
         main([str(finished_sweep), "--output", str(tmp_path / "file")])
 
 
-def test_nothing_complete_is_one_line(copied, tmp_path):
+def test_no_complete_run_gives_one_line(copied, tmp_path):
     for file in copied.glob("*/metrics.json"):
         file.unlink()
     with pytest.raises(ConfigError, match=r"none of 30 runs is complete; .*/finetune-seed0-.*: no metrics.json"):
         main([str(copied), "--output", str(tmp_path / "out")])
 
 
-def test_class_incremental_runs_show_chance_fine_tuning_and_joint(tmp_path):
+def test_class_incremental_reports_show_chance_and_references(tmp_path):
+    """The references are fine-tuning and joint training from scratch."""
     out = main([str(FINISHED_RUNS / "class_incremental"), "--output", str(tmp_path / "out")])
     page = Page((out / "report.html").read_text(encoding="utf-8"))
     assert {line[0].removesuffix("reference") for line in page.tables[0][1:]} == {
@@ -598,7 +606,7 @@ def test_class_incremental_runs_show_chance_fine_tuning_and_joint(tmp_path):
     assert re.search(r"fine-tuning 0\.\d+, joint from scratch 0\.\d+, chance 0\.100", page.text)
 
 
-def test_bytes_and_values_are_formatted_for_a_person():
+def test_bytes_and_values_are_formatted_for_reading():
     assert [BUILT_IN["bytes"].text(n) for n in (0, 999, 1500, 506_000, 2.5e9)] == [
         "0 B",
         "999 B",

@@ -17,7 +17,8 @@ SMALL = ("data.tasks=2", "data.examples_per_task=64", "net.hidden=[16]", "epochs
 NAN = math.nan
 
 
-def test_matrices_are_compared_over_the_tasks_that_both_have_learned():
+def test_matrices_are_compared_over_the_tasks_of_both_runs():
+    """Only tasks that both runs have learned count."""
     r = np.array([[0.9, 0.1, 0.1], [0.8, 0.7, 0.1], [NAN, NAN, NAN]])
     s = np.array([[0.9, 0.1, 0.1], [0.8, 0.5, 0.2], [0.6, 0.6, 0.6]])
     largest, first = compare(r, s)
@@ -49,7 +50,7 @@ def test_the_same_run_twice_is_bit_identical_and_a_seed_is_not(run, tmp_path, ca
     assert found.made_with == found.elsewhere == {}
 
 
-def test_options_of_a_strategy_stand_once_in_the_difference_of_two_strategies(run, tmp_path):
+def test_a_difference_has_each_option_of_a_strategy_once(run, tmp_path):
     run("strategy=finetune", *SMALL, folder="a")
     run("strategy=l2", *SMALL, folder="b")
     found = difference(tmp_path / "a", tmp_path / "b")
@@ -58,7 +59,7 @@ def test_options_of_a_strategy_stand_once_in_the_difference_of_two_strategies(ru
     assert found.config["strategy.anchors"] == ("", "latest")
 
 
-def test_versions_unfinished_runs_and_other_numbers_are_said(run, tmp_path, capsys):
+def test_versions_unfinished_runs_and_other_numbers_are_reported(run, tmp_path, capsys):
     run("strategy=finetune", *SMALL, folder="a")
     run("strategy=finetune", *SMALL, folder="b")
     file = tmp_path / "b/metrics.json"
@@ -80,7 +81,7 @@ def test_versions_unfinished_runs_and_other_numbers_are_said(run, tmp_path, caps
     assert "R is the same, other numbers of metrics.json are not" in capsys.readouterr().out
 
 
-def test_what_is_not_a_run_is_one_line_and_exit_code_2(tmp_path):
+def test_a_folder_without_a_run_is_one_line_and_exit_code_2(tmp_path):
     with pytest.raises(ConfigError, match="is not a run with results: no metrics.json"):
         difference(tmp_path, tmp_path)
     command = [sys.executable, "-m", "clbench.runs.diff", "nowhere", str(tmp_path)]

@@ -40,7 +40,7 @@ def half_a_file(file):
     raise WriterFailed
 
 
-def test_a_file_is_written_whole_and_nothing_is_left_beside_it(tmp_path):
+def test_a_file_is_written_whole_without_a_temporary_file_left(tmp_path):
     atomically(tmp_path / "a.txt", lambda file: file.write_text("old", encoding="utf-8"))
     atomically(tmp_path / "a.txt", lambda file: file.write_text("new", encoding="utf-8"))
     assert files(tmp_path) == {"a.txt": b"new"}
@@ -60,7 +60,7 @@ def test_the_file_itself_is_not_touched_while_it_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("before", [{}, {"a.txt": b"old"}], ids=["no file", "old file"])
-def test_a_writer_that_raises_leaves_what_was_there(tmp_path, before):
+def test_a_writer_that_raises_keeps_the_old_file(tmp_path, before):
     for name, content in before.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(WriterFailed):
@@ -68,7 +68,7 @@ def test_a_writer_that_raises_leaves_what_was_there(tmp_path, before):
     assert files(tmp_path) == before
 
 
-def test_what_is_not_defined_is_null_in_metrics_json(tmp_path):
+def test_undefined_values_are_null_in_metrics_json(tmp_path):
     folder = RunFolder(tmp_path / "run", "abc")
     nothing = math.nan
     folder.write_metrics(
@@ -89,7 +89,7 @@ def test_what_is_not_defined_is_null_in_metrics_json(tmp_path):
     assert found["forgetting"] is None
 
 
-def test_the_accuracy_matrix_is_a_table_of_the_tasks_learned_so_far(tmp_path):
+def test_the_accuracy_matrix_has_a_row_for_each_learned_task(tmp_path):
     folder = RunFolder(tmp_path, "abc")
     folder.write_metrics(metrics(matrix=[[0.5, 0.25], [math.nan, math.nan]]))
     header = "after_task_index,task_index_0,task_index_1\n"
@@ -98,7 +98,7 @@ def test_the_accuracy_matrix_is_a_table_of_the_tasks_learned_so_far(tmp_path):
     assert (tmp_path / "accuracy_matrix.csv").read_text(encoding="utf-8") == header + "0,0.5,0.25\n1,0.125,1.0\n"
 
 
-def test_a_folder_is_made_where_there_is_none(tmp_path):
+def test_a_missing_folder_is_created(tmp_path):
     folder = RunFolder(tmp_path / "a" / "b", "abc")
     assert (tmp_path / "a" / "b").is_dir()
     assert folder.metrics() is None
@@ -129,7 +129,8 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
         Checkpoints(RunFolder(tmp_path, "xyz")).load()
 
 
-def test_what_a_killed_process_left_half_written_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
+def test_temporary_files_of_dead_processes_only_are_removed(tmp_path):
+    """Files that a live process or another machine writes stay."""
     folder = RunFolder(tmp_path, "abc")
     Checkpoints(folder).save(0, {})
     dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -152,7 +153,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
         pass
 
 
-def test_the_checkpoint_after_a_task_takes_the_place_of_those_inside_it(tmp_path):
+def test_a_task_checkpoint_replaces_the_mid_task_checkpoint(tmp_path):
     folder = RunFolder(tmp_path, "abc")
     Checkpoints(folder).save(0, {})
     torch.save({"run": {"schema": SCHEMA, "config_hash": "abc"}}, Checkpoints(folder).mid_task_path(1))
@@ -165,7 +166,7 @@ def test_the_checkpoint_after_a_task_takes_the_place_of_those_inside_it(tmp_path
 
 
 @pytest.mark.parametrize("content", ["not json", "[]", '{"config_hash": "abc"}', '{"strategy": "ewc"}'])
-def test_a_metrics_json_of_something_else_is_refused_and_not_touched(tmp_path, content):
+def test_a_foreign_metrics_json_is_refused_and_not_touched(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match="is not a metrics.json of clbench: choose another output_dir or remove it"):
         RunFolder(tmp_path, "abc")
@@ -176,7 +177,7 @@ def test_a_metrics_json_of_something_else_is_refused_and_not_touched(tmp_path, c
     ("keep", "left"),
     [("all", {"task_0.ckpt", "task_1.ckpt", "task_2.ckpt"}), ("last", {"task_2.ckpt"}), ("none", set())],
 )
-def test_checkpoints_says_which_are_kept(tmp_path, keep, left):
+def test_checkpoints_decides_which_are_kept(tmp_path, keep, left):
     folder = RunFolder(tmp_path, "abc", keep)
     for task in range(3):
         Checkpoints(folder).save(task, {"weights": torch.full((2,), float(task))})
@@ -205,7 +206,7 @@ def test_a_checkpoint_that_could_run_code_is_not_loaded(tmp_path):
         Checkpoints(folder).load()
 
 
-def test_a_choice_of_checkpoints_that_is_not_there_lists_those_that_are(tmp_path):
+def test_an_unknown_checkpoints_option_lists_the_known_ones(tmp_path):
     with pytest.raises(ConfigError, match="checkpoints='best' is not one of all, last, none"):
         RunFolder(tmp_path / "run", "abc", "best")
     assert files(tmp_path) == {}

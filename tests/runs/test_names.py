@@ -17,7 +17,7 @@ from tests.make_finished_runs import FINISHED_RUNS
         *((key, "another") for key in ELSEWHERE if key not in ("metrics", "logger")),
     ],
 )
-def test_an_option_that_decides_no_result_separates_no_runs(key, value, tmp_path):
+def test_an_option_without_effect_on_results_separates_no_runs(key, value, tmp_path):
     two = sorted(FINISHED_RUNS.glob("task_incremental/finetune-seed[01]-*"))
     for folder in two:
         shutil.copytree(folder, tmp_path / folder.name)

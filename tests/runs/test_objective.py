@@ -25,7 +25,8 @@ FINISHED = {
         ("stability_gap", None),  # its inputs are not there
     ],
 )
-def test_an_objective_is_a_number_of_metrics_json_or_is_computed_from_its_accuracies(key, value):
+def test_an_objective_is_read_from_metrics_json_or_computed(key, value):
+    """A value that is missing in metrics.json is computed from the accuracies in it."""
     assert objective(FINISHED, key) == (None if value is None else pytest.approx(value))
 
 
@@ -36,7 +37,7 @@ def test_without_validation_data_it_is_that_on_test_data(without):
 
 
 @pytest.mark.parametrize("key", ["nope", "status", "seconds.nope", "seconds", "intransigence", "nope.average_accuracy"])
-def test_what_is_no_number_is_an_error(key):
+def test_an_objective_that_is_no_number_is_an_error(key):
     with pytest.raises(ConfigError, match=f"objective={key} is not a number of metrics.json"):
         objective(FINISHED, key)
 
@@ -46,7 +47,7 @@ def worst_task(matrix):
     return matrix[-1].min()
 
 
-def test_a_metric_of_the_users_that_a_finished_run_lacks_is_computed():
+def test_a_user_metric_missing_in_a_finished_run_is_computed():
     extra = ["tests.runs.test_objective.worst_task"]
     assert objective(FINISHED, "worst_task", extra) == 0.7
     assert objective(FINISHED, "validation.worst_task", extra) == 0.6

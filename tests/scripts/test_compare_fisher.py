@@ -77,7 +77,8 @@ def test_van_de_vens_sampled_labels_average_to_the_exact_fisher(net, data):
     torch.testing.assert_close(sampled, exact, rtol=0.03, atol=1e-3)
 
 
-def test_mammoth_weighs_each_squared_gradient_by_the_probability_of_the_true_label(net, data):
+def test_mammoth_weights_squared_gradients_by_the_probability(net, data):
+    """The weight is the probability of the true label."""
     x, y = data
     p = net(x).softmax(1)[torch.arange(21), y]
     each = references.per_example(net, x, y, "empirical", "cross_entropy")
@@ -85,13 +86,14 @@ def test_mammoth_weighs_each_squared_gradient_by_the_probability_of_the_true_lab
     close(formulas.mammoth(net, x, y, 6), loop)
 
 
-def test_mammoth_is_the_exact_fisher_without_the_labels_that_are_not_there(net, data):
+def test_mammoth_is_the_exact_fisher_with_one_label_per_example(net, data):
+    """The sum over all labels is the exact Fisher."""
     x, _ = data
     terms = [formulas.mammoth(net, x, torch.full((21,), label), 21) for label in range(3)]
     close({name: sum(term[name] for term in terms) for name in terms[0]}, formulas.exact(net, *data, 6))
 
 
-def test_avalanche_is_the_mean_over_batches_of_the_squared_batch_gradient(net, data):
+def test_avalanche_is_the_mean_of_squared_batch_gradients(net, data):
     found = batch_gradients(net, *data, 6)
     close(
         formulas.avalanche(net, *data, 6),
@@ -120,7 +122,8 @@ def test_pycil_is_avalanche_clamped(net, data):
     close(clamped, {name: torch.minimum(f, f.new_tensor(1e-4)) for name, f in free.items()})
 
 
-def test_facil_takes_the_predicted_label_of_whole_batches_and_leaves_the_head_out(net, data):
+def test_facil_takes_predicted_labels_and_leaves_the_head_out(net, data):
+    """It uses whole batches only and drops the last, smaller one."""
     x, _ = data
     found = batch_gradients(net, x[:18], net(x[:18]).argmax(1), 6)
     expected = {name: sum(6 * g[name].square() for _, g in found) / 18 for name in found[0][1]}
@@ -157,7 +160,7 @@ def test_a_formula_leaves_weights_gradients_and_mode_alone(net, data, formula):
     assert all((f >= 0).all() for f in importance.values())
 
 
-def test_a_cell_is_the_median_over_seeds_and_says_the_range():
+def test_a_cell_has_the_median_and_the_range_over_seeds():
     rows = [{"formula": "Mammoth", "step": 0, "ratio": {"all": value}, "lam_factor": 2.0} for value in (0.1, 0.4, 0.2)]
     assert report.table(rows, report.ratio, ".2g").splitlines()[-1] == "| Mammoth | 0.2 (0.1 to 0.4) |"
     assert report.table(rows, report.lam_here, ".2g").splitlines()[-1] == "| Mammoth | 0.4 (0.2 to 0.8) |"

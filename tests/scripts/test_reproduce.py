@@ -38,7 +38,8 @@ COMMITTED = sorted((ROOT / "results").glob("*.json"))
 # --- the verdict ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_standard_error_is_the_sample_deviation_over_the_root_of_n():
+def test_the_standard_error_is_the_deviation_over_the_root_of_n():
+    """The deviation is the sample standard deviation, with n - 1 degrees of freedom."""
     ours = summary([0.90, 0.92, 0.94])
     assert ours.mean == pytest.approx(0.92)
     assert ours.sd == pytest.approx(0.02)
@@ -57,13 +58,14 @@ def test_a_mean_matches_within_twice_the_joint_standard_error(theirs, verdict):
 
 
 @pytest.mark.parametrize(("theirs", "verdict"), [(0.959, "match"), (0.961, "differs")])
-def test_a_single_run_matches_within_two_of_our_standard_deviations(theirs, verdict):
+def test_a_single_run_matches_within_two_standard_deviations(theirs, verdict):
+    """The deviation is that of our runs."""
     found = compare(summary([0.90, 0.92, 0.94]), Published(theirs, n=1))
     assert found.tolerance == pytest.approx(0.04)
     assert found.verdict == verdict
 
 
-def test_one_run_of_ours_decides_nothing():
+def test_one_run_of_ours_gives_no_verdict():
     found = compare(summary([0.9]), Published(0.9, n=1))
     assert isnan(found.tolerance)
     assert found.verdict == "undecided"
@@ -76,7 +78,7 @@ def test_a_claim_on_seeds_counts_those_that_reach_the_value():
     assert not reached(Claim("", "row", "metric", reaches=1.0, on_at_most=0), [0.5, 1.0])[0]
 
 
-def test_one_row_beats_another_by_standard_errors_of_the_difference():
+def test_one_row_beats_another_by_standard_errors():
     ours, other = (
         summary([0.90, 0.92, 0.94]),
         summary([0.86, 0.88, 0.90]),
@@ -138,7 +140,8 @@ def test_a_published_deviation_becomes_a_standard_error():
     assert row.published["accuracy"].se == pytest.approx(0.005)
 
 
-def test_the_quick_form_has_fewer_seeds_the_ends_of_the_grid_and_its_overrides():
+def test_the_quick_form_has_fewer_seeds_and_the_ends_of_the_grid():
+    """It also has overrides of its own."""
     row = quick(protocol_of()).rows[0]
     assert row.grid == {"lam": (1.0, 100.0)}
     assert {cell.seed for cell in wanted(row, {})} == {0}
@@ -152,14 +155,15 @@ def two_forms():
     return parsed("tiny", {**TINY, **forms, "rows": [{**row, "select": trials}]})
 
 
-def test_the_usual_form_is_reduced_and_compared_with_no_published_number():
+def test_the_usual_form_is_not_compared_with_published_numbers():
+    """It is a reduced form of a study that has a full form."""
     row = usual(two_forms()).rows[0]
     assert all("steps=9" in cell.overrides for cell in wanted(row, {}))
     assert row.published == row.curve == {}
     assert usual(protocol_of()) == protocol_of()
 
 
-def test_the_full_form_has_its_own_seeds_and_grid_and_what_is_published():
+def test_the_full_form_has_seeds_grid_and_published_numbers():
     protocol = full(two_forms())
     row = protocol.rows[0]
     assert (protocol.name, protocol.seconds) == ("tiny-full", 60)
@@ -190,14 +194,15 @@ def results_of(scores, seed=7):
     }
 
 
-def test_the_trials_come_first_and_then_the_final_runs_at_the_best_point():
+def test_final_runs_at_the_best_point_follow_the_trials():
     row = protocol_of().rows[0]
     assert wanted(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))
     found = results_of({"1": 0.5, "10": 0.9, "100": 0.7})
     assert wanted(row, found)[3:] == [Cell(("strategy=ewc", "lam=10"), 0), Cell(("strategy=ewc", "lam=10"), 1)]
 
 
-def test_a_best_point_at_an_edge_extends_the_grid_until_it_lies_inside():
+def test_a_best_point_at_an_edge_extends_the_grid():
+    """The grid grows until the best point is inside it."""
     row = protocol_of().rows[0]
     found = results_of({"1": 0.5, "10": 0.6, "100": 0.7})
     assert wanted(row, found)[-1] == Cell(("strategy=ewc", "lam=1000", "data.tasks=3"), 7)
@@ -210,7 +215,7 @@ def test_a_best_point_at_an_edge_extends_the_grid_until_it_lies_inside():
     assert wanted(row, results_of({"0.03": 0.5, "0.1": 0.6}))[-1].overrides[1] == "lam=0.3", "not 0.30000000000000004"
 
 
-def test_a_rule_beside_the_first_may_be_reported_with_seeds_of_its_own():
+def test_a_second_selection_rule_may_have_its_own_seeds():
     beside = {"by": "validation.average_accuracy", "seeds": [0], "final": [0]}
     row = protocol_of(
         seeds=[0, 1, 2], grid={"lam": [1, 10]}, select=[{"by": "average_accuracy", "seeds": [0]}, beside]
@@ -227,13 +232,13 @@ def test_a_rule_beside_the_first_may_be_reported_with_seeds_of_its_own():
         protocol_of(select=[{**GRID["select"][0], "final": [0]}])
 
 
-def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_report():
+def test_a_diverged_trial_is_the_worst_and_is_reported():
     row = protocol_of().rows[0]
     found = results_of({"1": 0.5, "10": 0.4, "100": 0.3}) | results_of({"0.1": 0.2})
     (cell,) = results_of({"10": 0})
     found[cell] = {"diverged": "weights became non-finite"}
     assert search(row, row.select[0], found)[1] == {"lam": 1.0}
-    assert decisive(row, found) == []  # another point can stand in
+    assert decisive(row, found) == []  # another point can replace it
     found |= {
         Cell(("strategy=ewc", "lam=1"), 1): {"diverged": "weights became non-finite"},
         **results_of({"1000": 0.1}),
@@ -247,13 +252,13 @@ def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_repo
         search(row, protocol_of(select=[fixed]).rows[0].select[0], found)
 
 
-def test_a_row_like_another_is_run_at_the_point_chosen_for_that_row():
+def test_a_row_like_another_uses_the_point_chosen_for_that_row():
     ablation = {"name": "without", "like": "row", "overrides": ["strategy=mas"]}
     row = parsed("tiny", {**TINY, "rows": [GRID, ablation]}).rows[1]
     assert wanted(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))  # the trials of that row
     found = results_of({"1": 0.5, "10": 0.9, "100": 0.7})
     assert wanted(row, found)[3:] == [Cell(("strategy=mas", "lam=10"), 0), Cell(("strategy=mas", "lam=10"), 1)]
-    assert decisive(row, found) == wanted(row, found)[3:]  # no other point can stand in
+    assert decisive(row, found) == wanted(row, found)[3:]  # no other point can replace it
 
 
 def test_a_row_like_another_has_no_grid_and_the_other_has_one():
@@ -263,14 +268,15 @@ def test_a_row_like_another_has_no_grid_and_the_other_has_one():
             parsed("tiny", {**TINY, "rows": rows})
 
 
-def test_a_best_point_at_an_edge_is_said_where_the_grid_is_not_extended():
+def test_a_best_point_at_an_edge_is_reported():
+    """The grid of this row is not extended."""
     row = protocol_of(select=[{"by": "average_accuracy"}]).rows[0]
     trials, _ = search(row, row.select[0], {})
     assert at_an_edge(row, trials, {"lam": 100.0}) == ["lam"]
     assert at_an_edge(row, trials, {"lam": 10.0}) == []
 
 
-def test_runs_at_the_chosen_point_that_the_trials_have_made_are_not_made_again():
+def test_final_runs_that_the_trials_have_made_are_not_repeated():
     row = protocol_of(select=[{"by": "average_accuracy"}]).rows[0]
     found = {cell: {"average_accuracy": 0.5} for cell in wanted(row, {})}
     assert len(found) == 6
@@ -282,7 +288,7 @@ def test_the_number_of_runs_counts_trials_and_final_runs():
     assert number_of_cells(protocol_of(select=[{"by": "average_accuracy"}])) == 6
 
 
-def test_a_reading_follows_a_dotted_key_through_lists():
+def test_a_metric_follows_a_dotted_key_through_lists():
     metrics = {"accuracy_matrix": [[0.9, None], [0.7, 0.8]], "validation": None}
     assert reading(metrics, "accuracy_matrix.-1.0") == 0.7
     with pytest.raises(ConfigError, match="validation.average_accuracy is not in metrics.json: there is no average"):
@@ -302,7 +308,8 @@ def test_the_time_left_is_that_of_the_runs_made_now():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names())
-def test_the_ends_of_every_key_of_a_protocol_compose_and_no_two_runs_of_a_row_are_the_same(name):
+def test_the_ends_of_every_grid_compose_to_different_runs(name):
+    """Both ends of every key of a study compose, and no two runs of a row are the same."""
     loaded = load(name)
     hashes = {}
     for protocol in [usual(loaded), quick(usual(loaded)), *([full(loaded)] if loaded.full else [])]:
@@ -316,7 +323,7 @@ def test_the_ends_of_every_key_of_a_protocol_compose_and_no_two_runs_of_a_row_ar
 
 
 @pytest.mark.parametrize("name", names())
-def test_the_values_of_a_key_of_a_protocol_are_of_one_kind_and_differ(name):  # so that all compose if the ends do
+def test_the_values_of_a_grid_are_of_one_kind_and_differ(name):  # so that all compose if the ends do
     loaded = load(name)
     for protocol in [loaded, *([full(loaded)] if loaded.full else [])]:
         for row in protocol.rows:
@@ -344,7 +351,7 @@ def test_every_protocol_has_an_experiment_of_its_own_in_each_row(name):
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
-def test_a_committed_report_says_what_its_numbers_say(file):
+def test_a_committed_report_agrees_with_its_numbers(file):
     found = json.loads(file.read_text(encoding="utf-8"))
     assert file.with_suffix(".md").read_text(encoding="utf-8") == markdown(found)
     assert file.with_suffix(".png").exists()
@@ -379,7 +386,8 @@ def reproduce(*arguments, **options):
 
 
 @pytest.mark.slow
-def test_a_reproduction_is_stopped_goes_on_and_one_of_its_runs_is_verified(tmp_path):
+def test_a_study_is_interrupted_resumed_and_verified(tmp_path):
+    """One run of the resumed study is verified by training it again."""
     command = ("seed_bit_ops", "--quick", "--workers", 1, "--runs", tmp_path)
     folder = tmp_path / "seed_bit_ops-quick"
 
@@ -440,7 +448,7 @@ def test_a_worker_that_dies_loses_only_its_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_said_and_hides_no_other(tmp_path):
+def test_a_run_that_fails_is_reported_and_hides_no_other(tmp_path):
     good = Cell(("experiment=seed_bit_ops", "steps=2"), 0)
     wrong = Cell(("experiment=seed_bit_ops", "lam=-1"), 0)
     done = []
@@ -450,7 +458,8 @@ def test_a_run_that_fails_is_said_and_hides_no_other(tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_of_a_reproduction_train_the_first_task_that_they_have_in_common_once(tmp_path):
+def test_runs_of_a_study_share_their_first_task(tmp_path):
+    """Runs that have the first task in common train it once."""
     store = Store(tmp_path / "store")
     cells = [Cell(("data.tasks=2", "steps=8", f"lam={lam}"), seed) for seed in (0, 1) for lam in (1, 100)]
     jobs = [*((cell, store.path(cell)) for cell in cells), (cells[1], tmp_path / "alone/run")]
@@ -477,7 +486,7 @@ def test_a_reproduction_that_another_process_runs_is_left_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_where_the_first_runs_fail_for_one_reason_the_others_are_not_begun(tmp_path):
+def test_no_run_starts_after_the_first_ones_fail_for_one_reason(tmp_path):
     cells = [
         Cell(("data=split_mnist", f"data_dir={tmp_path}/no", "data.source.root=/proc/no"), seed) for seed in range(9)
     ]
@@ -488,7 +497,8 @@ def test_where_the_first_runs_fail_for_one_reason_the_others_are_not_begun(tmp_p
 
 
 @pytest.mark.slow
-def test_the_list_names_every_reproduction_and_an_unknown_one_is_one_line():
+def test_the_list_names_every_study():
+    """The error for an unknown name is one line."""
     out, _ = reproduce("--list").communicate(timeout=120)
     for name in names():
         assert name in out
@@ -499,7 +509,7 @@ def test_the_list_names_every_reproduction_and_an_unknown_one_is_one_line():
     assert said.count("\n") == 1
 
 
-def test_a_name_that_several_begin_with_is_all_of_them():
+def test_a_common_prefix_selects_all_names_that_begin_with_it():
     assert called("nccl") == ["nccl_permuted_mnist", "nccl_tiny_imagenet"]
     assert called("permuted_mnist") == ["permuted_mnist"]
     assert called("see") == ["see"]
@@ -510,7 +520,7 @@ def test_the_picture_of_a_committed_result_can_be_drawn():
         assert figure(json.loads(file.read_text(encoding="utf-8"))).axes
 
 
-def test_published_points_are_drawn_where_the_grid_of_a_row_reaches():
+def test_published_points_are_drawn_inside_the_grid_of_a_row():
     found = json.loads((ROOT / "results/vandeven2025_split_cifar10.json").read_text(encoding="utf-8"))
     row = found["rows"][1]
     row["published_curve"] = {"average accuracy": [[1e-9, 0.1], [1, 0.7], [10, 0.8], [1e30, 0.9]]}

@@ -63,7 +63,8 @@ def learn(tasks, module, strategy, upto=None, watch=None, **options):
 
 
 @SCENARIOS
-def test_er_steps_on_the_mean_loss_of_new_and_old_examples_in_their_own_contexts(scenario):
+def test_er_steps_on_the_mean_loss_of_new_and_old_examples(scenario):
+    """The outputs of each example compete in the context of its own task."""
     tasks = sequence(scenario)
     module, strategy, seen = learner(tasks), ER(memory=8), []
     extend = strategy._with_old
@@ -86,7 +87,8 @@ def test_er_steps_on_the_mean_loss_of_new_and_old_examples_in_their_own_contexts
         assert set(seen[-1][1].task.tolist()) == {0, 1, 2}
 
 
-def test_er_keeps_memory_times_tasks_examples_or_the_last_of_each_task():
+def test_er_keeps_memory_times_tasks_examples():
+    """The ring buffer keeps the last examples of each task."""
     tasks = sequence()
     reservoir, ring = ER(memory=8), ER(memory=8, buffer="ring")
     for strategy in (reservoir, ring):
@@ -102,7 +104,8 @@ def test_er_keeps_memory_times_tasks_examples_or_the_last_of_each_task():
 
 @SCENARIOS
 @pytest.mark.parametrize("make", [DER, DERpp])
-def test_kept_outputs_are_those_of_the_step_that_brought_them_and_are_never_refreshed(make, scenario):
+def test_kept_outputs_are_never_refreshed(make, scenario):
+    """They are the outputs of the step in which the example was stored."""
     tasks = sequence(scenario)
     strategy, module, kept = make(memory=8), learner(tasks), {}
 
@@ -133,7 +136,7 @@ def test_the_distance_to_kept_outputs_is_over_what_was_kept_only():
 
 
 @SCENARIOS
-def test_derpp_is_der_with_the_labels_of_another_draw(scenario):
+def test_derpp_is_der_with_a_label_loss_on_another_draw(scenario):
     """Each term from its own draw: alpha times the distance of outputs, beta times the loss on labels."""
     tasks, parts, label_samples, nets = sequence(scenario), [], [], []
     strategy = DERpp(alpha=0.3, beta=0.7, memory=8)
@@ -169,7 +172,8 @@ def test_derpp_is_der_with_the_labels_of_another_draw(scenario):
 # --- A-GEM ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_projected_gradient_is_never_against_the_reference_and_is_untouched_where_it_was_not():
+def test_a_projected_gradient_is_never_against_the_reference():
+    """A gradient that is not against the reference is not changed."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         g, r = (
@@ -189,7 +193,7 @@ def test_a_projected_gradient_is_never_against_the_reference_and_is_untouched_wh
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-23, 1e-21, 1e20])
-def test_the_projection_is_the_same_however_large_the_reference_is(size):
+def test_the_projection_does_not_depend_on_the_reference_norm(size):
     """Its square would be 0 in float32, or infinite: examples of the memory can be that well learned."""
     g, r = torch.tensor([-1.0, 2.0, 0.5]), torch.tensor([1.0, 0.25, -0.5])
     scaled, plain = [g.clone()], [g.clone()]
@@ -198,7 +202,8 @@ def test_the_projection_is_the_same_however_large_the_reference_is(size):
     torch.testing.assert_close(scaled, plain)
 
 
-def test_where_agem_does_not_project_heads_of_earlier_tasks_are_not_moved():
+def test_agem_moves_heads_of_earlier_tasks_only_by_projection():
+    """Steps without a projection leave these heads unchanged."""
     tasks = sequence("task")
     decaying = partial(torch.optim.SGD, weight_decay=0.1)
     module, strategy, moved, projected = learner(tasks, 0.1, decaying), AGEM(memory=8), [], []
@@ -264,7 +269,7 @@ def test_agem_never_steps_against_the_gradient_of_its_memory(scenario):
 
 
 @SCENARIOS
-def test_the_distillation_and_its_gradient_are_zero_when_a_task_begins(scenario):
+def test_distillation_and_its_gradient_are_zero_at_a_task_start(scenario):
     tasks, strategy, seen = sequence(scenario), LwF(lam=3.0), []
     module = learner(tasks)
 
@@ -290,8 +295,8 @@ def test_the_distillation_and_its_gradient_are_zero_when_a_task_begins(scenario)
     assert not module.net.body._forward_hooks
 
 
-def test_the_old_outputs_are_those_in_evaluation_mode_of_the_classes_seen_before():
-    """Class-incremental: the columns of the newest task are no old ones. Dropout and BatchNorm of the old net are quiet."""
+def test_the_old_outputs_are_those_of_old_classes_in_eval_mode():
+    """In the class-incremental scenario, the columns of the newest task are not among them."""
     tasks, strategy, seen = sequence("class"), LwF(lam=2.0), []
     torch.manual_seed(0)
     body = mlp(tasks.shape, (12,), batch_norm=True, dropout=0.5)
@@ -315,7 +320,8 @@ def test_the_old_outputs_are_those_in_evaluation_mode_of_the_classes_seen_before
     assert seen
 
 
-def test_the_distillation_is_over_every_old_head_at_temperature_t():
+def test_the_distillation_is_over_every_old_head():
+    """It is computed at temperature T."""
     generator = torch.Generator().manual_seed(0)
     z, target = (torch.randn(5, 3, generator=generator, dtype=torch.double) for _ in range(2))
     p, q = (target / 2).softmax(1), (z / 2).softmax(1)
@@ -337,7 +343,8 @@ def test_the_distillation_is_over_every_old_head_at_temperature_t():
 # --- references ----------------------------------------------------------------------------------------------------------
 
 
-def test_joint_scratch_learns_all_tasks_so_far_from_the_first_weights(run):
+def test_joint_from_scratch_trains_from_the_first_weights(run):
+    """It learns all tasks so far after every task."""
     tasks, starts, examples = sequence(), [], []
     module, strategy = learner(tasks), JointFromScratch()
     first = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -355,7 +362,7 @@ def test_joint_scratch_learns_all_tasks_so_far_from_the_first_weights(run):
         assert all(torch.equal(start[name], first[name]) for name in first)
 
 
-def test_joint_scratch_begins_with_fresh_moments_too():
+def test_joint_from_scratch_resets_the_optimizer_moments():
     tasks, moments = sequence(), []
     module, strategy = learner(tasks, 0.01, torch.optim.Adam), JointFromScratch()
     module.reset_optimizer = False
@@ -431,7 +438,7 @@ def test_rehearsal_beats_fine_tuning_clearly(run, scenario):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_a_module_that_is_not_ours_is_refused_with_what_to_use(name):
+def test_another_module_than_learner_is_refused_with_a_remedy(name):
     with pytest.raises(ConfigError, match=r"clbench\.learner\.Learner"):
         LEARNERS[name]().setup(trainer([]), L.LightningModule(), "fit")
 
@@ -446,7 +453,7 @@ def test_the_learner_is_as_before_when_a_fit_has_ended(name):
     assert module.update is None
 
 
-def test_replay_can_be_of_another_number_than_the_batch():
+def test_the_replay_batch_may_have_another_size_than_the_batch():
     tasks, sizes = sequence(), []
     strategy = ER(memory=20, replay=5)
     module = learner(tasks)
@@ -457,7 +464,7 @@ def test_replay_can_be_of_another_number_than_the_batch():
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_a_fit_that_was_broken_off_leaves_the_learner_clean(name):
+def test_an_interrupted_fit_leaves_the_learner_clean(name):
     class Stop(L.Callback):
         def on_train_batch_end(self, *_):
             raise RuntimeError("stopped")
@@ -472,7 +479,7 @@ def test_a_fit_that_was_broken_off_leaves_the_learner_clean(name):
 
 
 @pytest.mark.parametrize("name", [*LEARNERS, "joint_from_scratch", "independent"])
-def test_evaluating_with_a_strategy_among_the_callbacks_changes_nothing(name):
+def test_evaluation_with_a_strategy_callback_changes_nothing(name):
     class Evaluated(Learner):
         def validation_step(self, batch, batch_idx, dataloader_idx=0):
             pass
@@ -489,7 +496,8 @@ def test_evaluating_with_a_strategy_among_the_callbacks_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "nccl"])
-def test_an_optimizer_that_computes_a_loss_several_times_a_step_is_refused(name):
+def test_an_optimizer_with_several_losses_a_step_is_refused(name):
+    """The strategy draws from its memory each time the loss is computed."""
     tasks = sequence()
     strategy = NCCL() if name == "nccl" else LEARNERS[name]()
     with pytest.raises(ConfigError, match=f"LBFGS computes the loss several .*, but {type(strategy).__name__} draws"):
@@ -497,14 +505,14 @@ def test_an_optimizer_that_computes_a_loss_several_times_a_step_is_refused(name)
 
 
 @pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "nccl"])
-def test_mixed_data_of_several_tasks_cannot_be_remembered(name):
+def test_mixed_data_of_several_tasks_cannot_be_stored(name):
     tasks = sequence()
     strategy = NCCL() if name == "nccl" else LEARNERS[name]()
     with pytest.raises(ConfigError, match=r"Fit sequence\[1\], not sequence\.joint\(1\)"):
         trainer([strategy]).fit(learner(tasks), datamodule=tasks.joint(1))
 
 
-def test_a_strategy_begins_another_sequence_with_nothing_remembered():
+def test_a_strategy_resets_its_state_for_another_sequence():
     first, second = sequence("class", tasks=2), sequence("class", tasks=3)
     strategy = ER(memory=8)
     for tasks in (first, second):
@@ -518,7 +526,8 @@ def test_a_strategy_begins_another_sequence_with_nothing_remembered():
     assert (penalised.penalty, penalised.seconds) == (None, 0.0)
 
 
-def test_a_memory_can_be_read_back_before_a_fit_and_a_state_is_a_copy():
+def test_a_memory_is_restored_before_a_fit_from_a_copied_state():
+    """Training does not change the state that was saved."""
     tasks = sequence()
     strategy, module = ER(memory=8), learner(tasks)
     trainer([strategy]).fit(module, datamodule=tasks[0])

@@ -94,7 +94,8 @@ def same(a, b) -> bool:
     return a == b
 
 
-def test_a_strategy_that_shares_the_first_task_trains_it_as_fine_tuning_does(first_task):
+def test_strategies_that_share_the_first_task_train_it_alike(first_task):
+    """They train it as fine-tuning does."""
     weights, _ = first_task("finetune")
     for name in SHARING:
         assert same(first_task(name)[0], weights), name
@@ -146,14 +147,16 @@ def importance_with(strategy: Strategy, shuffled: bool):
     ],
     ids=str,
 )
-def test_the_importance_of_a_strategy_that_needs_no_labels_is_the_same_with_other_labels(name, options):
+def test_the_importance_depends_on_labels_as_declared(name, options):
+    """Other labels change the importance of exactly those strategies that declare that they need labels."""
     strategies = [MEASURED[name](lam=1.0, **options) for _ in range(2)]
     needs = strategies[0].needs_labels
     assert same(*(importance_with(s, shuffled) for s, shuffled in zip(strategies, (False, True), strict=True))) != needs
 
 
 @pytest.mark.parametrize("name", CONFIGURED)
-def test_a_strategy_that_needs_our_learner_refuses_another_module_and_the_others_train_it(name):
+def test_a_strategy_that_needs_learner_refuses_another_module(name):
+    """The other strategies train any module."""
     strategy = class_of(name)()
     t = trainer([strategy])
     data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randint(3, (8,))), batch_size=4)
@@ -186,7 +189,7 @@ def test_online_mas_is_per_process_and_shares_nothing():
 @pytest.mark.parametrize(
     "base", [EWC, MAS, SI, L2, LwF, Strategy, QuadraticStrategy, RehearsalStrategy, LearnerStrategy]
 )
-def test_a_subclass_that_defines_nothing_inherits_all_declarations(base):
+def test_an_empty_subclass_inherits_all_declarations(base):
     class Mine(base):
         """Documented."""
 
@@ -196,7 +199,8 @@ def test_a_subclass_that_defines_nothing_inherits_all_declarations(base):
 @pytest.mark.parametrize(
     "hook", sorted({n for n in dir(L.Callback) if n.startswith(("on_", "setup"))} | {"__init__", "helper"})
 )
-def test_a_subclass_with_a_hook_shares_nothing_and_reads_labels_unless_it_declares_otherwise(hook):
+def test_a_subclass_with_a_hook_has_cautious_declarations(hook):
+    """It shares no first task and reads labels, unless it declares otherwise."""
     mine = type("Mine", (EWC,), {hook: lambda self, *_: None})
     assert mine.shares_first_task is False
     assert mine.needs_labels is True
@@ -207,7 +211,9 @@ def test_a_subclass_with_a_hook_shares_nothing_and_reads_labels_unless_it_declar
     assert type("Later", (declared,), {}).shares_first_task is True
 
 
-def test_a_subclass_with_another_importance_shares_the_first_task_but_may_read_labels():
+def test_a_subclass_with_another_importance_may_read_labels():
+    """It still shares the first task."""
+
     class Mine(EWC):
         def importance(self, trainer, pl_module):
             return super().importance(trainer, pl_module)
@@ -220,7 +226,7 @@ def test_a_subclass_with_another_importance_shares_the_first_task_but_may_read_l
         Mine(data="test")
 
 
-def test_a_mixin_with_a_hook_counts_wherever_it_stands_among_the_bases():
+def test_a_mixin_with_a_hook_counts_at_any_place_among_the_bases():
     class Mixin(Strategy):
         def on_train_batch_end(self, *_): ...
 
@@ -231,14 +237,14 @@ def test_a_mixin_with_a_hook_counts_wherever_it_stands_among_the_bases():
         assert type("Mine", bases, {}).shares_first_task is False, bases
 
 
-def test_a_learner_strategy_from_outside_is_of_one_process_unless_it_declares_otherwise():
+def test_a_user_learner_strategy_is_of_one_process_by_default():
     class Mine(LearnerStrategy): ...
 
     assert Mine.one_process is True
 
 
-def test_no_strategy_of_the_library_has_a_cautious_value_that_it_does_not_declare():
-    """A declaration was forgotten where the value differs from the inherited one and stands in no class body."""
+def test_strategies_of_the_library_declare_their_cautious_values():
+    """A declaration is missing where the value differs from the inherited one and no class body has it."""
     for cls in {base for name in CONFIGURED for base in class_of(name).__mro__ if issubclass(base, Strategy)} - {
         Strategy
     }:

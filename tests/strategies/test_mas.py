@@ -102,7 +102,7 @@ class Watched(L.Callback):
                 self.total[name] = self.total.get(name, 0) + value.double()
 
 
-def test_the_local_form_is_that_of_the_function_on_all_training_examples():
+def test_the_local_form_is_mas_local_on_all_training_examples():
     module, strategy = Plain(), MAS(form="local")
     trainer([strategy]).fit(module, loader(0))
     close(strategy.penalty.importance, mas_local(module, [data(0).tensors]))
@@ -112,7 +112,8 @@ def test_the_local_form_is_that_of_the_function_on_all_training_examples():
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("how", ["plain", "accumulation", "manual", "dicts"])
-def test_online_is_the_mean_over_all_examples_trained_on_at_the_weights_of_the_moment(form, how):
+def test_online_is_the_mean_over_the_examples_trained_on(form, how):
+    """Each example is measured at the weights at which it is trained on."""
     told = {"outputs": of_dict} if how == "dicts" else {}
     module, strategy = Plain(manual=how == "manual"), MAS(form=form, online=True, **told)
     for task in range(2):  # the second time from nothing, and added
@@ -144,7 +145,7 @@ def test_online_makes_no_pass_over_the_data_at_the_end():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_measuring_online_changes_nothing_of_the_training(form):
+def test_measuring_online_does_not_change_the_training(form):
     after = []
     for strategy in (Strategy(), MAS(lam=0.0, form=form, online=True)):
         module = Plain()
@@ -157,7 +158,7 @@ def test_measuring_online_changes_nothing_of_the_training(form):
 
 
 @pytest.mark.parametrize("options", [("strategy.form=local",), ("strategy.online=true",)])
-def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tmp_path, options):
+def test_a_run_stopped_after_a_task_resumes_bit_identical(run, tmp_path, options):
     options = (*SHORT, "data.tasks=3", "net.dropout=0.3", "optimizer.reset=false", *options)
     whole = run(*options, folder="whole")
     again = stopped_after(0, tmp_path / "whole", tmp_path / "again")
@@ -186,7 +187,7 @@ def test_each_way_to_measure_keeps_what_fine_tuning_forgets(run, options):
 
 
 @pytest.mark.parametrize("net", ["mlp_bn", "cnn", "resnet18_reduced"])
-def test_the_local_form_is_there_for_our_nets(run, tmp_path, net):
+def test_the_local_form_supports_our_nets(run, tmp_path, net):
     run(*SHORT[:2], "strategy=mas", f"net={net}", "strategy.form=local", "samples=20", "+trainer.limit_train_batches=1")
     importance = load(tmp_path / "run/checkpoints/task_1.ckpt")["strategy"]["importance"]
     for name, value in importance.items():
@@ -195,7 +196,7 @@ def test_the_local_form_is_there_for_our_nets(run, tmp_path, net):
         assert value.any() or not matrix, name
 
 
-def test_a_module_without_a_local_form_is_refused_before_it_is_trained():
+def test_a_module_without_local_form_is_refused_before_training():
     module = Twice()
     before = weights(module)
     with pytest.raises(ConfigError, match=r"MAS cannot measure importance on this module: 'net.0.bias' is used by two"):
@@ -208,7 +209,8 @@ def test_a_module_without_a_local_form_is_refused_before_it_is_trained():
 
 @pytest.mark.parametrize(("make", "measure"), [(MAS, mas), (EWC, fisher), (OnlineEWC, fisher)])
 @pytest.mark.parametrize("given", ["batches", "loader", "callable"])
-def test_batches_of_any_module_may_come_from_elsewhere_and_need_no_labels(make, measure, given):
+def test_batches_of_the_importance_may_be_given_without_labels(make, measure, given):
+    """They are given as a list, as a loader or as a function, for any module."""
     x = data(7, 20).tensors[0]
     asked = []
 
@@ -256,7 +258,7 @@ def test_data_names_a_part_of_the_task_that_was_learned(run, composed, tmp_path,
     close(state["strategy"]["importance"], expected)
 
 
-def test_of_all_tasks_seen_the_importance_is_measured_again_and_summed(run, composed, tmp_path):
+def test_the_importance_of_all_tasks_seen_is_measured_again(run, composed, tmp_path):
     """The authors' second form: after task 1, at its weights, Omega of task 0 with its head plus Omega of task 1."""
     result = run(*SHORT, "strategy.data=seen", "data.examples_per_task=100")
     assert [task["examples"] for task in result["importance"]] == [100, 200]
@@ -267,12 +269,12 @@ def test_of_all_tasks_seen_the_importance_is_measured_again_and_summed(run, comp
     close(state["strategy"]["importance"], {name: each[0][name] + each[1][name] for name in each[0]})
 
 
-def test_samples_of_all_tasks_seen_are_those_that_are_counted(run):
+def test_samples_of_all_tasks_seen_are_counted(run):
     result = run(*SHORT, "strategy.data=seen", "samples=20")
     assert [task["examples"] for task in result["importance"]] == [20, 40]
 
 
-def test_a_user_loop_over_a_sequence_measures_on_the_test_images_of_each_task(composed):
+def test_a_user_loop_can_measure_on_the_test_images_of_each_task(composed):
     sequence, _, _ = build(composed(*SHORT, "scenario=domain"))
 
     class Flat(Plain):

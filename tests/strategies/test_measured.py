@@ -163,7 +163,7 @@ def first_output(module, batch):
 
 @dataclass
 class Case:
-    """A module, the examples of a task as one batch, what a strategy must be told about them, and a factor on lam."""
+    """A module, the examples of a task as one batch, the arguments a strategy needs for them, and a factor on lam."""
 
     module: Callable[[], L.LightningModule]
     examples: Callable[[int], Any] = vectors
@@ -201,7 +201,7 @@ def fit(module, strategy, examples, epochs=4):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("case", others_slow(CASES, *(name for name in CASES if name != "torchvision_resnet")))
-def test_a_strategy_measures_and_holds_on_any_module(case, name):
+def test_a_strategy_measures_and_penalises_any_module(case, name):
     case = CASES[case]
     make, measure, lam = STRATEGIES[name]
     only_ewc = {"loss": case.loss} if name == "ewc" else {}
@@ -213,7 +213,7 @@ def test_a_strategy_measures_and_holds_on_any_module(case, name):
     fit(held, strategy, case.examples(0))
     fit(free, Strategy(), case.examples(0))
     for p, q in zip(held.parameters(), free.parameters(), strict=True):
-        assert torch.equal(p, q)  # nothing is held in the first task, and measuring changed nothing
+        assert torch.equal(p, q)  # the first task has no penalty, and measuring changed nothing
 
     direct = measure(held, [case.examples(0)], **case.told, **only_ewc)
     assert direct.keys() == trainable(held).keys()
@@ -236,13 +236,14 @@ def test_a_strategy_measures_and_holds_on_any_module(case, name):
         ("tuple_outputs", "returned a tuple.*outputs=fn"),
     ],
 )
-def test_a_strategy_that_is_not_told_how_to_read_a_batch_says_what_to_tell_it(case, message):
+def test_a_batch_that_cannot_be_read_is_an_error_with_a_remedy(case, message):
+    """The remedy is to pass a function that reads the batch."""
     module = CASES[case].module()
     with pytest.raises(ValueError, match=message):
         fit(module, EWC(lam=1.0), CASES[case].examples(0), epochs=1)
 
 
-def test_attention_is_measured_as_a_loop_over_examples_and_labels_measures_it():
+def test_fisher_of_attention_equals_the_loop_over_examples():
     """In float64, the block's own attention included: sum over labels of p (d log p)^2, one example at a time."""
     torch.manual_seed(0)
     module = Module(Transformer()).double().eval()
@@ -260,7 +261,8 @@ def test_attention_is_measured_as_a_loop_over_examples_and_labels_measures_it():
         torch.testing.assert_close(measured[name], f, rtol=1e-9, atol=1e-15, msg=name)
 
 
-def test_a_user_loop_with_one_trainer_per_task_needs_nothing_but_the_callback():
+def test_a_user_loop_of_one_trainer_per_task_needs_the_callback():
+    """It needs nothing else."""
     torch.manual_seed(0)
     module, strategy = Module(mlp()), EWC(lam=100.0)
     make = partial(trainer, [strategy], max_epochs=1)

@@ -30,7 +30,7 @@ def uniformity(counts: torch.Tensor, p: float, repeats: int) -> float:
 
 
 @pytest.mark.parametrize("batch", others_slow([1, 7, 60], 7))
-def test_a_reservoir_keeps_every_example_of_the_stream_equally_often(batch):
+def test_a_reservoir_keeps_every_example_equally_often(batch):
     n, slots, repeats = 60, 10, 1500
     counts = torch.zeros(n, dtype=torch.double)
     generator = seeded(batch)
@@ -64,7 +64,8 @@ def test_a_ring_keeps_the_last_examples_of_every_task(sizes, each):
 
 
 @given(st.integers(1, 30), st.integers(0, 1000))
-def test_a_draw_is_without_replacement_and_of_all_if_there_are_fewer(number, seed):
+def test_a_draw_is_without_replacement(number, seed):
+    """All examples are drawn if there are fewer than requested."""
     memory = Reservoir(20)
     for examples in stream(12):
         memory.add(examples, seeded(0))
@@ -97,7 +98,7 @@ def test_where_a_slot_is_written_twice_the_later_row_stays():
     assert memory.examples["x"].tolist() == [3.0, 2.0]
 
 
-def test_what_is_kept_is_a_copy_without_history():
+def test_stored_examples_are_copies_without_history():
     memory, x = Reservoir(3), torch.ones(3, 2, requires_grad=True)
     memory.add({"x": x * 2}, seeded(0))
     assert not memory.examples["x"].requires_grad
@@ -107,7 +108,7 @@ def test_what_is_kept_is_a_copy_without_history():
 
 
 @pytest.mark.parametrize("make", [lambda: Reservoir(5), lambda: Ring(2, 3)], ids=["reservoir", "ring"])
-def test_a_memory_read_back_goes_on_as_if_nothing_had_been(make):
+def test_a_restored_memory_resumes_as_if_uninterrupted(make):
     def add(memory, examples, generator):
         memory.add(examples, generator) if isinstance(memory, Reservoir) else memory.add(examples, 0)
 

@@ -180,7 +180,7 @@ def reference(s, index, start, before, batch, label_samples, lr):
     ],
     ids=str,
 )
-def test_every_update_is_that_of_the_reference(options):
+def test_every_update_equals_the_reference(options):
     strategy = Recorded(**options)
     learn(strategy, tasks=2)
     assert len(strategy.updates) == 8
@@ -203,7 +203,7 @@ def test_every_update_is_that_of_the_reference(options):
     assert moved > 0 or not options.get("wcm", True) or options.get("terms") == ["a"]
 
 
-def test_term_a_is_its_value_and_its_gradient_is_that_of_autograd():
+def test_term_a_has_its_value_and_the_gradient_of_autograd():
     torch.manual_seed(0)
     g, theta, anchor = torch.randn(3, 4, 5)
     psi = torch.rand(4, 1, requires_grad=True)
@@ -252,8 +252,8 @@ class Watched(NCCL):
         return result
 
 
-def test_an_inner_step_leaves_the_calibration_and_an_outer_step_the_weights_bit_for_bit():
-    """Also where the optimiser has momentum and weight decay."""
+def test_inner_and_outer_steps_change_their_own_parameters_only():
+    """An inner step keeps the calibration and an outer step the weights, also with momentum and weight decay."""
     sequence = sequence_of()
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)
     strategy = Watched(**SMALL)
@@ -275,12 +275,12 @@ def test_without_term_b_the_features_are_not_calibrated():
     assert any(p.ne(1).any() for name, p in own.items() if name.endswith("psi"))
 
 
-def test_lam_zero_is_no_term_a():
+def test_at_lam_zero_there_is_no_term_a():
     a, b = learn(NCCL(lam=0.0, **SMALL)), learn(NCCL(lam=5.0, terms=["b"], **SMALL))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_no_term_no_part_or_no_memory_leaves_nothing_to_calibrate():
+def test_without_terms_parts_or_memory_nothing_is_calibrated():
     for options in ({"terms": []}, {"wcm": False, "fcm": False}, {"rehearsal": False}):
         learner = learn(NCCL(**SMALL, **options))
         assert all(p.eq(float(name.endswith("psi"))).all() for name, p in calibration(learner.net).items())
@@ -312,7 +312,8 @@ def test_the_ring_keeps_the_last_examples_of_each_task():
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
-def test_the_softened_outputs_are_those_of_the_end_of_the_task_and_stay(scenario):
+def test_the_softened_outputs_are_those_of_the_end_of_a_task(scenario):
+    """Later tasks do not change them."""
     strategy = NCCL(**SMALL, temperature=3.0)
     sequence = sequence_of(partial(split, classes_per_task=[2, 3, 5]) if scenario != "domain" else permute, 3, scenario)
     learner = learner_of(sequence)
@@ -338,8 +339,8 @@ def learn_one(strategy, sequence, learner, task):
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_right_after_a_task_the_distillation_and_its_gradient_are_zero_in_eval_mode(batch_norm):
-    """With outputs kept in train mode they are not: BatchNorm then has the statistics of the batch."""
+def test_the_distillation_is_zero_in_eval_mode_after_a_task(batch_norm):
+    """Its gradient is zero too. In train mode neither is, because BatchNorm uses the statistics of the batch."""
     sequence = sequence_of(batch_size=10)
     learner = learner_of(sequence, body=mlp(sequence.shape, hidden=(6,), batch_norm=batch_norm))
     strategy = NCCL(**SMALL)
@@ -356,7 +357,7 @@ def test_right_after_a_task_the_distillation_and_its_gradient_are_zero_in_eval_m
             assert abs(kl.item()) < 1e-12 and largest < 1e-12
 
 
-def test_the_divergence_is_that_of_torch_on_the_columns_of_each_task():
+def test_the_divergence_equals_torch_on_the_columns_of_each_task():
     torch.manual_seed(0)
     z = torch.randn(6, 5, requires_grad=True)
     columns = [[0, 1], [0, 1, 2], [0, 1, 2, 3, 4]] * 2
@@ -380,7 +381,8 @@ def test_outputs_that_do_not_compete_give_no_nan():
     assert value > 0 and g.isfinite().all() and g[0, 2] == 0
 
 
-def test_the_mean_of_torch_is_the_batch_mean_over_the_number_of_outputs():
+def test_the_mean_of_torch_is_the_batch_mean_over_the_outputs():
+    """It is the batch mean divided by the number of outputs."""
     z, soft = torch.randn(8, 5), softened(torch.randn(8, 5), 5.0)
     mean, batch_mean = (divergence(z, soft, 5.0, scale) for scale in ("mean", "batchmean"))
     torch.testing.assert_close(mean, batch_mean / 5)
@@ -388,7 +390,8 @@ def test_the_mean_of_torch_is_the_batch_mean_over_the_number_of_outputs():
         torch.testing.assert_close(mean, nn.KLDivLoss()((z / 5).log_softmax(1), soft))
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+def test_the_same_seed_gives_the_same_weights():
+    """Another seed gives other weights."""
     a, b, c = (learn(NCCL(**SMALL, seed=seed)) for seed in (0, 0, 1))
     same = [torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True)]
     other = [torch.equal(p, q) for p, q in zip(a.parameters(), c.parameters(), strict=True)]
@@ -435,7 +438,7 @@ def test_after_a_fit_the_learner_trains_by_itself_again():
     assert any(not torch.equal(p, before[name]) for name, p in calibration(learner.net).items())
 
 
-def test_a_learner_that_is_calibrated_already_is_left_so():
+def test_a_learner_that_is_calibrated_already_stays_calibrated():
     sequence = sequence_of()
     learner = learner_of(sequence)
     calibrate(learner.net, ["body.1"])
@@ -464,8 +467,8 @@ def test_what_compiles_or_scales_the_loss_is_refused():
         learn(NCCL(**SMALL), sequence, precision=None, plugins=[scaled])
 
 
-def test_the_outer_step_is_in_train_mode_and_its_old_examples_move_the_statistics_of_batchnorm():
-    """As in the code; so FCM before BatchNorm is inert."""
+def test_the_outer_step_is_in_train_mode():
+    """Its old examples move the statistics of BatchNorm, as in the code, so FCM before BatchNorm is inert."""
 
     class Statistics(NCCL):
         moved = 0
@@ -537,7 +540,8 @@ def chosen(body, **options):
     return list(calibrated(learner.net))
 
 
-def test_by_default_every_layer_of_an_mlp_is_calibrated_and_the_3x3_convolutions_in_the_blocks_of_a_resnet():
+def test_the_layers_that_are_calibrated_by_default():
+    """They are all layers of an MLP and the 3x3 convolutions in the blocks of a ResNet."""
     assert chosen(partial(mlp, hidden=(4, 4))) == ["body.1", "body.3", "head.linear"]
     names = chosen(partial(resnet18_reduced, width=2))
     assert len(names) == 16 and names[:3] == ["body.layer1.0.conv1", "body.layer1.0.conv2", "body.layer1.1.conv1"]
@@ -575,7 +579,7 @@ def single():
 
 
 @pytest.mark.usefixtures("single")
-def test_the_defaults_are_one_pass_in_batches_of_ten_by_plain_sgd(composed):
+def test_the_defaults_are_one_epoch_in_batches_of_ten_by_sgd(composed):
     cfg = composed("strategy=nccl")
     assert (cfg.epochs, cfg.batch_size, cfg.optimizer.make._target_) == (1, 10, "torch.optim.SGD")
     assert composed("strategy=nccl", "optimizer=adam", "epochs=2").optimizer.make._target_ == "torch.optim.Adam"
@@ -609,7 +613,7 @@ def test_the_parts_of_the_loss_are_logged(run, tmp_path):
 
 
 @pytest.mark.usefixtures("single")
-def test_a_stopped_run_goes_on_bit_identical(run, tmp_path):
+def test_a_stopped_run_resumes_bit_identical(run, tmp_path):
     whole = run(*SHORT, "net.dropout=0.3", "scenario=domain", folder="whole")
     stopped_after(0, tmp_path / "whole", tmp_path / "again")
     resumed = run(*SHORT, "net.dropout=0.3", "scenario=domain", folder="again")

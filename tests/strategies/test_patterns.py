@@ -59,7 +59,7 @@ def loader(seed):
         (["body.[01].weight"], None, {"body.0.weight", "body.1.weight"}),
     ],
 )
-def test_a_parameter_is_held_when_included_and_not_excluded(include, exclude, left):
+def test_a_parameter_is_penalised_if_included_and_not_excluded(include, exclude, left):
     assert selected(Plain(), include, exclude) == left
 
 
@@ -71,7 +71,8 @@ def test_a_shared_parameter_is_one_and_has_its_first_name():
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_what_is_excluded_has_no_importance_and_no_anchor_and_the_rest_has_its_own(name):
+def test_excluded_parameters_have_no_importance_and_no_anchor(name):
+    """The other parameters have the same importance as without the patterns."""
     everything, some = STRATEGIES[name](lam=1.0), STRATEGIES[name](lam=1.0, exclude=["head.*", "BatchNorm*"])
     for strategy in (everything, some):
         trainer([strategy]).fit(Plain(), loader(0))
@@ -81,7 +82,7 @@ def test_what_is_excluded_has_no_importance_and_no_anchor_and_the_rest_has_its_o
     assert 0 < some.cost()["bytes"] < everything.cost()["bytes"]
 
 
-def test_a_selection_holds_over_tasks_and_through_a_state_dict():
+def test_a_selection_is_kept_over_tasks_and_in_a_state_dict():
     module, strategy = Plain(), EWC(lam=1.0, include=["*.weight"], exclude=["head.*"])
     fishers = []
     for task in range(2):
@@ -100,7 +101,7 @@ def test_a_selection_holds_over_tasks_and_through_a_state_dict():
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_one_step_pulls_what_is_held_and_only_that(name):
+def test_one_step_pulls_only_the_penalised_parameters(name):
     strategy = STRATEGIES[name](lam=1.0, include=["body.0.*"])
     module, free = Plain(), Plain()
     trainer([strategy]).fit(module, loader(0))
@@ -134,7 +135,7 @@ def test_one_step_pulls_what_is_held_and_only_that(name):
         ({"include": ["head.*"], "exclude": ["Linear.*"]}, "leaves no parameter with a penalty. Use strategy=finetune"),
     ],
 )
-def test_a_pattern_without_a_parameter_is_one_line_before_training(options, message):
+def test_a_pattern_without_a_match_is_an_error_before_training(options, message):
     module, strategy = Plain(), L2(lam=1.0, **options)
     before = module.head.weight.detach().clone()
     with pytest.raises(ConfigError, match=message) as caught:
@@ -144,7 +145,8 @@ def test_a_pattern_without_a_parameter_is_one_line_before_training(options, mess
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_patterns_are_options_of_every_quadratic_strategy_on_the_command_line(run, tmp_path, name):
+def test_patterns_are_options_of_every_quadratic_strategy(run, tmp_path, name):
+    """The command line takes them."""
     short = ("epochs=1", "data.tasks=2", "net.hidden=[8]", "+trainer.limit_train_batches=1")
     run(*short, f"strategy={name}", "strategy.exclude=['*.head.*','*.bias']")
     saved = torch.load(tmp_path / "run/checkpoints/task_1.ckpt", weights_only=True)

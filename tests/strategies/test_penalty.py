@@ -87,14 +87,15 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-def test_lam_0_is_fine_tuning_bit_for_bit_with_an_unused_head_and_a_carried_optimizer(name, optimizer):
+def test_lam_0_is_fine_tuning_bit_for_bit(name, optimizer):
+    """The module has an unused head, and the state of its optimizer is carried over to the next task."""
     strategy = STRATEGIES[name](lam=0.0)
     protected = learn(Plain(optimizer, 1e-2), strategy, carry=True)
     assert_same(protected, learn(Plain(optimizer, 1e-2), Strategy(), carry=True))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_an_unused_head_does_not_move_when_its_penalty_gradient_is_zero(name):
+def test_an_unused_head_does_not_move_at_zero_penalty_gradient(name):
     module = Plain(torch.optim.Adam, 1e-2)
     strategy = STRATEGIES[name]()
     first = trainer([strategy])
@@ -105,7 +106,7 @@ def test_an_unused_head_does_not_move_when_its_penalty_gradient_is_zero(name):
     assert torch.equal(module.heads[0].weight, before)
 
 
-def test_a_parameter_without_a_gradient_is_pulled_back_when_it_has_left_its_anchor():
+def test_a_parameter_without_a_gradient_is_pulled_to_its_anchor():
     module, strategy = Plain(), EWC(lam=1.0)
     trainer([strategy]).fit(module, loader(0))
     anchor = module.heads[0].weight.detach().clone()
@@ -173,7 +174,7 @@ def test_one_step_is_the_gradient_step_of_loss_plus_penalty(name, how):
         torch.testing.assert_close(p.detach(), e, atol=2e-6, rtol=1e-5)
 
 
-def test_under_bf16_the_penalty_gradient_is_added_in_full_precision():
+def test_bf16_adds_the_penalty_gradient_in_full_precision():
     strategy = EWC(lam=10.0)
     module = trained_and_moved(strategy)
     plain, batch = Plain(), DataLoader(TensorDataset(*data(1, 8).tensors), 8)
@@ -185,7 +186,7 @@ def test_under_bf16_the_penalty_gradient_is_added_in_full_precision():
         torch.testing.assert_close(q.detach() - p.detach(), 0.1 * g, atol=1e-6, rtol=1e-4)
 
 
-def test_importance_is_that_of_the_function_on_all_training_examples():
+def test_importance_equals_fisher_on_all_training_examples():
     module, strategy = Plain(), EWC(lam=1.0)
     trainer([strategy]).fit(module, DataLoader(data(0, 30), batch_size=8, shuffle=True, drop_last=True))
     assert_close_params(strategy.penalty.importance, fisher(module, [data(0, 30).tensors]))
@@ -224,7 +225,7 @@ def test_ewc_keeps_one_penalty_per_task():
     assert strategy.value(module).item() == pytest.approx(separate.item(), rel=1e-4)
 
 
-def test_online_ewc_with_gamma_1_is_ewc_for_two_tasks_and_not_for_three():
+def test_online_ewc_with_gamma_1_is_ewc_for_two_tasks_only():
     after = {}
     for name, strategy in {"ewc": EWC(lam=50.0), "online": OnlineEWC(lam=50.0, gamma=1.0)}.items():
         module = Plain()
@@ -259,7 +260,7 @@ def test_mas_sums_importances_at_the_newest_anchor():
 
 
 @pytest.mark.parametrize("anchors", ["latest", "all"])
-def test_l2_holds_the_latest_anchor_or_all_of_them(anchors):
+def test_l2_penalises_from_the_latest_anchor_or_from_all(anchors):
     module, strategy = Plain(), L2(lam=2.0, anchors=anchors)
     centres = []
     for task in range(2):
@@ -299,7 +300,7 @@ def test_outputs_maps_a_batch_that_is_not_x_and_y():
     assert_close_params(strategy.penalty.importance, fisher(module, [(x, y)]))
 
 
-def test_a_module_that_cannot_be_measured_is_refused_before_it_is_trained():
+def test_an_unmeasurable_module_is_refused_before_training():
     class Dicts(Plain):
         def training_step(self, batch, batch_idx):
             return cross_entropy(self(batch["pixels"]), batch["label"])
@@ -314,7 +315,7 @@ def test_a_module_that_cannot_be_measured_is_refused_before_it_is_trained():
         trainer([EWC(lam=1.0, samples=33)]).fit(module, loader(0))
 
 
-def test_weights_that_are_unfrozen_inside_a_task_are_held_too():
+def test_weights_that_are_unfrozen_inside_a_task_are_penalised():
     class Late(BaseFinetuning):
         def freeze_before_training(self, pl_module):
             self.freeze(pl_module.body)
@@ -338,8 +339,8 @@ def test_weights_that_are_unfrozen_inside_a_task_are_held_too():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_penalty_gradient_is_lam_f_d_in_the_dtype_of_the_weights_where_lam_and_f_d_are_not(dtype):
-    """lam = 1e7 is infinite in float16, and F d = 1e-9 is 0."""
+def test_the_penalty_gradient_is_exact_in_the_dtype_of_weights(dtype):
+    """lam = 1e7 is infinite in float16 and F d = 1e-9 is 0, but their product is right."""
     module, strategy = nn.Linear(2, 2, bias=False).to(dtype), L2(lam=1e7)
     optimizer = torch.optim.SGD(module.parameters())
     strategy.on_train_start(trainer([]), module)
@@ -362,7 +363,7 @@ def test_a_frozen_weight_is_not_pulled_back():
     assert torch.equal(module.body.weight, before)
 
 
-def test_a_head_that_has_grown_under_its_old_name_is_refused():
+def test_a_head_that_has_grown_under_the_same_name_is_refused():
     module, strategy = Plain(), EWC(lam=1.0)
     trainer([strategy]).fit(module, loader(0))
     module.heads[0] = nn.Linear(8, 5)
@@ -379,7 +380,7 @@ def test_sparse_gradients_are_refused_before_anything_is_trained():
         trainer([SI(lam=1.0)]).fit(module, loader(0))
 
 
-def test_a_line_search_is_refused_as_it_would_not_see_the_penalty():
+def test_a_line_search_that_would_ignore_the_penalty_is_refused():
     searching = partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")
     with pytest.raises(ConfigError, match="line_search_fn compares values of the loss, in which the penalty is not"):
         trainer([L2(lam=1.0)]).fit(Plain(searching), loader(0))
@@ -408,14 +409,17 @@ def test_a_data_set_of_whole_batches_is_read_as_it_is():
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_the_rows_of_all_processes_are_all_rows_and_values_of_a_whole_batch_stay(world):
+def test_the_processes_together_measure_all_rows(world):
+    """Values that belong to a whole batch are the same in every process."""
     batches = [{"x": torch.arange(first, first + 4), "scale": torch.tensor(2.0), "name": "a"} for first in (0, 4)]
     parts = [list(_rows_of_process(batches, rank, world)) for rank in range(world)]
     assert sorted(x for part in parts for batch in part for x in batch["x"].tolist()) == list(range(8))
     assert all(batch["scale"] == 2 and batch["name"] == "a" for part in parts for batch in part)
 
 
-def test_two_optimizers_each_get_the_penalty_of_their_own_parameters():
+def test_each_of_two_optimizers_gets_its_own_penalty():
+    """The penalty is that of the parameters of the optimizer."""
+
     class Two(Plain):
         def __init__(self):
             super().__init__(manual=True)
@@ -472,7 +476,8 @@ def test_a_wrong_argument_is_named_with_its_rule(make, message):
 
 
 @pytest.mark.parametrize("make", [EWC, MAS, partial(MAS, form="local")], ids=["ewc", "mas", "local"])
-def test_a_chunk_bounds_the_examples_of_a_pass_and_not_the_importance(make):
+def test_chunk_bounds_a_pass_and_does_not_change_the_importance(make):
+    """It is the largest number of examples in one pass."""
     sizes = []
 
     class Watched(Plain):

@@ -81,12 +81,12 @@ def test_penalty_and_gradient_are_zero_at_the_anchor(q):
     assert all((g == 0).all() for g in half_gradient(q, q.anchor).values())
 
 
-def test_the_value_is_the_weighted_squared_distance_plus_the_constant():
+def test_the_value_is_weighted_squared_distance_plus_constant():
     q = Quadratic({"w": torch.tensor([2.0, 0.5])}, {"w": torch.tensor([1.0, -1.0])}, torch.tensor(10.0))
     assert value(q, {"w": torch.tensor([4.0, 1.0])}).item() == 2 * 9 + 0.5 * 4 + 10
 
 
-def test_parameters_that_the_quadratic_does_not_know_count_nothing():
+def test_unknown_parameters_do_not_count():
     q = random_quadratic(0, names=["a"])
     theta = {"a": torch.zeros(3, 2).double(), "new": torch.full((4,), 1e6).double()}
     assert value(q, theta) == value(q, {"a": theta["a"]})
@@ -116,7 +116,7 @@ def test_the_sum_of_penalties_equals_the_constant_memory_form(qs, theta):
 
 
 @given(sequences(), points)
-def test_the_gradient_of_the_sum_equals_that_of_the_constant_memory_form(qs, theta):
+def test_the_gradient_of_the_sum_equals_the_constant_memory_form(qs, theta):
     gradient = half_gradient(reduce(add, qs), theta)
     separate = half_gradient_by_autograd(lambda t: sum(value(q, t) for q in qs), theta)
     for name, g in gradient.items():
@@ -124,7 +124,7 @@ def test_the_gradient_of_the_sum_equals_that_of_the_constant_memory_form(qs, the
 
 
 @pytest.mark.parametrize("tasks", range(2, 7))
-def test_the_constant_memory_form_is_exact_on_dense_random_quadratics(tasks):
+def test_the_constant_memory_form_is_exact_on_random_quadratics(tasks):
     qs = [random_quadratic(seed, shape=(20, 10)) for seed in range(tasks)]
     total = reduce(add, qs)
     for seed in range(100, 110):
@@ -156,7 +156,7 @@ def test_where_all_importances_are_zero_the_anchor_is_the_newest():
     assert_same(reduce(add, unimportant), unimportant[-1])
 
 
-def test_where_one_importance_is_zero_the_anchor_is_exactly_the_other():
+def test_at_zero_importance_the_anchor_is_that_of_the_other():
     zero, one = torch.zeros(1, dtype=torch.double), torch.ones(1, dtype=torch.double)
     free, held = quadratic({"w": zero}, {"w": 0.1 * one}), quadratic({"w": 3 * one}, {"w": 0.7 * one})
     assert_same(add(free, held), held)
@@ -181,7 +181,7 @@ def test_adding_completes_the_square_in_numbers():
 
 
 @given(quadratics(), quadratics(), st.floats(0, 1))
-def test_recentring_decays_the_old_importance_and_takes_the_newest_anchor(p, q, decay):
+def test_recentring_decays_importance_and_takes_the_new_anchor(p, q, decay):
     moved = recentre(p, q, decay)
     for name in {*p.importance, *q.importance}:
         zero = torch.zeros(2, dtype=torch.double)
@@ -196,13 +196,14 @@ def test_a_recentred_penalty_is_zero_at_the_newest_anchor():
 
 
 @pytest.mark.parametrize("decay", [0.5, 1.0])
-def test_with_two_tasks_separate_penalties_and_the_recentred_form_are_the_same(decay):
+def test_with_two_tasks_separate_and_recentred_forms_are_equal(decay):
     nothing, first = quadratic({}, {}), random_quadratic(0)
     assert_same(add(nothing, first), first)
     assert_same(recentre(nothing, first, decay), first)
 
 
-def test_with_three_tasks_at_different_centres_the_recentred_form_has_another_gradient():
+def test_with_three_tasks_the_two_forms_have_other_gradients():
+    """The tasks have different anchors."""
     first, second = random_quadratic(0), random_quadratic(1)
     theta = random_quadratic(2).anchor
     separate, recentred = half_gradient(add(first, second), theta), half_gradient(recentre(first, second, 1.0), theta)
@@ -211,7 +212,7 @@ def test_with_three_tasks_at_different_centres_the_recentred_form_has_another_gr
         assert not torch.allclose(separate[name], recentred[name])
 
 
-def test_with_three_tasks_at_one_centre_the_two_forms_agree():
+def test_with_three_tasks_at_one_anchor_the_two_forms_agree():
     first = random_quadratic(0)
     second = random_quadratic(1)._replace(anchor=first.anchor)
     assert_same(add(first, second), recentre(first, second, 1.0), atol=1e-14)

@@ -99,7 +99,8 @@ def by_hand(optimizer, lam, tasks, epochs, damping=0.1):
     return importance, anchor
 
 
-def test_with_small_steps_on_all_examples_omega_sums_to_the_decrease_of_the_loss():
+def test_omega_sums_to_the_decrease_of_the_loss():
+    """This is true for small steps on all examples."""
     module, strategy = Net(partial(torch.optim.SGD, lr=1e-2)), SI(lam=1.0)
     first = module.loss(examples(0)).item()
     start = fit(module, strategy, size=32, max_epochs=300)
@@ -110,7 +111,8 @@ def test_with_small_steps_on_all_examples_omega_sums_to_the_decrease_of_the_loss
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_two_tasks_equal_a_loop_whose_omega_sees_the_task_loss_alone(name):
+def test_two_tasks_equal_a_loop_with_omega_of_the_task_loss(name):
+    """The penalty does not count in omega."""
     module, strategy = Net(OPTIMIZERS[name]), SI(lam=5.0)
     for task in range(2):
         fit(module, strategy, task, max_epochs=3)
@@ -132,7 +134,8 @@ def test_damping_is_added_to_the_squared_change():
         torch.testing.assert_close(importances[0][n] * (d**2 + 0.1), importances[1][n] * (d**2 + 0.5))
 
 
-def test_negative_importance_stays_as_in_the_paper_unless_it_is_clamped():
+def test_negative_importance_is_kept_unless_it_is_clamped():
+    """The paper keeps it."""
     modules, strategies = [], (SI(lam=3.0), SI(lam=3.0, clamp=True))
     for strategy in strategies:
         modules.append(Net(partial(DECAYING, lr=0.1)))
@@ -147,7 +150,7 @@ def test_negative_importance_stays_as_in_the_paper_unless_it_is_clamped():
     torch.testing.assert_close(strategies[0].value(modules[0]), expected)
 
 
-def test_a_weight_of_negative_importance_is_pushed_away_from_its_anchor():
+def test_negative_importance_pushes_weights_from_their_anchor():
     module, free, strategy = Net(partial(DECAYING, lr=0.1)), Net(), SI(lam=1.0)
     fit(module, strategy, max_epochs=3)
     module.optimizer = OPTIMIZERS["sgd"]
@@ -204,7 +207,8 @@ def test_every_step_of_a_batch_counts_under_manual_optimisation():
     assert_same(manual.penalty.importance, epochs.penalty.importance)
 
 
-def test_an_unused_head_has_no_importance_and_a_frozen_parameter_is_unknown():
+def test_unused_heads_and_frozen_parameters_have_no_importance():
+    """An unused head has zeros, and a frozen parameter is not listed."""
     module, strategy = Net(OPTIMIZERS["adam"]), SI(lam=1.0)
     module.body.bias.requires_grad_(False)
     start = fit(module, strategy)
@@ -216,7 +220,8 @@ def test_an_unused_head_has_no_importance_and_a_frozen_parameter_is_unknown():
     assert strategy.penalty.importance["heads.0.weight"].abs().sum() > 0
 
 
-def test_a_new_parameter_has_the_importance_of_its_own_task_and_the_rest_the_sum():
+def test_a_new_parameter_has_the_importance_of_its_own_task():
+    """The other parameters have the sum over the tasks."""
     module, strategy = Net(), SI(lam=0.0)
     fit(module, strategy)
     first = snapshot(strategy.penalty.importance)
@@ -234,7 +239,7 @@ def test_a_new_parameter_has_the_importance_of_its_own_task_and_the_rest_the_sum
     assert strategy.penalty.importance["heads.2.weight"].abs().sum() > 0
 
 
-def test_a_parameter_that_becomes_trainable_inside_a_task_has_no_importance_yet():
+def test_a_parameter_unfrozen_inside_a_task_has_no_importance():
     class Thaw(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             pl_module.body.weight.requires_grad_(True)
@@ -246,7 +251,7 @@ def test_a_parameter_that_becomes_trainable_inside_a_task_has_no_importance_yet(
     assert strategy.penalty.importance["body.bias"].any()
 
 
-def test_only_what_is_held_is_followed():
+def test_only_penalised_parameters_are_followed():
     module, everything, some = Net(), SI(lam=1.0), SI(lam=1.0, include=["body.*"], exclude=["*.bias"])
     fit(module, everything)
     fit(Net(), some)
@@ -254,13 +259,14 @@ def test_only_what_is_held_is_followed():
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-def test_lam_0_is_fine_tuning_bit_for_bit_with_an_unused_head_and_a_carried_optimizer(optimizer):
+def test_lam_0_is_fine_tuning_bit_for_bit(optimizer):
+    """The module has an unused head, and the state of its optimizer is carried over to the next task."""
     held = learn(Plain(optimizer, 1e-2), SI(lam=0.0), carry=True)
     assert_same(held, learn(Plain(optimizer, 1e-2), Strategy(), carry=True))
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-def test_the_first_task_is_learned_as_without_it(optimizer):
+def test_the_first_task_is_learned_as_without_the_strategy(optimizer):
     held = learn(Plain(optimizer, 1e-2), SI(lam=1e3), tasks=1)
     assert_same(held, learn(Plain(optimizer, 1e-2), Strategy(), tasks=1))
 
@@ -278,7 +284,7 @@ def test_state_dict_restores_the_strategy():
     assert_same(*after)
 
 
-def test_under_bf16_it_sums_in_full_precision():
+def test_under_bf16_omega_is_summed_in_full_precision():
     module, strategy = Net().float(), SI(lam=1.0)
     data = DataLoader(TensorDataset(examples(0)[0].float(), examples(0)[1]), batch_size=32)
     first = module.loss(data.dataset.tensors).item()
@@ -291,7 +297,7 @@ def test_under_bf16_it_sums_in_full_precision():
     assert total == pytest.approx(decrease, rel=0.03)
 
 
-def test_a_step_that_the_loss_scaler_leaves_out_counts_nothing():
+def test_a_step_that_the_loss_scaler_skips_does_not_count():
     module, strategy = Net().float(), SI(lam=1.0)
     data = DataLoader(TensorDataset(examples(0)[0].float(), examples(0)[1]), batch_size=8)
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**100, growth_interval=1))
@@ -301,7 +307,7 @@ def test_a_step_that_the_loss_scaler_leaves_out_counts_nothing():
     assert all(not f.any() for f in strategy.penalty.importance.values())
 
 
-def test_nothing_is_followed_after_a_task():
+def test_no_step_is_followed_after_a_task():
     strategy = SI(lam=1.0)
     fit(Net(), strategy)
     assert strategy._path.sums == {}
@@ -309,7 +315,7 @@ def test_nothing_is_followed_after_a_task():
 
 
 @pytest.mark.parametrize("damping", [0.0, -1.0, float("nan"), float("inf"), "a"])
-def test_damping_is_a_finite_number_above_zero_and_clamp_is_true_or_false(damping):
+def test_damping_is_finite_and_positive_and_clamp_is_a_bool(damping):
     with pytest.raises(
         ConfigError, match=f"^damping={damping}: expected a finite number > 0, got .* The paper has 0.1."
     ):
@@ -318,6 +324,6 @@ def test_damping_is_a_finite_number_above_zero_and_clamp_is_true_or_false(dampin
         SI(lam=1.0, clamp="yes")
 
 
-def test_a_penalty_that_diverges_with_negative_importance_names_its_remedies():
+def test_divergence_with_negative_importance_names_remedies():
     with pytest.raises(Unstable, match=r"lower lam or lr, .*; or clamp=True, as importance is down to -"):
         learn(Plain(DECAYING), SI(lam=1e8), tasks=2, max_epochs=30)

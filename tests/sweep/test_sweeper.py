@@ -18,14 +18,15 @@ from clbench.runs import sweep_log
 from clbench.runs.read import read
 
 
-def test_intransigence_is_what_the_reference_learned_and_the_run_did_not():
+def test_intransigence_is_the_accuracy_gap_to_the_reference():
     r = torch.tensor([[0.9, 0.0], [0.5, 0.6]])
     reference = torch.tensor([[1.0, 0.0], [0.0, 0.9]])
     assert intransigence(r, reference) == pytest.approx((0.1 + 0.3) / 2)
     assert intransigence(reference, reference) == 0
 
 
-def test_a_sweep_with_a_reference_shows_intransigence_beside_each_run_of_the_same_seed(command, tmp_path):
+def test_a_sweep_with_a_reference_shows_intransigence(command, tmp_path):
+    """Each run is compared with the reference of the same seed."""
     options = ("seed=0,1", "epochs=1", "data.tasks=2", "net.hidden=[16]", "output_dir=sweep")
     said = command("-m", "strategy=ewc,joint,independent", *options)
     assert said.returncode == 0, said.stderr
@@ -47,7 +48,8 @@ def metrics_of(sweep):
 SMALL = ("epochs=1", "data.tasks=2", "net.hidden=[16]")
 
 
-def test_the_same_sweep_again_runs_only_what_is_missing_in_the_same_folder(command, tmp_path):
+def test_the_same_sweep_again_runs_only_missing_runs(command, tmp_path):
+    """It uses the same folder."""
     first = command("-m", "strategy=finetune,ewc", "seed=0,1", *SMALL)
     assert first.returncode == 0, first.stderr
     (folder,) = (tmp_path / "outputs/sweeps").iterdir()
@@ -70,7 +72,7 @@ def test_the_same_sweep_again_runs_only_what_is_missing_in_the_same_folder(comma
     assert f"│ finetune │ 3     │ {fmean(values):.4f}          │ ± {half:.4f}      │" in nothing.stdout
 
 
-def test_a_changed_configuration_is_never_mixed_with_what_lies_there(command, tmp_path):
+def test_a_changed_configuration_does_not_mix_with_older_runs(command, tmp_path):
     for rate in ("0.001", "0.01"):
         done = command("-m", "seed=0,1", f"lr={rate}", *SMALL, "output_dir=here")
         assert done.returncode == 0, done.stderr
@@ -79,7 +81,7 @@ def test_a_changed_configuration_is_never_mixed_with_what_lies_there(command, tm
     assert len({m["config_hash"] for m in metrics_of(tmp_path / "here").values()}) == 4
 
 
-def test_a_dry_run_says_what_it_would_take_and_does_nothing(command, tmp_path):
+def test_a_dry_run_reports_what_a_sweep_takes_and_trains_nothing(command, tmp_path):
     done = command("-m", "sweep=lam_curve", *SMALL, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "24 runs in outputs" in done.stderr
@@ -110,7 +112,7 @@ def test_an_option_that_no_strategy_of_a_sweep_has_is_refused(command, tmp_path,
 
 
 @pytest.mark.parametrize("preset", ["lam_curve", "fisher_lam", "samples", "strategies"])
-def test_every_preset_is_a_grid_over_seeds_of_keys_there_are(composed, preset):
+def test_every_preset_is_a_grid_over_seeds_of_existing_keys(composed, preset):
     params = composed(f"sweep={preset}").hydra.sweeper.params
     assert params.seed == "0,1,2"
     for key, values in params.items():
@@ -118,7 +120,7 @@ def test_every_preset_is_a_grid_over_seeds_of_keys_there_are(composed, preset):
             composed(f"{key}={value}")
 
 
-def test_a_sweep_without_a_reference_has_no_such_column(command):
+def test_a_sweep_without_a_reference_shows_no_intransigence(command):
     said = command("-m", "strategy=finetune", "seed=0,1", "epochs=1", "data.tasks=2", "net.hidden=[16]", "output_dir=s")
     assert "intransigence" not in said.stdout
 
@@ -150,7 +152,8 @@ def test_a_plugin_that_is_not_installed_says_what_to_install(command, package, c
     assert done.stderr == f'error: the {plugin} is a package of its own: in a checkout, pip install -e ".[{extra}]"\n'
 
 
-def test_lam_is_chosen_on_the_first_tasks_and_only_its_runs_are_finished(command, tmp_path):
+def test_only_runs_of_the_selected_lam_are_finished(command, tmp_path):
+    """lam is selected on the first tasks."""
     grid = ("strategy=finetune,ewc", "lam=1e3,1e9", "seed=0,1", "epochs=2", "data.tasks=3", "net.hidden=[16]")
     done = command("-m", *grid, "select_lam_on_first_tasks=2", "output_dir=sweep")
     assert done.returncode == 0, done.stderr
@@ -168,7 +171,8 @@ def test_lam_is_chosen_on_the_first_tasks_and_only_its_runs_are_finished(command
     assert f"{means[min(means, key=lambda lam: means[lam])]:.4f}" in done.stdout
 
 
-def test_a_run_of_the_first_tasks_goes_on_to_what_one_that_learned_all_has(run, tmp_path):
+def test_a_run_of_the_first_tasks_resumes_to_the_same_results(run, tmp_path):
+    """They are the results of a run that learned all tasks without a stop."""
     whole = run(*SMALL, "data.tasks=3", folder="whole")
     assert run(*SMALL, "data.tasks=3", "stop_after_task=2", folder="parts")["status"] == "running"
     parts = run(*SMALL, "data.tasks=3", folder="parts")
@@ -176,7 +180,8 @@ def test_a_run_of_the_first_tasks_goes_on_to_what_one_that_learned_all_has(run, 
     assert parts["accuracy_matrix"] == whole["accuracy_matrix"] and parts["status"] == "complete"
 
 
-def test_a_sweep_of_the_first_tasks_is_done_when_they_are_learned_and_goes_on_without_that_option(command, tmp_path):
+def test_a_sweep_of_the_first_tasks_resumes_without_that_option(command, tmp_path):
+    """With the option, the sweep is done when the first tasks are learned."""
     sweep = ("-m", "strategy=finetune", "seed=0,1", *SMALL, "data.tasks=3", "output_dir=sweep")
     done = command(*sweep, "stop_after_task=2")
     assert done.returncode == 0, done.stderr
@@ -204,13 +209,14 @@ CHOICE = ("-m", "strategy=l2", *SMALL, "output_dir=sweep")
         ),
     ],
 )
-def test_lam_is_not_chosen_where_there_is_nothing_to_choose_by(command, tmp_path, options, message):
+def test_lam_is_not_selected_without_a_criterion(command, tmp_path, options, message):
     done = command(*CHOICE, "lam=1,2", *options)
     assert done.returncode == 1 and message in done.stderr
     assert not metrics_of(tmp_path / "sweep")
 
 
-def test_a_lam_that_gives_non_finite_weights_is_not_chosen_and_says_why(command, tmp_path):
+def test_a_lam_that_gives_non_finite_weights_is_not_selected(command, tmp_path):
+    """The table has the reason."""
     done = command(*CHOICE, "lam=1e9,1", "optimizer=sgd", "select_lam_on_first_tasks=2")
     assert done.returncode == 0, done.stderr
     assert "failed: training on task 2 gave non-finite weights" in " ".join(done.stdout.split())
@@ -219,7 +225,7 @@ def test_a_lam_that_gives_non_finite_weights_is_not_chosen_and_says_why(command,
 
 
 @pytest.mark.parametrize("more", [("seed=0,1",), ("lam=10,100,1000",)], ids=["seeds", "lams"])
-def test_a_preset_with_other_values_lies_in_the_same_folder(command, more):
+def test_a_preset_with_other_values_uses_the_same_folder(command, more):
     where = [
         re.search(r"runs in (\S+)", command("-m", "sweep=lam_curve", "seed=0", *SMALL, *values, "--dry-run").stderr)[1]
         for values in (("lam=1,10",), ("lam=1,10", *more))
@@ -228,13 +234,13 @@ def test_a_preset_with_other_values_lies_in_the_same_folder(command, more):
 
 
 @pytest.mark.parametrize("said", ["hydra.sweep.dir=mine", "++output_dir=mine", "output_dir='mine (1)'"])
-def test_a_sweep_lies_where_it_was_said(command, tmp_path, said):
+def test_a_sweep_is_stored_in_the_given_folder(command, tmp_path, said):
     done = command("-m", "strategy=finetune", "seed=0,1", "steps=2", *SMALL, said)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("mine*/finetune-*/metrics.json"))) == 2
 
 
-def test_runs_that_cannot_start_are_not_counted_in_what_a_sweep_takes(command):
+def test_runs_that_cannot_start_are_not_counted_by_a_dry_run(command):
     done = command("-m", "strategy=finetune,ewc", "samples=100000,20", *SMALL, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "; 1 runs are not counted, they do not start" in done.stderr
@@ -249,7 +255,7 @@ def test_two_sweeps_in_one_folder_count_their_own_runs(tmp_path):
     assert sweep_log.end(tmp_path, "of another launcher", "0.7") == "of another launcher: 0.7"
 
 
-def test_why_a_run_failed_stays_in_its_folder_until_it_is_started_again(run, tmp_path):
+def test_the_failure_of_a_run_is_kept_until_it_is_started_again(run, tmp_path):
     options = (*SMALL, "strategy=l2", "optimizer=sgd", "lam=1e9")
     with pytest.raises(Unstable):
         run(*options)
@@ -261,7 +267,7 @@ def test_why_a_run_failed_stays_in_its_folder_until_it_is_started_again(run, tmp
     assert not (tmp_path / "run/failed.txt").exists()
 
 
-def test_what_the_doctor_said_stands_once_at_the_end_of_a_sweep_and_in_its_report(command, tmp_path):
+def test_a_sweep_and_its_report_show_each_warning_once(command, tmp_path):
     done = command(
         "-m", "strategy=l2", "lam=1e-12,1e-13", "epochs=5", "data.tasks=2", "net.hidden=[16]", "output_dir=sweep"
     )
@@ -277,6 +283,6 @@ def test_what_the_doctor_said_stands_once_at_the_end_of_a_sweep_and_in_its_repor
     ("tasks", "message"),
     [(0, "stop_after_task=0: expected an integer >= 1"), (3, "stop_after_task=3: there are 2 tasks; null learns all")],
 )
-def test_first_tasks_are_some_of_those_there_are(run, tasks, message):
+def test_the_number_of_first_tasks_is_checked(run, tasks, message):
     with pytest.raises(ConfigError, match=message):
         run(*SMALL, f"stop_after_task={tasks}")

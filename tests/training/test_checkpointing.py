@@ -90,7 +90,7 @@ RUNS = {name: [f"strategy={name}", *SIZES] for name in STRATEGIES} | MORE
 
 
 @pytest.mark.parametrize("name", others_slow(RUNS, "ewc", "er ring", "best"))
-def test_a_run_stopped_inside_a_task_and_started_again_ends_bit_identical(learn, tmp_path, name):
+def test_a_run_stopped_inside_a_task_resumes_bit_identical(learn, tmp_path, name):
     results, last = learn(*RUNS[name], folder="whole")
     for stop in ((0, 8), (1, 10)):  # in the middle of the second epoch, and at its end
         with pytest.raises(Stopped):
@@ -104,13 +104,13 @@ def test_a_run_stopped_inside_a_task_and_started_again_ends_bit_identical(learn,
 
 
 @pytest.mark.parametrize("save_every", [5, 6])
-def test_a_checkpoint_that_falls_due_at_the_end_of_an_epoch_comes_a_step_later(learn, tmp_path, save_every):
+def test_a_checkpoint_due_at_the_end_of_an_epoch_is_a_step_later(learn, tmp_path, save_every):
     with pytest.raises(Stopped):
         learn("strategy=finetune", folder="a", stop=(0, 8), save_every=save_every)
     assert torch.load(tmp_path / "a/checkpoints/mid_task_0.ckpt", weights_only=True)["global_step"] == 6
 
 
-def test_seconds_of_the_process_that_was_stopped_count(learn, tmp_path):
+def test_seconds_of_a_stopped_process_count(learn, tmp_path):
     with pytest.raises(Stopped):
         learn("strategy=finetune", folder="a", stop=(0, 8), save_every=6)
     file = tmp_path / "a/checkpoints/mid_task_0.ckpt"
@@ -136,12 +136,12 @@ def test_save_every_is_at_least_a_step_and_needs_checkpoints(learn):
         learn("strategy=finetune", "checkpoints=none", folder="b", save_every=5)
 
 
-def test_save_every_and_share_do_not_change_whose_a_folder_is(run):
+def test_save_every_and_sharing_do_not_change_the_run(run):
     first = run("strategy=finetune", *TINY[:-1], *SIZES)
     assert run("strategy=finetune", *TINY[:-1], *SIZES, "save_every=4", "share_first_task=false") == first
 
 
-# --- without the command: a module of one's own, or a task, and Lightning's ckpt_path ---------------------------------
+# --- without the command: a custom module or a task, and Lightning's ckpt_path ---------------------------------------
 
 
 class Own(L.LightningModule):
@@ -183,7 +183,8 @@ def ours(composed):
 
 @pytest.mark.parametrize("strategy", [EWC, SI, partial(MAS, online=True)], ids=["ewc", "si", "mas online"])
 @pytest.mark.parametrize("make", [own, ours])
-def test_a_fit_that_goes_on_from_a_checkpoint_of_lightning_remembers_the_same(composed, tmp_path, make, strategy):
+def test_a_fit_resumed_by_lightning_has_the_same_strategy_state(composed, tmp_path, make, strategy):
+    """The fit resumes from a checkpoint of Lightning through ``ckpt_path``."""
     (whole, data), first = make(composed), strategy()
     trainer([first, Save(tmp_path / "a.ckpt")], max_epochs=4).fit(whole, **data)
     (again, data), second = make(composed), strategy()

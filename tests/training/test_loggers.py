@@ -22,7 +22,7 @@ STEPS = 41  # of one epoch
 
 
 @pytest.fixture(autouse=True)
-def _nobody_is_logged_in(monkeypatch, tmp_path):
+def _no_login(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in without_login(tmp_path).items():
@@ -73,7 +73,7 @@ def logged(request, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_it_says_in_one_line_that_it_is_offline_and_where(logged):
+def test_wandb_reports_in_one_line_that_and_where_it_is_offline(logged):
     _, folder, _, done = logged
     lines = [line for line in done.stdout.splitlines() if "W&B" in line]
     assert lines == [f"W&B: offline, in {folder / 'wandb'}: wandb leet shows it, wandb sync uploads it"]
@@ -81,7 +81,8 @@ def test_it_says_in_one_line_that_it_is_offline_and_where(logged):
 
 
 @pytest.mark.slow
-def test_a_run_can_be_told_by_its_name_and_filtered_by_tags_and_a_flat_config(logged):
+def test_a_run_has_a_readable_name_tags_and_a_flat_config(logged):
+    """Runs can be filtered by the tags and the configuration."""
     metrics, _, records, _ = logged
     (run,) = of(records, "run")
     assert run["display_name"] == "ewc lam=1000 fisher=exact permuted_digits task seed=0"
@@ -96,7 +97,7 @@ def test_a_run_can_be_told_by_its_name_and_filtered_by_tags_and_a_flat_config(lo
 
 
 @pytest.mark.slow
-def test_metrics_after_a_task_are_on_the_task_axis_and_losses_on_the_step(logged):
+def test_metrics_are_plotted_over_tasks_and_losses_over_steps(logged):
     axes = {m.get("glob_name", m.get("name")): m["step_metric"] for m in of(logged[2], "metric")}
     assert axes["train/*"] == "step"
     for metrics in ("acc/*", "cl/*", "importance/*", "seconds/*", "memory/*", "accuracy_matrix"):
@@ -104,7 +105,8 @@ def test_metrics_after_a_task_are_on_the_task_axis_and_losses_on_the_step(logged
 
 
 @pytest.mark.slow
-def test_the_step_never_goes_back_and_every_entry_has_losses_gradients_and_their_ratios(logged):
+def test_every_entry_has_losses_gradients_and_their_ratios(logged):
+    """The step never decreases."""
     steps = [row["step"] for row in rows(logged[2])]
     assert steps == sorted(steps)
     losses = [row for row in rows(logged[2]) if "train/loss" in row]
@@ -120,7 +122,8 @@ def test_the_step_never_goes_back_and_every_entry_has_losses_gradients_and_their
 
 
 @pytest.mark.slow
-def test_after_each_task_there_are_accuracies_readings_importance_seconds_memory_and_the_matrix(logged):
+def test_after_each_task_all_metrics_are_logged(logged):
+    """They are accuracies, metrics, importance, seconds, memory and the accuracy matrix."""
     metrics, folder, records, _ = logged
     after = [row for row in rows(records) if "acc/task_1" in row]
     assert [row["task"] for row in after] == [1, 2, 3]
@@ -149,7 +152,8 @@ def test_after_each_task_there_are_accuracies_readings_importance_seconds_memory
 
 
 @pytest.mark.slow
-def test_the_summary_has_the_final_metrics_under_the_names_of_metrics_json(logged):
+def test_the_summary_has_the_final_metrics(logged):
+    """Their names are those of metrics.json."""
     metrics, folder, records, _ = logged
     summary = {}
     for update in of(records, "summary"):
@@ -182,7 +186,7 @@ def test_csv_has_the_same_numbers(logged):
     assert cells[-1]["validation.average_accuracy"] > 0
 
 
-def test_tensorboard_has_them_too(run, tmp_path):
+def test_tensorboard_has_the_same_numbers(run, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(*SHORT, "logger=tensorboard")
@@ -213,13 +217,14 @@ def test_nothing_is_measured_between_two_entries(run):
         sys.setprofile(None)
 
 
-def test_quantiles_are_values_that_are_there():
+def test_quantiles_are_among_the_values():
     assert quantiles(torch.arange(1, 1001).double()) == dict(zip(QUANTILES, (500, 900, 990, 1000), strict=True))
     assert quantiles(torch.tensor([3.0])) == dict.fromkeys(QUANTILES, 3.0)
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_offline_has_the_same_id_and_the_step_goes_on(command, tmp_path):
+def test_a_run_resumed_offline_keeps_its_id_and_its_step(command, tmp_path):
+    """The step continues where the first part ended."""
     options = (*SHORT, "trainer=cpu", "logger=wandb", "output_dir=run")
     assert command(*options).returncode == 0
     (tmp_path / "run/checkpoints/task_2.ckpt").unlink()
@@ -235,7 +240,8 @@ def test_a_run_that_goes_on_offline_has_the_same_id_and_the_step_goes_on(command
 
 
 @pytest.mark.slow
-def test_the_runs_of_a_sweep_share_a_directory_and_a_group_and_the_line_is_said_once(command, tmp_path):
+def test_the_runs_of_a_sweep_share_a_directory_and_a_group(command, tmp_path):
+    """The line on the offline mode is printed once."""
     done = command("-m", "seed=0,1", *SHORT, "trainer=cpu", "logger=wandb", "output_dir=lams/first")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("W&B: offline") == 1
@@ -245,7 +251,7 @@ def test_the_runs_of_a_sweep_share_a_directory_and_a_group_and_the_line_is_said_
 
 
 @pytest.mark.slow
-def test_what_an_agent_runs_for_the_sweep_is_a_run_with_the_id_it_chose(tmp_path):
+def test_an_agent_of_a_wandb_sweep_starts_a_run_with_its_id(tmp_path):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     sweep = yaml.safe_load((ROOT / "scripts/wandb_sweep.yaml").read_text(encoding="utf-8"))

@@ -47,9 +47,8 @@ def kinds(result):
         ),
     ],
 )
-def test_a_run_that_goes_wrong_says_what_and_what_to_do_in_the_terminal_the_log_and_metrics(
-    run, tmp_path, capsys, kind, says, options
-):
+def test_a_warning_names_the_problem_and_its_remedy(run, tmp_path, capsys, kind, says, options):
+    """It is in the terminal, the log and metrics.json."""
     result = run(*SHORT, *options)
     assert kinds(result).count(kind) == 1
     (text,) = [w["text"] for w in result["warnings"] if w["kind"] == kind]
@@ -59,7 +58,8 @@ def test_a_run_that_goes_wrong_says_what_and_what_to_do_in_the_terminal_the_log_
     assert text[:60] in (tmp_path / "run/train.log").read_text(encoding="utf-8")
 
 
-def test_a_step_of_sgd_beyond_its_bound_is_announced_before_it_diverges(run, tmp_path, capsys):
+def test_a_step_of_sgd_beyond_its_bound_gives_an_early_warning(run, tmp_path, capsys):
+    """The warning comes before the weights diverge."""
     with pytest.raises(Unstable):
         run(*SHORT, "strategy=ewc", "optimizer=sgd", "lam=1e7")
     assert "warning: sgd lr=0.01 with lam=1e+07 is too stiff" in capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_adam_has_no_bound(run):
     assert kinds(run(*SHORT, "strategy=ewc", "lam=1e5", "optimizer=adam")) == []
 
 
-def test_a_warning_is_given_once_in_a_run_also_when_it_goes_on(run, tmp_path, capsys):
+def test_a_warning_is_given_once_even_in_a_resumed_run(run, tmp_path, capsys):
     options = (*SHORT[1:4], "data.tasks=3", "strategy=ewc", "lam=1e-9", "scenario=class")
     whole = run(*options)
     assert kinds(whole) == ["class_incremental", "penalty_negligible"]
@@ -103,11 +103,11 @@ def test_a_warning_is_given_once_in_a_run_also_when_it_goes_on(run, tmp_path, ca
     assert "warning:" not in capsys.readouterr().out
 
 
-def test_lam_0_was_asked_for_and_is_no_reason_to_warn(run):
+def test_lam_0_gives_no_warning(run):
     assert kinds(run(*SHORT, "strategy=ewc", "lam=0")) == []
 
 
-def test_the_doctor_changes_no_number(run, monkeypatch):
+def test_the_monitor_changes_no_number(run, monkeypatch):
     options = (*SHORT, "strategy=ewc", "log_every=1")
     examined = run(*options, folder="examined")
     for hook in ("on_train_start", "on_before_optimizer_step", "on_fit_end"):
@@ -115,7 +115,7 @@ def test_the_doctor_changes_no_number(run, monkeypatch):
     assert run(*options, folder="not")["accuracy_matrix"] == examined["accuracy_matrix"]
 
 
-# --- on a module of one's own ----------------------------------------------------------------------------------------
+# --- on a custom module ----------------------------------------------------------------------------------------------
 
 
 class Own(L.LightningModule):
@@ -150,13 +150,13 @@ def learn(module, *callbacks, tasks=1, scale=1.0):
         trainer(list(callbacks), max_epochs=2).fit(module, DataLoader(TensorDataset(x, y), 8))
 
 
-def test_a_module_of_ones_own_gets_python_warnings():
+def test_a_custom_module_gets_python_warnings():
     with pytest.warns(UserWarning, match=r"1 has 100.00% of all importance, so the other 1 layers are free"):
         learn(Own(Detached(nn.Linear(4, 8), nn.Linear(8, 3))), EWC(lam=1.0), PenaltyMonitor())
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_the_doctor_may_stand_before_or_after_the_strategy(first):
+def test_the_monitor_may_come_before_or_after_the_strategy(first):
     torch.manual_seed(0)
     said: list[str] = []
     pair = [EWC(lam=1e-12), PenaltyMonitor(report=said.append)]
@@ -175,7 +175,8 @@ class SaveAfterEpoch(L.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def test_a_fit_that_goes_on_inside_a_task_remembers_what_was_seen(tmp_path):
+def test_a_fit_resumed_inside_a_task_keeps_the_monitor_state(tmp_path):
+    """The steps seen before the checkpoint count in the warnings."""
     data = DataLoader(TensorDataset(torch.randn(64, 4), torch.randint(3, (64,))), 8)
     said: list[str] = []
     module, strategy = Own(nn.Linear(4, 3)), EWC(lam=1e-12)
@@ -188,7 +189,7 @@ def test_a_fit_that_goes_on_inside_a_task_remembers_what_was_seen(tmp_path):
 
 
 class Constant(QuadraticStrategy):
-    """An importance of one's own: the same number everywhere."""
+    """A custom importance that is the same number everywhere."""
 
     def __init__(self, number):
         super().__init__(lam=1e-3)
@@ -201,7 +202,7 @@ class Constant(QuadraticStrategy):
 @pytest.mark.parametrize(
     ("number", "says"), [(-1.0, "100% of the importance is negative"), (math.inf, "importance is not finite in net:")]
 )
-def test_an_importance_of_ones_own_must_be_finite_and_not_negative(number, says):
+def test_a_custom_importance_must_be_finite_and_not_negative(number, says):
     with pytest.warns(UserWarning, match=says):
         learn(Own(nn.Linear(4, 3)), Constant(number), PenaltyMonitor())
 
@@ -226,12 +227,14 @@ class NoQuadraticStrategy(Strategy):
         self.kept = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
 
 
-def test_a_strategy_that_shows_its_penalty_is_examined_whatever_its_class():
+def test_a_strategy_of_any_class_is_monitored_by_its_penalty():
+    """It needs to expose its penalty."""
     with pytest.warns(UserWarning, match="the penalty is negligible: .* raise lam=1e-12"):
         learn(Own(nn.Linear(4, 3)), NoQuadraticStrategy(lam=1e-12), PenaltyMonitor(), tasks=2)
 
 
-def test_a_strategy_that_shows_its_penalty_is_logged_whatever_its_class(run, tmp_path):
+def test_a_strategy_of_any_class_is_logged_by_its_penalty(run, tmp_path):
+    """It needs to expose its penalty."""
     options = (
         *SHORT[:3],
         "log_every=5",
@@ -256,14 +259,15 @@ def test_a_strategy_that_shows_its_penalty_is_logged_whatever_its_class(run, tmp
     assert any(float(value) > 0 for value in rows[0] if value)
 
 
-def test_a_sound_penalty_on_a_module_of_ones_own_gets_none():
+def test_a_sound_penalty_on_a_custom_module_gives_no_warning():
     said: list[str] = []
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     learn(Own(net), EWC(lam=10.0), PenaltyMonitor(report=said.append), tasks=3)
     assert said == []
 
 
-def test_the_norms_are_those_of_the_loss_and_the_penalty_before_and_after_it_is_added():
+def test_the_norms_are_those_of_the_loss_and_of_the_penalty():
+    """They are the same whether the penalty gradient has been added already or not."""
     torch.manual_seed(0)
     module = Own(nn.Linear(4, 3).double())
     strategy = L2(lam=3.0)
@@ -285,7 +289,7 @@ def test_the_norms_are_those_of_the_loss_and_the_penalty_before_and_after_it_is_
     assert tuple(n.item() for n in gradient_norms(strategy, module, optimizer, added=True)) == expected
 
 
-def test_it_looks_at_least_every_step():
+def test_the_monitor_samples_at_least_every_step():
     with pytest.raises(ConfigError, match="every=0: expected an integer >= 1"):
         PenaltyMonitor(every=0)
 
@@ -299,20 +303,20 @@ def expected(strategy, scenario):
 
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 @pytest.mark.parametrize("strategy", PENALISE)
-def test_what_ships_is_silent_but_for_class_incremental(run, strategy, scenario):
+def test_shipped_strategies_warn_for_class_incremental_only(run, strategy, scenario):
     assert kinds(run(*SHORT[:2], *SHORT[3:], "steps=20", f"strategy={strategy}", f"scenario={scenario}")) == expected(
         strategy, scenario
     )
 
 
 @pytest.mark.parametrize("strategy", ["finetune", "lwf", "er"])
-def test_strategies_without_a_quadratic_penalty_are_not_examined(run, strategy):
+def test_strategies_without_quadratic_penalty_are_not_monitored(run, strategy):
     assert kinds(run(*SHORT, "steps=2", f"strategy={strategy}", "scenario=class")) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", PENALISE)
-def test_the_real_defaults_are_silent_but_for_class_incremental(run, strategy):
+def test_the_real_defaults_warn_for_class_incremental_only(run, strategy):
     for scenario in ("task", "domain", "class"):
         options = (
             f"strategy={strategy}",
@@ -325,5 +329,5 @@ def test_the_real_defaults_are_silent_but_for_class_incremental(run, strategy):
 
 
 @pytest.mark.slow
-def test_the_run_without_any_option_is_silent(run):
+def test_a_run_without_options_gives_no_warning(run):
     assert kinds(run("logger=none", "checkpoints=none")) == []

@@ -46,7 +46,7 @@ def finished_tasks(folder):
     return len(list(folder.glob("checkpoints/task_*.ckpt")))
 
 
-def test_a_command_killed_twice_and_typed_again_ends_bit_identical(run, tmp_path):
+def test_a_command_killed_twice_resumes_bit_identical(run, tmp_path):
     a = run("strategy=ewc", *SHORT, folder="whole")
     again = tmp_path / "again"
     rng = random.Random(0)
@@ -108,14 +108,14 @@ def rank(number, port, runs):
         clbench.run(overrides, path)
 
 
-def test_two_processes_that_the_command_starts_give_what_one_gives(run, command, tmp_path):
+def test_two_processes_of_the_command_give_the_results_of_one(run, command, tmp_path):
     run(*TWO, *EWC, folder="one")
     done = command(*TWO, *EWC, "trainer=ddp", "output_dir=two", imported=False)
     assert done.returncode == 0, done.stderr
     assert_alike("ewc of all", tmp_path / "one", tmp_path / "two")
 
 
-def test_two_processes_give_what_one_gives_under_every_way_to_measure(run, tmp_path):
+def test_two_processes_give_the_results_of_one_for_every_measure(run, tmp_path):
     for name, options in OTHERS.items():
         run(*TWO, *options, folder=f"one/{name}")
     runs = [([*TWO, *options, "trainer=ddp"], tmp_path / "two" / name) for name, options in OTHERS.items()]

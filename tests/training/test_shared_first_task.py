@@ -56,7 +56,7 @@ def key(composed):
     return of
 
 
-def test_strategies_that_do_nothing_in_the_first_task_share_it_and_the_others_do_not(key):
+def test_only_strategies_idle_in_the_first_task_share_it(key):
     keys = {name: key(f"strategy={name}", "optimizer=adam", *SIZES) for name in STRATEGIES}
     assert len({keys[name] for name in IDLE}) == 1
     assert len(set(keys.values())) == len(STRATEGIES) - len(IDLE) + 1
@@ -87,22 +87,24 @@ OTHER = [
 ]
 
 
-def test_options_that_do_not_matter_in_the_first_task_are_shared(key):
+def test_options_without_effect_on_the_first_task_share_it(key):
     for strategy, *options in SAME:
         assert key(f"strategy={strategy}") == key(f"strategy={strategy}", *options), options
 
 
-def test_options_that_matter_in_the_first_task_are_not(key):
+def test_options_that_change_the_first_task_do_not_share_it(key):
     for strategy, *options in OTHER:
         assert key(f"strategy={strategy}") != key(f"strategy={strategy}", *options), options
 
 
-def test_an_option_that_something_outside_the_strategy_refers_to_matters(key):
+def test_an_option_used_outside_the_strategy_counts(key):
+    """Another value of it gives another first task."""
     for setting in ("data.examples_per_task=${samples}", "+optimizer.make.weight_decay=${lam}"):
         assert key("lam=1", "samples=30", setting) != key("lam=2", "samples=40", setting)
 
 
-def test_what_the_doctor_said_of_one_strategy_is_not_said_of_another_that_went_on_from_it(tmp_path):
+def test_warnings_are_not_shared_with_the_first_task(tmp_path):
+    """A run that reuses the first task of another strategy does not repeat the warnings on that strategy."""
     options = ("data=split_digits", "scenario=class", "steps=2", "data.tasks=2", "net.hidden=[16]", "trainer=cpu")
     said = {}
     for name in ("ewc", "finetune"):
@@ -112,7 +114,8 @@ def test_what_the_doctor_said_of_one_strategy_is_not_said_of_another_that_went_o
     assert said == {"ewc": ["class_incremental"], "finetune": []}
 
 
-def test_of_a_strategy_from_outside_that_defines_a_hook_everything_matters_unless_it_declares_otherwise(key):
+def test_all_options_of_a_user_strategy_with_a_hook_count(key):
+    """The strategy can declare otherwise."""
     own = "strategy._target_=tests.training.test_shared_first_task.Own"
     assert key("strategy=ewc", own) != key("strategy=ewc", own, "lam=7")
     own = "strategy._target_=tests.training.test_shared_first_task.OwnToo"
@@ -121,7 +124,8 @@ def test_of_a_strategy_from_outside_that_defines_a_hook_everything_matters_unles
     assert key("strategy=ewc", own, "lam=7") == key("strategy=ewc") == key("strategy=finetune")
 
 
-def test_nothing_is_shared_where_that_is_not_wanted_or_the_end_of_the_task_is_not_known(key):
+def test_nothing_is_shared_if_disabled_or_with_early_stopping(key):
+    """With early stopping the end of the first task is not known."""
     assert key("strategy=ewc", "share_first_task=false") is None
     assert key("strategy=ewc", "patience=2") is None
 
@@ -148,11 +152,11 @@ def assert_same(a, b):
             True,
             marks=pytest.mark.slow,
         ),
-        pytest.param(("epochs=3", "batch_size=100"), False, marks=pytest.mark.slow),  # no step lies inside an epoch
+        pytest.param(("epochs=3", "batch_size=100"), False, marks=pytest.mark.slow),  # no step is inside an epoch
     ],
     ids=["epochs", "steps", "best", "one batch"],
 )
-def test_a_run_that_goes_on_from_what_another_trained_ends_bit_identical(tmp_path, options, shared):
+def test_a_run_from_a_shared_first_task_ends_bit_identical(tmp_path, options, shared):
     def learn(strategy, folder, sweep=None):
         clbench.run([f"strategy={strategy}", *TINY, *options], tmp_path / folder, quiet=True, sweep=sweep)
 
@@ -169,7 +173,8 @@ def test_a_run_that_goes_on_from_what_another_trained_ends_bit_identical(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_sweep_of_two_jobs_at_once_shares_and_every_run_ends_as_without(command, tmp_path):
+def test_a_sweep_of_two_parallel_jobs_shares_the_first_task(command, tmp_path):
+    """Every run ends with the results that it has without sharing."""
     cells = ("-m", "strategy=ewc,mas,si,nccl,lwf,er,joint_from_scratch", "lam=1,100", *TINY, *SIZES)
     for folder, options in (
         ("together", ["launch=joblib", "hydra.launcher.n_jobs=2"]),
