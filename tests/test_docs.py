@@ -7,7 +7,7 @@ Three tables say what is not done as written: READER_HAS, SHORTER and NOT_RUN.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -49,7 +49,7 @@ READER_HAS = {
         "python -m clbench.train output_dir=runs/a data.tasks=4",
         "python -m clbench.train strategy=mas output_dir=runs/b",
     ),
-    "lam.md": ("extending.md",),
+    "lam.md": ("own_strategy.md",),
 }
 """What the reader of a page has done before: commands, or files that another page shows."""
 
@@ -64,6 +64,7 @@ NOT_RUN = {
 
 COMPOSED = {
     r"net=resnet|net=torchvision": "trains a large net: its configuration is composed, and no run is made",
+    r"timm_model": "needs a package that is not a dependency, and a download",
 }
 """Training commands (anywhere in them) that are only composed -> why."""
 
@@ -77,6 +78,7 @@ DOWNLOADED = {
 }
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 FENCE = re.compile(r"^( *)```(bash|python|yaml)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+INSTALLED = re.compile(r"# pip install ([\w ]+)\n")
 FILE = re.compile(r"(?:# @package _global_\n)?# ([\w./-]+\.(?:py|yaml))\n")
 
 
@@ -193,14 +195,25 @@ def follow(page: Path, shell, tmp_path: Path) -> None:
             [as_file(block, tmp_path) for block in blocks(page.with_name(earlier))]
         else:
             shell(earlier)
+    missing = set()
     for block in blocks(page):
         if as_file(block, tmp_path):
             continue
-        if block.language == "python":
+        if lacks := missing_packages(block):
+            missing |= lacks
+        elif block.language == "python":
             exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
         elif block.language == "bash":
             for command in commands(block.text):
                 shell(command)
+    if missing:
+        pytest.skip(f"the blocks that need {', '.join(sorted(missing))}; all others were run")
+
+
+def missing_packages(block: Block) -> set[str]:
+    """Return the packages that a Python block names in its first line, ``# pip install NAME``, and that are not installed."""
+    named = INSTALLED.match(block.text) if block.language == "python" else None
+    return {name for name in named[1].split() if importlib.util.find_spec(name) is None} if named else set()
 
 
 def as_file(block: Block, folder: Path) -> bool:
