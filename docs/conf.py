@@ -15,7 +15,7 @@ release = version_of("clbench")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "results/**", "CHANGELOG.md"]
+include_patterns = ["docs/**", "results/**", "CHANGELOG.md", "CONTRIBUTING.md"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"clbench {release}"
@@ -24,7 +24,7 @@ html_show_sourcelink = False
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings say what arguments are
+autodoc_typehints = "none"  # the docstrings describe the arguments
 napoleon_use_param = False  # what is documented together stays together
 maximum_signature_line_length = 100
 
