@@ -24,7 +24,7 @@ html_show_sourcelink = False
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings describe the arguments
+autodoc_typehints = "none"  # the docstrings say what arguments are
 napoleon_use_param = False  # what is documented together stays together
 maximum_signature_line_length = 100
 
