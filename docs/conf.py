@@ -15,7 +15,7 @@ release = version_of("clbench")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "results/**", "CHANGELOG.md"]
+include_patterns = ["docs/**", "results/**", "CHANGELOG.md", "CONTRIBUTING.md"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"clbench {release}"
