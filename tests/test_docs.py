@@ -28,7 +28,7 @@ from clbench.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FAST = ("README.md",)  # pages of the fast tier
+FAST = ("README.md", "statistics.md")  # pages of the fast tier
 
 SMALL = "data.tasks=2 steps=2 trainer=cpu"
 """Added to every training command, but for what it says itself: it is composed as written, and trains two tasks for two steps."""
@@ -46,9 +46,10 @@ SHORTER = {
 READER_HAS = {
     "reports.md": (
         "python -m clbench.train -m strategy=ewc,mas seed=0,1 output_dir=outputs/sweep",
-        "python -m clbench.train output_dir=runs/a data.tasks=4",
+        "python -m clbench.train output_dir=runs/a",
         "python -m clbench.train strategy=mas output_dir=runs/b",
     ),
+    "statistics.md": ("mkdir outputs && cp -r tests/finished_runs/task_incremental outputs/sweep",),
     "lam.md": ("extending.md",),
 }
 """What the reader of a page has done before: commands, or files that another page shows."""
@@ -64,6 +65,8 @@ NOT_RUN = {
 
 COMPOSED = {
     r"net=resnet|net=torchvision": "trains a large net: its configuration is composed, and no run is made",
+    r"trainer=gpu": "needs a GPU",
+    r"trainer=ddp": "starts processes; tests/training/test_processes.py does",
 }
 """Training commands (anywhere in them) that are only composed -> why."""
 
@@ -109,6 +112,7 @@ def shell(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MPLBACKEND", "agg")
     before = set(sys.modules)
     yield lambda command: execute(command, monkeypatch)
     for name in set(sys.modules) - before:  # modules of the examples
@@ -198,6 +202,8 @@ def follow(page: Path, shell, tmp_path: Path) -> None:
             continue
         if block.language == "python":
             exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
+            for figure in re.findall(r'savefig\("(.+?)"', block.text):
+                assert (tmp_path / figure).stat().st_size > 1000, f"{page.name}: {figure} is empty"
         elif block.language == "bash":
             for command in commands(block.text):
                 shell(command)
@@ -286,3 +292,16 @@ def test_what_a_script_is_told_it_has():
             source = (ROOT / script).read_text(encoding="utf-8")
             for option in re.findall(r"--[\w-]+", arguments):
                 assert f'"{option}"' in source, f"{page.name}: {script} has no {option}"
+
+
+def test_the_citation_of_the_docs_is_that_of_the_project():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    page = (ROOT / "docs/statistics.md").read_text(encoding="utf-8")
+    for key, field in {
+        "title": r'"(.+)"',
+        "version": "(.+)",
+        "date-released": r"(\d{4})-",
+        "repository-code": "(.+)",
+    }.items():
+        value = re.search(rf"^{key}: {field}", citation, re.MULTILINE)
+        assert value is not None and f"{{{value[1]}}}" in page, key
