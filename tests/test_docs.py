@@ -44,12 +44,12 @@ SHORTER = {
 """Arguments of training commands: what is written -> what is run."""
 
 READER_HAS = {
+    "statistics.md": ("mkdir outputs && cp -r tests/finished_runs/task_incremental outputs/sweep",),
     "reports.md": (
         "python -m clbench.train -m strategy=ewc,mas seed=0,1 output_dir=outputs/sweep",
-        "python -m clbench.train output_dir=runs/a",
+        "python -m clbench.train output_dir=runs/a data.tasks=4",
         "python -m clbench.train strategy=mas output_dir=runs/b",
     ),
-    "statistics.md": ("mkdir outputs && cp -r tests/finished_runs/task_incremental outputs/sweep",),
     "lam.md": ("extending.md",),
 }
 """What the reader of a page has done before: commands, or files that another page shows."""
@@ -64,9 +64,9 @@ NOT_RUN = {
 """Commands (from their beginning) that are not run here -> why, and what runs them."""
 
 COMPOSED = {
-    r"net=resnet|net=torchvision": "trains a large net: its configuration is composed, and no run is made",
     r"trainer=gpu": "needs a GPU",
     r"trainer=ddp": "starts processes; tests/training/test_processes.py does",
+    r"net=resnet|net=torchvision": "trains a large net: its configuration is composed, and no run is made",
 }
 """Training commands (anywhere in them) that are only composed -> why."""
 
