@@ -28,7 +28,7 @@ from clbench.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FAST = ("README.md",)  # pages of the fast tier
+FAST = ("README.md", "statistics.md")  # pages of the fast tier
 
 SMALL = "data.tasks=2 steps=2 trainer=cpu"
 """Added to every training command, but for what it says itself: it is composed as written, and trains two tasks for two steps."""
@@ -44,6 +44,7 @@ SHORTER = {
 """Arguments of training commands: what is written -> what is run."""
 
 READER_HAS = {
+    "statistics.md": ("mkdir outputs && cp -r tests/finished_runs/task_incremental outputs/sweep",),
     "reports.md": (
         "python -m clbench.train -m strategy=ewc,mas seed=0,1 output_dir=outputs/sweep",
         "python -m clbench.train output_dir=runs/a data.tasks=4",
@@ -63,6 +64,8 @@ NOT_RUN = {
 """Commands (from their beginning) that are not run here -> why, and what runs them."""
 
 COMPOSED = {
+    r"trainer=gpu": "needs a GPU",
+    r"trainer=ddp": "starts processes; tests/training/test_processes.py does",
     r"net=resnet|net=torchvision": "trains a large net: its configuration is composed, and no run is made",
     r"timm_model": "needs a package that is not a dependency, and a download",
 }
@@ -111,6 +114,7 @@ def shell(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MPLBACKEND", "agg")
     before = set(sys.modules)
     yield lambda command: execute(command, monkeypatch)
     for name in set(sys.modules) - before:  # modules of the examples
@@ -203,6 +207,8 @@ def follow(page: Path, shell, tmp_path: Path) -> None:
             missing |= lacks
         elif block.language == "python":
             exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
+            for figure in re.findall(r'savefig\("(.+?)"', block.text):
+                assert (tmp_path / figure).stat().st_size > 1000, f"{page.name}: {figure} is empty"
         elif block.language == "bash":
             for command in commands(block.text):
                 shell(command)
@@ -299,3 +305,16 @@ def test_a_script_has_the_options_that_the_docs_use():
             source = (ROOT / script).read_text(encoding="utf-8")
             for option in re.findall(r"--[\w-]+", arguments):
                 assert f'"{option}"' in source, f"{page.name}: {script} has no {option}"
+
+
+def test_the_citation_of_the_docs_is_that_of_the_project():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    page = (ROOT / "docs/statistics.md").read_text(encoding="utf-8")
+    for key, field in {
+        "title": r'"(.+)"',
+        "version": "(.+)",
+        "date-released": r"(\d{4})-",
+        "repository-code": "(.+)",
+    }.items():
+        value = re.search(rf"^{key}: {field}", citation, re.MULTILINE)
+        assert value is not None and f"{{{value[1]}}}" in page, key
