@@ -27,7 +27,8 @@ COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677")  # Paul Tol's 
 def main() -> None:
     with TemporaryDirectory() as folder:
         matrices = {
-            title: np.array(clbench.run(options, Path(folder) / title)["accuracy_matrix"]) for title, options in RUNS.items()
+            title: np.array(clbench.run(options, Path(folder) / title)["accuracy_matrix"])
+            for title, options in RUNS.items()
         }
     for theme in THEMES:
         file = FIGURES / f"forgetting_{theme}.png"
@@ -43,8 +44,8 @@ def draw(matrices: dict[str, np.ndarray], background: str, text: str, grid: str)
     for axes, (title, r) in zip(panels, matrices.items(), strict=True):
         tasks = len(r)
         for j in range(tasks):
-            colour = COLOURS[j % len(COLOURS)]
-            axes.plot(range(j + 1, tasks + 1), r[j:, j], marker="o", markersize=4, linewidth=2, color=colour, label=f"task {j + 1}")
+            line = {"color": COLOURS[j % len(COLOURS)], "marker": "o", "markersize": 4, "linewidth": 2}
+            axes.plot(range(j + 1, tasks + 1), r[j:, j], **line, label=f"task {j + 1}")
         axes.set_facecolor(background)
         axes.set_title(f"{title}: average accuracy {r[-1].mean():.3f}", color=text, fontsize=11)
         axes.set_xlabel("after training task", color=text)
