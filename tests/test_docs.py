@@ -28,7 +28,6 @@ from clbench.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FAST = ("README.md", "statistics.md")  # pages of the fast tier
 
 SMALL = "data.tasks=2 steps=2 trainer=cpu"
 """Added to every training command, but for what it says itself: it is composed as written, and trains two tasks for two steps."""
@@ -260,9 +259,8 @@ def given(page: str) -> dict[str, Any]:
     return {"module": module, "net": module.net, "task_a": loader, "task_b": loader, "loader": loader}
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=[] if p.name in FAST else pytest.mark.slow, id=p.name) for p in PAGES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_can_be_followed_from_top_to_bottom(page, shell, tmp_path):
     follow(page, shell, tmp_path)
 
