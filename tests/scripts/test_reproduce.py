@@ -21,13 +21,14 @@ sys.path.append(str(ROOT / "scripts"))
 from reproduction.execute import execute  # noqa: E402
 from reproduction.figure import figure  # noqa: E402
 from reproduction.here import hash_of, train_here  # noqa: E402
+from reproduction.page import markdown  # noqa: E402
 from reproduction.parse import called, load, names, parsed  # noqa: E402
 from reproduction.plan import Cell, at_an_edge, decisive, final, number_of_cells, reading, search, wanted  # noqa: E402
 from reproduction.progress import duration, time_left  # noqa: E402
 from reproduction.protocol import Claim, Published, full, quick, usual  # noqa: E402
 from reproduction.store import Store  # noqa: E402
 from reproduction.verdict import beats, compare, reached, share, summary  # noqa: E402
-from reproduction.write import index, markdown  # noqa: E402
+from reproduction.write import index, with_texts  # noqa: E402
 
 from clbench.data import TaskSequence  # noqa: E402
 from clbench.errors import ConfigError  # noqa: E402
@@ -348,6 +349,23 @@ def test_a_committed_report_says_what_its_numbers_say(file):
     found = json.loads(file.read_text(encoding="utf-8"))
     assert file.with_suffix(".md").read_text(encoding="utf-8") == markdown(found)
     assert file.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_the_texts_of_a_committed_result_are_those_of_its_protocol(file):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found == with_texts(found, load(file.stem)), "run python scripts/reproduce.py --index"
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_every_number_of_a_result_is_on_its_page(file):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    page = markdown(found)
+    selections = [selection["metrics"] for row in found["rows"] for selection in row["selections"]]
+    trials = [point["metrics"] for row in found["rows"] for rule in row["trials"] for point in rule["points"]]
+    for number in (number for metrics in [*selections, *trials] for number in metrics.values()):
+        assert f"{number['mean']:.4f}" in page
+        assert number["se"] is None or f"± {number['se']:.4f}" in page
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
