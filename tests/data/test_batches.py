@@ -179,5 +179,5 @@ def test_pixels_are_scaled_and_normalised_per_channel():
 
 
 def test_a_batch_is_shared_equally_by_all_processes():
-    with pytest.raises(ConfigError, match="batch_size=5 is not a multiple of the 2 processes that share a batch"):
+    with pytest.raises(ConfigError, match="batch_size=5: expected a multiple of the 2 processes that share a batch"):
         Batches([part(20)], 5, (0, 1), world=2)

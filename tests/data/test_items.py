@@ -110,7 +110,9 @@ def test_resized_images_are_those_of_torchvision(factory, limit):
 
 
 def test_images_of_different_shapes_are_refused_and_resizing_brings_them_to_one():
-    with pytest.raises(ConfigError, match=r"data set Pictures: image \d+ has shape .* resize=\[H,W\]"):
+    with pytest.raises(
+        ConfigError, match=r"data set Pictures: expected images of one shape.* for image \d+. Set resize=\[H,W\]"
+    ):
         read(partial(Pictures, varying))
     assert read(partial(Pictures, varying), resize=4).train.shape == (3, 4, 4)
 
@@ -118,8 +120,8 @@ def test_images_of_different_shapes_are_refused_and_resizing_brings_them_to_one(
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        (lambda a: to_tensor(a) * 4 - 2, "Leave normalisation to mean=... and std=..."),
-        (lambda a: "a.png", "is not a data set of images"),
+        (lambda a: to_tensor(a) * 4 - 2, "Normalise with mean=... and std=..."),
+        (lambda a: "a.png", "expected a data set with a length"),
     ],
 )
 def test_what_is_not_an_image_is_described(form, message):

@@ -40,7 +40,7 @@ def test_what_cannot_be_padded_is_refused():
         def __init__(self, train=True):
             self.targets = [0]
 
-    with pytest.raises(ConfigError, match="Folder has no array of images"):
+    with pytest.raises(ConfigError, match="Folder: expected images in an array data"):
         Padded(Folder, by=2, train=True)
     with pytest.raises(ConfigError, match="by=0: expected an integer >= 1"):
         Padded(Squares, by=0)

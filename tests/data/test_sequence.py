@@ -223,11 +223,11 @@ def test_there_is_no_task_outside_a_sequence(index):
         ({"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
         (
             {"validation": 0.9999},
-            "validation=0.9999: task 1 has no training or test examples. Lower it, or data.tasks",
+            "validation=0.9999: expected training and test examples in every task, got none in task 1",
         ),
         (
             {"split": partial(split, classes_per_task=[3, 5]), "tasks": None, "scenario": DOMAIN},
-            "scenario=domain shares one set of labels, but the tasks have [3, 5] classes: make them equal",
+            "scenario=domain: expected tasks with equal numbers of classes, got [3, 5]",
         ),
     ],
 )
@@ -292,7 +292,7 @@ def test_a_trainer_whose_steps_are_used_up_is_refused_for_the_next_task():
     module, trainer = Foreign(), one_trainer(max_steps=5)
     first, second = permuted(tasks=2)
     trainer.fit(module, datamodule=first)
-    with pytest.raises(ConfigError, match="max_steps=5.*none left for task 2.*new Trainer for each task"):
+    with pytest.raises(ConfigError, match="max_steps=5.*none is left for task 2.*new Trainer for each task"):
         trainer.fit(module, datamodule=second)
 
 

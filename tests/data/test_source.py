@@ -30,7 +30,7 @@ class Signs:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({}, r"has the labels \[-1\] in its training part"), ({"labels": (0, 1), "unseen": 7}, r"\[7\] in its test part")],
+    [({}, r"got \[-1\] in the training set"), ({"labels": (0, 1), "unseen": 7}, r"got \[7\] in the test set")],
 )
 def test_labels_that_are_not_those_of_a_class_with_training_examples_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
@@ -81,8 +81,8 @@ def test_missing_data_offline_names_the_data_set_the_folder_and_what_to_do(tmp_p
         read(partial(MNIST, root=str(root)))
     message = str(error.value)
     assert message.startswith(f"data set MNIST is not in {root} and could not be downloaded (")
-    assert "put it there, set data_dir, or go online" in message
-    assert "data=permuted_digits and data=split_digits run offline" in message
+    assert "Copy it there, set data_dir, or connect to the network" in message
+    assert "data=permuted_digits and data=split_digits need no download" in message
     assert "\n" not in message
 
 
@@ -104,8 +104,8 @@ def test_a_truncated_file_is_named_as_unreadable_and_not_downloaded_over(mnist, 
     with pytest.raises(ConfigError) as error:
         read(partial(MNIST, root=str(mnist)))
     message = str(error.value)
-    assert message.startswith(f"data set MNIST in {mnist} cannot be read, a file may be cut short (")
-    assert message.endswith("delete it and run again to download it again")
+    assert message.startswith(f"data set MNIST in {mnist} cannot be read, a file may be truncated (")
+    assert message.endswith("Delete it, and the next run downloads it again.")
     assert "\n" not in message
     assert file.read_bytes() == short
 
@@ -158,17 +158,16 @@ def test_images_are_laid_out_channels_first(shape, layout):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": (7,)}, "data set Pictures has data (6, 7) torch.uint8 and 6 targets; it needs uint8 images"),
-        ({"shape": (2, 2, 2, 2)}, "data set Pictures has data (6, 2, 2, 2, 2) torch.uint8 and 6 targets"),
-        ({"shape": (2, 2), "dtype": np.float32}, "data set Pictures has data (6, 2, 2) torch.float32 and 6 targets"),
-        ({"shape": (2, 2), "targets": 5}, "data set Pictures has data (6, 2, 2) torch.uint8 and 5 targets"),
+        ({"shape": (7,)}, "got uint8 data (6, 7) and 6 targets"),
+        ({"shape": (2, 2, 2, 2)}, "got uint8 data (6, 2, 2, 2, 2) and 6 targets"),
+        ({"shape": (2, 2), "dtype": np.float32}, "got float32 data (6, 2, 2) and 6 targets"),
+        ({"shape": (2, 2), "targets": 5}, "got uint8 data (6, 2, 2) and 5 targets"),
     ],
 )
 def test_data_of_another_form_is_described(options, message):
     with pytest.raises(ConfigError) as error:
         read(partial(Pictures, **options))
-    assert str(error.value).startswith(message)
-    assert str(error.value).endswith("a target each")
+    assert str(error.value).endswith(f"one target each, {message}.")
 
 
 def test_the_digits_need_no_folder_and_share_no_image_between_training_and_test():

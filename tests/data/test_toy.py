@@ -43,7 +43,7 @@ def test_every_operation_is_a_task_whose_training_and_test_rows_are_all_rows():
             assert batch.y.tolist() == BitOperation(list(OPERATIONS)[task.index], 3).targets
 
 
-@pytest.mark.parametrize(("options", "message"), [({"op": "imp"}, "op='imp'"), ({"op": "and", "bits": 1}, "bits=1")])
+@pytest.mark.parametrize(("options", "message"), [({"op": "imp"}, "op=imp"), ({"op": "and", "bits": 1}, "bits=1")])
 def test_an_operation_that_does_not_exist_is_named(options, message):
     with pytest.raises(ConfigError, match=message):
         BitOperation(**options)
