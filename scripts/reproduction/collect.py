@@ -1,4 +1,4 @@
-"""collect: the finished runs of a protocol -> the content of results/NAME.json."""
+"""Collect the finished runs of a protocol as the content of results/NAME.json."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from reproduction.verdict import summary
 
 
 def collect(protocol: Protocol, results: Results, hash_of: Callable[[Cell], str]) -> dict[str, Any]:
-    """Everything that is said about a reproduction.
+    """Return the content of results/NAME.json.
 
     Args:
-        protocol: all of whose runs are in ``results``.
-        results: metrics.json of each run, with its ``origin``.
-        hash_of: config hash of a run.
+        protocol: Protocol, whose runs are all in ``results``.
+        results: Content of metrics.json of each run, with its ``origin``.
+        hash_of: Function that returns the configuration hash of a run.
     """
     rows = [_row(protocol, row, results, hash_of) for row in protocol.rows]
     runs = {
@@ -39,7 +39,7 @@ def collect(protocol: Protocol, results: Results, hash_of: Callable[[Cell], str]
         "command": f"python scripts/reproduce.py {protocol.name.replace('-quick', ' --quick').replace('-full', ' --full')}",
         "date": datetime.now(UTC).date().isoformat(),
         "matches": verdicts.count(verdict.MATCH),
-        "compared": sum(said is not None for said in verdicts),
+        "compared": sum(one is not None for one in verdicts),
         "claims": [_claim(claim, protocol, results) for claim in protocol.claims],
         "runs": len(runs),
         "seconds": sum(run["seconds"]["total"] for run in runs.values()),
@@ -82,7 +82,7 @@ def _row(protocol: Protocol, row: Row, results: Results, hash_of: Callable[[Cell
 def _selection(
     protocol: Protocol, row: Row, rule: Selection | None, results: Results, hash_of: Callable[[Cell], str]
 ) -> dict[str, Any]:
-    """What came out at the point that a rule chose; ``rule`` is None in a row without a grid."""
+    """Return the results at the point that a rule chose. ``rule`` is None in a row without a grid."""
     chosen: dict[str, Any] = {"by": None, "point": {}, "at_an_edge": []}
     if rule is not None:
         trials, best = search(row, rule, results)
@@ -95,7 +95,7 @@ def _selection(
 
 
 def _trials(protocol: Protocol, row: Row, rule: Selection, results: Results) -> dict[str, Any]:
-    """Every point that a rule looked at."""
+    """Return every point of the grid that a rule compared."""
     points = []
     for point, cells in search(row, rule, results)[0]:
         runs = [results[cell] for cell in dict.fromkeys([*cells, *lost(row, point, results)])]
@@ -113,16 +113,16 @@ def _summarised(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _compared(row: Row, metric: str, values: Sequence[float]) -> dict[str, Any]:
-    """The verdict, where there is a published number."""
+    """Return the comparison with the published number, if there is one."""
     theirs = row.published.get(metric)
     if theirs is None:
         return {"published": None, "difference": None, "tolerance": None, "verdict": None}
-    difference, tolerance, said = verdict.compare(summary(values), theirs)
+    difference, tolerance, outcome = verdict.compare(summary(values), theirs)
     return {
         "published": asdict(theirs),
         "difference": difference,
         "tolerance": _or_none(tolerance),
-        "verdict": said,
+        "verdict": outcome,
     }
 
 
@@ -133,16 +133,16 @@ def _claim(claim: Claim, protocol: Protocol, results: Results) -> dict[str, Any]
         return [reading(results[cell], key) for cell in judged(protocol.row(name), results)]
 
     if claim.share_of is not None:
-        holds, said = verdict.share(claim, values(claim.row), values(claim.share_of))
+        holds, measured = verdict.share(claim, values(claim.row), values(claim.share_of))
     elif claim.beats is not None:
-        holds, said = verdict.beats(claim, summary(values(claim.row)), summary(values(claim.beats)))
+        holds, measured = verdict.beats(claim, summary(values(claim.row)), summary(values(claim.beats)))
     else:
-        holds, said = verdict.reached(claim, values(claim.row))
-    return {"text": claim.text, "row": claim.row, "measured": said, "holds": holds}
+        holds, measured = verdict.reached(claim, values(claim.row))
+    return {"text": claim.text, "row": claim.row, "measured": measured, "holds": holds}
 
 
 def judged(row: Row, results: Results) -> list[Cell]:
-    """The final runs at the point that the first rule chose."""
+    """Return the final runs at the point that the first rule chose."""
     best = search(row, row.select[0], results)[1] if row.select else {}
     assert best is not None
     return final(row, best)

@@ -30,9 +30,9 @@ def markdown(found: dict[str, Any]) -> str:
     """
     quick = [QUICK, ""] if found["name"].endswith("-quick") else []
     lines = [
-        *(f"# {found['title']}", "", *quick, f"![Results of every method]({found['name']}.png)", ""),
-        *(f"**{sentence(outcome(found))}** This command reproduces the page:", ""),
-        *("```bash", found["command"], "```", ""),
+        *(f"# {found['title']}", "", *quick, f"**{sentence(outcome(found))}**", ""),
+        *(f"![Results of every method]({found['name']}.png)", ""),
+        *("This command reproduces the page:", "", "```bash", found["command"], "```", ""),
         *(f"**Source.** {sentence(found['source'])}", "", *paragraphs(f"**Set-up.** {found['text']}")),
         *_results(found),
         *_claims(found),
@@ -220,9 +220,8 @@ def _methods(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _cell(number: dict[str, Any]) -> str:
     ours, published = _value(number["mean"], number["se"]), number["published"]
-    if published is None:
-        return ours
-    return f"{ours}<br>*{_value(published['value'], published['se'])}* {MARKS[number['verdict']]}"
+    theirs = f"<br>*{_value(published['value'], published['se'])}* {MARKS[number['verdict']]}" if published else ""
+    return (ours + theirs).replace("± ", "±\N{NO-BREAK SPACE}")
 
 
 def _value(mean: float, se: float | None) -> str:

@@ -198,4 +198,4 @@ def test_quick_on_digits_writes_numbers_tables_and_figure(tmp_path):
 def test_an_option_out_of_range_is_refused(capsys):
     with pytest.raises(SystemExit):
         script.arguments(["--examples", "1"])
-    assert "--examples 1 is out of range: use 2 or more" in capsys.readouterr().err
+    assert "--examples 1: expected at least 2" in capsys.readouterr().err

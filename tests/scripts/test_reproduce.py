@@ -121,12 +121,12 @@ def protocol_of(**row):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"published": {"speed": {"value": 1, "n": 1}}}, "speed is not one of metrics"),
-        ({"published": {"accuracy": {"value": 1, "n": 30}}}, "has n: 1, or n and its se"),
-        ({"publish": {}}, "row row has an unknown key publish"),
-        ({"grid": {}}, "grid and select go together"),
-        ({"baseline": "other"}, "tiny has no row other: its rows are row"),
-        ({"curve": {"accuracy": [1.0]}}, "has pairs, of a value of the one grid key"),
+        ({"published": {"speed": {"value": 1, "n": 1}}}, "unknown metric speed. Use one of accuracy, first"),
+        ({"published": {"accuracy": {"value": 1, "n": 30}}}, "expected n: 1, or n > 1 with se"),
+        ({"publish": {}}, "row row: unknown key publish"),
+        ({"grid": {}}, "expected grid and select together"),
+        ({"baseline": "other"}, "tiny: unknown row other. Use one of row"),
+        ({"curve": {"accuracy": [1.0]}}, "expected pairs of a value of the single grid key"),
     ],
 )
 def test_a_protocol_that_has_no_meaning_is_refused(row, message):
@@ -170,12 +170,12 @@ def test_the_full_form_has_its_own_seeds_and_grid_and_what_is_published():
     assert row.published["accuracy"].value == 0.9
     assert row.curve == {"accuracy": ((1, 0.1), (3, 0.2))}
     assert not any("steps=9" in cell.overrides for cell in wanted(row, {}))
-    with pytest.raises(ConfigError, match="has one form only"):
+    with pytest.raises(ConfigError, match="tiny has a single form"):
         full(protocol_of())
 
 
 def test_a_reduced_form_needs_a_full_one():
-    with pytest.raises(ConfigError, match="reduced goes together with full"):
+    with pytest.raises(ConfigError, match="expected full together with reduced"):
         parsed("tiny", {**TINY, "rows": [GRID], "reduced": ["steps=9"]})
 
 
@@ -224,7 +224,7 @@ def test_a_rule_beside_the_first_may_be_reported_with_seeds_of_its_own():
     assert [cell.arguments for cell in judged] == [("strategy=ewc", "lam=1", f"seed={seed}") for seed in (0, 1, 2)]
     assert [cell.arguments for cell in reported] == [("strategy=ewc", "lam=10", "seed=0")]
     assert set(wanted(row, found)) == {*judged, *reported}
-    with pytest.raises(ConfigError, match="final is for rules beside the first"):
+    with pytest.raises(ConfigError, match="final is not allowed in the first rule"):
         protocol_of(select=[{**GRID["select"][0], "final": [0]}])
 
 
@@ -244,7 +244,7 @@ def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_repo
         found[cell] = {"diverged": "weights became non-finite"}
     assert wanted(row, found)[0].overrides[1] == "lam=0.01", "all diverged: the grid is extended below"
     fixed = {**GRID["select"][0], "extend": {}}
-    with pytest.raises(ConfigError, match="row: runs diverged at every point of its grid, 3 of them"):
+    with pytest.raises(ConfigError, match="row: runs diverged at all 3 points of the grid"):
         search(row, protocol_of(select=[fixed]).rows[0].select[0], found)
 
 
@@ -260,7 +260,7 @@ def test_a_row_like_another_is_run_at_the_point_chosen_for_that_row():
 def test_a_row_like_another_has_no_grid_and_the_other_has_one():
     plain = {"name": "plain", "overrides": ["strategy=ewc"]}
     for rows in ([GRID, {**GRID, "name": "b", "like": "row"}], [plain, {**plain, "name": "b", "like": "plain"}]):
-        with pytest.raises(ConfigError, match="that row has the grid"):
+        with pytest.raises(ConfigError, match="expected a grid in that row"):
             parsed("tiny", {**TINY, "rows": rows})
 
 
@@ -286,9 +286,11 @@ def test_the_number_of_runs_counts_trials_and_final_runs():
 def test_a_reading_follows_a_dotted_key_through_lists():
     metrics = {"accuracy_matrix": [[0.9, None], [0.7, 0.8]], "validation": None}
     assert reading(metrics, "accuracy_matrix.-1.0") == 0.7
-    with pytest.raises(ConfigError, match="validation.average_accuracy is not in metrics.json: there is no average"):
+    with pytest.raises(
+        ConfigError, match="validation.average_accuracy is not in metrics.json, which has no average_accuracy"
+    ):
         reading(metrics, "validation.average_accuracy")
-    with pytest.raises(ConfigError, match=r"accuracy_matrix.0.1 of metrics.json is None, not a number"):
+    with pytest.raises(ConfigError, match=r"accuracy_matrix.0.1: expected a number in metrics.json, got None"):
         reading(metrics, "accuracy_matrix.0.1")
 
 
@@ -513,7 +515,7 @@ def test_the_list_names_every_reproduction_and_an_unknown_one_is_one_line():
     process = reproduce("seed_nothing")
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert said.startswith("error: there is no reproduction seed_nothing: use one of ")
+    assert said.startswith("error: NAME=seed_nothing: expected a study. Try one of ")
     assert said.count("\n") == 1
 
 

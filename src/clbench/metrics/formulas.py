@@ -1,8 +1,13 @@
-"""Formulas on the accuracy matrix, for NumPy arrays and for tensors.
+"""Formulas on the accuracy matrix, for NumPy arrays and tensors.
 
 ``matrix`` is R (T, T): R[i, j] is the accuracy on task j after training task i. ``initial`` is b (T,): the accuracy of the
-untrained net, or None where it is undefined. Indices count from 0, accuracies are fractions in [0, 1]. A formula returns
-None where it is undefined, for example with one task only.
+untrained network, or None where it is undefined. Indices count from 0, and accuracies are fractions in [0, 1]. A formula
+returns None where it is undefined, for example with a single task.
+
+>>> import numpy as np
+>>> R = np.array([[0.9, 0.1], [0.6, 0.8]])
+>>> average_accuracy(R), round(forgetting(R), 3), round(backward_transfer(R), 3)
+(0.7, 0.3, -0.3)
 """
 
 from __future__ import annotations
@@ -11,11 +16,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 Array = Any
-"""A NumPy array or a tensor: the formulas use only what both have, so that a report needs no torch."""
+"""NumPy array or tensor. The formulas use only methods of both, so reports do not import torch."""
 
 
 class MidTaskEvaluation(NamedTuple):
-    """An evaluation inside a task: the index of the ``task`` in training, its ``step``, and the ``accuracy`` on each task."""
+    """Evaluation during a task.
+
+    Attributes:
+        task: Index of the task in training.
+        step: Training step within the task.
+        accuracy: Accuracy on each task.
+    """
 
     task: int
     step: int
@@ -38,7 +49,7 @@ def learning_accuracy(matrix: Array) -> float:
 
 
 def forgetting(matrix: Array) -> float | None:
-    """Return mean_{j<T-1} ( max_{j<=i<=T-2} R[i, j] - R[T-1, j] ) (Chaudhry et al. 2018); the rows start at j."""
+    """Return mean_{j<T-1} ( max_{j<=i<=T-2} R[i, j] - R[T-1, j] ) (Chaudhry et al. 2018)."""
     t = len(matrix)
     if t < 2:
         return None
@@ -58,7 +69,7 @@ def forward_transfer(matrix: Array, initial: Array | None) -> float | None:
 
 
 def min_accuracy(matrix: Array, mid_task: Sequence[MidTaskEvaluation] = ()) -> float | None:
-    """Return mean_{j<T-1} of the lowest accuracy on j at any evaluation after j was learned (De Lange et al. 2023)."""
+    """Return the mean over j < T-1 of the lowest accuracy on j at any evaluation after j was learned (De Lange et al. 2023)."""
     t = len(matrix)
     if t < 2:
         return None
@@ -70,7 +81,7 @@ def min_accuracy(matrix: Array, mid_task: Sequence[MidTaskEvaluation] = ()) -> f
 
 
 def worst_case_accuracy(matrix: Array, mid_task: Sequence[MidTaskEvaluation] = ()) -> float:
-    """Return R[T-1, T-1] / T + (1 - 1/T) min_accuracy: WC-ACC of De Lange et al. 2023."""
+    """Return R[T-1, T-1] / T + (1 - 1/T) min_accuracy, the WC-ACC of De Lange et al. 2023."""
     t, newest = len(matrix), float(matrix[-1, -1])
     lowest = min_accuracy(matrix, mid_task)
     return newest if lowest is None else newest / t + (1 - 1 / t) * lowest
@@ -79,7 +90,7 @@ def worst_case_accuracy(matrix: Array, mid_task: Sequence[MidTaskEvaluation] = (
 def stability_gap(matrix: Array, mid_task: Sequence[MidTaskEvaluation]) -> float | None:
     """Return the mean over i and j < i of R[i-1, j] - (lowest accuracy on j while task i is learned) (De Lange et al. 2023).
 
-    Tasks without evaluations inside them do not count; None if there are none at all.
+    Tasks without evaluations during training are left out. The result is None if there are no such evaluations.
     """
     gaps = []
     for i in range(1, len(matrix)):
@@ -89,5 +100,5 @@ def stability_gap(matrix: Array, mid_task: Sequence[MidTaskEvaluation]) -> float
 
 
 def intransigence(matrix: Array, reference: Array) -> float:
-    """Return mean_j ( R*[j, j] - R[j, j] ), R* of the ``reference`` run (Chaudhry et al. 2018)."""
+    """Return mean_j ( R*[j, j] - R[j, j] ), where R* is the matrix of the ``reference`` run (Chaudhry et al. 2018)."""
     return float((reference.diagonal() - matrix.diagonal()).mean())
