@@ -232,32 +232,32 @@ def row(name: str, kind: str, classes: int, args: argparse.Namespace) -> dict[st
         SystemExit: The results differ.
     """
     c = case(name, kind, classes, args.examples, args.device, args.quick)
-    everybody = contenders(c, name, args.peers)
+    methods = contenders(c, name, args.peers)
     few = c.first(CHECKED)
     exact = loop(few._replace(net=copy.deepcopy(c.net).double(), x=few.x.double()))
-    deviations = {who: deviation(f(own.first(CHECKED)), exact) for who, (f, own) in everybody.items()}
+    deviations = {method: deviation(f(its_case.first(CHECKED)), exact) for method, (f, its_case) in methods.items()}
     if not max(deviations.values()) < TOLERANCE:
         raise SystemExit(f"{name}, {kind} over {classes}: relative deviations {deviations} are not below {TOLERANCE}")
     ours(c), plain(c)  # warm
-    times: dict[str, list[float]] = {who: [] for who in everybody}
-    ratios: dict[str, list[float]] = {who: [] for who in everybody}
+    times: dict[str, list[float]] = {method: [] for method in methods}
+    ratios: dict[str, list[float]] = {method: [] for method in methods}
     plains = []
     for turn in range(args.repeats):
-        for who, (f, own) in everybody.items():
-            if who != "ours" and turn >= args.peer_repeats:
+        for method, (f, its_case) in methods.items():
+            if method != "ours" and turn >= args.peer_repeats:
                 continue
-            times[who].append(seconds(f, own))
+            times[method].append(seconds(f, its_case))
             plains.append(seconds(plain, c))
-            ratios[who].append(times[who][-1] / plains[-1])
+            ratios[method].append(times[method][-1] / plains[-1])
     memory = {}
-    for who in ("ours", "plain"):
-        cell = (name, kind, classes, args.examples, args.device, who, torch.get_num_threads())
-        memory[who] = None if args.quick else extra_memory(*cell)
+    for method in ("ours", "plain"):
+        cell = (name, kind, classes, args.examples, args.device, method, torch.get_num_threads())
+        memory[method] = None if args.quick else extra_memory(*cell)
     return {
         "net": name,
         "importance": kind + (f" over {classes}" if kind == "exact" else ""),
-        "seconds": {who: median(t) for who, t in times.items()} | {"plain": median(plains)},
-        "ratio": {who: median(r) for who, r in ratios.items()},
+        "seconds": {method: median(t) for method, t in times.items()} | {"plain": median(plains)},
+        "ratio": {method: median(r) for method, r in ratios.items()},
         "extra_megabytes": memory,
         "deviation": deviations,
     }
@@ -273,11 +273,11 @@ def extra_memory(*cell: Any) -> float | None:
         return pool.apply(peak, cell)
 
 
-def peak(name: str, kind: str, classes: int, examples: int, device: str, who: str, threads: int) -> float:
+def peak(name: str, kind: str, classes: int, examples: int, device: str, method: str, threads: int) -> float:
     """Return the megabytes that one call adds at its peak."""
     torch.set_num_threads(threads)
     c = case(name, kind, classes, examples, device)
-    f = {"ours": ours, "plain": plain}[who]
+    f = {"ours": ours, "plain": plain}[method]
     f(c.first(2))
     if c.x.is_cuda:
         torch.cuda.reset_peak_memory_stats()

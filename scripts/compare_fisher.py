@@ -205,7 +205,9 @@ def main() -> None:
     (args.out / "compare_fisher.json").write_text(
         json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
-    (args.out / "compare_fisher.md").write_text(f"# What public formulas give: all tables\n\n{text}", encoding="utf-8")
+    (args.out / "compare_fisher.md").write_text(
+        f"# Public formulas for the Fisher: all tables\n\n{text}", encoding="utf-8"
+    )
     draw(about, rows).savefig(args.out / "compare_fisher.png", dpi=150)
     print(f"\n{text}\nwritten to {args.out}")
 

@@ -19,8 +19,8 @@ from typing import Any
 from reproduction.collect import collect
 from reproduction.execute import execute
 from reproduction.page import outcome
-from reproduction.parse import called, load, names
-from reproduction.plan import Cell, decisive, number_of_cells, wanted
+from reproduction.parse import find_names, load, names
+from reproduction.plan import Cell, decisive_runs, needed_runs, number_of_cells
 from reproduction.progress import Progress, duration
 from reproduction.protocol import Protocol, Row, full, quick, usual
 from reproduction.store import Store
@@ -54,7 +54,7 @@ def main() -> None:
         elif args.verify:
             sys.exit(verify(_committed(args.name, args.results), args.seed, args.row))
         else:
-            for name in called(args.name):
+            for name in find_names(args.name):
                 reproduce(name, args)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Rerun the same command to resume.")
@@ -75,7 +75,7 @@ def reproduce(name: str, args: argparse.Namespace) -> None:
     folder = store.folder / "results" if args.quick else args.results
     for option, needed in (("--runs", store.folder), ("--results", folder)):
         check_writable(option, needed)
-    with store.held():
+    with store.locked():
         results = finish(protocol, store, args.workers)
         found = collect(protocol, results, store.hash)
         write(found, folder)
@@ -111,7 +111,7 @@ def finish(protocol: Protocol, store: Store, workers: int) -> Mapping[Cell, Any]
     while True:
         cells: dict[Cell, Row] = {}
         for row in protocol.rows:
-            for cell in wanted(row, results):
+            for cell in needed_runs(row, results):
                 cells.setdefault(cell, row)  # two rows may need the same run
         new = [cell for cell in cells if cell not in results]
         results |= {cell: metrics for cell in new if (metrics := store.metrics(cell)) is not None}
@@ -131,7 +131,7 @@ def finish(protocol: Protocol, store: Store, workers: int) -> Mapping[Cell, Any]
             for cell in jobs.values():
                 store.clear(cell)
             failures = execute([(cell, path) for path, cell in jobs.items()], workers, done)
-        needed = {cell for row in protocol.rows for cell in decisive(row, results)}
+        needed = {cell for row in protocol.rows for cell in decisive_runs(row, results)}
         for failure in [f for f in failures if f.diverged and f.cell not in needed]:
             store.diverged(failure.cell, failure.reason)
             failures.remove(failure)

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from reproduction import verdict
-from reproduction.plan import Cell, Results, at_an_edge, final, lost, reading, search, wanted
+from reproduction.plan import Cell, Results, at_an_edge, diverged_runs, final_runs, needed_runs, read_number, search
 from reproduction.protocol import Claim, Protocol, Row, Selection
 from reproduction.verdict import summary
 
@@ -27,7 +27,7 @@ def collect(protocol: Protocol, results: Results, hash_of: Callable[[Cell], str]
     runs = {
         hash_of(cell): results[cell]
         for row in protocol.rows
-        for cell in wanted(row, results)
+        for cell in needed_runs(row, results)
         if "diverged" not in results[cell]
     }
     verdicts = [number["verdict"] for row in rows for number in row["selections"][0]["metrics"].values()]
@@ -56,19 +56,19 @@ def _row(protocol: Protocol, row: Row, results: Results, hash_of: Callable[[Cell
         {
             "seed": cell.seed,
             "overrides": list(cell.overrides),
-            "values": {metric: reading(results[cell], key) for metric, key in protocol.metrics.items()},
+            "values": {metric: read_number(results[cell], key) for metric, key in protocol.metrics.items()},
             "config_hash": hash_of(cell),
             "seconds": results[cell]["seconds"]["total"],
             "commit": results[cell]["origin"]["commit"],
         }
-        for cell in (judged(row, results) if row.like else wanted(row, results))
+        for cell in (compared_runs(row, results) if row.like else needed_runs(row, results))
         if "diverged" not in results[cell]
     ]
     return {
         "name": row.name,
         "command": " ".join(["python -m clbench.train", *row.overrides]),
         "findings": row.findings.strip(),
-        "seconds": median(results[cell]["seconds"]["total"] for cell in judged(row, results)),
+        "seconds": median(results[cell]["seconds"]["total"] for cell in compared_runs(row, results)),
         "grid": {key: list(values) for key, values in row.grid.items()},
         "baseline": row.baseline,
         "published_curve": {metric: [list(point) for point in points] for metric, points in row.curve.items()},
@@ -88,8 +88,8 @@ def _selection(
         trials, best = search(row, rule, results)
         assert best is not None
         chosen = {"by": rule.by, "point": dict(best), "at_an_edge": at_an_edge(row, trials, best)}
-    cells = final(row, chosen["point"], rule)
-    values = {metric: [reading(results[cell], key) for cell in cells] for metric, key in protocol.metrics.items()}
+    cells = final_runs(row, chosen["point"], rule)
+    values = {metric: [read_number(results[cell], key) for cell in cells] for metric, key in protocol.metrics.items()}
     metrics = {metric: _summarised(each) | _compared(row, metric, each) for metric, each in values.items()}
     return chosen | {"config_hashes": [hash_of(cell) for cell in cells], "values": values, "metrics": metrics}
 
@@ -98,10 +98,12 @@ def _trials(protocol: Protocol, row: Row, rule: Selection, results: Results) -> 
     """Return every point of the grid that a rule compared."""
     points = []
     for point, cells in search(row, rule, results)[0]:
-        runs = [results[cell] for cell in dict.fromkeys([*cells, *lost(row, point, results)])]
+        runs = [results[cell] for cell in dict.fromkeys([*cells, *diverged_runs(row, point, results)])]
         ended = [run for run in runs if "diverged" not in run]
-        numbers = {m: _summarised([reading(run, key) for run in ended]) for m, key in protocol.metrics.items() if ended}
-        score = fmean(reading(run, rule.by) for run in runs) if len(ended) == len(runs) else None
+        numbers = {
+            m: _summarised([read_number(run, key) for run in ended]) for m, key in protocol.metrics.items() if ended
+        }
+        score = fmean(read_number(run, rule.by) for run in runs) if len(ended) == len(runs) else None
         points.append({"point": dict(point), "score": score, "diverged": len(runs) - len(ended), "metrics": numbers})
     return {"by": rule.by, "overrides": list(rule.overrides), "points": points}
 
@@ -130,7 +132,7 @@ def _claim(claim: Claim, protocol: Protocol, results: Results) -> dict[str, Any]
     key = protocol.metrics[claim.metric]
 
     def values(name: str) -> list[float]:
-        return [reading(results[cell], key) for cell in judged(protocol.row(name), results)]
+        return [read_number(results[cell], key) for cell in compared_runs(protocol.row(name), results)]
 
     if claim.share_of is not None:
         holds, measured = verdict.share(claim, values(claim.row), values(claim.share_of))
@@ -141,11 +143,11 @@ def _claim(claim: Claim, protocol: Protocol, results: Results) -> dict[str, Any]
     return {"text": claim.text, "row": claim.row, "measured": measured, "holds": holds}
 
 
-def judged(row: Row, results: Results) -> list[Cell]:
+def compared_runs(row: Row, results: Results) -> list[Cell]:
     """Return the final runs at the point that the first rule chose."""
     best = search(row, row.select[0], results)[1] if row.select else {}
     assert best is not None
-    return final(row, best)
+    return final_runs(row, best)
 
 
 def _different(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ def names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
-def called(name: str) -> list[str]:
+def find_names(name: str) -> list[str]:
     """Return the study of that name, or all studies whose names begin with it, such as ``nccl``."""
     return [name] if name in names() else [n for n in names() if n.startswith(f"{name}_")] or [name]
 

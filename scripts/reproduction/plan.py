@@ -30,25 +30,25 @@ class Cell(NamedTuple):
         return (*self.overrides, f"seed={self.seed}")
 
 
-def wanted(row: Row, results: Results) -> list[Cell]:
+def needed_runs(row: Row, results: Results) -> list[Cell]:
     """Return the runs that a row is known to need, including finished ones. More may follow when these are finished."""
     if not row.select:
-        return final(row, {})
+        return final_runs(row, {})
     cells: dict[Cell, None] = {}
     for selection in row.select:
         trials, best = search(row, selection, results)
         cells |= dict.fromkeys(cell for _, mine in trials for cell in mine)
         if best is not None:
-            cells |= dict.fromkeys(final(row, best, selection))
+            cells |= dict.fromkeys(final_runs(row, best, selection))
     return list(cells)
 
 
-def decisive(row: Row, results: Results) -> list[Cell]:
+def decisive_runs(row: Row, results: Results) -> list[Cell]:
     """Return the final runs of a row that no other point of the grid can replace. None of them may diverge."""
     if not row.select:
-        return final(row, {})
+        return final_runs(row, {})
     chosen = [search(row, selection, results)[1] for selection in row.select if row.like]
-    return [cell for best in chosen if best is not None for cell in final(row, best)]
+    return [cell for best in chosen if best is not None for cell in final_runs(row, best)]
 
 
 def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple[Point, list[Cell]]], Point | None]:
@@ -64,7 +64,7 @@ def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple
 
     def score(trial: tuple[Point, list[Cell]]) -> float:
         point, cells = trial
-        return fmean(reading(results[cell], selection.by) for cell in [*cells, *lost(row, point, results)])
+        return fmean(read_number(results[cell], selection.by) for cell in [*cells, *diverged_runs(row, point, results)])
 
     grid = {key: list(values) for key, values in row.grid.items()}
     while True:
@@ -83,15 +83,15 @@ def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple
         grid = wider
 
 
-def final(row: Row, point: Point, selection: Selection | None = None) -> list[Cell]:
+def final_runs(row: Row, point: Point, selection: Selection | None = None) -> list[Cell]:
     """Return the final runs at a point that a rule chose, by default the first rule."""
     seeds = (selection.final if selection else ()) or row.seeds
     return [Cell((*row.overrides, *overrides_of(point)), seed) for seed in seeds]
 
 
-def lost(row: Row, point: Point, results: Results) -> list[Cell]:
+def diverged_runs(row: Row, point: Point, results: Results) -> list[Cell]:
     """Return the diverged final runs at a point, or none for a row like another."""
-    return [] if row.like else [cell for cell in final(row, point) if "diverged" in results.get(cell, {})]
+    return [] if row.like else [cell for cell in final_runs(row, point) if "diverged" in results.get(cell, {})]
 
 
 def at_an_edge(row: Row, trials: Sequence[tuple[Point, Any]], best: Point) -> list[str]:
@@ -108,7 +108,7 @@ def number_of_cells(protocol: Protocol) -> int:
     """Return the number of different runs of a study, without extensions of grids."""
     cells: set[Cell] = set()
     for row in protocol.rows:
-        cells.update(wanted(row, {}))
+        cells.update(needed_runs(row, {}))
         for rule in row.select:
             again = set(rule.final or row.seeds) - (set() if rule.overrides else set(rule.seeds))
             cells.update(Cell((row.name, f"best by {rule.by}"), seed) for seed in again)
@@ -128,7 +128,7 @@ def text_of(value: Any) -> str:
     return short if float(short) == value else repr(value)
 
 
-def reading(metrics: Mapping[str, Any], key: str) -> float:
+def read_number(metrics: Mapping[str, Any], key: str) -> float:
     """Return the number under a dotted key of metrics.json. ``accuracy_matrix.1.0`` is R[1][0], and ``-1`` is the last index.
 
     The value of a diverged run is -inf, so it is worse than every number.

@@ -30,7 +30,7 @@ class Store:
         self._hashes: dict[Cell, str] = {}
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the folder, because another process would treat a running run as an interrupted one.
 
         Raises:

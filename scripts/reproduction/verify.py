@@ -8,7 +8,7 @@ from typing import Any
 
 from clbench.errors import ConfigError
 from reproduction.here import hash_of, train_here
-from reproduction.plan import reading
+from reproduction.plan import read_number
 
 
 def verify(found: dict[str, Any], seed: int, row_name: str | None = None) -> int:
@@ -33,7 +33,7 @@ def verify(found: dict[str, Any], seed: int, row_name: str | None = None) -> int
         print(f"the configuration has changed: its hash was {cell['config_hash']} and is now {now}")
     identical = True
     for metric, key in found["metrics"].items():
-        before, again = cell["values"][metric], reading(metrics, key)
+        before, again = cell["values"][metric], read_number(metrics, key)
         identical &= before == again
         outcome = "identical" if before == again else f"differs by {again - before:+.6f}"
         print(f"{metric:30} committed {before:.6f}  now {again:.6f}  {outcome}")

@@ -16,7 +16,7 @@ def images(n=64, side=8):
 
 
 def shifts(image, padding):
-    """Every crop of a padded image, by hand."""
+    """Return every crop of a padded image."""
     padded = nn.functional.pad(image, [padding] * 4)
     side = image.shape[-1]
     return [padded[:, i : i + side, j : j + side] for i in range(2 * padding + 1) for j in range(2 * padding + 1)]
@@ -82,7 +82,7 @@ def test_a_task_started_again_sees_the_images_it_saw_and_others_in_every_epoch(j
         for _ in range(2):
             for batch in loader:
                 found.append(batch.x)
-                torch.rand(noise)  # dropout draws between batches
+                torch.rand(noise)  # dropout uses the global generator between batches
         return found
 
     first, again = epochs(1), epochs(7)
@@ -90,7 +90,7 @@ def test_a_task_started_again_sees_the_images_it_saw_and_others_in_every_epoch(j
 
 
 class Same:
-    """One image, many times."""
+    """Return many copies of one image."""
 
     def __init__(self, train=True, download=False):
         self.data = np.broadcast_to(np.arange(1, 65, dtype=np.uint8).reshape(1, 8, 8), (40, 8, 8)).copy()

@@ -14,7 +14,7 @@ from clbench.errors import ConfigError
 
 
 class Squares:
-    """Images of a shape with pixels 1 to 9."""
+    """Data set of images of a shape with pixels 1 to 9."""
 
     def __init__(self, shape=(3, 3), train=True, download=False):
         self.data = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3) * np.ones((4, 1, 1), np.uint8)

@@ -18,7 +18,7 @@ halves = partial(TaskSequence, Digits, split, scale=16)
 
 
 class Numbered:
-    """Images that are their number from ``first`` on, so that two data sets can be told apart; labels 0, 1, 0, ..."""
+    """Data set whose pixels count the images from ``first``, to distinguish two data sets. Labels are 0, 1, 0, ..."""
 
     def __init__(self, examples=10, first=0, side=2, train=True, download=False):
         self.data = np.arange(first, first + examples, dtype=np.uint8)[:, None, None].repeat(side, 1).repeat(side, 2)
@@ -26,11 +26,11 @@ class Numbered:
 
 
 class Others(Numbered):
-    """Another data set of the same form."""
+    """Another data set of the same shape."""
 
 
 class Foreign(L.LightningModule):
-    """Anybody's module: it knows tensors and nothing of clbench."""
+    """Plain LightningModule that does not use clbench."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +58,7 @@ class Foreign(L.LightningModule):
 
 
 class StopsOnTheFirst(Foreign):
-    """Asks the trainer to stop after one epoch of the first task, as EarlyStopping does."""
+    """Stop the trainer after one epoch of the first task, as EarlyStopping does."""
 
     def on_train_epoch_end(self):
         self.trainer.should_stop = self.trainer.datamodule.index == 0
@@ -76,13 +76,13 @@ def one_trainer(**options):
 
 
 def collected(loader):
-    """All inputs, labels and the tasks of a loader's batches."""
+    """Return all inputs, labels and tasks of a loader's batches."""
     batches = list(loader)
     return torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]), {b.task for b in batches}
 
 
 def rows(task):
-    """Rows of the data set that the task trains on."""
+    """Return the rows of the data set on which the task trains."""
     (part,) = task.importance_dataloader().parts
     return part.rows.tolist()
 
@@ -260,7 +260,7 @@ def test_any_module_really_trains_on_every_task_with_one_trainer():
     steps = 2 * -(-sequence[0].examples // 128)
     assert module.steps == {0: steps, 1: steps, 2: steps}
     assert set(module.orders) == {(task, epoch) for task in range(3) for epoch in range(2)}
-    assert len({tuple(order) for order in module.orders.values()}) == 6  # a new order in every epoch of every task
+    assert len({tuple(order) for order in module.orders.values()}) == 6  # every epoch of every task has a new order
     assert all(len(order) == sequence[0].examples for order in module.orders.values())
     assert not torch.equal(module.weights[0], module.weights[1])
     assert not torch.equal(module.weights[1], module.weights[2])

@@ -1,4 +1,4 @@
-"""Options of a sequence: examples per task, class order, a bigger first task, drop_last, normalisation."""
+"""Options of a sequence: examples per task, class order, a larger first task, drop_last, normalisation."""
 
 from functools import partial
 

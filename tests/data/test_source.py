@@ -15,13 +15,13 @@ from clbench.errors import ConfigError
 
 
 class MNIST(torchvision.datasets.MNIST):
-    """The real one, with a mirror that nobody answers: offline wherever the tests run."""
+    """MNIST with an unreachable mirror, so that the tests are offline everywhere."""
 
     mirrors = ("http://127.0.0.1:9/",)
 
 
 class Signs:
-    """Labels -1 and 1, or a class that has test examples only."""
+    """Data set with labels -1 and 1, or with a class that has only test examples."""
 
     def __init__(self, train=True, labels=(-1, 1), unseen=1):
         self.data = np.zeros((4, 2, 2), np.uint8)
@@ -38,7 +38,7 @@ def test_labels_that_are_not_those_of_a_class_with_training_examples_are_refused
 
 
 class Pictures:
-    """Random images of a shape, labels 0, 1, 2, 0, ..."""
+    """Data set of random images of a shape with labels 0, 1, 2, 0, ..."""
 
     def __init__(self, shape, targets=None, dtype=np.uint8, train=True, download=False):
         examples = 6 if train else 3
@@ -55,7 +55,7 @@ def idx(path: Path, array: np.ndarray) -> None:
 
 @pytest.fixture
 def mnist(tmp_path):
-    """A folder with 20 training and 10 test images in the files of MNIST."""
+    """Return a folder with 20 training and 10 test images in the files of MNIST."""
     for prefix, examples in (("train", 20), ("t10k", 10)):
         numbers = np.arange(examples)
         images = np.broadcast_to(numbers[:, None, None], (examples, 28, 28))
@@ -117,7 +117,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(mnist, monkeypatch):
-    """The address of a web server on this machine with the packed files of ``mnist``, and their names."""
+    """Return the address of a local web server with the packed files of ``mnist``, and their names."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     folder = mnist / "mirror"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""scripts/reproduce.py: the verdict by hand-computed numbers, the plan, every protocol, and the command end to end."""
+"""scripts/reproduce.py: verdicts of numbers computed by hand, the plan, every protocol, and the command."""
 
 from __future__ import annotations
 
@@ -22,8 +22,17 @@ from reproduction.execute import execute  # noqa: E402
 from reproduction.figure import figure  # noqa: E402
 from reproduction.here import hash_of, train_here  # noqa: E402
 from reproduction.page import markdown  # noqa: E402
-from reproduction.parse import called, load, names, parsed  # noqa: E402
-from reproduction.plan import Cell, at_an_edge, decisive, final, number_of_cells, reading, search, wanted  # noqa: E402
+from reproduction.parse import find_names, load, names, parsed  # noqa: E402
+from reproduction.plan import (  # noqa: E402
+    Cell,
+    at_an_edge,
+    decisive_runs,
+    final_runs,
+    needed_runs,
+    number_of_cells,
+    read_number,
+    search,
+)
 from reproduction.progress import duration, time_left  # noqa: E402
 from reproduction.protocol import Claim, Published, full, quick, usual  # noqa: E402
 from reproduction.store import Store  # noqa: E402
@@ -89,9 +98,9 @@ def test_one_row_beats_another_by_standard_errors_of_the_difference():
 
 def test_a_share_is_the_mean_over_seeds_of_the_ratio_of_two_rows():
     claim = Claim("", "a", "m", share_of="b", at_most=0.5)
-    holds, said = share(claim, [1.0, 2.0], [4.0, 4.0])
+    holds, measured = share(claim, [1.0, 2.0], [4.0, 4.0])
     assert holds
-    assert said == "0.3750, standard error 0.1250"
+    assert measured == "0.3750, standard error 0.1250"
     assert not share(claim, [3.0, 2.0], [4.0, 4.0])[0]
 
 
@@ -142,8 +151,8 @@ def test_a_published_deviation_becomes_a_standard_error():
 def test_the_quick_form_has_fewer_seeds_the_ends_of_the_grid_and_its_overrides():
     row = quick(protocol_of()).rows[0]
     assert row.grid == {"lam": (1.0, 100.0)}
-    assert {cell.seed for cell in wanted(row, {})} == {0}
-    assert all("epochs=1" in cell.overrides for cell in wanted(row, {}))
+    assert {cell.seed for cell in needed_runs(row, {})} == {0}
+    assert all("epochs=1" in cell.overrides for cell in needed_runs(row, {}))
 
 
 def two_forms():
@@ -155,7 +164,7 @@ def two_forms():
 
 def test_the_usual_form_is_reduced_and_compared_with_no_published_number():
     row = usual(two_forms()).rows[0]
-    assert all("steps=9" in cell.overrides for cell in wanted(row, {}))
+    assert all("steps=9" in cell.overrides for cell in needed_runs(row, {}))
     assert row.published == row.curve == {}
     assert usual(protocol_of()) == protocol_of()
 
@@ -165,11 +174,14 @@ def test_the_full_form_has_its_own_seeds_and_grid_and_what_is_published():
     row = protocol.rows[0]
     assert (protocol.name, protocol.seconds) == ("tiny-full", 60)
     assert row.grid == {"lam": (1, 3, 9, 27)}
-    assert [s.seeds for s in row.select] == [(0, 1), (7,)]  # the rule with overrides of its own is ours
+    assert [s.seeds for s in row.select] == [
+        (0, 1),
+        (7,),
+    ]  # the rule with overrides is not published, so its seeds stay
     assert not any(s.extend for s in row.select)
     assert row.published["accuracy"].value == 0.9
     assert row.curve == {"accuracy": ((1, 0.1), (3, 0.2))}
-    assert not any("steps=9" in cell.overrides for cell in wanted(row, {}))
+    assert not any("steps=9" in cell.overrides for cell in needed_runs(row, {}))
     with pytest.raises(ConfigError, match="tiny has a single form"):
         full(protocol_of())
 
@@ -183,7 +195,7 @@ def test_a_reduced_form_needs_a_full_one():
 
 
 def results_of(scores, seed=7):
-    """metrics.json of trial runs by lam."""
+    """Return metrics.json of trial runs by lam."""
     overrides = ("strategy=ewc", "data.tasks=3")
     return {
         Cell((overrides[0], f"lam={lam}", overrides[1]), seed): {"average_accuracy": score}
@@ -193,37 +205,39 @@ def results_of(scores, seed=7):
 
 def test_the_trials_come_first_and_then_the_final_runs_at_the_best_point():
     row = protocol_of().rows[0]
-    assert wanted(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))
+    assert needed_runs(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))
     found = results_of({"1": 0.5, "10": 0.9, "100": 0.7})
-    assert wanted(row, found)[3:] == [Cell(("strategy=ewc", "lam=10"), 0), Cell(("strategy=ewc", "lam=10"), 1)]
+    assert needed_runs(row, found)[3:] == [Cell(("strategy=ewc", "lam=10"), 0), Cell(("strategy=ewc", "lam=10"), 1)]
 
 
 def test_a_best_point_at_an_edge_extends_the_grid_until_it_lies_inside():
     row = protocol_of().rows[0]
     found = results_of({"1": 0.5, "10": 0.6, "100": 0.7})
-    assert wanted(row, found)[-1] == Cell(("strategy=ewc", "lam=1000", "data.tasks=3"), 7)
+    assert needed_runs(row, found)[-1] == Cell(("strategy=ewc", "lam=1000", "data.tasks=3"), 7)
     found |= results_of({"1000": 0.6})
     assert search(row, row.select[0], found)[1] == {"lam": 100.0}
     below = results_of({"1": 0.9, "10": 0.6, "100": 0.5})
-    assert Cell(("strategy=ewc", "lam=0.1", "data.tasks=3"), 7) in wanted(row, below)
+    assert Cell(("strategy=ewc", "lam=0.1", "data.tasks=3"), 7) in needed_runs(row, below)
     in_thirds = {**GRID["select"][0], "extend": {"lam": 3}}
     row = protocol_of(grid={"lam": [0.03, 0.1]}, select=[in_thirds]).rows[0]
-    assert wanted(row, results_of({"0.03": 0.5, "0.1": 0.6}))[-1].overrides[1] == "lam=0.3", "not 0.30000000000000004"
+    assert needed_runs(row, results_of({"0.03": 0.5, "0.1": 0.6}))[-1].overrides[1] == "lam=0.3", (
+        "not 0.30000000000000004"
+    )
 
 
 def test_a_rule_beside_the_first_may_be_reported_with_seeds_of_its_own():
-    beside = {"by": "validation.average_accuracy", "seeds": [0], "final": [0]}
+    second = {"by": "validation.average_accuracy", "seeds": [0], "final": [0]}
     row = protocol_of(
-        seeds=[0, 1, 2], grid={"lam": [1, 10]}, select=[{"by": "average_accuracy", "seeds": [0]}, beside]
+        seeds=[0, 1, 2], grid={"lam": [1, 10]}, select=[{"by": "average_accuracy", "seeds": [0]}, second]
     ).rows[0]
     found = {
         Cell(("strategy=ewc", f"lam={lam}"), 0): {"average_accuracy": acc, "validation": {"average_accuracy": 1 - acc}}
         for lam, acc in ((1, 0.9), (10, 0.8))
     }
-    judged, reported = (final(row, search(row, rule, found)[1], rule) for rule in row.select)
+    judged, reported = (final_runs(row, search(row, rule, found)[1], rule) for rule in row.select)
     assert [cell.arguments for cell in judged] == [("strategy=ewc", "lam=1", f"seed={seed}") for seed in (0, 1, 2)]
     assert [cell.arguments for cell in reported] == [("strategy=ewc", "lam=10", "seed=0")]
-    assert set(wanted(row, found)) == {*judged, *reported}
+    assert set(needed_runs(row, found)) == {*judged, *reported}
     with pytest.raises(ConfigError, match="final is not allowed in the first rule"):
         protocol_of(select=[{**GRID["select"][0], "final": [0]}])
 
@@ -234,7 +248,7 @@ def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_repo
     (cell,) = results_of({"10": 0})
     found[cell] = {"diverged": "weights became non-finite"}
     assert search(row, row.select[0], found)[1] == {"lam": 1.0}
-    assert decisive(row, found) == []  # another point can stand in
+    assert decisive_runs(row, found) == []  # another point can replace it
     found |= {
         Cell(("strategy=ewc", "lam=1"), 1): {"diverged": "weights became non-finite"},
         **results_of({"1000": 0.1}),
@@ -242,7 +256,7 @@ def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_repo
     assert search(row, row.select[0], found)[1] == {"lam": 100.0}, "a final run diverged: the next best is taken"
     for cell in found:
         found[cell] = {"diverged": "weights became non-finite"}
-    assert wanted(row, found)[0].overrides[1] == "lam=0.01", "all diverged: the grid is extended below"
+    assert needed_runs(row, found)[0].overrides[1] == "lam=0.01", "all diverged: the grid is extended below"
     fixed = {**GRID["select"][0], "extend": {}}
     with pytest.raises(ConfigError, match="row: runs diverged at all 3 points of the grid"):
         search(row, protocol_of(select=[fixed]).rows[0].select[0], found)
@@ -251,10 +265,10 @@ def test_a_trial_that_diverged_is_worse_than_every_other_and_is_said_in_the_repo
 def test_a_row_like_another_is_run_at_the_point_chosen_for_that_row():
     ablation = {"name": "without", "like": "row", "overrides": ["strategy=mas"]}
     row = parsed("tiny", {**TINY, "rows": [GRID, ablation]}).rows[1]
-    assert wanted(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))  # the trials of that row
+    assert needed_runs(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))  # the trials of that row
     found = results_of({"1": 0.5, "10": 0.9, "100": 0.7})
-    assert wanted(row, found)[3:] == [Cell(("strategy=mas", "lam=10"), 0), Cell(("strategy=mas", "lam=10"), 1)]
-    assert decisive(row, found) == wanted(row, found)[3:]  # no other point can stand in
+    assert needed_runs(row, found)[3:] == [Cell(("strategy=mas", "lam=10"), 0), Cell(("strategy=mas", "lam=10"), 1)]
+    assert decisive_runs(row, found) == needed_runs(row, found)[3:]  # no other point can replace it
 
 
 def test_a_row_like_another_has_no_grid_and_the_other_has_one():
@@ -273,9 +287,9 @@ def test_a_best_point_at_an_edge_is_said_where_the_grid_is_not_extended():
 
 def test_runs_at_the_chosen_point_that_the_trials_have_made_are_not_made_again():
     row = protocol_of(select=[{"by": "average_accuracy"}]).rows[0]
-    found = {cell: {"average_accuracy": 0.5} for cell in wanted(row, {})}
+    found = {cell: {"average_accuracy": 0.5} for cell in needed_runs(row, {})}
     assert len(found) == 6
-    assert set(wanted(row, found)) == set(found)
+    assert set(needed_runs(row, found)) == set(found)
 
 
 def test_the_number_of_runs_counts_trials_and_final_runs():
@@ -285,13 +299,13 @@ def test_the_number_of_runs_counts_trials_and_final_runs():
 
 def test_a_reading_follows_a_dotted_key_through_lists():
     metrics = {"accuracy_matrix": [[0.9, None], [0.7, 0.8]], "validation": None}
-    assert reading(metrics, "accuracy_matrix.-1.0") == 0.7
+    assert read_number(metrics, "accuracy_matrix.-1.0") == 0.7
     with pytest.raises(
         ConfigError, match="validation.average_accuracy is not in metrics.json, which has no average_accuracy"
     ):
-        reading(metrics, "validation.average_accuracy")
+        read_number(metrics, "validation.average_accuracy")
     with pytest.raises(ConfigError, match=r"accuracy_matrix.0.1: expected a number in metrics.json, got None"):
-        reading(metrics, "accuracy_matrix.0.1")
+        read_number(metrics, "accuracy_matrix.0.1")
 
 
 def test_the_time_left_is_that_of_the_runs_made_now():
@@ -313,7 +327,7 @@ def test_the_ends_of_every_key_of_a_protocol_compose_and_no_two_runs_of_a_row_ar
             first = {key: values[:1] for key, values in row.grid.items()}
             ends = {key: tuple(dict.fromkeys((values[0], values[-1]))) for key, values in row.grid.items()}
             axes = [replace(row, grid={**first, key: ends[key]}) for key in row.grid] or [row]
-            runs = {cell.overrides for axis in axes for cell in wanted(axis, {})}
+            runs = {cell.overrides for axis in axes for cell in needed_runs(axis, {})}
             hashes |= {overrides: hash_of(overrides, 0) for overrides in runs - hashes.keys()}
             assert len({hashes[overrides] for overrides in runs}) == len(runs)
 
@@ -343,7 +357,7 @@ def test_every_protocol_has_an_experiment_of_its_own_in_each_row(name):
         assert (ROOT / f"conf/experiment/{row.overrides[0].partition('=')[2]}.yaml").exists()
 
 
-# --- what is committed ---------------------------------------------------------------------------------------------------
+# --- committed results ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
@@ -408,18 +422,18 @@ def test_a_reproduction_is_stopped_goes_on_and_one_of_its_runs_is_verified(tmp_p
     while not list(folder.glob("*/origin.json")) and monotonic() < deadline:
         sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert said.endswith("Interrupted. Rerun the same command to resume.\n")
+    assert stderr.endswith("Interrupted. Rerun the same command to resume.\n")
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("*/origin.json")}
     assert 1 <= len(finished) < 4
     assert not list((folder / "results").iterdir())
 
     process = reproduce(*command)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    assert f"{len(finished) + 1}/4" in said and "4/4" in said and f"{len(finished)}/4" not in said
-    assert "left" in said
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert f"{len(finished) + 1}/4" in stderr and "4/4" in stderr and f"{len(finished)}/4" not in stderr
+    assert "left" in stderr
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     found = json.loads((folder / "results/seed_bit_ops-quick.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in found["rows"]] == ["EWC, lam 1e6", "EWC, lam 10"]
@@ -435,8 +449,8 @@ def test_a_reproduction_is_stopped_goes_on_and_one_of_its_runs_is_verified(tmp_p
 
     check = ("--verify", "seed_bit_ops-quick", "--results", folder / "results", "--seed", 1, "--row", "EWC, lam 10")
     process = reproduce(*check)
-    out, said = process.communicate(timeout=240)
-    assert process.returncode == 0, out + said
+    out, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, out + stderr
     assert out.count("identical") == 3
 
     file = folder / "results/seed_bit_ops-quick.json"
@@ -488,12 +502,12 @@ def test_runs_of_a_reproduction_train_the_first_task_that_they_have_in_common_on
 def test_a_reproduction_that_another_process_runs_is_left_alone(tmp_path):
     store = Store(tmp_path / "seed_bit_ops-quick")
     store.folder.mkdir()
-    with store.held():
+    with store.locked():
         process = reproduce("seed_bit_ops", "--quick", "--runs", tmp_path)
-        _, said = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "seed_bit_ops-quick is in use by another process: wait until it has ended, or name another folder" in said
-    assert said.count("\n") == 1
+    assert "seed_bit_ops-quick is in use by another process: wait until it has ended, or name another folder" in stderr
+    assert stderr.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -513,16 +527,16 @@ def test_the_list_names_every_reproduction_and_an_unknown_one_is_one_line():
     for name in names():
         assert name in out
     process = reproduce("seed_nothing")
-    _, said = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert said.startswith("error: NAME=seed_nothing: expected a study. Try one of ")
-    assert said.count("\n") == 1
+    assert stderr.startswith("error: NAME=seed_nothing: expected a study. Try one of ")
+    assert stderr.count("\n") == 1
 
 
 def test_a_name_that_several_begin_with_is_all_of_them():
-    assert called("nccl") == ["nccl_permuted_mnist", "nccl_tiny_imagenet"]
-    assert called("permuted_mnist") == ["permuted_mnist"]
-    assert called("see") == ["see"]
+    assert find_names("nccl") == ["nccl_permuted_mnist", "nccl_tiny_imagenet"]
+    assert find_names("permuted_mnist") == ["permuted_mnist"]
+    assert find_names("see") == ["see"]
 
 
 def test_the_picture_of_a_committed_result_can_be_drawn():
@@ -558,7 +572,7 @@ def test_a_worker_does_not_keep_the_data_of_the_runs_before(tmp_path):
 
     gc.collect()
     before, after = alive(), []
-    gc.disable()  # else it may come by itself
+    gc.disable()  # otherwise it may run at any time
     try:
         for seed in range(3):
             train_here(("data=bit_ops", "steps=2", f"seed={seed}"), tmp_path / str(seed))
