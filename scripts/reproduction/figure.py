@@ -70,7 +70,7 @@ def _rows(axes: Axes, found: dict[str, Any], scale: list[str]) -> None:
                     theirs["value"], y, xerr=error, fmt="D", color="black", mfc="none", capsize=3, markersize=8
                 )
             ticks.append(y)
-            labels.append(f"{label(row['name'])}: {metric}")
+            labels.append(f"{label(row['name'])}: {metric}" if len(metrics) > 1 else label(row["name"]))
             y += 1
         y += GAP
     axes.set_yticks(ticks, labels, fontsize=8)

@@ -22,7 +22,7 @@ Array = Any
 class MidTaskEvaluation(NamedTuple):
     """Evaluation during a task.
 
-    Attributes:
+    Args:
         task: Index of the task in training.
         step: Training step within the task.
         accuracy: Accuracy on each task.
