@@ -34,22 +34,42 @@ class MidTaskEvaluation(NamedTuple):
 
 
 def average_accuracy(matrix: Array) -> float:
-    """Return mean_j R[T-1, j], the accuracy over all tasks at the end."""
+    """Return mean_j R[T-1, j], the accuracy over all tasks at the end.
+
+    >>> import numpy as np
+    >>> average_accuracy(np.array([[0.9, 0.1], [0.6, 0.8]]))
+    0.7
+    """
     return float(matrix[-1].mean())
 
 
 def incremental_accuracy(matrix: Array) -> float:
-    """Return mean_i mean_{j<=i} R[i, j], the accuracy on the tasks learned so far, averaged over training (Rebuffi 2017)."""
+    """Return mean_i mean_{j<=i} R[i, j], the accuracy on the tasks learned so far, averaged over training (Rebuffi 2017).
+
+    >>> import numpy as np
+    >>> incremental_accuracy(np.array([[0.9, 0.1], [0.6, 0.8]]))
+    0.8
+    """
     return float(sum(matrix[i, : i + 1].mean() for i in range(len(matrix))) / len(matrix))
 
 
 def learning_accuracy(matrix: Array) -> float:
-    """Return mean_i R[i, i], the accuracy on each task right after it was learned."""
+    """Return mean_i R[i, i], the accuracy on each task right after it was learned.
+
+    >>> import numpy as np
+    >>> round(learning_accuracy(np.array([[0.9, 0.1], [0.6, 0.8]])), 3)
+    0.85
+    """
     return float(matrix.diagonal().mean())
 
 
 def forgetting(matrix: Array) -> float | None:
-    """Return mean_{j<T-1} ( max_{j<=i<=T-2} R[i, j] - R[T-1, j] ) (Chaudhry et al. 2018)."""
+    """Return mean_{j<T-1} ( max_{j<=i<=T-2} R[i, j] - R[T-1, j] ) (Chaudhry et al. 2018).
+
+    >>> import numpy as np
+    >>> round(forgetting(np.array([[0.9, 0.1], [0.6, 0.8]])), 3)
+    0.3
+    """
     t = len(matrix)
     if t < 2:
         return None
@@ -57,19 +77,34 @@ def forgetting(matrix: Array) -> float | None:
 
 
 def backward_transfer(matrix: Array) -> float | None:
-    """Return mean_{j<T-1} ( R[T-1, j] - R[j, j] ) (Lopez-Paz and Ranzato 2017)."""
+    """Return mean_{j<T-1} ( R[T-1, j] - R[j, j] ) (Lopez-Paz and Ranzato 2017).
+
+    >>> import numpy as np
+    >>> round(backward_transfer(np.array([[0.9, 0.1], [0.6, 0.8]])), 3)
+    -0.3
+    """
     return float((matrix[-1] - matrix.diagonal())[:-1].mean()) if len(matrix) > 1 else None
 
 
 def forward_transfer(matrix: Array, initial: Array | None) -> float | None:
-    """Return mean_{j>=1} ( R[j-1, j] - b[j] ) (Lopez-Paz and Ranzato 2017)."""
+    """Return mean_{j>=1} ( R[j-1, j] - b[j] ) (Lopez-Paz and Ranzato 2017).
+
+    >>> import numpy as np
+    >>> round(forward_transfer(np.array([[0.9, 0.1], [0.6, 0.8]]), initial=np.array([0.5, 0.2])), 3)
+    -0.1
+    """
     if initial is None or len(matrix) < 2:
         return None
     return float((matrix.diagonal(1) - initial[1:]).mean())
 
 
 def min_accuracy(matrix: Array, mid_task: Sequence[MidTaskEvaluation] = ()) -> float | None:
-    """Return the mean over j < T-1 of the lowest accuracy on j at any evaluation after j was learned (De Lange et al. 2023)."""
+    """Return the mean over j < T-1 of the lowest accuracy on j at any evaluation after j was learned (De Lange et al. 2023).
+
+    >>> import numpy as np
+    >>> min_accuracy(np.array([[0.9, 0.1], [0.6, 0.8]]), [MidTaskEvaluation(task=1, step=10, accuracy=[0.5, 0.4])])
+    0.5
+    """
     t = len(matrix)
     if t < 2:
         return None
@@ -81,7 +116,12 @@ def min_accuracy(matrix: Array, mid_task: Sequence[MidTaskEvaluation] = ()) -> f
 
 
 def worst_case_accuracy(matrix: Array, mid_task: Sequence[MidTaskEvaluation] = ()) -> float:
-    """Return R[T-1, T-1] / T + (1 - 1/T) min_accuracy, the WC-ACC of De Lange et al. 2023."""
+    """Return R[T-1, T-1] / T + (1 - 1/T) min_accuracy, the WC-ACC of De Lange et al. 2023.
+
+    >>> import numpy as np
+    >>> worst_case_accuracy(np.array([[0.9, 0.1], [0.6, 0.8]]))
+    0.7
+    """
     t, newest = len(matrix), float(matrix[-1, -1])
     lowest = min_accuracy(matrix, mid_task)
     return newest if lowest is None else newest / t + (1 - 1 / t) * lowest
@@ -91,6 +131,10 @@ def stability_gap(matrix: Array, mid_task: Sequence[MidTaskEvaluation]) -> float
     """Return the mean over i and j < i of R[i-1, j] - (lowest accuracy on j while task i is learned) (De Lange et al. 2023).
 
     Tasks without evaluations during training are left out. The result is None if there are no such evaluations.
+
+    >>> import numpy as np
+    >>> stability_gap(np.array([[0.9, 0.1], [0.6, 0.8]]), [MidTaskEvaluation(task=1, step=10, accuracy=[0.5, 0.4])])
+    0.4
     """
     gaps = []
     for i in range(1, len(matrix)):
@@ -100,5 +144,10 @@ def stability_gap(matrix: Array, mid_task: Sequence[MidTaskEvaluation]) -> float
 
 
 def intransigence(matrix: Array, reference: Array) -> float:
-    """Return mean_j ( R*[j, j] - R[j, j] ), where R* is the matrix of the ``reference`` run (Chaudhry et al. 2018)."""
+    """Return mean_j ( R*[j, j] - R[j, j] ), where R* is the matrix of the ``reference`` run (Chaudhry et al. 2018).
+
+    >>> import numpy as np
+    >>> round(intransigence(np.array([[0.9, 0.1], [0.6, 0.8]]), reference=np.array([[0.9, 0.1], [0.8, 0.9]])), 3)
+    0.05
+    """
     return float((reference.diagonal() - matrix.diagonal()).mean())
