@@ -31,15 +31,15 @@ ERRORS = [
     (["strategy=mas", "fisher=exact"], "fisher=exact: strategy=mas has no option fisher. Leave it out, or try ewc, "),
     (["samples=0"], "samples=0: expected an integer >= 1 or null, got 0."),
     (["samples=5000"], "samples=5000: the smallest task has 1293 training examples. Use at most 1293, or samples=null for all"),
-    (["data=split_digits", "data.tasks=11"], "data.tasks=11: there are 10 classes. Use at most 10"),
-    (["data=split_digits", "data.tasks=3"], "data.tasks=3 does not divide 10 classes equally. Use a divisor of 10, or "),
+    (["data=split_digits", "data.tasks=11"], "data.tasks=11: expected at most 10, the number of classes"),
+    (["data=split_digits", "data.tasks=3"], "data.tasks=3: expected a divisor of the 10 classes. Use a divisor, or "),
     (["data.tasks=0"], "data.tasks=0: expected an integer >= 1"),
     (["data.validation=1"], "data.validation=1: expected a share in [0, 1), got 1."),
     (
         ["data=split_digits", "data.tasks=null", "data.split.classes_per_task=[4,3,3]", "scenario=domain"],
-        "scenario=domain shares one set of labels, but the tasks have [4, 3, 3] classes: make them equal or use",
+        "scenario=domain: expected tasks with equal numbers of classes, got [4, 3, 3]. Make them equal, or use",
     ),
-    (["scenario=class", "scenario.head=multi"], "scenario.head='multi': a class-incremental run has head single"),
+    (["scenario=class", "scenario.head=multi"], "scenario.head=multi: expected single with scenario=class"),
     (["net.hidden=[wide]"], "net=clbench.nets.mlp cannot be built for inputs of shape (1, 8, 8)"),
     (["net._target_=torch.nn.Conv2d", "~net.hidden", "~net.batch_norm", "~net.dropout", "+net.out_channels=3",
       "+net.kernel_size=9"], "net=torch.nn.Conv2d cannot be built for inputs of shape (1, 8, 8)"),
@@ -88,7 +88,7 @@ ERRORS = [
     (["data.scale=0"], "data.scale=0: expected a number > 0, got 0."),
     (["data.mean=[0]", "data.std=[0]"], "data.std=[0]: expected standard deviations > 0, got [0]. Use data.mean=null "),
     (["data=split_digits", "data.split.order=odd"], "data.split.order=odd: expected natural, seed, or a list of classes"),
-    (["data.augment=flip"], "data.augment=flip is not a transform"),
+    (["data.augment=flip"], "data.augment=flip: expected a transform"),
     (["net._target_=torch.nn.Linearr"], "_target_=torch.nn.Linearr cannot be imported. Are you sure that 'Linearr' is imp"),
 ]  # fmt: skip
 
@@ -119,8 +119,8 @@ def test_a_truncated_data_file_is_named(run, tmp_path):
     with pytest.raises(Exception) as caught:  # noqa: PT011
         run("data=split_mnist", f"data_dir={tmp_path / 'data'}")
     assert "MNIST in" in user_message(caught.value)
-    assert "a file may be cut short" in user_message(caught.value)
-    assert "delete it and run again" in user_message(caught.value)
+    assert "a file may be truncated" in user_message(caught.value)
+    assert "Delete it" in user_message(caught.value)
 
 
 def test_a_stiff_penalty_stops_with_its_remedy(run):
