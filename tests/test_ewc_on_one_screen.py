@@ -49,13 +49,13 @@ def equal(ours, theirs):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-12, msg=name)
 
 
-def test_the_importance_of_the_page_is_the_exact_fisher_of_clbench(page):
+def test_the_importance_of_the_page_is_the_exact_fisher(page):
     importance, anchor = page["learned"][1]
     equal(dict(page["net"].named_parameters()), anchor)  # measured where the second task ended
     equal(fisher(page["net"], [page["inputs"][1]]), importance)
 
 
-def test_training_as_the_page_does_with_clbench_gives_its_weights_importance_and_penalty(page):
+def test_the_page_and_clbench_learn_the_same(page):
     torch.manual_seed(0)  # as the page, before it makes the same network
     module = Classifier(nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)).double())
     ewc = EWC(lam=page["lam"])

@@ -375,7 +375,7 @@ def test_a_committed_report_agrees_with_its_numbers(file):
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
-def test_the_texts_of_a_committed_result_are_those_of_its_protocol(file):
+def test_the_texts_of_a_result_are_those_of_its_protocol(file):
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found == with_texts(found, load(file.stem)), "run python scripts/reproduce.py --index"
 
