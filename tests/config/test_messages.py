@@ -127,7 +127,7 @@ def test_a_stiff_penalty_stops_with_its_remedy(run):
     with pytest.raises(Exception) as caught:  # noqa: PT011
         run("strategy=l2", "optimizer=sgd", "lam=1e6", "data.tasks=2", "epochs=3", "net.hidden=[8]")
     assert "sgd lr=0.01 with lam=1e+06 is too stiff (lr*lam*max importance = 1e+04" in user_message(caught.value)
-    assert "lower lam or lr, or use optimizer=adam" in user_message(caught.value)
+    assert "Lower lam or lr, or use optimizer=adam" in user_message(caught.value)
 
 
 def test_the_command_ends_with_one_line_and_exit_code_1(command):

@@ -331,13 +331,13 @@ def test_half_precision_is_summed_in_float32() -> None:
 @pytest.mark.parametrize(
     ("net", "x", "message"),
     [
-        (Twice(), floats(4), "'a.bias' is used by two calls of a layer.* use the global one"),
+        (Twice(), floats(4), "'a.bias' is used by two calls of a layer.* Use mas"),
         (Tied(), floats(4), "'a.weight' is used by two calls of a layer"),
         (TimeFirst(), floats(N, 4), r"the layer of 'a.bias' gets an input of shape \(7, 1, 4\) for 1 examples"),
         (nn.Sequential(nn.Embedding(3, 3), nn.Flatten()), torch.zeros(N, 1).long(), "no nn.Linear, nn.Conv1d or"),
         (nn.Linear(4, 2).requires_grad_(False), floats(4), "no nn.Linear, nn.Conv1d or"),
         (nn.Linear(4, 2), floats(4) * float("inf"), "importance of 'weight' is not finite"),
-        (nn.Linear(4, 2), floats(4)[:0], "hold 0 examples"),
+        (nn.Linear(4, 2), floats(4)[:0], "have 0 examples"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(net: nn.Module, x: Tensor, message: str) -> None:

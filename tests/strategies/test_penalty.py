@@ -446,7 +446,7 @@ def test_two_optimizers_each_get_the_penalty_of_their_own_parameters():
 
 def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
     strategy = L2(lam=1e8)
-    with pytest.raises(Unstable, match=r"sgd lr=0.1 with lam=1e\+08 is too stiff .*= 1e\+07.*below 2.*lower lam or lr"):
+    with pytest.raises(Unstable, match=r"sgd lr=0.1 with lam=1e\+08 is too stiff .*= 1e\+07.*below 2.*Lower lam or lr"):
         learn(Plain(), strategy, tasks=2, max_epochs=60)
 
 

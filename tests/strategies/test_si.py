@@ -319,5 +319,5 @@ def test_damping_is_a_finite_number_above_zero_and_clamp_is_true_or_false(dampin
 
 
 def test_a_penalty_that_diverges_with_negative_importance_names_its_remedies():
-    with pytest.raises(Unstable, match=r"lower lam or lr, .*; or clamp=True, as importance is down to -"):
+    with pytest.raises(Unstable, match=r"Lower lam or lr, .*, or clamp=True, because importance is down to -"):
         learn(Plain(DECAYING), SI(lam=1e8), tasks=2, max_epochs=30)

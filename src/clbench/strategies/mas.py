@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from clbench.data import Batches, find_task, task_of
+from clbench.data.sequence import EVALUATION_BATCH
 from clbench.errors import StrategyError
 from clbench.importance import mas, mas_local
 from clbench.importance.batching import count
 from clbench.params import Params, placed_like, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_choice, check_flag, check_fraction, check_integer
-from clbench.strategies.measured import EVALUATION_BATCH, Data, ImportanceStrategy, MeasurementOptions, Outputs
+from clbench.strategies.measured import Data, ImportanceStrategy, MeasurementOptions, Outputs
 from clbench.strategies.quadratic import Quadratic
 
 

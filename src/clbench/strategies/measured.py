@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from clbench.data import Batches, Task, TaskSequence, find_task
 from clbench.data.batches import Part
+from clbench.data.sequence import EVALUATION_BATCH
 from clbench.errors import StrategyError
 from clbench.importance import default_outputs, preserve_state
 from clbench.importance.batching import count, subsample, take
@@ -25,7 +26,6 @@ Data = str | Iterable[Any] | Callable[[L.Trainer], Iterable[Any]]
 """A part of the task by name, or batches, or what makes them of the trainer when a task has ended."""
 
 PARTS = {"train": "training", "validation": "validation", "test": "test"}
-EVALUATION_BATCH = 1000
 
 
 class MeasurementOptions(QuadraticOptions, total=False):

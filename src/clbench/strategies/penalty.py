@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError
@@ -24,7 +24,7 @@ from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_strength
 from clbench.strategies.base import Strategy
 from clbench.strategies.patterns import Patterns, selected
-from clbench.strategies.penalty_state import PenaltyState, empty
+from clbench.strategies.penalty_state import PenaltyState, empty, sgd_bound
 from clbench.strategies.quadratic import Quadratic
 
 
@@ -172,14 +172,16 @@ class QuadraticStrategy(Strategy):
         return {"examples": self.examples, "bytes": kept, "total": total}
 
     def diagnosis(self, trainer: L.Trainer) -> str:
-        lr = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
-        name = type(trainer.optimizers[0]).__name__.lower()
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        group = max(groups, key=lambda group: float(group["lr"]))
+        lr, name = group["lr"], type(trainer.optimizers[0]).__name__.lower()
         if self.penalty is None:
-            return f"{name} lr={lr:g} is too large; lower it"
+            return f"{name} lr={lr:g} is too large. Lower lr"
         stiffness = self.penalty_state().stiffness(lr)
+        bound = sgd_bound(group) if isinstance(trainer.optimizers[0], SGD) else 2.0
         return (
             f"{name} lr={lr:g} with lam={self.lam:g} is too stiff (lr*lam*max importance = {stiffness:.3g}, SGD is "
-            "stable below 2); lower lam or lr, or use optimizer=adam"
+            f"stable below {bound:.3g}). Lower lam or lr, or use optimizer=adam"
         )
 
     def _moving(self, params: Iterator[nn.Parameter]) -> Params:
