@@ -240,7 +240,8 @@ def test_agem_never_steps_against_the_gradient_of_its_memory(scenario):
                 return
             memory = strategy.memory
             rows = {
-                name: t[memory.before(trainer.datamodule.index) & memory.filled] for name, t in memory.examples.items()
+                name: t[memory.slots_before(trainer.datamodule.index) & memory.filled]
+                for name, t in memory.examples.items()
             }
             context = rows["task"] if scenario == "task" else trainer.datamodule.index
             with torch.enable_grad():

@@ -58,9 +58,9 @@ def test_a_ring_keeps_the_last_examples_of_every_task(sizes, each):
             memory.add({**examples, "task": torch.full_like(examples["number"], task)}, task)
     kept = min(each, sum(sizes))
     for task in (0, 1):
-        mine = memory.examples["number"][memory.of(task) & memory.filled]
+        mine = memory.examples["number"][memory.slots_of(task) & memory.filled]
         assert sorted(mine.tolist()) == list(range(sum(sizes) - kept, sum(sizes)))
-        assert (memory.examples["task"][memory.of(task) & memory.filled] == task).all()
+        assert (memory.examples["task"][memory.slots_of(task) & memory.filled] == task).all()
 
 
 @given(st.integers(1, 30), st.integers(0, 1000))
@@ -88,8 +88,8 @@ def test_a_draw_can_be_of_earlier_tasks_only():
     assert memory.draw(4, seeded(0)) is None
     for task, examples in enumerate(stream(4, 4)):
         memory.add({**examples, "task": torch.full((4,), task)}, task)
-    assert set(memory.draw(9, seeded(0), memory.before(1))["task"].tolist()) == {0}
-    assert memory.draw(9, seeded(0), memory.of(2)) is None
+    assert set(memory.draw(9, seeded(0), memory.slots_before(1))["task"].tolist()) == {0}
+    assert memory.draw(9, seeded(0), memory.slots_of(2)) is None
 
 
 def test_where_a_slot_is_written_twice_the_later_row_stays():

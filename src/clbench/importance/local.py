@@ -233,7 +233,7 @@ class Local:
         names = set(self.names[layer].values())
         if shared := names & done:
             raise ValueError(
-                f"{min(shared)!r} is used by two calls of a layer, which therefore has no local form. Use mas instead (form=global)"
+                f"{min(shared)!r} is used by two calls of a layer, so it has no local form. Use mas instead (form=global)"
             )
         if not fits(layer, a, n):
             raise ValueError(
