@@ -151,12 +151,12 @@ def test_measuring_features_restores_the_mode_where_the_body_fails():
 
 
 def test_a_body_that_does_not_flatten_is_told_to():
-    with pytest.raises(ValueError, match=r"gives \(2, 8, 6, 6\) for 2 inputs; .* flatten it"):
+    with pytest.raises(ValueError, match=r"expected shape \(2, features\) for 2 inputs, got \(2, 8, 6, 6\). Flatten"):
         features_of(nn.Conv2d(1, 8, 3), (1, 8, 8))
 
 
 def test_a_body_that_gives_a_tuple_is_refused():
-    with pytest.raises(ValueError, match="gives a tuple; a head needs a tensor"):
+    with pytest.raises(ValueError, match="expected a tensor .*, got tuple"):
         features_of(nn.LSTM(3, 2), (4, 3))
 
 
@@ -169,7 +169,7 @@ def test_the_resnet_of_van_de_ven_with_10_classes_has_1094770_parameters():
 
 
 def shapes_through(body, shape):
-    """The shape of one image after every part of a sequential body."""
+    """Return the shape of one image after every part of a sequential body."""
     x, shapes = torch.zeros(1, *shape), {}
     for name, part in body.eval().named_children():
         x = part(x)
@@ -202,7 +202,7 @@ def test_only_the_last_block_of_van_de_vens_resnet_lets_negative_values_through(
 
 
 def test_a_reduced_resnet_is_he_and_others_resnet_with_another_stem_and_width():
-    """The stages of torchvision's ResNet-18 at width 20, with the weights of ours, give the same features."""
+    """The stages of torchvision's ResNet-18 at width 20 compute the same features with our weights."""
     from torchvision.models.resnet import BasicBlock, ResNet
 
     class Narrow(ResNet):
@@ -235,9 +235,9 @@ def test_the_cnn_has_a_pooling_per_convolution_and_says_when_the_image_is_too_sm
     assert [type(p).__name__ for p in cnn((1, 8, 8), (2, 3, 4), 5, 0.1)] == 3 * ["Conv2d", "ReLU", "MaxPool2d"] + [
         "Flatten", "Linear", "ReLU", "Dropout"
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="3 poolings need images of at least 8x8, not 4x9"):
+    with pytest.raises(ValueError, match="3 poolings: expected images of at least 8x8, got 4x9"):
         cnn((1, 4, 9), (2, 3, 4))
-    with pytest.raises(ValueError, match=r"takes images .* not inputs of shape \(10,\)"):
+    with pytest.raises(ValueError, match=r"expected inputs \(channels, height, width\), got shape \(10,\)"):
         cnn((10,))
 
 
@@ -296,10 +296,16 @@ def test_a_model_of_torchvision_is_torchvisions_up_to_its_classifier():
     ("make", "message"),
     [
         (lambda: torchvision_model((3, 32, 32), "resnet19"), "Unknown model resnet19"),
-        (lambda: torchvision_model((3, 32, 32), "resnet18", weights="BEST"), "weights=BEST of resnet18 do not exist"),
-        (lambda: torchvision_model((2, 32, 32)), "1 or 3 channels, not 2"),
-        (lambda: torchvision_model((3, 32, 32), "squeezenet1_0"), "no linear layer to take off: use net=module"),
-        (lambda: module_body((3,), partial(nn.Linear, 3, 2), drop_layer="fc"), "Linear has no part 'fc'"),
+        (
+            lambda: torchvision_model((3, 32, 32), "resnet18", weights="BEST"),
+            "weights=BEST: expected weights of resnet18",
+        ),
+        (lambda: torchvision_model((2, 32, 32)), "1 or 3 channels, got 2"),
+        (lambda: torchvision_model((3, 32, 32), "squeezenet1_0"), "no linear layer to remove. Use net=module"),
+        (
+            lambda: module_body((3,), partial(nn.Linear, 3, 2), drop_layer="fc"),
+            "drop_layer=fc: expected a part of Linear",
+        ),
     ],
 )
 def test_a_body_that_cannot_be_had_is_named_with_what_to_do(make, message):
@@ -392,16 +398,16 @@ def files(folder):
 @pytest.mark.parametrize(
     ("file", "body", "message"),
     [
-        ("nowhere.pt", mlp((4,), (3,)), "nowhere.pt is not a file: give checkpoints/task_<t>.ckpt"),
+        ("nowhere.pt", mlp((4,), (3,)), "nowhere.pt: expected a file. Try checkpoints/task_<t>.ckpt"),
         (
             "module.pt",
             mlp((4,), (3,)),
-            r"cannot be read with weights_only .*save the net's state_dict\(\), not the net",
+            r"cannot be read with weights_only .*Save the net's state_dict\(\), not the net",
         ),
         ("text.pt", mlp((4,), (3,)), "cannot be read with weights_only"),
-        ("numbers.pt", mlp((4,), (3,)), "holds no state_dict"),
-        ("mlp.pt", mlp((5,), (3,)), r"1.weight is \(3, 4\) in the file, \(3, 5\) in the net\): choose the net and"),
-        ("mlp.pt", mlp((4,), (3, 3)), "the net also has 3.weight; the net also has 3.bias"),
+        ("numbers.pt", mlp((4,), (3,)), "expected a state_dict"),
+        ("mlp.pt", mlp((5,), (3,)), r"1.weight is \(3, 4\) in the file, \(3, 5\) in the net\). Use the net and"),
+        ("mlp.pt", mlp((4,), (3, 3)), "the net also has 3.weight, the net also has 3.bias"),
         ("mlp.pt", nn.Flatten(), "the file also has 1.weight"),
         ("mlp.pt", mlp((4,), (5,) * 9), "and [0-9]+ more"),
     ],
@@ -417,7 +423,7 @@ def test_weights_that_do_not_fit_are_one_line_with_file_keys_and_remedy(tmp_path
 
 
 def test_convolutions_lie_channels_last_and_what_is_remembered_of_them_too(run, composed, tmp_path):
-    """Faster; nothing but the order in memory changes, and importances that a resumed run reads follow."""
+    """This layout is faster. Only the order in memory changes, also that of importances in a resumed run."""
     options = ("net=cnn", "net.channels=[4,8]", "data=split_digits", "data.tasks=2", "steps=3", "strategy=ewc")
     run(*options)
     _, learner, strategy = build(composed(*options))

@@ -1,4 +1,4 @@
-"""Memories: who is kept, who is drawn, and that nothing else can change them."""
+"""Memories: which examples are kept and drawn, and that nothing else can change them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def stream(*sizes: int) -> list[dict[str, torch.Tensor]]:
-    """Examples numbered through, in batches."""
+    """Return numbered examples in batches."""
     numbers = torch.arange(sum(sizes))
     return [{"x": batch[:, None].float(), "number": batch} for batch in numbers.split(list(sizes))]
 
 
 def uniformity(counts: torch.Tensor, p: float, repeats: int) -> float:
-    """p-value of equal inclusion: slots are shared, so counts have variance p (1 - p) and correlation -1 / (n - 1)."""
+    """Return the p-value of equal inclusion.
+
+    Slots are shared, so the counts have variance p (1 - p) and correlation -1 / (n - 1).
+    """
     n = len(counts)
     statistic = ((counts - repeats * p) ** 2 / (repeats * p * (1 - p))).sum().item() * (n - 1) / n
     return float(chi2.sf(statistic, n - 1))
@@ -129,5 +132,5 @@ def test_a_memory_without_slots_is_refused():
 
 def test_a_state_of_another_size_is_refused():
     memory = Reservoir(4)
-    with pytest.raises(ValueError, match="a state of 4 slots"):
+    with pytest.raises(ValueError, match="expected 5 slots, got 4"):
         Reservoir(5).load_state_dict(memory.state_dict())

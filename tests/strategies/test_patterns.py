@@ -1,4 +1,4 @@
-"""Which parameters a penalty holds."""
+"""Selection of the parameters to penalise."""
 
 from __future__ import annotations
 
