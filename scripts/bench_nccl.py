@@ -33,7 +33,7 @@ from clbench.nets import Net, features_of, mlp, resnet18_reduced
 from clbench.nets.calibration import cached_weights, remove
 from clbench.strategies import NCCL
 from clbench.strategies.distillation import divergence
-from clbench.strategies.memory import Rows
+from clbench.strategies.memory import Examples
 
 NETS: dict[str, tuple[tuple[int, int, int], Callable[..., nn.Module]]] = {
     "MLP 784-256-256-10": ((1, 28, 28), partial(mlp, hidden=(256, 256))),
@@ -61,7 +61,7 @@ class Passes:
         self.features = strategy._features
         self.theta = strategy._theta if calibrated else list(net.parameters())
 
-    def __call__(self, new: Batch, old: Rows | None) -> None:
+    def __call__(self, new: Batch, old: Examples | None) -> None:
         for _ in range(self.strategy.inner_steps):
             with cached_weights(self.tiled):
                 loss = cross_entropy(self.net(new.x, 0), new.y)
@@ -75,7 +75,7 @@ class Passes:
                 loss = self._divergence(self.net(some["x"], 0), some)
             torch.autograd.grad(loss, [*weights, *self.features] if self.layers else self.theta)
 
-    def _divergence(self, outputs: Tensor, old: Rows) -> Tensor:
+    def _divergence(self, outputs: Tensor, old: Examples) -> Tensor:
         return divergence(outputs, old["soft"], self.strategy.temperature)
 
 
@@ -101,8 +101,8 @@ class Timing(L.Callback):
                 self.passes = counted(pl_module.net, self.strategy, batch)
             parts = self._timed("step", self.strategy.update, batch)
             assert self.strategy.memory is not None
-            rows = self.strategy.memory.rows
-            number = min(self.strategy.drawn, self.strategy.each)  # of the one earlier task
+            rows = self.strategy.memory.examples
+            number = min(self.strategy.replay_size, self.strategy.each)  # of the one earlier task
             old = {name: t[:number] for name, t in rows.items()} if trainer.datamodule.index else None
             for name, run in bare.items():
                 self._timed(name, run, batch, old)

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from clbench.params import placed_like, size_in_bytes, snapshot, trainable, zeros_like
+from clbench.params import move_like, size_in_bytes, snapshot, trainable, zeros_like
 
 
 class Tied(nn.Module):
@@ -44,7 +44,7 @@ def test_zeros_like_has_the_names_shapes_and_dtypes_and_needs_no_gradient():
 
 def test_moved_to_takes_the_device_of_the_same_name_and_keeps_dtype_and_other_names():
     params = {"here": torch.ones(2, dtype=torch.double), "other": torch.ones(2)}
-    moved = placed_like(params, {"here": torch.empty(2, device="meta"), "unknown": torch.empty(1)})
+    moved = move_like(params, {"here": torch.empty(2, device="meta"), "unknown": torch.empty(1)})
     assert set(moved) == {"here", "other"}
     assert (moved["here"].device.type, moved["here"].dtype) == ("meta", torch.double)
     assert moved["other"] is params["other"]

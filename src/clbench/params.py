@@ -26,7 +26,7 @@ def zeros_like(params: Mapping[str, Tensor]) -> Params:
     return {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
 
 
-def placed_like(params: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
+def move_like(params: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
     """Return ``params`` on the devices and with the strides of ``like``. Dtypes and other names do not change.
 
     Arithmetic on tensors with different strides is slow.

@@ -140,8 +140,8 @@ def test_gradients_are_the_same_whether_the_calibrated_weights_are_formed_or_not
     perturbed(net)
     free = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
     with cached_weights(list(calibrated(net).values())):
-        held = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
-    torch.testing.assert_close(free, held, rtol=1e-9, atol=1e-12)
+        cached = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    torch.testing.assert_close(free, cached, rtol=1e-9, atol=1e-12)
 
 
 def test_the_gradient_of_psi_follows_from_that_of_the_calibrated_weights():

@@ -173,7 +173,7 @@ def test_a_run_stopped_after_a_task_and_started_again_ends_bit_identical(run, tm
 def test_each_way_to_measure_keeps_what_fine_tuning_forgets(run, options):
     length = ("epochs=3", "data.tasks=3")
     plain = run(*length, "strategy=finetune", folder="plain")
-    result = run(*length, "strategy=mas", *options, folder="held")
+    result = run(*length, "strategy=mas", *options, folder="penalised")
     assert result["accuracy_matrix"][0] == plain["accuracy_matrix"][0]
     assert result["average_accuracy"] > plain["average_accuracy"] + 0.05
     assert result["forgetting"] < plain["forgetting"] - 0.05

@@ -22,7 +22,7 @@ from clbench.learner import Learner
 from clbench.nets import Net, features_of, mlp, resnet18_reduced
 from clbench.nets.calibration import calibrate, calibrated, calibration, remove
 from clbench.params import snapshot
-from clbench.strategies.distillation import divergence, softened
+from clbench.strategies.distillation import divergence, soften
 from clbench.strategies.nccl_steps import consolidation
 from tests.conftest import stopped_after, trainer
 
@@ -227,7 +227,7 @@ def test_a_psi_of_zero_gives_a_finite_step():
     assert all(p.isfinite().all() for p in learner.parameters())
 
 
-# --- what each level changes ------------------------------------------------------------------------------------------------------
+# --- what each level changes ----------------------------------------------------------------------------------------------
 
 
 class Watched(NCCL):
@@ -236,18 +236,18 @@ class Watched(NCCL):
     steps = 0
 
     def _inner_step(self, *arguments):
-        held = snapshot(calibration(self.learner.net))
+        before = snapshot(calibration(self.learner.net))
         result = super()._inner_step(*arguments)
-        assert all(torch.equal(p, held[name]) for name, p in calibration(self.learner.net).items())
+        assert all(torch.equal(p, before[name]) for name, p in calibration(self.learner.net).items())
         self.steps += 1
         return result
 
     def _outer_step(self, *arguments):
         own = calibration(self.learner.net)
-        held = {n: p.clone() for n, p in self.learner.net.named_parameters() if n not in own}
+        before = {n: p.clone() for n, p in self.learner.net.named_parameters() if n not in own}
         result = super()._outer_step(*arguments)
         now = dict(self.learner.net.named_parameters())
-        assert all(torch.equal(now[name], p) for name, p in held.items())
+        assert all(torch.equal(now[name], p) for name, p in before.items())
         self.steps += 1
         return result
 
@@ -381,7 +381,7 @@ def test_outputs_that_do_not_compete_give_no_nan():
 
 
 def test_the_mean_of_torch_is_the_batch_mean_over_the_number_of_outputs():
-    z, soft = torch.randn(8, 5), softened(torch.randn(8, 5), 5.0)
+    z, soft = torch.randn(8, 5), soften(torch.randn(8, 5), 5.0)
     mean, batch_mean = (divergence(z, soft, 5.0, scale) for scale in ("mean", "batchmean"))
     torch.testing.assert_close(mean, batch_mean / 5)
     with pytest.warns(UserWarning, match="batchmean"):

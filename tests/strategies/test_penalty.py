@@ -267,9 +267,9 @@ def test_l2_holds_the_latest_anchor_or_all_of_them(anchors):
         centres.append(module.body.weight.detach().clone())
     with torch.no_grad():
         module.body.weight.add_(0.1)
-    held = centres if anchors == "all" else centres[-1:]
+    anchors_kept = centres if anchors == "all" else centres[-1:]
     others = {n: p for n, p in module.named_parameters() if n != "body.weight"}
-    expected = sum(((module.body.weight - c) ** 2).sum() for c in held)
+    expected = sum(((module.body.weight - c) ** 2).sum() for c in anchors_kept)
     rest = strategy.value(module) - expected
     if anchors == "latest":
         assert rest.abs().item() < 1e-5

@@ -165,9 +165,9 @@ def test_where_all_importances_are_zero_the_anchor_is_the_newest():
 
 def test_where_one_importance_is_zero_the_anchor_is_exactly_the_other():
     zero, one = torch.zeros(1, dtype=torch.double), torch.ones(1, dtype=torch.double)
-    free, held = quadratic({"w": zero}, {"w": 0.1 * one}), quadratic({"w": 3 * one}, {"w": 0.7 * one})
-    assert_same(add(free, held), held)
-    assert_same(add(held, free), held)
+    free, important = quadratic({"w": zero}, {"w": 0.1 * one}), quadratic({"w": 3 * one}, {"w": 0.7 * one})
+    assert_same(add(free, important), important)
+    assert_same(add(important, free), important)
 
 
 def test_a_parameter_that_one_side_knows_is_taken_from_that_side():

@@ -257,14 +257,14 @@ def test_only_what_is_held_is_followed():
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_lam_0_is_fine_tuning_bit_for_bit_with_an_unused_head_and_a_carried_optimizer(optimizer):
-    held = learn(Plain(optimizer, 1e-2), SI(lam=0.0), carry=True)
-    assert_same(held, learn(Plain(optimizer, 1e-2), Strategy(), carry=True))
+    module = learn(Plain(optimizer, 1e-2), SI(lam=0.0), carry=True)
+    assert_same(module, learn(Plain(optimizer, 1e-2), Strategy(), carry=True))
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_the_first_task_is_learned_as_without_it(optimizer):
-    held = learn(Plain(optimizer, 1e-2), SI(lam=1e3), tasks=1)
-    assert_same(held, learn(Plain(optimizer, 1e-2), Strategy(), tasks=1))
+    module = learn(Plain(optimizer, 1e-2), SI(lam=1e3), tasks=1)
+    assert_same(module, learn(Plain(optimizer, 1e-2), Strategy(), tasks=1))
 
 
 def test_state_dict_restores_the_strategy():

@@ -59,7 +59,7 @@ def take(batch: Any, index: slice | Tensor) -> Any:
     return tree_map(lambda leaf: leaf[index] if _has_examples(leaf) else leaf, batch)
 
 
-def merged(batches: Iterable[Any], size: int) -> Iterator[Any]:
+def merge_batches(batches: Iterable[Any], size: int) -> Iterator[Any]:
     """Yield consecutive batches of one kind merged until they have ``size`` examples. Larger batches are yielded unchanged.
 
     Batches that wait to be merged are copied, because a loader may reuse the memory of its last batch.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench.importance.batching import count, merged, move_to, shapes, take
+from clbench.importance.batching import count, merge_batches, move_to, shapes, take
 from clbench.importance.example_statistics import ExampleStatistics
 from clbench.importance.general import General, Measured
 from clbench.importance.graph import Call, Recorder, plan, recording
@@ -82,7 +82,7 @@ class Engine:
     def run(self, batches: Iterable[Any]) -> ExampleStatistics:
         """Return the sums over all examples of ``batches``."""
         with recording(self.module) as recorder:
-            for batch in merged(batches, min(SMALL, self.chunk or SMALL)):
+            for batch in merge_batches(batches, min(SMALL, self.chunk or SMALL)):
                 batch = move_to(batch, self.device)
                 n = count(batch)
                 probed = self._probe(recorder, batch)
@@ -93,7 +93,10 @@ class Engine:
         return self.statistics
 
     def _probe(self, recorder: Recorder, batch: Any) -> Probe:
-        """Return the probe of a batch of this kind, made once. A single example needs other checks than several."""
+        """Return the probe of batches of this kind, computed once.
+
+        Batches of one example are a kind of their own, because they cannot show whether rows are examples.
+        """
         kind = (shapes(batch), count(batch) > 1)
         if kind not in self.probes:
             check_independent(self.module, self.measured, batch)
@@ -123,7 +126,7 @@ class Engine:
                 params = {name: self.params[name] for name in todo.general}
                 for grads in self.general(params, batch, torch.stack(some, 1), probed.saved):
                     for name, g in grads.items():
-                        self.statistics.add(name, self.square_or_abs(_wide(g)))
+                        self.statistics.add(name, self.square_or_abs(_widen(g)))
         self.statistics.examples += n
 
     def _block(self, probed: Probe, n: int, c: int) -> int:
@@ -146,14 +149,14 @@ class Engine:
         layer, a = call.layer, call.input
         kind = form_of(layer)
         if kind is nn.Embedding:
-            rows = embedding(layer, a, _wide(torch.stack(g, 1)), self.square_or_abs)  # type: ignore[arg-type]
+            rows = embedding(layer, a, _widen(torch.stack(g, 1)), self.square_or_abs)  # type: ignore[arg-type]
             self.statistics.add_rows(names["weight"], *rows)
             return
-        a = _wide(a)
+        a = _widen(a)
         if kind is nn.Linear and a.dim() == 2:
-            left = self.square_or_abs(_wide(g[0]))
+            left = self.square_or_abs(_widen(g[0]))
             for more in g[1:]:
-                _add(left, _wide(more), self.square_or_abs)
+                _add(left, _widen(more), self.square_or_abs)
             if "weight" in names:
                 self.statistics.add_outer(names["weight"], left, self.square_or_abs(a))
             if "bias" in names:
@@ -161,7 +164,7 @@ class Engine:
             return
         form = FORMS[kind]  # type: ignore[index]
         for piece in _pieces(a, g, sum(self.params[name].numel() for name in names.values()), self.inner_budget):
-            some = [_wide(column[piece]) for column in g]
+            some = [_widen(column[piece]) for column in g]
             gradients = form(
                 layer, a[piece], torch.stack(some, 1) if len(some) > 1 else some[0].unsqueeze(1), set(names)
             )
@@ -183,6 +186,6 @@ def _add(total: Tensor, g: Tensor, square_or_abs: SquareOrAbs) -> Tensor:
     return total.addcmul_(g, g) if square_or_abs is torch.square else total.add_(square_or_abs(g))
 
 
-def _wide(t: Tensor) -> Tensor:
+def _widen(t: Tensor) -> Tensor:
     """Return ``t`` in float32 or wider."""
     return t.to(torch.promote_types(t.dtype, torch.float32))

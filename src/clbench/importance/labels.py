@@ -55,20 +55,20 @@ def output_gradients_for(labels: str, loss: str, label_samples: int, seed: int) 
     check = TargetCheck(loss)
     if labels == "exact":
         counts = {"cross_entropy": lambda c: c - 1, "binary_cross_entropy": lambda c: 1, "mse": lambda c: c}
-        return OutputGradients(counts[loss], lambda z, y: exact(check.outputs(z), loss)), check
+        return OutputGradients(counts[loss], lambda z, y: exact_columns(check.outputs(z), loss)), check
     if labels == "sample":
         generator = torch.Generator().manual_seed(seed)
         return OutputGradients(
-            lambda c: label_samples, lambda z, y: sample(check.outputs(z), loss, label_samples, generator)
+            lambda c: label_samples, lambda z, y: sample_columns(check.outputs(z), loss, label_samples, generator)
         ), check
     if labels == "predicted":
         return OutputGradients(
-            lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, predicted(check.outputs(z), loss))])
+            lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, predict_labels(check.outputs(z), loss))])
         ), check
     return OutputGradients(lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, check(check.outputs(z), y))])), check
 
 
-def exact(z: Tensor, loss: str) -> Iterator[Tensor]:
+def exact_columns(z: Tensor, loss: str) -> Iterator[Tensor]:
     """Yield the columns of a factor of the covariance of the output gradients under the model's own distribution.
 
     Softmax: Cholesky factor of diag(p) - p p^T. Bernoulli: sqrt(p (1 - p)). The mean squared error mean_c (z - y)^2 is, up to
@@ -86,7 +86,7 @@ def exact(z: Tensor, loss: str) -> Iterator[Tensor]:
             yield column
 
 
-def sample(z: Tensor, loss: str, label_samples: int, generator: torch.Generator) -> Iterator[Tensor]:
+def sample_columns(z: Tensor, loss: str, label_samples: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield gradients at labels sampled from the model, divided by sqrt(label_samples) so that their squares average.
 
     The generator gives a fixed number of float64 uniforms per example, in the order of the examples. The labels therefore do
@@ -105,7 +105,7 @@ def sample(z: Tensor, loss: str, label_samples: int, generator: torch.Generator)
         yield column / label_samples**0.5
 
 
-def predicted(z: Tensor, loss: str) -> Tensor:
+def predict_labels(z: Tensor, loss: str) -> Tensor:
     """Return the most probable label, (N,)."""
     return z.argmax(1) if loss == "cross_entropy" else z[:, 0] > 0
 

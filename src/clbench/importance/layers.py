@@ -47,7 +47,7 @@ def convolution(layer: nn.Conv1d | nn.Conv2d, a: Tensor, g: Tensor, want: set[st
     out = {}
     if "weight" in want:
         groups = layer.groups
-        patches = unfolded(layer, a).reshape(n * groups, -1, g.shape[-1])  # (n G, I/G kernel, P)
+        patches = extract_patches(layer, a).reshape(n * groups, -1, g.shape[-1])  # (n G, I/G kernel, P)
         by_group = g.reshape(n, k, groups, o // groups, -1).transpose(1, 2).reshape(n * groups, -1, g.shape[-1])
         w = torch.bmm(by_group, patches.transpose(1, 2))  # (n G, K O/G, I/G kernel)
         w = w.view(n, groups, k, o // groups, -1).transpose(1, 2)
@@ -57,7 +57,7 @@ def convolution(layer: nn.Conv1d | nn.Conv2d, a: Tensor, g: Tensor, want: set[st
     return out
 
 
-def unfolded(layer: nn.Conv1d | nn.Conv2d, a: Tensor) -> Tensor:
+def extract_patches(layer: nn.Conv1d | nn.Conv2d, a: Tensor) -> Tensor:
     """Return the patches seen by the kernel: (n, I, *in) -> (n, I * kernel, P)."""
     kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
     pad = layer._reversed_padding_repeated_twice  # also set for padding='same'; last dimension first

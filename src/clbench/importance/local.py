@@ -220,7 +220,7 @@ class Local:
             used += (a.numel() + 2 * post.numel()) * a.element_size()
             self._check(layer, a, n, done)
             done.update(self.names[layer].values())
-            self._layer(layer, _wide(a), 2 * _wide(post))
+            self._layer(layer, _widen(a), 2 * _widen(post))
 
         with activations(self.names, on_activated) as tracker:
             z, _ = self.outputs(self.module, batch)
@@ -259,6 +259,6 @@ class Local:
                 self.statistics.add(names[local], value.abs())
 
 
-def _wide(t: Tensor) -> Tensor:
+def _widen(t: Tensor) -> Tensor:
     """Return ``t`` in float32 or wider."""
     return t.to(torch.promote_types(t.dtype, torch.float32))

@@ -7,12 +7,12 @@ import math
 from torch import Tensor, nn
 
 
-def softened(outputs: Tensor, temperature: float) -> Tensor:
+def soften(outputs: Tensor, temperature: float) -> Tensor:
     """Return softmax(outputs / temperature) of outputs (N, C)."""
     return (outputs / temperature).softmax(1)
 
 
-def padded(soft: Tensor, width: int) -> Tensor:
+def pad_outputs(soft: Tensor, width: int) -> Tensor:
     """Return ``soft`` (N, C) as (N, width), nan where there is no output."""
     return nn.functional.pad(soft, (0, width - soft.shape[1]), value=math.nan)
 

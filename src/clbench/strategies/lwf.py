@@ -14,7 +14,7 @@ from clbench.learner import Learner, learner_of
 from clbench.nets import Net
 from clbench.params import size_in_bytes, snapshot
 from clbench.strategies.argument_checks import check_positive, check_strength
-from clbench.strategies.distillation import divergence, softened
+from clbench.strategies.distillation import divergence, soften
 from clbench.strategies.learner_strategy import Features, LearnerStrategy
 
 
@@ -100,4 +100,4 @@ class LwF(LearnerStrategy):
 
 def distance(z: Tensor, target: Tensor, temperature: float) -> Tensor:
     """Return the mean over examples of KL( softmax(target / T) || softmax(z / T) ), both (N, C)."""
-    return divergence(z, softened(target, temperature), temperature, "batchmean")
+    return divergence(z, soften(target, temperature), temperature, "batchmean")

@@ -15,7 +15,7 @@ from clbench.data.sequence import EVALUATION_BATCH
 from clbench.errors import StrategyError, expected
 from clbench.importance import mas, mas_local
 from clbench.importance.batching import count
-from clbench.params import Params, placed_like, snapshot, trainable
+from clbench.params import Params, move_like, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_choice, check_flag, check_fraction, check_integer
 from clbench.strategies.measured import Data, ImportanceStrategy, MeasurementOptions, Outputs
@@ -113,7 +113,7 @@ class MAS(ImportanceStrategy):
             )
         if self.online and trainer.ckpt_path is None:
             self._mean, self.examples = {}, 0
-        self._mean = placed_like(self._mean, trainable(pl_module))
+        self._mean = move_like(self._mean, trainable(pl_module))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

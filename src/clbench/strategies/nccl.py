@@ -19,7 +19,7 @@ from clbench.nets.calibration import CalibratedNeurons, calibrate, calibrated, c
 from clbench.nets.resnet import BasicBlock
 from clbench.params import trainable
 from clbench.strategies.argument_checks import check_choice, check_flag, check_integer, check_positive, check_strength
-from clbench.strategies.distillation import padded, softened
+from clbench.strategies.distillation import pad_outputs, soften
 from clbench.strategies.memory import Ring
 from clbench.strategies.nccl_steps import TwoLevels
 from clbench.strategies.patterns import Patterns, selected
@@ -211,10 +211,10 @@ class NCCL(TwoLevels):
             x = x[slots.to(x.device)]
             with preserve_state(learner), torch.no_grad():
                 outputs = torch.cat([learner.net(part, self._index) for part in x.split(1000)])
-            soft = softened(learner.logits(outputs), self.temperature)
+            soft = soften(learner.logits(outputs), self.temperature)
             if "soft" not in self.memory.examples:
                 self.memory.examples["soft"] = soft.new_zeros(self.memory.slots, self._width)
-            self.memory.write({"soft": padded(soft, self._width)}, slots.tolist())
+            self.memory.write({"soft": pad_outputs(soft, self._width)}, slots.tolist())
         self.seconds += perf_counter() - start
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

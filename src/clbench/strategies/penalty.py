@@ -19,7 +19,7 @@ from torch.optim import SGD, Optimizer
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.learner import Learner
-from clbench.params import Params, placed_like, size_in_bytes, snapshot, trainable
+from clbench.params import Params, move_like, size_in_bytes, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_strength
 from clbench.strategies.base import Strategy
@@ -131,7 +131,7 @@ class QuadraticStrategy(Strategy):
                         f"{name}: expected shape {tuple(f.shape)}, as when its importance was measured, got "
                         f"{tuple(params[name].shape)}. Give a new head another name, or exclude it with exclude=[...]"
                     )
-            self.penalty = Quadratic(placed_like(q.importance, params), placed_like(q.anchor, params), q.constant)
+            self.penalty = Quadratic(move_like(q.importance, params), move_like(q.anchor, params), q.constant)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         if self.penalty is None or self.strength == 0:
