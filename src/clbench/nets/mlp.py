@@ -8,8 +8,6 @@ from math import prod
 
 from torch import nn
 
-from clbench.errors import expected
-
 
 def mlp(
     shape: Sequence[int], hidden: Sequence[int] = (200, 200), batch_norm: bool = False, dropout: float = 0.0
@@ -32,7 +30,7 @@ def mlp(
         torch.Size([2, 4])
     """
     if not isinstance(batch_norm, bool):
-        raise ValueError(expected("batch_norm", batch_norm, "true or false"))
+        raise ValueError(f"batch_norm={batch_norm}: expected true or false, got {batch_norm!r}")
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [prod(shape), *hidden]
     for inputs, outputs in pairwise(widths):

@@ -9,7 +9,6 @@ from urllib.error import URLError
 
 from torch import Tensor, nn
 
-from clbench.errors import expected
 from clbench.nets.cnn import image
 
 
@@ -78,7 +77,7 @@ def module_body(
         torch.Size([2, 4])
     """
     if not isinstance(flatten, bool):
-        raise ValueError(expected("flatten", flatten, "true or false"))
+        raise ValueError(f"flatten={flatten}: expected true or false, got {flatten!r}")
     body = module()
     if drop_layer is not None:
         replace_by_identity(body, drop_layer)
