@@ -305,7 +305,7 @@ def test_the_ring_keeps_the_last_examples_of_each_task():
     for task in range(3):
         seen = [u[3] for u in strategy.updates if u[0] == task]
         x, y = torch.cat([b.x for b in seen])[-7:], torch.cat([b.y for b in seen])[-7:]
-        mine = strategy.memory.of(task)
+        mine = strategy.memory.slots_of(task)
         order = torch.arange(20 - 7, 20) % 7
         assert torch.equal(strategy.memory.examples["x"][mine][order], x)
         assert torch.equal(strategy.memory.examples["y"][mine][order], y)
@@ -319,7 +319,7 @@ def test_the_softened_outputs_are_those_of_the_end_of_the_task_and_stay(scenario
     kept = {}
     for task in range(3):
         learn_one(strategy, sequence, learner, task)
-        mine = strategy.memory.of(task)
+        mine = strategy.memory.slots_of(task)
         with torch.no_grad():
             z = learner.eval().net(strategy.memory.examples["x"][mine], task)
         soft = strategy.memory.examples["soft"][mine]
@@ -329,7 +329,7 @@ def test_the_softened_outputs_are_those_of_the_end_of_the_task_and_stay(scenario
         kept[task] = soft.clone()
     for task, soft in kept.items():
         torch.testing.assert_close(
-            strategy.memory.examples["soft"][strategy.memory.of(task)], soft, rtol=0, atol=0, equal_nan=True
+            strategy.memory.examples["soft"][strategy.memory.slots_of(task)], soft, rtol=0, atol=0, equal_nan=True
         )
 
 
@@ -344,7 +344,7 @@ def test_right_after_a_task_the_distillation_and_its_gradient_are_zero_in_eval_m
     learner = learner_of(sequence, body=mlp(sequence.shape, hidden=(6,), batch_norm=batch_norm))
     strategy = NCCL(**SMALL)
     learn(strategy, sequence, learner, tasks=2)
-    rows = strategy.memory.draw(9, torch.Generator(), strategy.memory.of(1))
+    rows = strategy.memory.draw(9, torch.Generator(), strategy.memory.slots_of(1))
     for training in (False, True):
         learner.train(training)
         kl = divergence(learner.net(rows["x"], 1), rows["soft"], strategy.temperature)

@@ -19,10 +19,7 @@ from clbench.params import Params
 class Quadratic(NamedTuple):
     """q(theta) = sum_i importance_i * (theta_i - anchor_i)^2 + constant. The penalty of a strategy is ``lam / 2 * q(theta)``.
 
-    Attributes:
-        importance: F by parameter name.
-        anchor: a by parameter name, with the names and shapes of ``importance``.
-        constant: The scalar c.
+    ``importance`` and ``anchor`` have the same names and shapes. ``constant`` is a scalar.
     """
 
     importance: Params
