@@ -95,7 +95,7 @@ class General:
     def __init__(self, measured: Measured, budget: int) -> None:
         self.measured = measured
         self.budget = budget
-        self.traceable = True
+        self.is_traceable = True
 
     def __call__(self, params: Params, batch: Any, output_gradients: Tensor, footprint: int) -> Iterator[Params]:
         """Yield the gradients (m, K, *shape) of successive pieces of m examples.
@@ -114,7 +114,7 @@ class General:
             yield self._gradients(params, take(batch, piece), output_gradients[piece])
 
     def _gradients(self, params: Params, batch: Any, output_gradients: Tensor) -> Params:
-        if self.traceable:
+        if self.is_traceable:
             try:
                 return vmap_gradients(
                     self.measured, {n: p.detach() for n, p in params.items()}, batch, output_gradients
@@ -124,5 +124,5 @@ class General:
             except (
                 Exception
             ):  # torch.func raises many types of errors; an error of the module itself is raised again by the loop
-                self.traceable = False
+                self.is_traceable = False
         return loop_gradients(self.measured, params, batch, output_gradients)

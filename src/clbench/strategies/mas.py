@@ -71,8 +71,8 @@ class MAS(ImportanceStrategy):
         online: bool = False,
         **options: Unpack[MeasurementOptions],
     ) -> None:
-        self.remeasures = isinstance(data, str) and data == "seen"
-        super().__init__(lam, data="train" if self.remeasures else data, **options)
+        self.is_remeasured = isinstance(data, str) and data == "seen"
+        super().__init__(lam, data="train" if self.is_remeasured else data, **options)
         self.fisher_batch = check_integer("fisher_batch", fisher_batch, hint="The paper uses 1 (per example).")
         self.decay = check_fraction("decay", decay)
         self.form = check_choice("form", form, ("global", "local"))
@@ -102,11 +102,11 @@ class MAS(ImportanceStrategy):
         )
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
-        return quadratic.recentre(old, new, 0.0 if self.remeasures else self.decay)
+        return quadratic.recentre(old, new, 0.0 if self.is_remeasured else self.decay)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self.remeasures and (trainer.world_size > 1 or find_task(trainer) is None):
+        if self.is_remeasured and (trainer.world_size > 1 or find_task(trainer) is None):
             raise StrategyError(
                 "data=seen: expected one process and a task of a clbench sequence as datamodule. Use trainer.devices=1 and "
                 "such a task, or data=train"
@@ -137,7 +137,7 @@ class MAS(ImportanceStrategy):
         self._mean, self.examples = state_dict.get("mean", {}), state_dict.get("examples", 0)
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
-        if self.remeasures:
+        if self.is_remeasured:
             return self._measure_all_tasks(trainer, pl_module)
         if not self.online:
             return super().importance(trainer, pl_module)

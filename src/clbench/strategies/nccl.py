@@ -185,7 +185,7 @@ class NCCL(TwoLevels):
         parts = calibration(net)
         self._weights = [layer for layer in calibrated(net).values() if layer.calibration.psi is not None]
         self._tiled = [layer for layer in self._weights if not isinstance(layer, CalibratedNeurons)]
-        self._consolidates = "a" in self.terms and self.lam > 0 and self.rehearsal and bool(self._earlier.any())
+        self._has_consolidation = "a" in self.terms and self.lam > 0 and self.rehearsal and bool(self._earlier.any())
         self._features = [p for name, p in parts.items() if not name.endswith("psi")]
         calibrating = {id(p) for p in parts.values()}
         self._theta = [p for p in trainable(learner).values() if id(p) not in calibrating]

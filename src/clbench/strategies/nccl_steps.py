@@ -26,7 +26,7 @@ class TwoLevels(RehearsalStrategy):
         _tiled: Those of ``_weights`` whose theta~ is computed explicitly.
         _earlier, _same: Slots of the memory with examples of earlier tasks, and of the current task.
         _at_start: theta~ at the start of the task.
-        _consolidates: Whether term a is not zero.
+        _has_consolidation: Whether term a is not zero.
     """
 
     lam: float
@@ -50,7 +50,7 @@ class TwoLevels(RehearsalStrategy):
     _earlier: Tensor
     _same: Tensor
     _at_start: list[Tensor]
-    _consolidates: bool
+    _has_consolidation: bool
 
     def update(self, batch: Batch) -> Parts:
         """Learn from one batch: inner steps on theta, then outer steps on the calibration."""
@@ -114,7 +114,7 @@ class TwoLevels(RehearsalStrategy):
         with torch.no_grad():
             for k, (layer, g) in enumerate(zip(self._weights, gradients, strict=False)):
                 if g is not None:
-                    if self._consolidates:
+                    if self._has_consolidation:
                         part, g = consolidation(g, weights[k], anchor[k], self.lam, reg)
                         value += part
                     else:
@@ -132,7 +132,7 @@ class TwoLevels(RehearsalStrategy):
     def _weights_now(self) -> list[Tensor]:
         """Return theta~ if term a needs it, else an empty list."""
         with torch.no_grad():
-            return [layer.weight for layer in self._weights] if self._consolidates else []
+            return [layer.weight for layer in self._weights] if self._has_consolidation else []
 
     def _divergence(self, outputs: Tensor, soft: Tensor) -> Tensor:
         return divergence(self.learner.logits(outputs), soft, self.temperature, self.kl)

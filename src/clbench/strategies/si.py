@@ -62,7 +62,7 @@ class SI(QuadraticStrategy):
         self.clamp = check_flag("clamp", clamp)
         self._path = PathIntegral({})
         self._loaded: dict[str, Params] = {}
-        self._scaled = False
+        self._is_scaled = False
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         path = self._path
@@ -86,12 +86,12 @@ class SI(QuadraticStrategy):
             self._path.load_state_dict(self._loaded)
             self._loaded = {}
         plugin = trainer.precision_plugin
-        self._scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+        self._is_scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         self._path.end()  # in manual optimisation, an earlier step of the same batch
         params = (p for group in optimizer.param_groups for p in group["params"])
-        self._path.begin({self._names[id(p)]: p for p in params if id(p) in self._names}, may_skip=self._scaled)
+        self._path.begin({self._names[id(p)]: p for p in params if id(p) in self._names}, may_skip=self._is_scaled)
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
