@@ -101,7 +101,7 @@ class Timing(L.Callback):
             parts = self._timed("step", self.strategy.update, batch)
             assert self.strategy.memory is not None
             examples = self.strategy.memory.examples
-            number = min(self.strategy.drawn, self.strategy.each)  # examples of the single earlier task
+            number = min(self.strategy.replay_size, self.strategy.each)  # examples of the single earlier task
             old = {name: t[:number] for name, t in examples.items()} if trainer.datamodule.index else None
             for name, run in bare.items():
                 self._timed(name, run, batch, old)

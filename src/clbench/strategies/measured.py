@@ -1,4 +1,4 @@
-"""ImportanceStrategy: a quadratic strategy whose importance is measured on examples, as a rule of the task just learned."""
+"""ImportanceStrategy: a quadratic strategy whose importance is measured on examples, by default those of the last task."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from clbench.data import Batches, Task, TaskSequence, find_task
 from clbench.data.batches import Part
+from clbench.data.sequence import EVALUATION_BATCH
 from clbench.errors import StrategyError
 from clbench.importance import default_outputs, preserve_state
 from clbench.importance.batching import count, subsample, take
@@ -22,14 +23,13 @@ from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 Data = str | Iterable[Any] | Callable[[L.Trainer], Iterable[Any]]
-"""A part of the task by name, or batches, or what makes them of the trainer when a task has ended."""
+"""A part of the task by name, or batches, or a function that returns batches given the Trainer when a task has ended."""
 
 PARTS = {"train": "training", "validation": "validation", "test": "test"}
-EVALUATION_BATCH = 1000
 
 
 class MeasurementOptions(QuadraticOptions, total=False):
-    """Options of every measured importance but for ``data``; their meaning stands at ``ImportanceStrategy``."""
+    """Options of every measured importance except ``data``, explained at ``ImportanceStrategy``."""
 
     samples: int | None
     outputs: Outputs | None
@@ -38,33 +38,42 @@ class MeasurementOptions(QuadraticOptions, total=False):
 
 
 class ImportanceOptions(MeasurementOptions, total=False):
-    """Options of ``ImportanceStrategy`` but for ``lam``, which a subclass passes on."""
+    """Options of ``ImportanceStrategy`` that a subclass passes on, without ``lam``."""
 
     data: Data
 
 
 class ImportanceStrategy(QuadraticStrategy):
-    """EWC, Online EWC and MAS: each writes ``measure`` only.
+    """Base of EWC, Online EWC and MAS. A subclass defines ``measure``.
 
     Args:
-        lam: strength of the penalty, >= 0.
-        samples: number of examples to measure on, drawn without replacement; None = all.
-        outputs: ``outputs(module, batch)`` -> (outputs (N, C), targets (N,)), for a module of yours whose batches
-            are not ``(x, y)`` or which is not called as ``module(x)``.
-        seed: seed of the draw of the examples.
-        data: the examples to measure on when a task has ended. ``train``: its training examples, without augmentation. With
-            a sequence of clbench also its ``validation`` or ``test`` examples; accuracies are then those of a learner that
-            has seen the test images (no labels, see ``needs_labels``). Or batches of yours, the same after every task, or a
-            callable ``data(trainer)`` that returns them.
-        chunk: most examples per forward pass of the measurement; None = as many as fit the memory.
-        options: ``include``, ``exclude``, see ``QuadraticStrategy``.
+        lam: Strength of the penalty, >= 0.
+        samples: Number of examples to measure on, drawn without replacement. None uses all.
+        outputs: ``outputs(module, batch)`` -> (outputs (N, C), targets (N,)). Needed for a module of your own whose batches are
+            not ``(x, y)`` or which is not called as ``module(x)``.
+        seed: Random seed of the examples.
+        data: The examples to measure on when a task has ended. ``train`` uses its training examples, without augmentation. With a
+            TaskSequence, ``validation`` and ``test`` use its other examples. Accuracies are then those of a learner that has
+            seen the test images, though not their labels (see ``needs_labels``). Other values are batches, used after every
+            task, and a function ``data(trainer)`` that returns batches.
+        chunk: Largest number of examples per forward pass of the measurement. None uses as many as fit in memory.
+        options: ``include`` and ``exclude`` of ``QuadraticStrategy``.
 
     Raises:
-        ConfigError: ``lam`` negative or not finite; ``samples`` or ``chunk`` below 1; unknown ``data``; ``data="test"`` although
-            labels are read; before training, a module that cannot be measured.
+        ConfigError: ``lam`` is negative or not finite, ``samples`` or ``chunk`` is below 1, ``data`` is unknown, or
+            ``data="test"`` is combined with an importance that reads labels. When training starts, the module cannot be measured.
+
+    Example:
+        >>> class ParameterNorm(ImportanceStrategy):
+        ...     needs_labels = False
+        ...     def measure(self, module, batches, outputs, samples):
+        ...         return {name: p.detach().abs() for name, p in module.named_parameters()}
+        >>> strategy = ParameterNorm(lam=10.0, data="validation")
+        >>> strategy.measure(nn.Linear(3, 2), [], default_outputs, None)["weight"].shape
+        torch.Size([2, 3])
     """
 
-    shares_first_task = True  # the measurement on two examples before training has no side effect
+    shares_first_task = True  # measuring two examples before training has no side effect
     needs_labels = True
 
     def __init__(
@@ -85,8 +94,8 @@ class ImportanceStrategy(QuadraticStrategy):
             check_choice("data", data, list(PARTS))
             if data == "test" and self.needs_labels:
                 raise StrategyError(
-                    f"data=test: the importance of {type(self).__name__} reads labels, and those of the test data must not be "
-                    f"seen. Try data=train. A strategy of yours that reads none declares needs_labels = False"
+                    f"data=test: expected train or validation, because the importance of {type(self).__name__} reads labels. "
+                    "Try data=train. If a strategy of your own reads no labels, declare needs_labels = False"
                 )
         self.outputs = outputs
         self.seed = seed
@@ -109,31 +118,33 @@ class ImportanceStrategy(QuadraticStrategy):
             fewest = min(len(examples_of(task, self.data)) for task in sequence)
         if self.samples is not None and self.samples > fewest:
             raise StrategyError(
-                f"samples={self.samples}: the smallest task has {fewest} {PARTS[self.data]} examples. Use at most {fewest}, or "
-                "samples=None for all"
+                f"samples={self.samples}: expected at most {fewest}, the number of {PARTS[self.data]} examples of the smallest "
+                f"task. Try {fewest}, or samples=None for all"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure on two examples, so that a module this strategy cannot read is refused before it is trained."""
+        """Measure on two examples, so that a module that cannot be measured is reported before training."""
         super().on_train_start(trainer, pl_module)
         if self.samples is not None and self.samples < trainer.world_size:
             raise StrategyError(
-                f"samples={self.samples}: {trainer.world_size} processes share them. Use at least {trainer.world_size}"
+                f"samples={self.samples}: expected at least {trainer.world_size}, one per process. Try {trainer.world_size}"
             )
         if callable(self.data) or (isinstance(pl_module, Learner) and self.penalty is not None):
             return
         batches = batches_of(self.data, trainer)
         if isinstance(batches, Batches):
-            there = batches.examples
+            available = batches.examples
         elif isinstance(batches, DataLoader) and not (
-            isinstance(batches.dataset, IterableDataset) or _unbatched(batches)
+            isinstance(batches.dataset, IterableDataset) or _yields_items(batches)
         ):
-            there = len(cast(Sized, batches.dataset))
-        else:  # may be had only once
+            available = len(cast(Sized, batches.dataset))
+        else:  # an iterable that may be readable only once
             return
-        if self.samples is not None and self.samples > there:
+        if self.samples is not None and self.samples > available:
             what = PARTS[self.data] if isinstance(self.data, str) else "given"
-            raise StrategyError(f"samples={self.samples}: there are {there} {what} examples. Use at most {there}")
+            raise StrategyError(
+                f"samples={self.samples}: expected at most {available}, the number of {what} examples. Try {available}"
+            )
         with preserve_state(pl_module):
             first = next(iter(batches))
         try:
@@ -148,8 +159,8 @@ class ImportanceStrategy(QuadraticStrategy):
             importance = self.measure(pl_module, self._counted(batches), outputs, self.samples)
             self.examples = self.samples or self.examples
             return importance
-        drawn = subsample(batches, self.samples, self.seed)
-        mine = _rows_of_process(drawn, trainer.global_rank, trainer.world_size)
+        used = subsample(batches, self.samples, self.seed)
+        mine = _examples_of_process(used, trainer.global_rank, trainer.world_size)
         importance = self.measure(pl_module, self._counted(mine), outputs, None)
         return self.mean_over_processes(trainer, importance)
 
@@ -168,10 +179,10 @@ class ImportanceStrategy(QuadraticStrategy):
 
 
 def batches_of(data: Data, trainer: L.Trainer) -> Iterable[Any]:
-    """Return the examples that ``data`` stands for, all of them in every process.
+    """Return the batches that ``data`` selects, all of them in every process.
 
     Raises:
-        ConfigError: validation or test examples of something that is not a task of clbench.
+        ConfigError: Validation or test examples are needed, but the datamodule is not a task of a TaskSequence.
     """
     if callable(data):
         return data(trainer)
@@ -181,32 +192,32 @@ def batches_of(data: Data, trainer: L.Trainer) -> Iterable[Any]:
         return training_examples(trainer)
     if (task := find_task(trainer)) is None:
         raise StrategyError(
-            f"data={data!r} needs a task of a clbench sequence as datamodule. Else pass batches as data="
+            f"data={data}: expected a task of a clbench sequence as datamodule. Try that, or pass batches, data=LOADER"
         )
     part = task.sequence.on_device(examples_of(task, data), trainer.strategy.root_device)
     return Batches([part], EVALUATION_BATCH)
 
 
 def examples_of(task: Task, which: str) -> Part:
-    """Return the ``validation`` or ``test`` examples of ``task`` itself.
+    """Return the ``validation`` or ``test`` examples of ``task``.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: There are none.
     """
     part = task.sequence.examples_of(which, task.index)[task.index]
     if not len(part):
-        raise StrategyError(f"data={which}: there are no {which} examples. Set data.validation above 0")
+        raise StrategyError(f"data={which}: expected {which} examples, got none. Set data.validation above 0")
     return part
 
 
 def training_examples(trainer: L.Trainer) -> Iterable[Any]:
-    """The training examples of the task, each once, in a fixed order where that is possible.
+    """Return the training examples of the task, each once and in a fixed order if possible.
 
-    A DataLoader over a map-style data set is read in order, without dropping a last batch and without a sampler;
-    any other iterable is read as it comes.
+    A DataLoader over a map-style data set is read in order, without a sampler and with its last batch. Any other iterable is read
+    as it is.
 
     Raises:
-        ConfigError: several loaders.
+        ConfigError: There are several loaders.
     """
     if (task := find_task(trainer)) is not None:
         return task.importance_dataloader()
@@ -214,23 +225,23 @@ def training_examples(trainer: L.Trainer) -> Iterable[Any]:
     assert loader is not None  # the Trainer has just trained on it
     if isinstance(loader, Mapping | list | tuple):
         raise StrategyError(
-            f"the Trainer has a {type(loader).__name__} of loaders. Say which examples importance is measured on, data=LOADER or "
-            "a function of the Trainer"
+            f"data=train: expected one training loader, got a {type(loader).__name__} of loaders. Choose the examples with "
+            "data=LOADER or a function of the Trainer"
         )
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or _unbatched(loader):
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or _yields_items(loader):
         return loader
     return DataLoader(
         loader.dataset, batch_size=loader.batch_size or 1, num_workers=loader.num_workers, collate_fn=loader.collate_fn
     )
 
 
-def _unbatched(loader: DataLoader[Any]) -> bool:
-    """Whether it gives the items of its data set as they are."""
+def _yields_items(loader: DataLoader[Any]) -> bool:
+    """Return whether the loader yields the items of its data set without batching them."""
     return loader.batch_size is None and loader.batch_sampler is None
 
 
-def _rows_of_process(batches: Iterable[Any], rank: int, world: int) -> Iterator[Any]:
-    """Every ``world``-th example, counted over all batches, from ``rank`` on."""
+def _examples_of_process(batches: Iterable[Any], rank: int, world: int) -> Iterator[Any]:
+    """Yield every ``world``-th example, counted over all batches, starting with example ``rank``."""
     seen = 0
     for batch in batches:
         first = (rank - seen) % world

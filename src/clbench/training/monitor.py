@@ -18,7 +18,7 @@ from clbench.errors import ConfigError, expected
 from clbench.params import Params
 from clbench.strategies import Strategy
 from clbench.strategies.norms import gradient_norms
-from clbench.strategies.penalty_state import PenaltyState
+from clbench.strategies.penalty_state import PenaltyState, sgd_bound
 
 NEGLIGIBLE, DOMINATING = 1e-6, 100.0  # norm of the penalty's gradient over that of the loss's, medians over a task
 LOOKS = 10  # samples of the gradient norms in a task that has as many steps, at least
@@ -202,19 +202,6 @@ def check_step_size(state: PenaltyState, optimizers: list[Optimizer]) -> Iterato
                     f"sgd lr={group['lr']:g} with lam={state.lam:g} is too stiff: lr*lam*max importance = {stiffness:.3g}, "
                     f"and its steps are stable below {bound:.3g}; use lam below {largest:.2g}, a lower lr, or optimizer=adam",
                 )
-
-
-def sgd_bound(group: dict[str, Any]) -> float:
-    """Return the lr * curvature below which torch.optim.SGD is stable on a quadratic of that curvature.
-
-    With momentum m (heavy ball) and dampening d, 2 (1 + m) / (1 - d); with Nesterov's, 2 (1 + m) / (1 + 2 m): where an
-    eigenvalue of the step, linear in (weight, velocity), reaches -1. Without momentum 2. Weight decay is left out.
-    """
-    m = group["momentum"]
-    if m == 0:
-        return 2.0
-    scale = 1 + 2 * m if group["nesterov"] else 1 - group["dampening"]
-    return 2 * (1 + m) / scale if scale > 0 else math.inf
 
 
 def check_scenario(data: Any) -> Iterator[tuple[str, str]]:
