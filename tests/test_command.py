@@ -1,4 +1,4 @@
-"""The command ``clbench``: its parts, its version, its errors, and the skeletons that ``clbench new`` writes."""
+"""The command ``clbench``: its subcommands, version, errors, and the skeletons of ``clbench new``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_command_explains_itself_and_says_what_it_is(tmp_path):
         (["reprot"], "Did you mean clbench report?"),
         (["strategy=ewc"], "Try clbench train strategy=ewc ..."),
         (["-m", "seed=0,1"], "Try clbench train -m ..."),
-        (["xyz"], "clbench --help explains them."),
+        (["xyz"], "Try clbench --help."),
     ],
 )
 def test_a_part_that_does_not_exist_is_an_error_with_a_remedy(tmp_path, words, remedy):
@@ -95,7 +95,7 @@ def test_a_sweep_in_processes_and_a_run_on_two_processes_start_as_with_the_modul
 
 @pytest.fixture
 def importable(tmp_path, monkeypatch):
-    """Modules in ``tmp_path`` can be imported during the test, and are forgotten after it."""
+    """Make modules in ``tmp_path`` importable during the test."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield
@@ -110,7 +110,7 @@ def test_a_skeleton_runs_by_the_command_that_is_printed(command, tmp_path, monke
     main([kind, "my_own", "--folder", "it is mine"])
     *wrote, last = capsys.readouterr().out.splitlines()
     assert wrote == ["wrote it is mine/my_own.py", f"wrote it is mine/more/{kind}/my_own.yaml"]
-    path, *clbench_train = shlex.split(last.removeprefix("run it: "))
+    path, *clbench_train = shlex.split(last.removeprefix("run it with: "))
     assert clbench_train[:2] == ["clbench", "train"]
     small = [option for option in TINY if kind != "net" or "hidden" not in option]
     environment = dict([path.split("=")])
@@ -157,9 +157,9 @@ def test_the_metric_skeleton_is_a_metric_of_a_run(tmp_path, importable):
         ("strategy", "my-ewc", "NAME=my-ewc: expected a Python name in lower case.* Try my_ewc."),
         ("strategy", "Mine", "Try mine."),
         ("strategy", "class", "expected a Python name in lower case, such as my_strategy"),
-        ("strategy", "ewc", "clbench has strategy=ewc already. Try my_ewc."),
-        ("net", "torch", "Python has a module torch already. Try my_torch."),
-        ("data", "taken", "taken.py exists: expected a new file"),
+        ("strategy", "ewc", "clbench already has strategy=ewc. Try my_ewc."),
+        ("net", "torch", "Python already has a module torch. Try my_torch."),
+        ("data", "taken", "taken.py: expected a new file, but it exists"),
         *(
             (kind, name, f"NAME={name}: expected a Python name in lower case")
             for kind in ("net", "data")
@@ -167,8 +167,8 @@ def test_the_metric_skeleton_is_a_metric_of_a_run(tmp_path, importable):
         ),
         ("net", "été", "NAME=été: expected a Python name in lower case"),
         ("net", "__init__", "NAME=__init__: expected a Python name in lower case"),
-        ("metric", "forgetting", "clbench has a metric or column forgetting. Try my_forgetting."),
-        ("metric", "seconds", "clbench has a metric or column seconds"),
+        ("metric", "forgetting", "clbench already has a metric or column forgetting. Try my_forgetting."),
+        ("metric", "seconds", "clbench already has a metric or column seconds"),
     ],
 )
 def test_a_name_that_cannot_be_used_is_refused_and_nothing_is_written(tmp_path, kind, name, message):
@@ -180,14 +180,14 @@ def test_a_name_that_cannot_be_used_is_refused_and_nothing_is_written(tmp_path, 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(ConfigError, match="file: expected a folder that can be written"):
+    with pytest.raises(ConfigError, match="file: expected a writable folder"):
         write("net", "mine", tmp_path / "file")
 
 
 def test_no_file_is_written_if_one_of_them_exists(tmp_path):
     write("net", "mine", tmp_path)
     (tmp_path / "mine.py").unlink()
-    with pytest.raises(ConfigError, match="more/net/mine.yaml exists"):
+    with pytest.raises(ConfigError, match="more/net/mine.yaml: expected a new file, but it exists"):
         write("net", "mine", tmp_path)
     assert not (tmp_path / "mine.py").exists()
 

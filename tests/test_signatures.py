@@ -1,4 +1,4 @@
-"""No function of the package takes many arguments, but for those that a user calls."""
+"""No function of the package has many parameters, except for public ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PUBLIC = {
     ("importance/fisher.py", "fisher"),
     ("importance/fisher.py", "fisher_and_error"),
 }
-"""What a user calls, each option of which has a name of its own."""
+"""Public functions, whose parameters are options."""
 
 
 def signatures(tree: ast.AST, prefix: str = ""):

@@ -1,4 +1,4 @@
-"""Which options a strategy has, and what they are called in Python and on the command line."""
+"""The options of a strategy, and their names in Python and on the command line."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from clbench.config.arguments import arguments_of, as_typed, errors_as_typed, typed_keys
-from clbench.config.options import OPTIONS, conf_dir, options_of, strategies_with, why_foreign
+from clbench.config.arguments import arguments_of, option_keys, translate, translate_errors
+from clbench.config.options import OPTIONS, conf_dir, foreign_option_message, options_of, strategies_with
 from clbench.errors import ConfigError, StrategyError, Unstable
 from clbench.strategies import EWC, SI, Strategy
 
@@ -58,7 +58,7 @@ def test_a_key_that_the_class_does_not_take_gives_it_no_option(composed):
     cfg = composed("strategy=si", "+strategy.samples=${samples}")
     assert options_of(cfg) == ["lam"]
     cfg = composed("strategy=si", "+strategy.samples=${samples}", "strategy._target_=nowhere.Class")
-    assert options_of(cfg) == ["lam", "samples"]  # what cannot be imported is reported when it is built
+    assert options_of(cfg) == ["lam", "samples"]  # a class that cannot be imported is reported when it is built
 
 
 def test_an_option_that_a_yaml_does_not_pass_on_is_named(composed):
@@ -66,7 +66,9 @@ def test_an_option_that_a_yaml_does_not_pass_on_is_named(composed):
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
     del cfg.strategy.samples
-    assert why_foreign(cfg, "ewc", "samples").endswith("does not pass it on. Add the line samples: ${samples}")
+    assert foreign_option_message(cfg, "ewc", "samples").endswith(
+        "does not pass this option to its class. Add the line samples: ${samples} to it."
+    )
 
 
 def test_the_arguments_of_a_class_are_those_of_all_constructors_that_its_own_passes_options_on_to():
@@ -92,19 +94,19 @@ def test_every_key_of_a_yaml_is_an_argument_of_its_class(composed):
 
 def test_an_error_of_the_library_has_the_keys_of_the_command_line_there(composed):
     cfg = composed("strategy=nccl")
-    keys = typed_keys(cfg, "strategy")
+    keys = option_keys(cfg, "strategy")
     assert (keys["lam"], keys["gamma"], keys["seed"]) == ("lam", "strategy.gamma", "seed")
     text = "gamma=-1: expected None or lam=2, got -1. Try outer_lr=True, trainer.gamma=1"
-    said = "strategy.gamma=-1: expected null or lam=2, got -1. Try strategy.outer_lr=true, trainer.gamma=1"
-    assert as_typed(text, cfg, "strategy") == said
+    translated = "strategy.gamma=-1: expected null or lam=2, got -1. Try strategy.outer_lr=true, trainer.gamma=1"
+    assert translate(text, cfg, "strategy") == translated
 
 
 @pytest.mark.parametrize("kind", [StrategyError, Unstable])
 def test_the_kind_of_the_error_stays_and_others_are_left_alone(composed, kind):
     cfg = composed("strategy=si")
-    with pytest.raises(kind, match="^strategy.damping=0$"), errors_as_typed(cfg):
+    with pytest.raises(kind, match="^strategy.damping=0$"), translate_errors(cfg):
         raise kind("damping=0")
-    with pytest.raises(ConfigError, match="^damping=0$"), errors_as_typed(cfg):
+    with pytest.raises(ConfigError, match="^damping=0$"), translate_errors(cfg):
         raise ConfigError("damping=0")
 
 
@@ -115,8 +117,8 @@ def test_the_command_line_and_python_name_the_same_mistake_each_in_its_words(run
     argument = key.removeprefix("strategy.")
     with pytest.raises(ConfigError) as called:
         SI(**{argument: int(value) if value[-1].isdigit() else value})
-    said = str(called.value).replace("True or False", "true or false")
-    assert str(typed.value) == said.replace(f"{argument}=", f"{key}=", 1)
+    message = str(called.value).replace("True or False", "true or false")
+    assert str(typed.value) == message.replace(f"{argument}=", f"{key}=", 1)
 
 
 INHERITING = """# @package _global_
@@ -145,6 +147,6 @@ def test_a_yaml_of_the_users_inherits_the_options_of_another(composed, tmp_path)
 
 
 def test_an_error_of_the_data_names_the_options_of_the_split_and_those_that_stand_elsewhere(composed):
-    keys = typed_keys(composed("data=split_digits"), "data")
+    keys = option_keys(composed("data=split_digits"), "data")
     assert (keys["tasks"], keys["order"], keys["seed"]) == ("data.tasks", "data.split.order", "seed")
     assert (keys["batch_size"], keys["scenario"]) == ("batch_size", "scenario")

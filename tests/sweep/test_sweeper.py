@@ -1,4 +1,4 @@
-"""What a sweep says about its runs."""
+"""Sweeps: the plan, the runs, the results and the selection of lam."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_intransigence_is_what_the_reference_learned_and_the_run_did_not():
 
 def test_a_sweep_with_a_reference_shows_intransigence_beside_each_run_of_the_same_seed(command, tmp_path):
     options = ("seed=0,1", "epochs=1", "data.tasks=2", "net.hidden=[16]", "output_dir=sweep")
-    said = command("-m", "strategy=ewc,joint,independent", *options)
-    assert said.returncode == 0, said.stderr
-    assert "intransigence" in said.stdout
-    assert "(joint)" in said.stdout
+    done = command("-m", "strategy=ewc,joint,independent", *options)
+    assert done.returncode == 0, done.stderr
+    assert "intransigence" in done.stdout
+    assert "(joint)" in done.stdout
     names = json.loads((tmp_path / "sweep/sweep.json").read_text(encoding="utf-8"))["runs"]
     files = [tmp_path / "sweep" / name / "metrics.json" for name in names]
     r = [torch.tensor(json.loads(file.read_text(encoding="utf-8"))["accuracy_matrix"]) for file in files]
-    rows = [line for line in said.stdout.splitlines() if line.startswith("│") and "-seed" in line]
+    rows = [line for line in done.stdout.splitlines() if line.startswith("│") and "-seed" in line]
     assert len(rows) == 6
     for i, row in enumerate(rows):
         assert f"{intransigence(r[i], r[2 + i % 2]):.3f}" in row  # runs 2 and 3 are joint, seed 0 and 1
@@ -55,7 +55,7 @@ def test_the_same_sweep_again_runs_only_what_is_missing_in_the_same_folder(comma
     (folder / next(iter(before)) / "metrics.json").unlink()
     again = command("-m", "strategy=finetune,ewc", "seed=0,1,2", *SMALL)
     assert again.returncode == 0, again.stderr
-    assert "3 are done and not run again, 0 resume where they stopped, 3 are new" in again.stderr
+    assert "3 are done, 0 will resume, 3 are new" in again.stderr
     assert "3 of 3 done" in again.stderr
     after = metrics_of(folder)
     assert len(after) == 6
@@ -63,7 +63,7 @@ def test_the_same_sweep_again_runs_only_what_is_missing_in_the_same_folder(comma
         assert after[name]["accuracy_matrix"] == metrics["accuracy_matrix"]
     assert sum(after[name] == metrics for name, metrics in before.items()) == 3
     nothing = command("-m", "strategy=finetune,ewc", "seed=0,1,2", *SMALL)
-    assert "6 are done and not run again, 0 resume where they stopped, 0 are new" in nothing.stderr
+    assert "6 are done, 0 will resume, 0 are new" in nothing.stderr
     assert nothing.stdout.count("│ finetune-seed") == 3
     values = [m["validation"]["average_accuracy"] for m in after.values() if m["strategy"]["name"] == "finetune"]
     half = half_width(stdev(values), 3)
@@ -74,7 +74,7 @@ def test_a_changed_configuration_is_never_mixed_with_what_lies_there(command, tm
     for rate in ("0.001", "0.01"):
         done = command("-m", "seed=0,1", f"lr={rate}", *SMALL, "output_dir=here")
         assert done.returncode == 0, done.stderr
-    assert "2 runs of other configurations are there too, left alone" in done.stderr
+    assert "the folder also contains 2 runs of other configurations, left unchanged" in done.stderr
     assert len(metrics_of(tmp_path / "here")) == 4
     assert len({m["config_hash"] for m in metrics_of(tmp_path / "here").values()}) == 4
 
@@ -83,7 +83,7 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(command, tmp_path):
     done = command("-m", "sweep=lam_curve", *SMALL, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "24 runs in outputs" in done.stderr
-    assert re.search(r"about \d+ (s|min) of one process at a time, [\d.,]+ MB of checkpoints", done.stderr)
+    assert re.search(r"about \d+ (s|min) in one process, [\d.,]+ MB of checkpoints", done.stderr)
     assert not list(tmp_path.rglob("metrics.json"))
     assert done.stdout == ""
 
@@ -93,13 +93,13 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(command, tmp_path):
     [
         (
             ["strategy=finetune,mas", "fisher=exact,empirical"],
-            "fisher=exact: strategy=finetune has no option fisher. Leave it out",
+            "fisher=exact: strategy=finetune has no option fisher. Remove it, or try strategy=",
         ),
         (
             ["strategy=nccl", "gamma=0.5", "seed=0,1"],
-            "gamma=0.5: strategy=nccl reads strategy.gamma (1.0) instead. Write strategy.gamma=0.5",
+            "gamma=0.5: strategy=nccl reads strategy.gamma (1.0) instead. Try strategy.gamma=0.5",
         ),
-        (["strategy.lam=1,2"], "strategy.lam=1: the option is lam. Write lam=1"),
+        (["strategy.lam=1,2"], "strategy.lam=1: this option is named lam. Try lam=1."),
     ],
 )
 def test_an_option_that_no_strategy_of_a_sweep_has_is_refused(command, tmp_path, options, message):
@@ -119,8 +119,8 @@ def test_every_preset_is_a_grid_over_seeds_of_keys_there_are(composed, preset):
 
 
 def test_a_sweep_without_a_reference_has_no_such_column(command):
-    said = command("-m", "strategy=finetune", "seed=0,1", "epochs=1", "data.tasks=2", "net.hidden=[16]", "output_dir=s")
-    assert "intransigence" not in said.stdout
+    done = command("-m", "strategy=finetune", "seed=0,1", "epochs=1", "data.tasks=2", "net.hidden=[16]", "output_dir=s")
+    assert "intransigence" not in done.stdout
 
 
 @pytest.mark.slow
@@ -147,7 +147,10 @@ def test_a_plugin_that_is_not_installed_says_what_to_install(command, package, c
         pytest.skip(f"{package} is installed")
     done = command("-m", "seed=0,1", choice, *SMALL)
     assert done.returncode == 1
-    assert done.stderr == f'error: the {plugin} is a package of its own: in a checkout, pip install -e ".[{extra}]"\n'
+    assert (
+        done.stderr
+        == f'error: the {plugin} is not installed. Try pip install -e ".[{extra}]" in a checkout of clbench.\n'
+    )
 
 
 def test_lam_is_chosen_on_the_first_tasks_and_only_its_runs_are_finished(command, tmp_path):
@@ -164,7 +167,7 @@ def test_lam_is_chosen_on_the_first_tasks_and_only_its_runs_are_finished(command
         whole = metrics["strategy"].get("lam") in (None, best)
         assert metrics["status"] == ("complete" if whole else "running")
         assert metrics["accuracy_matrix"][2][0] is not None or not whole
-    assert f"{means[best]:.4f}" in done.stdout and done.stdout.count("chosen") == 1
+    assert f"{means[best]:.4f}" in done.stdout and done.stdout.count("selected") == 1
     assert f"{means[min(means, key=lambda lam: means[lam])]:.4f}" in done.stdout
 
 
@@ -181,9 +184,9 @@ def test_a_sweep_of_the_first_tasks_is_done_when_they_are_learned_and_goes_on_wi
     done = command(*sweep, "stop_after_task=2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 tasks learned") == 2
-    assert "2 are done and not run again" in command(*sweep, "stop_after_task=2", "--dry-run").stderr
+    assert "2 are done, 0 will resume" in command(*sweep, "stop_after_task=2", "--dry-run").stderr
     rest = command(*sweep)
-    assert "0 are done and not run again, 2 resume where they stopped" in rest.stderr
+    assert "0 are done, 2 will resume, 0 are new" in rest.stderr
     assert {metrics["status"] for metrics in metrics_of(tmp_path / "sweep").values()} == {"complete"}
 
 
@@ -193,14 +196,14 @@ CHOICE = ("-m", "strategy=l2", *SMALL, "output_dir=sweep")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["select_lam_on_first_tasks=0"], "select_lam_on_first_tasks=0: it is a whole number of tasks, at least 1"),
+        (["select_lam_on_first_tasks=0"], "select_lam_on_first_tasks=0: expected an integer >= 1 or null, got 0."),
         (
             ["select_lam_on_first_tasks=1", "data.validation=0"],
-            "select_lam_on_first_tasks=1 needs validation data: data.validation is 0, set it above",
+            "select_lam_on_first_tasks=1: expected validation data, got data.validation=0. Try data.validation=0.1.",
         ),
         (
             ["select_lam_on_first_tasks=3"],
-            "(stop_after_task=3: there are 2 tasks; null learns all of them). Rerun the same command to resume",
+            "or null for all, got 3.). Rerun the same command to resume.",
         ),
     ],
 )
@@ -227,9 +230,9 @@ def test_a_preset_with_other_values_lies_in_the_same_folder(command, more):
     assert where[0] == where[1]
 
 
-@pytest.mark.parametrize("said", ["hydra.sweep.dir=mine", "++output_dir=mine", "output_dir='mine (1)'"])
-def test_a_sweep_lies_where_it_was_said(command, tmp_path, said):
-    done = command("-m", "strategy=finetune", "seed=0,1", "steps=2", *SMALL, said)
+@pytest.mark.parametrize("option", ["hydra.sweep.dir=mine", "++output_dir=mine", "output_dir='mine (1)'"])
+def test_a_sweep_lies_where_it_was_said(command, tmp_path, option):
+    done = command("-m", "strategy=finetune", "seed=0,1", "steps=2", *SMALL, option)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("mine*/finetune-*/metrics.json"))) == 2
 
@@ -237,7 +240,7 @@ def test_a_sweep_lies_where_it_was_said(command, tmp_path, said):
 def test_runs_that_cannot_start_are_not_counted_in_what_a_sweep_takes(command):
     done = command("-m", "strategy=finetune,ewc", "samples=100000,20", *SMALL, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "; 1 runs are not counted, they do not start" in done.stderr
+    assert "; 1 runs cannot start and are not counted" in done.stderr
 
 
 def test_two_sweeps_in_one_folder_count_their_own_runs(tmp_path):
@@ -266,7 +269,7 @@ def test_what_the_doctor_said_stands_once_at_the_end_of_a_sweep_and_in_its_repor
         "-m", "strategy=l2", "lam=1e-12,1e-13", "epochs=5", "data.tasks=2", "net.hidden=[16]", "output_dir=sweep"
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("warning, 2 of 2 runs, such as l2 lam=1e-12 seed=0: ") == 1
+    assert done.stdout.count("warning in 2 of 2 runs, such as l2 lam=1e-12 seed=0: ") == 1
     page = (main([str(tmp_path / "sweep"), "--output", str(tmp_path / "out")]) / "report.html").read_text(
         encoding="utf-8"
     )
@@ -275,7 +278,10 @@ def test_what_the_doctor_said_stands_once_at_the_end_of_a_sweep_and_in_its_repor
 
 @pytest.mark.parametrize(
     ("tasks", "message"),
-    [(0, "stop_after_task=0: expected an integer >= 1"), (3, "stop_after_task=3: there are 2 tasks; null learns all")],
+    [
+        (0, "stop_after_task=0: expected an integer >= 1"),
+        (3, "stop_after_task=3: expected an integer from 1 to 2, the number of tasks"),
+    ],
 )
 def test_first_tasks_are_some_of_those_there_are(run, tasks, message):
     with pytest.raises(ConfigError, match=message):
