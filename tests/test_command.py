@@ -63,6 +63,11 @@ def test_a_part_that_does_not_exist_is_an_error_with_a_remedy(tmp_path, words, r
     assert done.stderr == f"error: clbench {words[0]}: expected one of {', '.join(COMMANDS)}. {remedy}\n"
 
 
+@pytest.mark.parametrize("name", ["report", "diff", "new"])
+def test_the_usage_of_a_subcommand_names_it(tmp_path, name):
+    assert typed(CLBENCH, name, "--help", folder=tmp_path).stdout.startswith(f"usage: clbench {name} ")
+
+
 @pytest.mark.slow
 def test_every_part_of_the_command_is_its_module(command, tmp_path):
     done = typed(CLBENCH, "train", *TINY, "samples=5", "output_dir=a", folder=tmp_path)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.data import Batch, find_task, task_of
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, LearnerError, expected
 
 Term = Callable[[Batch, Tensor], Tensor]
 """(batch, outputs (N, C)) -> a scalar that is added to the loss of the batch."""
@@ -67,11 +67,11 @@ class Learner(L.LightningModule):
         if loss not in LOSSES:
             raise ConfigError(f"loss={loss!r} is not one of {', '.join(LOSSES)}")
         if scheduler_interval not in ("epoch", "step"):
-            raise ConfigError(f"scheduler.interval={scheduler_interval!r} is not one of epoch, step")
+            raise LearnerError(expected("scheduler_interval", scheduler_interval, "epoch or step"))
         if scheduler_length is not None and scheduler_interval != "step":
-            raise ConfigError(
-                f"scheduler.length={scheduler_length} is told the number of steps: use scheduler.interval=step, or "
-                f"scheduler.length=null and scheduler.make.{scheduler_length} in epochs"
+            raise LearnerError(
+                f"scheduler_length={scheduler_length}: expected scheduler_interval=step, because {scheduler_length} is a number "
+                f"of steps. Try scheduler_interval=step, or scheduler_length=None and a fixed {scheduler_length}."
             )
         self.net = net
         self.bn = bn

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
@@ -139,6 +140,13 @@ def free_run_memory() -> Iterator[None]:
         gc.unfreeze()
 
 
+def check_flags(arguments: Sequence[str]) -> None:
+    """Exit with a usage line of ``clbench train`` if Hydra would reject a flag. Hydra's own line names ``train.py``."""
+    parser = get_args_parser()
+    parser.prog = "clbench train"
+    parser.parse_args(arguments)
+
+
 def cli() -> None:
     """Run the command ``clbench train``. ``--dry-run`` is replaced by ``dry_run=true``, because Hydra rejects unknown flags."""
     if "--version" in sys.argv[1:]:  # Hydra would print its own version
@@ -150,6 +158,7 @@ def cli() -> None:
         if set(HELP_FLAGS) & set(sys.argv):
             return print_help(sys.argv[1:])
         check_arguments(sys.argv[1:])
+        check_flags(sys.argv[1:])
         main()
 
 

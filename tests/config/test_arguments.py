@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from torch import nn
 
 from clbench.config.arguments import arguments_of, option_keys, translate, translate_errors
 from clbench.config.options import OPTIONS, conf_dir, foreign_option_message, options_of, strategies_with
-from clbench.errors import ConfigError, StrategyError, Unstable
+from clbench.data.scenario import Scenario
+from clbench.errors import ConfigError, LearnerError, ScenarioError, StrategyError, Unstable
+from clbench.learner import Learner
 from clbench.strategies import EWC, SI, Strategy
 
 HAVE = {
@@ -99,6 +103,16 @@ def test_an_error_of_the_library_has_the_keys_of_the_command_line_there(composed
     text = "gamma=-1: expected None or lam=2, got -1. Try outer_lr=True, trainer.gamma=1"
     translated = "strategy.gamma=-1: expected null or lam=2, got -1. Try strategy.outer_lr=true, trainer.gamma=1"
     assert translate(text, cfg, "strategy") == translated
+
+
+def test_errors_of_scenarios_and_learners_name_options(composed):
+    cfg = composed("scenario=class")
+    with pytest.raises(ScenarioError, match="^scenario.head='multi': "), translate_errors(cfg):
+        Scenario("class", "multi")
+    with pytest.raises(LearnerError, match="^scheduler.interval=batch: "), translate_errors(cfg):
+        Learner(nn.Linear(2, 2), torch.optim.SGD, scheduler_interval="batch")
+    with pytest.raises(LearnerError, match="^scheduler_interval=batch: "):
+        Learner(nn.Linear(2, 2), torch.optim.SGD, scheduler_interval="batch")
 
 
 @pytest.mark.parametrize("kind", [StrategyError, Unstable])

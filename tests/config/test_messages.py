@@ -57,6 +57,11 @@ ERRORS = [
     (["share_first_task=maybe"], "share_first_task=maybe: expected true or false, got 'maybe'."),
     (["metrics.extra=[nope.metric]"], "metrics.extra=[nope.metric] cannot be imported: No module named 'nope'"),
     (["metrics.extra=[math.sqrt]"], "metrics.extra=[math.sqrt]: expected parameters named matrix, initial and mid_task"),
+    (["+lam=3"], "+lam=3: the option lam already exists. Try lam=3."),
+    (["+optimizer.make.lr=3"], "+optimizer.make.lr=3: this option is named lr. Try lr=3."),
+    (["~optimizer.make.lr"], "optimizer.make.lr=null: expected ${lr}, because the option lr=0.001 sets the learning rate. Try "),
+    (["optimizer.make.lr=3"], "sets the learning rate. Try lr=3, or write lr: ${lr} in the yaml of your optimizer."),
+    (["~strategy.dampin"], "unknown option strategy.dampin. Did you mean strategy.damping? "),
     (["strategy.lam=5"], "strategy.lam=5: this option is named lam. Try lam=5."),
     (["strategy=nccl", "gamma=0"], "gamma=0: strategy=nccl reads strategy.gamma (1.0) instead. Try strategy.gamma=0."),
     (["select_lam_on_first_tasks=2"], "select_lam_on_first_tasks=2: expected a grid over lam. Add -m and several values of lam"),
@@ -153,6 +158,12 @@ def test_an_option_with_dashes_is_told_how_options_are_written(command, typed):
     assert re.fullmatch(rf"error: {typed[0]}: expected option=value without dashes. Try lam=(10|\.\.\.)\n", done.stderr)
 
 
+def test_the_usage_line_names_the_command(command):
+    done = command("--nosuch")
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: clbench train ")
+
+
 def test_help_lists_the_groups_and_the_meaning_of_every_option(command):
     done = command("strategy=mas", "--help")
     assert done.returncode == 0
@@ -166,6 +177,8 @@ def test_help_lists_the_groups_and_the_meaning_of_every_option(command):
     ):
         assert text in done.stdout
     assert "Powered by" not in done.stdout
+    done = command("-m", "strategy=si,mas", "lam=tag(log, interval(1, 10))", "seed=0,1", "--help")
+    assert "\nstrategy=si: " in done.stdout and "\n  lam=" in done.stdout, done.stderr
     assert command("strategy=ewcc", "--help").stderr.startswith("error: strategy=ewcc: expected one of")
 
 

@@ -66,6 +66,10 @@ def test_the_display_is_shown_unless_quiet_and_always_logged(tmp_path, capsys, q
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["seed=0,1", "-m"],
+            "^-m: expected the overrides of a single run. Try the command clbench train -m for a sweep.$",
+        ),
         ("strategy=ewc", r"overrides='strategy=ewc': expected a list .* Try \['strategy=ewc'\]"),
         (["strategy=ewcc"], "strategy=ewcc: expected one of agem, "),
         (["lam"], "'lam': expected option=value"),
@@ -201,3 +205,24 @@ def test_a_metric_that_fails_after_training_is_named_and_loses_no_task(tmp_path)
     finished = clbench.run(TINY, tmp_path / "a", quiet=True)
     assert finished["status"] == "complete"
     assert "resuming after task" in (tmp_path / "a/train.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("option", ["lam=-1", "samples=100000", "depth=3"])
+def test_a_rejected_configuration_leaves_no_folder(tmp_path, option):
+    with pytest.raises(ConfigError):
+        clbench.run([*TINY, option], tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_files_of_a_user_are_never_removed(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ConfigError):
+        clbench.run([*TINY, "samples=100000"], tmp_path / "a")
+    assert (tmp_path / "a/notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_the_error_of_another_run_names_each_option_once(tmp_path):
+    clbench.run([*TINY[:-1], "strategy=l2"], tmp_path / "a", quiet=True)
+    with pytest.raises(ConfigError, match=r"Differences \(stored and new\): lam 0.1 and 3.$"):
+        clbench.run([*TINY[:-1], "strategy=l2", "lam=3"], tmp_path / "a")

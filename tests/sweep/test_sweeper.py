@@ -286,3 +286,17 @@ def test_what_the_doctor_said_stands_once_at_the_end_of_a_sweep_and_in_its_repor
 def test_first_tasks_are_some_of_those_there_are(run, tasks, message):
     with pytest.raises(ConfigError, match=message):
         run(*SMALL, f"stop_after_task={tasks}")
+
+
+WORST_TASK = "def worst_task(matrix):\n    return matrix[-1].min()\n"
+
+
+def test_a_metric_is_added_to_the_runs_of_a_finished_sweep(command, tmp_path):
+    sweep = ("-m", "strategy=finetune", "seed=0,1", "steps=2", *SMALL[1:], "output_dir=sweep")
+    assert command(*sweep).returncode == 0
+    (tmp_path / "mine.py").write_text(WORST_TASK, encoding="utf-8")
+    done = command(*sweep, "metrics.extra=[mine.worst_task]", environment={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(": worst_task") == 2
+    for metrics in metrics_of(tmp_path / "sweep").values():
+        assert metrics["worst_task"] == min(metrics["accuracy_matrix"][-1])

@@ -63,6 +63,11 @@ def test_a_run_that_goes_wrong_says_what_and_what_to_do_in_the_terminal_the_log_
     assert text[:60] in (tmp_path / "run/train.log").read_text(encoding="utf-8")
 
 
+def test_a_warning_names_python_arguments_in_python():
+    with pytest.warns(UserWarning, match="With SI, use clamp=True or a lower learning rate"):
+        learn(CustomModule(nn.Linear(4, 3)), Constant(-1.0), PenaltyMonitor())
+
+
 def test_a_step_of_sgd_beyond_its_bound_is_announced_before_it_diverges(run, tmp_path, capsys):
     with pytest.raises(Unstable):
         run(*SHORT, "strategy=ewc", "optimizer=sgd", "lam=1e7")

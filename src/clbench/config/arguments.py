@@ -100,6 +100,13 @@ def _resolve(cfg: DictConfig, group: str, key: str) -> Any:
         return repr(error)
 
 
+LEARNER = {
+    "reset_optimizer": "optimizer.reset",
+    "scheduler_interval": "scheduler.interval",
+    "scheduler_length": "scheduler.length",
+}
+"""Arguments of a Learner, which no group of the configuration describes -> the options that set them."""
+
 YAML_VALUES = {"None": "null", "True": "true", "False": "false"}
 """Python values -> the same values on the command line."""
 
@@ -136,6 +143,8 @@ def option_keys(cfg: DictConfig, group: str) -> dict[str, str]:
     The option is the top-level option that the yaml refers to (``lam``), or else the dotted key (``strategy.damping``). The
     arguments of nested objects (``data.split.order``) are included unless another argument has the same name.
     """
+    if group == "learner":
+        return LEARNER
     node = OmegaConf.select(cfg, group)
     top = [str(key) for key in cfg if not OmegaConf.is_config(cfg._get_node(str(key)))]
     connected = connections(cfg, group, top)

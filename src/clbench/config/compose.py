@@ -36,6 +36,10 @@ def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike[str] | 
     typed = list(overrides) if isinstance(overrides, Iterable) else [overrides]
     if wrong := [override for override in typed if not isinstance(override, str)]:
         raise ConfigError(f"overrides: expected a list of strings, got {wrong[0]!r}. Try ['strategy=ewc', 'lam=10'].")
+    if flag := next((argument for argument in typed if argument in ("-m", "--multirun")), None):
+        raise ConfigError(
+            f"{flag}: expected the overrides of a single run. Try the command clbench train -m for a sweep."
+        )
     check_arguments(typed)
     more = []
     if config_dir is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from clbench.config.arguments import connections
@@ -118,7 +119,19 @@ def _find_overrides(arguments: Sequence[str]) -> list[str]:
                 )
         elif not argument.startswith("-"):
             found.append(argument)
+    if {"-m", "--multirun"} & set(arguments):
+        found = [override for line in found for override in _first_value(line)]
     return [*found, search_path(folders)] if folders else found
+
+
+def _first_value(line: str) -> list[str]:
+    """Return an override of a sweep with the first of its values only, without the override if it has no first value."""
+    override = OverridesParser.create().parse_override(line)
+    if not override.is_sweep_override():
+        return [line]
+    if not override.is_discrete_sweep():
+        return []
+    return [f"{line.partition('=')[0]}={next(override.sweep_string_iterator())}"]
 
 
 def _config_folders(cfg: DictConfig) -> list[Path]:

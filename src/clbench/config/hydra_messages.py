@@ -96,7 +96,7 @@ MESSAGES: dict[str, Callable[[re.Match[str]], str]] = {
     r"Additional config directory '(.+)' not found": _missing_folder,
     r"Could not override '(\S+?)'": _missing_option,
     r"Could not delete from config\. '(\S+?)' does not exist": _missing_option,
-    r"An item is already at '(\S+?)'\. Either remove \+ prefix: '(.+?)'": _added_option,
+    r"An item is already at '(\S+?)'\.\s+Either remove \+ prefix: '(.+?)'": _added_option,
     r"Ambiguous value for argument '(\S+)=(\S+)'": _several_values,
 }
 """Pattern in the text of an error of Hydra -> function that returns the message."""

@@ -119,6 +119,12 @@ def foreign_option_message(cfg: DictConfig, strategy: str, name: str) -> str:
     )
 
 
+def check_rule(name: str, value: Any) -> None:
+    """Raise ConfigError if ``value`` is not allowed for the option ``name`` of ``RULES``."""
+    if not RULES[name].allows(value):
+        raise ConfigError(expected(name, value, str(RULES[name])))
+
+
 def check_numbers(cfg: DictConfig) -> None:
     """Raise ConfigError if an integer or a flag is not allowed, or if a key is set that another option overrides."""
     for key, name in TOP_LEVEL.items():
@@ -132,9 +138,7 @@ def check_numbers(cfg: DictConfig) -> None:
             f"learning rate. Try lr={'...' if value is None else value}, or write lr: ${{lr}} in the yaml of your optimizer."
         )
     for name, rule in RULES.items():
-        value = OmegaConf.select(cfg, name, default=False if rule.kind is bool else None)
-        if not rule.allows(value):
-            raise ConfigError(expected(name, value, str(rule)))
+        check_rule(name, OmegaConf.select(cfg, name, default=False if rule.kind is bool else None))
     for group in ("strategy", "data"):
         _check_arguments(cfg, group)
 

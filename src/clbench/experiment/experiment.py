@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -15,19 +16,27 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from clbench.config.arguments import translate_errors
+from clbench.config.arguments import translate, translate_errors
 from clbench.config.display import Display, print_once
 from clbench.config.known_names import refuse_renamed
 from clbench.config.messages import silence_lightning
 from clbench.config.options import budget, check_numbers, drop_foreign_options, refuse_foreign_options
+from clbench.errors import ConfigError
 from clbench.experiment.build import build, build_trainer
 from clbench.experiment.checks import check_device, check_launch, check_precision
 from clbench.experiment.describe import describe, flat, plan
 from clbench.experiment.launch import Launch
-from clbench.experiment.session import exclusive_run, open_run_folder, print_status, save_config, shared_first_task_of
-from clbench.metrics.registry import add_metrics, load_metrics
+from clbench.experiment.session import (
+    discard_unused_folder,
+    exclusive_run,
+    open_run_folder,
+    print_status,
+    save_config,
+    shared_first_task_of,
+)
+from clbench.metrics.registry import load_metrics
 from clbench.runs.folder import FINISHED, learned
-from clbench.runs.objective import objective
+from clbench.runs.objective import add_new_metrics, objective
 from clbench.training.loggers import LoggerContext
 from clbench.training.loop import LoopOptions, TaskLoop, empty_results
 from clbench.training.progress_bar import ProgressBar
@@ -62,7 +71,12 @@ class Experiment:
         self.cfg = cfg
         self.launch = launch
         self.is_first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
-        self.check()
+        try:
+            self.check()
+        except ConfigError:
+            if launch.sweep is None:
+                discard_unused_folder(launch.folder)
+            raise
         self.folder = open_run_folder(cfg, launch.choices, launch.folder)
 
     def check(self) -> None:
@@ -97,9 +111,8 @@ class Experiment:
     def reuse(self) -> float | None:
         """Return the objective of a finished run, after adding metrics of the user that metrics.json lacks."""
         assert self.earlier is not None
-        results = add_metrics(self.earlier, load_metrics(self.cfg.metrics.extra))
-        if added := sorted(results.keys() - self.earlier.keys()):
-            self.folder.write_metrics(results)
+        results, added = add_new_metrics(self.folder, self.earlier, self.cfg.metrics.extra)
+        if added:
             self.display.note(f"added to metrics.json: {', '.join(added)}")
         self.display.note(f"this run is already complete: {self.folder.path}")
         return objective(results, self.cfg.objective)
@@ -120,6 +133,7 @@ class Experiment:
         self.loop = TaskLoop(
             self.sequence, self.learner, self.strategy, self.folder, options, shared, self.display.warn
         )
+        self.loop.monitor.translate = partial(translate, cfg=self.cfg, group="strategy")
         self.loop.outside = perf_counter() - self._began
         self.display.plan(shown)
 

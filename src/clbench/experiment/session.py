@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from traceback import format_exception
@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.config.hashing import config_hash, decisive, differing, leaves
+from clbench.config.hashing import config_hash, decisive, derived_keys, differing, leaves
 from clbench.config.messages import user_message
 from clbench.errors import OtherRun
 from clbench.experiment.build import shared_first_task_key
@@ -35,11 +35,11 @@ def open_run_folder(cfg: DictConfig, choices: Mapping[str, Any], path: Path) -> 
     try:
         return RunFolder(path, config_hash(cfg, choices), cfg.checkpoints)
     except OtherRun as error:
-        stored = configuration(read_config(path))
-        pairs = differing(*(dict(leaves(decisive(each))) for each in (stored, cfg)))
-        texts = [
-            f"{key} {' and '.join(map(_as_yaml, pairs[key]))}" for key in sorted(pairs, key=lambda k: k.count("."))
-        ]
+        content = read_config(path)
+        pairs = differing(*(dict(leaves(decisive(each))) for each in (configuration(content), cfg)))
+        derived = content["derived"].keys() | derived_keys(cfg).keys()
+        keys = sorted(pairs.keys() - derived, key=lambda key: (key.count("."), key))
+        texts = [f"{key} {' and '.join(map(_as_yaml, pairs[key]))}" for key in keys]
         raise OtherRun(f"{error} Differences (stored and new): {', '.join(texts[:DIFFERENCES_SHOWN])}.") from None
 
 
@@ -49,7 +49,7 @@ def _as_yaml(value: Any) -> str:
 
 @contextmanager
 def exclusive_run(folder: RunFolder, sweep: Path | None) -> Iterator[None]:
-    """Lock the run folder for this process. If the run fails, keep the reason in failed.txt until the run is started again.
+    """Lock the run folder for this process. If the run fails, keep the reason in failed.txt until it is started again.
 
     Args:
         folder: The run's folder.
@@ -64,11 +64,24 @@ def exclusive_run(folder: RunFolder, sweep: Path | None) -> Iterator[None]:
         try:
             yield
         except Exception as error:
+            if sweep is None and user_message(error) is not None:
+                discard_unused_folder(folder.path)  # a sweep keeps it, because its report lists failed runs
+            if not folder.path.is_dir():
+                raise
             message = user_message(error) or repr(error)
             reason.write_text(f"{message}\n\n{''.join(format_exception(error))}", encoding="utf-8")
             if sweep is not None:
                 print_status(sweep, folder.path, f"failed: {message}")
             raise
+
+
+def discard_unused_folder(path: Path) -> None:
+    """Remove the folder of a run if it contains nothing except for the lock and the log."""
+    if path.is_dir() and {file.name for file in path.iterdir()} <= {".lock", "train.log"}:
+        with suppress(OSError):  # Windows does not remove open files
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
 
 
 def shared_first_task_of(cfg: DictConfig, strategy: Strategy, sweep: Path | None) -> SharedFirstTask | None:

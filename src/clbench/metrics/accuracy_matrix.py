@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+BINS = 15
+"""Default number of bins of the calibration error."""
+
 
 def accuracy_matrix(correct: Tensor, examples: Tensor) -> Tensor:
     """R = correct / examples, in float64; nan where nothing was evaluated. Both (T, T), R[i, j] on task j after i."""
@@ -19,7 +22,7 @@ def nll(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(known, -log_p, torch.inf)
 
 
-def calibration_gaps(logits: Tensor, targets: Tensor, bins: int = 15) -> Tensor:
+def calibration_gaps(logits: Tensor, targets: Tensor, bins: int = BINS) -> Tensor:
     """Sum of confidence minus correctness in each of ``bins`` equal-width bins (bins,); additive over batches.
 
     The L1 expected calibration error (Guo et al. 2017) is ``gaps.abs().sum() / examples``.

@@ -7,7 +7,8 @@ from math import isnan
 from typing import Any
 
 from clbench.errors import ConfigError
-from clbench.metrics.registry import load_metrics
+from clbench.metrics.registry import add_metrics, load_metrics
+from clbench.runs.folder import RunFolder
 
 
 def objective(metrics: Mapping[str, Any], key: str, extra: Iterable[str] = ()) -> float | None:
@@ -40,3 +41,19 @@ def objective(metrics: Mapping[str, Any], key: str, extra: Iterable[str] = ()) -
             f"objective={key}: expected the key of a number in metrics.json. Try objective=validation.average_accuracy."
         )
     return value
+
+
+def add_new_metrics(
+    folder: RunFolder, results: dict[str, Any], extra: Iterable[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Add metrics that metrics.json of a finished run lacks; return its new contents and the names of the added metrics.
+
+    Args:
+        folder: The run's folder.
+        results: Contents of metrics.json.
+        extra: ``metrics.extra`` of the configuration.
+    """
+    complete = add_metrics(results, load_metrics(extra))
+    if added := sorted(complete.keys() - results.keys()):
+        folder.write_metrics(complete)
+    return complete, added

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from clbench.errors import SweepFailed
-from clbench.runs.folder import FINISHED
+from clbench.runs.folder import FINISHED, RunFolder
+from clbench.runs.objective import add_new_metrics
 from clbench.sweep.estimate import estimate_cost
 from clbench.sweep.grid import Compose, PlannedRun, count_other_runs, plan_runs
 
@@ -48,6 +49,16 @@ class SweepPlan:
         """Return the contents of metrics.json of each run, None for runs that are not complete."""
         found = [run.metrics(self.folder) for run in self.runs]
         return [m if m is not None and m["status"] == FINISHED else None for m in found]
+
+
+def add_metrics_to_complete_runs(plan: SweepPlan) -> None:
+    """Add metrics of ``metrics.extra`` to metrics.json of complete runs that lack them, as a single run does."""
+    for run, found in zip(plan.runs, plan.complete(), strict=True):
+        if found is not None:
+            folder = RunFolder(plan.folder / run.name, run.hash, run.cfg.checkpoints)
+            _, added = add_new_metrics(folder, found, run.cfg.metrics.extra)
+            if added:
+                print(f"added to metrics.json of {run.name}: {', '.join(added)}", file=sys.stderr)
 
 
 def announce(plan: SweepPlan) -> None:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from clbench.config.display import console
 from clbench.config.messages import user_message
+from clbench.config.options import check_rule
 from clbench.errors import ConfigError, SweepFailed, Unstable
 from clbench.sweep.grid import PlannedRun
 
@@ -33,8 +34,7 @@ class LamResult(NamedTuple):
 
 def check_selection(runs: Sequence[PlannedRun], tasks: int) -> None:
     """Raise ConfigError if the runs have no validation data to select lam on."""
-    if not isinstance(tasks, int) or tasks < 1:
-        raise ConfigError(f"select_lam_on_first_tasks={tasks}: it is a whole number of tasks, at least 1")
+    check_rule("select_lam_on_first_tasks", tasks)
     if any(run.cfg.data.get("validation") == 0 for run in runs):
         raise ConfigError(
             f"select_lam_on_first_tasks={tasks}: expected validation data, got data.validation=0. Try data.validation=0.1."

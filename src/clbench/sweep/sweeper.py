@@ -44,7 +44,7 @@ class GridSweeper(BasicSweeper):
             SweepFailed: Some runs failed or did not start.
         """
         from clbench.runs.sweep_index import add_to_index
-        from clbench.sweep.plan import SweepPlan, announce, raise_if_unfinished
+        from clbench.sweep.plan import SweepPlan, add_metrics_to_complete_runs, announce, raise_if_unfinished
         from clbench.sweep.results import show_results
         from clbench.sweep.selection import check_selection
 
@@ -63,6 +63,7 @@ class GridSweeper(BasicSweeper):
         if self.config.select_lam_on_first_tasks is not None:
             plan = plan.only(self._select(plan, self.config.select_lam_on_first_tasks))
         errors = self._run(plan.to_do, folder)
+        add_metrics_to_complete_runs(plan)
         show_results(plan.runs, plan.complete(), errors, folder)
         raise_if_unfinished(plan)
         return []

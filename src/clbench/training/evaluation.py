@@ -14,7 +14,7 @@ from clbench.data import Batch, Task, task_of
 from clbench.errors import ConfigError, expected
 from clbench.importance.preserve_state import preserve_state
 from clbench.learner import Learner, learner_of, learner_outputs
-from clbench.metrics.accuracy_matrix import accuracy_matrix, calibration_gaps, nll
+from clbench.metrics.accuracy_matrix import BINS, accuracy_matrix, calibration_gaps, nll
 from clbench.metrics.formulas import MidTaskEvaluation
 from clbench.metrics.metric import Metric
 from clbench.metrics.registry import load_metrics, summarize
@@ -34,7 +34,7 @@ def tally(module: Learner, loaders: Iterable[Iterable[Batch]]) -> Tensor:
     rows = []
     with preserve_state(module), torch.no_grad():
         for loader in loaders:
-            row = torch.zeros(3 + 15, dtype=torch.double)
+            row = torch.zeros(3 + BINS, dtype=torch.double)
             for batch in loader:
                 logits, y = learner_outputs(module, batch)
                 logits = module.logits(logits.float())
