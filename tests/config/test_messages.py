@@ -61,7 +61,7 @@ ERRORS = [
     (["+optimizer.make.lr=3"], "+optimizer.make.lr=3: this option is named lr. Try lr=3."),
     (["~optimizer.make.lr"], "optimizer.make.lr=null: expected ${lr}, because the option lr=0.001 sets the learning rate. Try "),
     (["optimizer.make.lr=3"], "sets the learning rate. Try lr=3, or write lr: ${lr} in the yaml of your optimizer."),
-    (["~strategy.dampin"], "unknown option strategy.dampin. Did you mean strategy.damping? "),
+    (["~lamda"], "unknown option lamda. Did you mean lam? "),
     (["strategy.lam=5"], "strategy.lam=5: this option is named lam. Try lam=5."),
     (["strategy=nccl", "gamma=0"], "gamma=0: strategy=nccl reads strategy.gamma (1.0) instead. Try strategy.gamma=0."),
     (["select_lam_on_first_tasks=2"], "select_lam_on_first_tasks=2: expected a grid over lam. Add -m and several values of lam"),
