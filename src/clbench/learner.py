@@ -67,11 +67,11 @@ class Learner(L.LightningModule):
         if loss not in LOSSES:
             raise ConfigError(f"loss={loss!r} is not one of {', '.join(LOSSES)}")
         if scheduler_interval not in ("epoch", "step"):
-            raise LearnerError(expected("scheduler_interval", scheduler_interval, "epoch or step"))
+            raise LearnerError(expected("scheduler_interval", scheduler_interval, "one of epoch, step"))
         if scheduler_length is not None and scheduler_interval != "step":
             raise LearnerError(
-                f"scheduler_length={scheduler_length}: expected scheduler_interval=step, because {scheduler_length} is a number "
-                f"of steps. Try scheduler_interval=step, or scheduler_length=None and a fixed {scheduler_length}."
+                f"scheduler_length={scheduler_length}: expected scheduler_interval=step, because {scheduler_length} is set to a "
+                f"number of steps. Use that, or scheduler_length=None and scheduler.make.{scheduler_length} in epochs"
             )
         self.net = net
         self.bn = bn

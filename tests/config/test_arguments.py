@@ -107,7 +107,7 @@ def test_an_error_of_the_library_has_the_keys_of_the_command_line_there(composed
 
 def test_errors_of_scenarios_and_learners_name_options(composed):
     cfg = composed("scenario=class")
-    with pytest.raises(ScenarioError, match="^scenario.head='multi': "), translate_errors(cfg):
+    with pytest.raises(ScenarioError, match="^scenario.head=multi: "), translate_errors(cfg):
         Scenario("class", "multi")
     with pytest.raises(LearnerError, match="^scheduler.interval=batch: "), translate_errors(cfg):
         Learner(nn.Linear(2, 2), torch.optim.SGD, scheduler_interval="batch")

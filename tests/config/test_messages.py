@@ -39,7 +39,7 @@ ERRORS = [
         ["data=split_digits", "data.tasks=null", "data.split.classes_per_task=[4,3,3]", "scenario=domain"],
         "scenario=domain shares one set of labels, but the tasks have [4, 3, 3] classes: make them equal or use",
     ),
-    (["scenario=class", "scenario.head=multi"], "scenario.head='multi': a class-incremental run has head single"),
+    (["scenario=class", "scenario.head=multi"], "scenario.head=multi: expected single with scenario=class."),
     (["net.hidden=[wide]"], "net=clbench.nets.mlp cannot be built for inputs of shape (1, 8, 8)"),
     (["net._target_=torch.nn.Conv2d", "~net.hidden", "~net.batch_norm", "~net.dropout", "+net.out_channels=3",
       "+net.kernel_size=9"], "net=torch.nn.Conv2d cannot be built for inputs of shape (1, 8, 8)"),

@@ -91,11 +91,11 @@ def test_epochs_and_steps_are_one_number_or_one_per_task(run, tmp_path):
         (["trainer.precision=64"], "precision=64: expected a precision with float32 weights. Try 32-true"),
         (
             ["scheduler=cosine", "scheduler.interval=epoch"],
-            "^scheduler.length=T_max: expected scheduler.interval=step, .* or scheduler.length=null and a fixed T_max.",
+            "^scheduler.length=T_max: expected scheduler.interval=step, .* Use that, or scheduler.length=null and scheduler.make",
         ),
         (
             ["scheduler=step", "scheduler.interval=batch"],
-            "^scheduler.interval=batch: expected epoch or step, got 'batch'.",
+            "^scheduler.interval=batch: expected one of epoch, step, got 'batch'.",
         ),
     ],
 )

@@ -63,9 +63,9 @@ def test_only_domain_incremental_trains_the_outputs_of_later_tasks(scenario, sha
     ("name", "head", "message"),
     [
         ("tasks", "multi", "scenario='tasks' is not one of task, domain, class"),
-        ("task", "both", "head='both': a task-incremental run has head multi or single"),
-        ("domain", "multi", "head='multi': a domain-incremental run has head single"),
-        ("class", "multi", "head='multi': a class-incremental run has head single"),
+        ("task", "both", "head=both: expected multi or single with scenario=task."),
+        ("domain", "multi", "head=multi: expected single with scenario=domain."),
+        ("class", "multi", "head=multi: expected single with scenario=class."),
     ],
 )
 def test_an_unknown_scenario_or_head_is_refused(name, head, message):

@@ -38,7 +38,7 @@ class Scenario:
             raise ConfigError(f"scenario={self.name!r} is not one of task, domain, class")
         allowed = ("multi", "single") if self.name == "task" else ("single",)
         if self.head not in allowed:
-            raise ScenarioError(f"head={self.head!r}: a {self.name}-incremental run has head {' or '.join(allowed)}")
+            raise ScenarioError(f"head={self.head}: expected {' or '.join(allowed)} with scenario={self.name}.")
 
     def check(self, sizes: Sequence[int]) -> None:
         """Raise ConfigError if tasks with these numbers of classes cannot be run in this scenario."""
