@@ -38,7 +38,7 @@ def open_run_folder(cfg: DictConfig, choices: Mapping[str, Any], path: Path) -> 
         content = read_config(path)
         pairs = differing(*(dict(leaves(decisive(each))) for each in (configuration(content), cfg)))
         derived = content["derived"].keys() | derived_keys(cfg).keys()
-        keys = sorted(pairs.keys() - derived, key=lambda key: (key.count("."), key))
+        keys = sorted((key for key in pairs if key not in derived), key=lambda key: key.count("."))
         texts = [f"{key} {' and '.join(map(_as_yaml, pairs[key]))}" for key in keys]
         raise OtherRun(f"{error} Differences (stored and new): {', '.join(texts[:DIFFERENCES_SHOWN])}.") from None
 
