@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from clbench.config.arguments import connections
-from clbench.config.declarations import ConfigFile, Declaration, declarations, files, find, of_a_run
+from clbench.config.declarations import ConfigFile, Declaration, declarations, files, find, top_level_options
 from clbench.config.options import OPTIONS, RULES, conf_dir
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/options.md"
@@ -50,7 +50,7 @@ def page() -> str:
 
 def lines() -> Iterator[str]:
     """Yield the lines of the page."""
-    top = of_a_run()
+    top = top_level_options()
     yield INTRO
     yield "## Of a run"
     yield ""

@@ -1,4 +1,4 @@
-"""What many tests share: the real configuration, composed; runs in this process; the command; real data."""
+"""Fixtures: composed configurations, runs in this process, the command, and real data."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def others_slow(values: Iterable[Any], *fast: Any) -> list[Any]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread_and_quiet():
-    """One thread, as in a sweep."""
+    """Use one thread, as in a sweep, and silence Lightning."""
     torch.set_num_threads(1)
     silence_lightning()
 
 
 @pytest.fixture
 def composed() -> Callable[..., DictConfig]:
-    """``composed("strategy=mas", ...)``: the configuration that the command would have, Hydra's part included."""
+    """``composed("strategy=mas", ...)`` returns the configuration of the command, including the key ``hydra``."""
 
     return lambda *overrides: compose(overrides)
 
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    """``run("strategy=mas", folder="a")``: the command in this process; returns metrics.json."""
+    """``run("strategy=mas", folder="a")`` runs the command in this process and returns metrics.json."""
     return lambda *overrides, folder="run": clbench.run([*overrides, "trainer=cpu"], tmp_path / folder)
 
 
 def stopped_after(task: int, whole: Path, again: Path) -> Path:
-    """A copy of a complete run, as if its process had been stopped before it finished a task after ``task``."""
+    """Return a copy of a complete run that looks as if its process was stopped after ``task``."""
     shutil.copytree(whole, again)
     for file in again.glob("checkpoints/task_*.ckpt"):
         if int(file.stem.removeprefix("task_")) > task:
@@ -67,9 +67,9 @@ def stopped_after(task: int, whole: Path, again: Path) -> Path:
 
 @pytest.fixture
 def command(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``command("strategy=ewc", ...)``: what a user types after ``python -m clbench.train``, in a folder of its own.
+    """``command("strategy=ewc", ...)`` runs ``python -m clbench.train strategy=ewc ...`` in a new folder.
 
-    ``imported=False``: a Python that has imported nothing, for what starts processes of its own.
+    ``imported=False`` starts a new Python, which is necessary for commands that start further processes.
     """
 
     def go(*arguments: str, environment: dict[str, str] | None = None, imported: bool = True):
@@ -84,7 +84,7 @@ def command(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Where MNIST and the others lie; the test is skipped where they don't."""
+    """Return the folder with MNIST and other data sets; skip the test if they are not available."""
     folder = os.environ.get("CLBENCH_DATA_DIR", "")
     if not folder or not (Path(folder) / "MNIST").is_dir():
         pytest.skip("real data: set CLBENCH_DATA_DIR to a folder with MNIST and FashionMNIST")
@@ -92,14 +92,14 @@ def real_data() -> Path:
 
 
 def replace_in(file: Path, old: str, new: str) -> None:
-    """Replace ``old`` by ``new`` in a text file; fail where ``old`` is not there, since the test would then test nothing."""
+    """Replace ``old`` with ``new`` in a text file; fail if the file does not contain ``old``."""
     text = file.read_text(encoding="utf-8")
     assert old in text, f"{file} has no {old!r}"
     file.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def trainer(callbacks: list[L.Callback], **options: Any) -> L.Trainer:
-    """A real Trainer that writes nothing."""
+    """Return a Trainer that writes no files."""
     return L.Trainer(
         accelerator="cpu",
         callbacks=callbacks,

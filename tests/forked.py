@@ -1,4 +1,4 @@
-"""Processes that are the copy of one that has only imported: a command without the seconds that importing torch takes."""
+"""Run commands in forks of a process that has imported torch, which saves the time of the import."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FORK.set_forkserver_preload(
 
 
 def type_command(arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str]) -> CompletedProcess[str]:
-    """``python -m clbench.train ARGUMENTS``, typed in ``folder``."""
-    with TemporaryDirectory() as said:
-        out, err = Path(said) / "out", Path(said) / "err"
+    """Run ``python -m clbench.train ARGUMENTS`` in ``folder``."""
+    with TemporaryDirectory() as output:
+        out, err = Path(output) / "out", Path(output) / "err"
         process = FORK.Process(target=_command, args=(arguments, folder, dict(environment), out, err))
         process.start()
         process.join(timeout=300)
@@ -42,9 +42,12 @@ def _command(arguments: tuple[str, ...], folder: Path, environment: dict[str, st
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[:0] = [str(folder), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]  # as for python -m
+    sys.path[:0] = [
+        str(folder),
+        *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)),
+    ]  # as python -m does
     for descriptor, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
     sys.argv = ["clbench.train", *arguments]
-    sys.modules.pop("clbench.train", None)  # it is run, not imported
+    sys.modules.pop("clbench.train", None)  # runpy executes it again
     runpy.run_module("clbench.train", run_name="__main__", alter_sys=True)

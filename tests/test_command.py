@@ -1,4 +1,4 @@
-"""The command ``clbench``: its parts, its version, its errors, and the skeletons that ``clbench new`` writes."""
+"""The command ``clbench``: its subcommands, version, errors, and the skeletons of ``clbench new``."""
 
 from __future__ import annotations
 
@@ -55,13 +55,18 @@ def test_the_command_prints_its_help_and_its_version(tmp_path):
         (["reprot"], "Did you mean clbench report?"),
         (["strategy=ewc"], "Try clbench train strategy=ewc ..."),
         (["-m", "seed=0,1"], "Try clbench train -m ..."),
-        (["xyz"], "clbench --help explains them."),
+        (["xyz"], "Try clbench --help."),
     ],
 )
 def test_a_part_that_does_not_exist_is_an_error_with_a_remedy(tmp_path, words, remedy):
     done = typed(CLBENCH, *words, folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr == f"error: clbench {words[0]}: expected one of {', '.join(COMMANDS)}. {remedy}\n"
+
+
+@pytest.mark.parametrize("name", ["report", "diff", "new"])
+def test_the_usage_of_a_subcommand_names_it(tmp_path, name):
+    assert typed(CLBENCH, name, "--help", folder=tmp_path).stdout.startswith(f"usage: clbench {name} ")
 
 
 @pytest.mark.slow
@@ -97,7 +102,7 @@ def test_the_command_starts_runs_in_several_processes(tmp_path):
 
 @pytest.fixture
 def importable(tmp_path, monkeypatch):
-    """Modules in ``tmp_path`` can be imported during the test, and are forgotten after it."""
+    """Make modules in ``tmp_path`` importable during the test."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield
@@ -112,7 +117,7 @@ def test_a_skeleton_runs_by_the_command_that_is_printed(command, tmp_path, monke
     main([kind, "my_own", "--folder", "it is mine"])
     *wrote, last = capsys.readouterr().out.splitlines()
     assert wrote == ["wrote it is mine/my_own.py", f"wrote it is mine/more/{kind}/my_own.yaml"]
-    path, *clbench_train = shlex.split(last.removeprefix("run it: "))
+    path, *clbench_train = shlex.split(last.removeprefix("run it with: "))
     assert clbench_train[:2] == ["clbench", "train"]
     small = [option for option in TINY if kind != "net" or "hidden" not in option]
     environment = dict([path.split("=")])
@@ -160,9 +165,9 @@ def test_the_metric_skeleton_is_a_metric_of_a_run(tmp_path, importable):
         ("strategy", "my-ewc", "NAME=my-ewc: expected a Python name in lower case.* Try my_ewc."),
         ("strategy", "Mine", "Try mine."),
         ("strategy", "class", "expected a Python name in lower case, such as my_strategy"),
-        ("strategy", "ewc", "clbench has strategy=ewc already. Try my_ewc."),
-        ("net", "torch", "Python has a module torch already. Try my_torch."),
-        ("data", "taken", "taken.py exists: expected a new file"),
+        ("strategy", "ewc", "clbench already has strategy=ewc. Try my_ewc."),
+        ("net", "torch", "Python already has a module torch. Try my_torch."),
+        ("data", "taken", "taken.py: expected a new file, but it exists"),
         *(
             (kind, name, f"NAME={name}: expected a Python name in lower case")
             for kind in ("net", "data")
@@ -170,8 +175,8 @@ def test_the_metric_skeleton_is_a_metric_of_a_run(tmp_path, importable):
         ),
         ("net", "été", "NAME=été: expected a Python name in lower case"),
         ("net", "__init__", "NAME=__init__: expected a Python name in lower case"),
-        ("metric", "forgetting", "clbench has a metric or column forgetting. Try my_forgetting."),
-        ("metric", "seconds", "clbench has a metric or column seconds"),
+        ("metric", "forgetting", "clbench already has a metric or column forgetting. Try my_forgetting."),
+        ("metric", "seconds", "clbench already has a metric or column seconds"),
     ],
 )
 def test_an_unusable_name_is_refused_and_nothing_is_written(tmp_path, kind, name, message):
@@ -183,14 +188,14 @@ def test_an_unusable_name_is_refused_and_nothing_is_written(tmp_path, kind, name
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(ConfigError, match="file: expected a folder that can be written"):
+    with pytest.raises(ConfigError, match="file: expected a writable folder"):
         write("net", "mine", tmp_path / "file")
 
 
 def test_no_file_is_written_if_one_of_them_exists(tmp_path):
     write("net", "mine", tmp_path)
     (tmp_path / "mine.py").unlink()
-    with pytest.raises(ConfigError, match="more/net/mine.yaml exists"):
+    with pytest.raises(ConfigError, match="more/net/mine.yaml: expected a new file, but it exists"):
         write("net", "mine", tmp_path)
     assert not (tmp_path / "mine.py").exists()
 

@@ -53,8 +53,8 @@ def test_ewc_measures_the_bernoulli_fisher(composed):
     ("options", "message"),
     [
         (["strategy=finetune", "loss=hinge"], "loss=hinge: expected one of"),
-        (["strategy=finetune", "loss=binary_cross_entropy"], "two classes a task"),
-        ([*BITS, "scenario=class"], "class-incremental"),
+        (["strategy=finetune", "loss=binary_cross_entropy"], "expected two classes in every task"),
+        ([*BITS, "scenario=class"], "got .* classes and scenario=class. Try loss=cross_entropy."),
     ],
 )
 def test_an_invalid_loss_is_named(run, options, message):

@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 WORDS = tomllib.loads((ROOT / "tests/dialect.toml").read_text(encoding="utf-8"))
 FOLDERS = ("src", "conf", "docs", "scripts", "tests", "notebooks", "results", ".github", ".ci")
 KINDS = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".html", ".ipynb", ".css", ""}
-NOT_PROSE = re.compile(r"tests/(dialect\.toml|finished_runs|older_run)|docs/figures/|__pycache__|\.egg-info")
+NOT_PROSE = re.compile(
+    r"tests/(dialect\.toml|test_plain_english\.py|finished_runs|older_run)|docs/figures/|__pycache__|\.egg-info"
+)
 QUOTED = re.compile(r"^\s*>.*$", re.MULTILINE)  # a quotation in Markdown
 
 

@@ -1,4 +1,4 @@
-"""Internal functions take few arguments, and names of tests are short."""
+"""No function of the package has many parameters, except for public ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PUBLIC = {
     ("importance/fisher.py", "fisher"),
     ("importance/fisher.py", "fisher_and_error"),
 }
-"""What a user calls, each option of which has a name of its own."""
+"""Public functions, whose parameters are options."""
 
 
 def signatures(tree: ast.AST, prefix: str = ""):

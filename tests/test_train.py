@@ -1,4 +1,4 @@
-"""Runs in this process, on real digits, of the real configuration."""
+"""Runs of the real configuration in this process, on real digits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def choices(group):
 
 
 def same_checkpoint(a, b):
-    """Bit for bit, seconds aside."""
+    """Return whether two checkpoints are bit-identical except for seconds."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -74,7 +74,7 @@ def test_metrics_json_is_the_documented_contract(run):
     computed = summarize(BUILT_IN, r, b)
     assert {key: result[key] for key in computed} == computed
     assert result["extra_metrics"] == {}
-    assert result.keys() <= RESERVED | BUILT_IN.keys(), "a metric of a user may not have the name of a key"
+    assert result.keys() <= RESERVED | BUILT_IN.keys(), "the name of a custom metric may not be a key"
     assert result["forward_transfer"] is None
     assert [task["accuracy"] for task in result["per_task"]] == result["accuracy_matrix"][-1]
     assert all(task["nll"] > 0 and 0 <= task["ece"] <= 1 for task in result["per_task"])
@@ -113,7 +113,7 @@ def test_the_scenario_decides_if_forward_transfer_is_defined(run):
     class_ = run(*SHORT, "scenario=class", "strategy=finetune", folder="class")
     assert class_["initial_accuracy"] == [None] * 3
     assert class_["forward_transfer"] is None
-    assert class_["accuracy_matrix"][0][1:] == [0.0, 0.0]  # classes not seen yet do not compete
+    assert class_["accuracy_matrix"][0][1:] == [0.0, 0.0]  # classes that were not seen yet do not compete
 
 
 def test_the_same_seed_gives_the_same_r_bit_for_bit(run, tmp_path):
@@ -179,8 +179,10 @@ def test_a_complete_run_is_not_trained_again(run, tmp_path):
 def test_the_folder_of_another_run_is_refused_and_left_as_it_was(run, tmp_path):
     run(*SHORT, "strategy=finetune")
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
-    what = r"another run \(strategy finetune, seed 0.*choose another folder or remove it; lam=None there, 1000.0 here"
-    with pytest.raises(ConfigError, match=what):
+    message = (
+        r"another run \(strategy finetune, seed 0.*or remove it. Differences \(stored and new\): lam null and 1000.0"
+    )
+    with pytest.raises(ConfigError, match=message):
         run(*SHORT, "strategy=ewc")
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
 
@@ -252,16 +254,16 @@ def test_ewc_at_1e5_beats_fine_tuning_by_3_points(run):
 def test_every_yaml_composes_and_runs_a_batch(run, composed, group, choice):
     composed(f"{group}={choice}")
     if (group, choice) in {("trainer", "gpu"), ("trainer", "ddp")}:
-        return  # need a GPU, or processes of their own: tests/training/test_processes.py
+        return  # these need a GPU or several processes, see tests/training/test_processes.py
     if group == "data" and choice not in OFFLINE:
-        return  # need data that is not here: test_every_data_set_runs_a_batch
+        return  # test_every_data_set_runs_a_batch covers data sets that must be downloaded
     last = [] if group == "trainer" else ["+trainer.limit_train_batches=1"]
     last += ["samples=2"] if group == "net" else []
     assert run(f"{group}={choice}", "epochs=1", "data.tasks=2", *last)["status"] == "complete"
 
 
-def standing_in(cfg):
-    """Return the overrides that replace data in the format of CIFAR, which is not available, by noise."""
+def replaced_source(cfg):
+    """Return overrides that replace data sets like CIFAR, which are not available, with noise."""
     target = cfg.data.source.get("_target_", "") if isinstance(cfg.data.source, DictConfig) else ""
     if "CIFAR" not in target and "TinyImageNet" not in target:
         return []
@@ -274,7 +276,7 @@ def standing_in(cfg):
 def test_every_data_set_runs_a_batch(run, composed, real_data, data, scenario):
     short = ("epochs=1", "data.tasks=2", "+trainer.limit_train_batches=1", "samples=20")
     cfg = composed(f"data={data}")
-    options = (f"data={data}", f"scenario={scenario}", *short, f"data_dir={real_data}", *standing_in(cfg))
+    options = (f"data={data}", f"scenario={scenario}", *short, f"data_dir={real_data}", *replaced_source(cfg))
     assert run(*options)["status"] == "complete"
 
 
@@ -284,7 +286,7 @@ def test_every_experiment_runs_a_batch(run, composed, real_data, experiment):
     cfg = composed(f"experiment={experiment}")
     short = ("epochs=1", "+trainer.limit_train_batches=1", f"data_dir={real_data}", "data.tasks=2")
     few = [f"{name}=4" for name in options_of(cfg) if name == "samples"] + ["steps=1"] * (cfg.steps is not None)
-    assert run(f"experiment={experiment}", *short, *few, *standing_in(cfg))["status"] == "complete"
+    assert run(f"experiment={experiment}", *short, *few, *replaced_source(cfg))["status"] == "complete"
 
 
 def test_the_data_of_a_run_does_not_depend_on_the_strategy(composed):

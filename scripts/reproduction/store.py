@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from clbench.runs.folder import FINISHED, alone, atomically
+from clbench.runs.folder import FINISHED, atomically, lock_folder
 from reproduction.here import hash_of
 from reproduction.plan import Cell
 
@@ -36,7 +36,7 @@ class Store:
         Raises:
             ConfigError: Another process uses the folder.
         """
-        with alone(self.folder, str(self.folder), "name another folder by --runs"):
+        with lock_folder(self.folder, str(self.folder), "name another folder by --runs"):
             yield
 
     def hash(self, cell: Cell) -> str:

@@ -28,6 +28,18 @@ class DataError(ConfigError):
     group = "data"
 
 
+class ScenarioError(ConfigError):
+    """An argument of a scenario; the text names Python arguments."""
+
+    group = "scenario"
+
+
+class LearnerError(ConfigError):
+    """An argument of a Learner; the text names Python arguments."""
+
+    group = "learner"
+
+
 class OtherRun(ConfigError):
     """The folder contains the results of another configuration."""
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.data import Batch, find_task, task_of
-from clbench.errors import ConfigError, expected
+from clbench.errors import ConfigError, LearnerError, expected
 
 Term = Callable[[Batch, Tensor], Tensor]
 """Function of (batch, outputs (N, C)) that returns a scalar, added to the loss of the batch."""
@@ -75,11 +75,11 @@ class Learner(L.LightningModule):
         if loss not in LOSSES:
             raise ConfigError(expected("loss", loss, f"one of {', '.join(LOSSES)}"))
         if scheduler_interval not in ("epoch", "step"):
-            raise ConfigError(expected("scheduler.interval", scheduler_interval, "one of epoch, step"))
+            raise LearnerError(expected("scheduler_interval", scheduler_interval, "one of epoch, step"))
         if scheduler_length is not None and scheduler_interval != "step":
-            raise ConfigError(
-                f"scheduler.length={scheduler_length}: expected scheduler.interval=step, because {scheduler_length} is set to a "
-                f"number of steps. Use that, or scheduler.length=null and scheduler.make.{scheduler_length} in epochs"
+            raise LearnerError(
+                f"scheduler_length={scheduler_length}: expected scheduler_interval=step, because {scheduler_length} is set to a "
+                f"number of steps. Use that, or scheduler_length=None and scheduler.make.{scheduler_length} in epochs"
             )
         self.net = net
         self.bn = bn

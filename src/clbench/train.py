@@ -1,6 +1,6 @@
-"""``python -m clbench.train strategy=ewc lam=1e5``, and the same from Python: compose, build, train, write.
+"""Train runs and sweeps: the command ``clbench train strategy=ewc lam=1e5`` and the function ``clbench.run``.
 
-Only Hydra is imported before a configuration is composed, so ``--help`` and wrong options take no time.
+Only Hydra is imported before the configuration is composed, so that ``--help`` and wrong options respond quickly.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from clbench.config.help import ASKS, print_help
-from clbench.config.messages import check_arguments, config_errors, errors_in_one_line, stopped
+from clbench.config.help import HELP_FLAGS, print_help
+from clbench.config.messages import check_arguments, config_errors, errors_in_one_line, interruption_message
 from clbench.config.options import conf_dir
 from clbench.errors import ConfigError
 
@@ -31,16 +32,16 @@ if TYPE_CHECKING:
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    """One run of the command or of a sweep; returns the objective, so that a Hydra sweeper can optimise it."""
+    """Train one run of the command or of a sweep; return the objective, which a Hydra sweeper can optimise."""
     launch = launched_by_hydra()
     if launch.sweep is not None:
-        return train_and_free(cfg, launch)  # the sweeper shows what failed
-    with errors_in_one_line(partial(stopped, launch.folder)):
+        return train_and_free(cfg, launch)  # the sweeper reports errors
+    with errors_in_one_line(partial(interruption_message, launch.folder)):
         return train_and_free(cfg, launch)
 
 
 def train(cfg: DictConfig, launch: Launch) -> float | None:
-    """Train the run that ``cfg`` describes and write its folder; return its objective, None while there is none."""
+    """Train the run that ``cfg`` describes and write its folder; return the objective, None if there is none yet."""
     from clbench.experiment.experiment import Experiment
 
     experiment = Experiment(cfg, launch)
@@ -63,16 +64,16 @@ def run(
     quiet: bool = False,
     sweep: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """Train one run in this process, as the command ``clbench train OVERRIDES`` does, and return its metrics.
+    """Train one run in this process, like the command ``clbench train OVERRIDES``, and return its metrics.
 
-    A run that is already in ``folder`` is continued, and returned at once if it is complete.
+    If ``folder`` already contains this run, the run is resumed, or returned immediately if it is complete.
 
     Args:
-        overrides: What follows the command, such as ``["strategy=ewc", "lam=1e5"]``.
+        overrides: The overrides of the command, such as ``["strategy=ewc", "lam=1e5"]``.
         folder: The run's folder, None for ``output_dir`` of the configuration.
-        config_dir: A folder with configuration groups of your own, as the command's ``--config-dir``.
-        quiet: Whether to show nothing in the terminal. ``train.log`` in the folder has the same text.
-        sweep: A folder of several runs, in which they share their first tasks. None for a single run.
+        config_dir: A folder with additional configuration groups, like ``--config-dir`` of the command.
+        quiet: Whether to print nothing to the terminal. ``train.log`` in the run folder contains the same text.
+        sweep: A folder in which several runs share their first tasks, None for a single run.
 
     Returns:
         The contents of metrics.json; empty after ``dry_run=true``.
@@ -99,38 +100,38 @@ def run(
         if path.exists() and not path.is_dir():
             raise ConfigError(f"folder={path}: expected a folder, but it is a file. Try another path.")
         path.mkdir(parents=True, exist_ok=True)
-        together = None if sweep is None else Path(sweep).expanduser().absolute()
-        train_and_free(without_hydra(whole), Launch(path, hydra_part(), together, quiet))
+        shared = None if sweep is None else Path(sweep).expanduser().absolute()
+        train_and_free(without_hydra(whole), Launch(path, hydra_settings(), shared, quiet))
     file = path / "metrics.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def launched_by_hydra() -> Launch:
-    """Return where and how the command, or Hydra's launcher of a sweep, has started this run."""
+    """Return how the command, or Hydra's launcher of a sweep, started this run."""
     from clbench.experiment.launch import Launch
 
     config = HydraConfig.get()
     sweeping = config.mode == RunMode.MULTIRUN
     sweep = Path(config.runtime.cwd, config.sweep.dir) if sweeping else None
-    return Launch(Path(config.runtime.output_dir), hydra_part(), sweep, quiet=sweeping)
+    return Launch(Path(config.runtime.output_dir), hydra_settings(), sweep, quiet=sweeping)
 
 
-def hydra_part() -> DictConfig:
-    """Return Hydra's own part of the configuration that is running."""
-    part: Any = HydraConfig.instance().cfg
-    assert isinstance(part, DictConfig)
-    return part
+def hydra_settings() -> DictConfig:
+    """Return Hydra's settings of the current configuration."""
+    settings: Any = HydraConfig.instance().cfg
+    assert isinstance(settings, DictConfig)
+    return settings
 
 
 def train_and_free(cfg: DictConfig, launch: Launch) -> float | None:
-    """Train one of possibly many runs of this process, and free its memory afterwards."""
-    with free_run_memory():  # a decorator could not be sent to the workers of a sweep
+    """Train one of possibly many runs of this process, then free its memory."""
+    with free_run_memory():  # as a decorator it could not be pickled for the workers of a sweep
         return train(cfg, launch)
 
 
 @contextmanager
 def free_run_memory() -> Iterator[None]:
-    """Collect what a run leaves in reference cycles, and spend no time on what was there before, torch among it."""
+    """Collect the reference cycles of a run on exit. Older objects are frozen, so that the collector does not scan them."""
     gc.freeze()
     try:
         yield
@@ -139,17 +140,25 @@ def free_run_memory() -> Iterator[None]:
         gc.unfreeze()
 
 
+def check_flags(arguments: Sequence[str]) -> None:
+    """Exit with a usage line of ``clbench train`` if Hydra would reject a flag. Hydra's own line names ``train.py``."""
+    parser = get_args_parser()
+    parser.prog = "clbench train"
+    parser.parse_args(arguments)
+
+
 def cli() -> None:
-    """The command ``clbench-train``; ``--dry-run`` is short for ``dry_run=true``, as Hydra has no options of ours."""
-    if "--version" in sys.argv[1:]:  # Hydra would print its own
+    """Run the command ``clbench train``. ``--dry-run`` is replaced by ``dry_run=true``, because Hydra rejects unknown flags."""
+    if "--version" in sys.argv[1:]:  # Hydra would print its own version
         from clbench.__main__ import show_version
 
         return show_version()
     sys.argv = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv]
     with errors_in_one_line():
-        if set(ASKS) & set(sys.argv):
+        if set(HELP_FLAGS) & set(sys.argv):
             return print_help(sys.argv[1:])
         check_arguments(sys.argv[1:])
+        check_flags(sys.argv[1:])
         main()
 
 

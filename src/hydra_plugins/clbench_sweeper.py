@@ -1,7 +1,7 @@
-"""Hydra takes sweepers from ``hydra_plugins`` only; see ``clbench.sweep.sweeper``."""
+"""Register the sweeper of clbench with Hydra, which only loads plugins from ``hydra_plugins``."""
 
 from clbench.sweep.sweeper import GridSweeper
 
 
 class UniqueSweeper(GridSweeper):
-    """The sweeper of clbench, under a name that Hydra finds."""
+    """The sweeper of clbench, see ``clbench.sweep.sweeper``."""

@@ -1,14 +1,18 @@
-"""Which options a strategy has, and what they are called in Python and on the command line."""
+"""The options of a strategy, and their names in Python and on the command line."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from torch import nn
 
-from clbench.config.arguments import arguments_of, as_typed, errors_as_typed, typed_keys
-from clbench.config.options import OPTIONS, conf_dir, options_of, strategies_with, why_foreign
-from clbench.errors import ConfigError, StrategyError, Unstable
+from clbench.config.arguments import arguments_of, option_keys, translate, translate_errors
+from clbench.config.options import OPTIONS, conf_dir, foreign_option_message, options_of, strategies_with
+from clbench.data.scenario import Scenario
+from clbench.errors import ConfigError, LearnerError, ScenarioError, StrategyError, Unstable
+from clbench.learner import Learner
 from clbench.strategies import EWC, SI, Strategy
 
 HAVE = {
@@ -59,7 +63,7 @@ def test_a_key_that_the_class_does_not_take_gives_it_no_option(composed):
     cfg = composed("strategy=si", "+strategy.samples=${samples}")
     assert options_of(cfg) == ["lam"]
     cfg = composed("strategy=si", "+strategy.samples=${samples}", "strategy._target_=nowhere.Class")
-    assert options_of(cfg) == ["lam", "samples"]  # what cannot be imported is reported when it is built
+    assert options_of(cfg) == ["lam", "samples"]  # a class that cannot be imported is reported when it is built
 
 
 def test_an_option_that_a_yaml_does_not_pass_on_is_named(composed):
@@ -67,7 +71,9 @@ def test_an_option_that_a_yaml_does_not_pass_on_is_named(composed):
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
     del cfg.strategy.samples
-    assert why_foreign(cfg, "ewc", "samples").endswith("does not pass it on. Add the line samples: ${samples}")
+    assert foreign_option_message(cfg, "ewc", "samples").endswith(
+        "does not pass this option to its class. Add the line samples: ${samples} to it."
+    )
 
 
 def test_arguments_of_a_class_include_those_of_base_constructors():
@@ -95,19 +101,29 @@ def test_every_key_of_a_yaml_is_an_argument_of_its_class(composed):
 def test_library_errors_name_the_keys_of_the_command_line(composed):
     """On the command line, an error of the library names the configuration keys and writes values as yaml does."""
     cfg = composed("strategy=nccl")
-    keys = typed_keys(cfg, "strategy")
+    keys = option_keys(cfg, "strategy")
     assert (keys["lam"], keys["gamma"], keys["seed"]) == ("lam", "strategy.gamma", "seed")
     text = "gamma=-1: expected None or lam=2, got -1. Try outer_lr=True, trainer.gamma=1"
-    said = "strategy.gamma=-1: expected null or lam=2, got -1. Try strategy.outer_lr=true, trainer.gamma=1"
-    assert as_typed(text, cfg, "strategy") == said
+    translated = "strategy.gamma=-1: expected null or lam=2, got -1. Try strategy.outer_lr=true, trainer.gamma=1"
+    assert translate(text, cfg, "strategy") == translated
+
+
+def test_errors_of_scenarios_and_learners_name_options(composed):
+    cfg = composed("scenario=class")
+    with pytest.raises(ScenarioError, match="^scenario.head=multi: "), translate_errors(cfg):
+        Scenario("class", "multi")
+    with pytest.raises(LearnerError, match="^scheduler.interval=batch: "), translate_errors(cfg):
+        Learner(nn.Linear(2, 2), torch.optim.SGD, scheduler_interval="batch")
+    with pytest.raises(LearnerError, match="^scheduler_interval=batch: "):
+        Learner(nn.Linear(2, 2), torch.optim.SGD, scheduler_interval="batch")
 
 
 @pytest.mark.parametrize("kind", [StrategyError, Unstable])
 def test_the_error_class_stays_and_other_errors_are_unchanged(composed, kind):
     cfg = composed("strategy=si")
-    with pytest.raises(kind, match="^strategy.damping=0$"), errors_as_typed(cfg):
+    with pytest.raises(kind, match="^strategy.damping=0$"), translate_errors(cfg):
         raise kind("damping=0")
-    with pytest.raises(ConfigError, match="^damping=0$"), errors_as_typed(cfg):
+    with pytest.raises(ConfigError, match="^damping=0$"), translate_errors(cfg):
         raise ConfigError("damping=0")
 
 
@@ -119,8 +135,8 @@ def test_command_line_and_python_report_the_same_error(run, key, value):
     argument = key.removeprefix("strategy.")
     with pytest.raises(ConfigError) as called:
         SI(**{argument: int(value) if value[-1].isdigit() else value})
-    said = str(called.value).replace("True or False", "true or false")
-    assert str(typed.value) == said.replace(f"{argument}=", f"{key}=", 1)
+    message = str(called.value).replace("True or False", "true or false")
+    assert str(typed.value) == message.replace(f"{argument}=", f"{key}=", 1)
 
 
 INHERITING = """# @package _global_
@@ -150,6 +166,6 @@ def test_a_user_yaml_inherits_the_options_of_another(composed, tmp_path):
 
 def test_data_errors_name_the_full_keys_of_options(composed):
     """Errors of the data name the full key of an option, whether it belongs to the split or to another group."""
-    keys = typed_keys(composed("data=split_digits"), "data")
+    keys = option_keys(composed("data=split_digits"), "data")
     assert (keys["tasks"], keys["order"], keys["seed"]) == ("data.tasks", "data.split.order", "seed")
     assert (keys["batch_size"], keys["scenario"]) == ("batch_size", "scenario")

@@ -1,4 +1,4 @@
-"""One declaration per option: the yaml files, the Python arguments, --help and docs/options.md agree."""
+"""The yaml files, the Python arguments, --help and docs/options.md declare the same options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from clbench.config.arguments import NOT_ARGUMENTS, arguments_of, target_of
-from clbench.config.declarations import ConfigFile, declarations, files, find, of_a_run
+from clbench.config.declarations import ConfigFile, declarations, files, find, top_level_options
 from clbench.config.help import GROUPS, help_lines
 from clbench.config.options import OPTIONS, RULES, conf_dir
 from clbench.errors import ConfigError
@@ -22,15 +22,15 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = [file for group in (*GROUPS, "launch") for file in files(group)]
 
 DIFFERENT = {
-    ("strategy=si", "lam"): "a value that suits the default data; lam=1 is the penalty as the paper writes it",
-    ("strategy=l2", "lam"): "a value that suits the default data",
+    ("strategy=si", "lam"): "a value for the default data; lam=1 is the penalty of the paper",
+    ("strategy=l2", "lam"): "a value for the default data",
     ("net=mlp_bn", "hidden"): "the net of an experiment, with BatchNorm",
     ("net=mlp_bn", "batch_norm"): "the net of an experiment, with BatchNorm",
 }
-"""Defaults of a yaml that differ from those of the Python argument -> why."""
+"""Default of a yaml that differs from that of the Python argument -> the reason."""
 
 PRESETS = ("data", "scenario")
-"""Groups whose files are one case each: their own keys are no defaults of the class, those of the base file are."""
+"""Groups whose files are special cases. Their keys are not defaults of the class; the keys of the base file are."""
 
 
 def value_of(file: ConfigFile) -> Any:
@@ -50,25 +50,25 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.choice)
 def test_every_option_of_a_yaml_has_a_declaration(file):
     """The declaration has the default value and the meaning of the option."""
-    top, found = of_a_run(), declarations(file)
+    top, found = top_level_options(), declarations(file)
     prefix = f"{file.package}." if file.package else ""
     for key, value in leaves(value_of(file), prefix).items():
         if (isinstance(value, str) and value.startswith("${") and "submitit" not in value) or value == {}:
             assert key not in found or "submitit" in str(value)
             continue
-        if isinstance(value, list) and isinstance(value[0], dict):  # data sets, which their entries describe
+        if isinstance(value, list) and isinstance(value[0], dict):  # a list of data sets
             continue
         if key.startswith("hydra.launcher.ray."):
             key = ".".join(key.split(".")[:4])
             assert found[key].meaning
             continue
         assert yaml.safe_load(found[key].default) == value, key
-        assert found[key].meaning or top[key].meaning, f"{file.path}: {key} has no comment that says what it means"
+        assert found[key].meaning or top[key].meaning, f"{file.path}: {key} has no comment with its meaning"
 
 
 def test_every_option_of_a_run_has_a_declaration():
     """The declaration has the meaning of the option, in the order of train.yaml."""
-    top = of_a_run()
+    top = top_level_options()
     written = leaves(yaml.safe_load((conf_dir() / "train.yaml").read_text(encoding="utf-8")))
     assert list(top) == [key for key in written if not key.startswith("hydra")]
     assert all(d.meaning for d in top.values())
@@ -77,9 +77,9 @@ def test_every_option_of_a_run_has_a_declaration():
 
 def test_every_integer_and_flag_has_a_rule_its_default_obeys():
     values = OmegaConf.load(conf_dir() / "train.yaml")
-    for key in of_a_run():
+    for key in top_level_options():
         if (
-            "${" not in of_a_run()[key].default
+            "${" not in top_level_options()[key].default
             and isinstance(OmegaConf.select(values, key), int)
             and key not in OPTIONS
             and key not in ("lr",)
@@ -113,7 +113,7 @@ def test_yaml_defaults_equal_the_defaults_of_python_arguments(composed, group):
                     seen.add((file.choice, name))
                     assert (file.choice, name) in DIFFERENT, f"{file.choice}: {name}={node[name]}, in Python {default}"
     assert seen == {pair for pair in DIFFERENT if pair[0].startswith(f"{group}=")}, (
-        "agree by now: remove them from DIFFERENT"
+        "these are equal now: remove them from DIFFERENT"
     )
 
 
@@ -146,7 +146,7 @@ def test_every_yaml_is_on_the_page_of_options(write_options):
     page = write_options.PAGE.read_text(encoding="utf-8")
     for path in conf_dir().glob("**/*.yaml"):
         group = path.parent.relative_to(conf_dir()).as_posix()
-        if group in (".", "data/base", "hydra/sweeper"):  # every run, every data preset, and what sweep=grid chooses
+        if group in (".", "data/base", "hydra/sweeper"):  # included in other sections of the page
             continue
         assert f"`{group}={path.stem}`" in page or f"### {group}={path.stem}\n" in page, path
 
@@ -157,18 +157,18 @@ def test_every_yaml_is_on_the_page_of_options(write_options):
 def test_help_shows_every_option_with_value_and_meaning():
     """The options shown are those of the chosen strategy, net and data."""
     lines = list(help_lines(["strategy=mas", "lam=3", "net.hidden=[8, 8]", "-m", "--help"]))
-    said = {line.split()[0].partition("=")[0]: line for line in lines if line.startswith("  ") and "=" in line}
+    shown = {line.split()[0].partition("=")[0]: line for line in lines if line.startswith("  ") and "=" in line}
     for file in files("strategy"):
         for key, declaration in declarations(file).items():
             if file.path.stem == "mas" and key.startswith("strategy."):
-                assert said[key].endswith(declaration.meaning), key
+                assert shown[key].endswith(declaration.meaning), key
             elif key.startswith("strategy.") and f"  {key}=" in "\n".join(lines):
                 assert key in declarations(find("strategy", "mas", [conf_dir()])), key
-    for key, declaration in of_a_run().items():
+    for key, declaration in top_level_options().items():
         if key not in OPTIONS or key in ("lam", "samples", "fisher_batch"):
-            assert said[key].endswith(declaration.meaning), key
-    assert said["lam"].split()[0] == "lam=3"
-    assert said["net.hidden"].split()[0] == "net.hidden=[8,8]"
+            assert shown[key].endswith(declaration.meaning), key
+    assert shown["lam"].split()[0] == "lam=3"
+    assert shown["net.hidden"].split()[0] == "net.hidden=[8,8]"
     assert any(line.split() == ["scenario:", "class,", "domain,", "task"] for line in lines)
 
 

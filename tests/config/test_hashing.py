@@ -1,4 +1,4 @@
-"""What identifies a configuration, and that it stays the same while the code around it changes."""
+"""The hash of a configuration, which stays the same when unrelated code changes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.conftest import replace_in
 
 ROOT = Path(__file__).parents[2]
 DECLARED = Path(__file__).with_name("declared.json")
-"""The defaults of every yaml at the present schema: ``python -m tests.config.test_hashing`` writes them."""
+"""The defaults of every yaml at the current schema, written by ``python -m tests.config.test_hashing``."""
 
 
 def split(*overrides: str) -> tuple[DictConfig, Any]:
-    """The configuration of a command without Hydra's part, and its choices."""
+    """Return the configuration of a command, without the key ``hydra``, and its choices."""
     whole = compose(overrides)
     return without_hydra(whole), whole.hydra.runtime.choices
 
@@ -54,7 +54,7 @@ def test_an_option_derived_from_another_enters_once():
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (["~data.scale"], []),  # the class has another default than the yaml
+        (["~data.scale"], []),  # the default of the class differs from that of the yaml
         (["data.drop_last=true"], ["data.drop_last=1"]),
         (["strategy=ewc"], ["strategy=mas", "lam=1e3"]),
         (["lam=1"], ["lam=1.0000001"]),
@@ -82,13 +82,13 @@ def test_every_option_of_a_yaml_from_outside_enters_the_identity(tmp_path):
     own = {**choices, "strategy": "own"}
     first = identity(cfg, own)["options"]
     assert first["strategy._target_"] == "EWC" and first["strategy.fisher"] == "exact" and first["lam"] == 1000.0
-    cfg.strategy.data = "validation"  # a default of the user's that changes
+    cfg.strategy.data = "validation"  # a default in the yaml of a user changes
     assert config_hash(cfg, own) != config_hash(*split())
     assert identity(cfg, own)["options"] != first
 
 
 def hashes_of(root: Path) -> list[list[str]]:
-    """``config_hash`` and ``first_task_hash`` of some configurations by the code and yamls below ``root``, in a new process."""
+    """``config_hash`` and ``first_task_hash`` of some configurations with the code and yamls below ``root``, in a new process."""
     code = (
         "from clbench.config.hashing import config_hash, first_task_hash\n"
         "from tests.config.test_hashing import split\n"
@@ -125,7 +125,7 @@ def test_hashes_change_with_the_schema_only(tmp_path):
 
 
 def declared() -> dict[str, dict[str, Any]]:
-    """The declared options of every yaml of a group, with their defaults; classes without their modules."""
+    """Return the declared options of every yaml of a group with their defaults, and classes without their modules."""
     found = {}
     for file in sorted(conf_dir().rglob("*.yaml")):
         name = file.relative_to(conf_dir()).with_suffix("").as_posix()
@@ -138,7 +138,7 @@ def declared() -> dict[str, dict[str, Any]]:
 
 
 def test_a_changed_default_needs_a_new_schema():
-    """Raise SCHEMA, list the change in SCHEMA_CHANGES, and write declared.json again."""
+    """Increase SCHEMA, add the change to SCHEMA_CHANGES, and rewrite declared.json."""
     then, now = json.loads(DECLARED.read_text(encoding="utf-8")), declared()
     assert then["schema"] == SCHEMA and SCHEMA in SCHEMA_CHANGES
     for name, options in then["declared"].items():

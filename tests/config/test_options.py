@@ -1,4 +1,4 @@
-"""Training options: budgets, early stopping, which weights are kept, schedules, evaluation inside tasks, loggers."""
+"""Training options: length, early stopping, weights that are kept, schedules, evaluation inside tasks, loggers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.conftest import replace_in, trainer
 from tests.test_train import load, same_checkpoint
 
 SHORT = ("data.tasks=2", "net.hidden=[16]")
-STEPS = 41  # of one epoch: 1,294 training examples in batches of 32
+STEPS = 41  # steps per epoch: 1,294 training examples in batches of 32
 
 
 def logged(folder):
-    """Rows of every metrics.csv, in order, without empty cells."""
+    """Return the rows of all metrics.csv files in order, without empty values."""
     rows = []
     for file in sorted(folder.glob("logs/*/metrics.csv")):
         rows += [
@@ -31,7 +31,7 @@ def logged(folder):
 
 
 def without_cost(rows):
-    """Rows without what no two runs have in common."""
+    """Return rows without seconds and memory, which differ between equal runs."""
     cost = ("seconds", "memory")
     return [{key: value for key, value in row.items() if not key.startswith(cost)} for row in rows]
 
@@ -69,26 +69,35 @@ def test_epochs_and_steps_are_one_number_or_one_per_task(run, tmp_path):
         (["epochs=[1,2,3]"], r"epochs=\[1, 2, 3\]: expected one number, or a list of 2, one per task"),
         (["steps=0"], "steps=0: expected an integer >= 1"),
         (["patience=0"], "patience=0: expected an integer >= 1 or null"),
-        (["consolidate=first"], "consolidate='first' is not one of last, best"),
+        (["consolidate=first"], "consolidate=first: expected last or best, got 'first'."),
         (["consolidate=best", "data.validation=0"], "need validation data"),
         (["eval_every=0"], "eval_every=0: expected an integer >= 1 or null"),
         (["log_every=0"], "log_every=0: expected an integer >= 1"),
         (
             ["lr=-1"],
-            "Adam cannot be made .Invalid learning rate: -1.: change the options optimizer.make",
+            r"Adam could not be constructed .Invalid learning rate: -1.. Try other values of optimizer.make",
         ),
-        (["+optimizer.make.momentum=1"], "Adam cannot be made .*momentum.*: change the options"),
+        (
+            ["+optimizer.make.momentum=1"],
+            "Adam could not be constructed .*momentum.* Try other values of optimizer.make",
+        ),
         (
             ["scheduler=step", "scheduler.make.step_size=x"],
-            "StepLR cannot be made.*: change the options scheduler.make",
+            "StepLR could not be constructed or stepped.* Try other values of scheduler.make",
         ),
-        (["trainer.precision=bf16-true"], "precision=bf16-true has weights that are not float32: use 32-true"),
-        (["trainer.precision=64"], "precision=64 has weights that are not float32: use 32-true"),
+        (
+            ["trainer.precision=bf16-true"],
+            "precision=bf16-true: expected a precision with float32 weights. Try 32-true",
+        ),
+        (["trainer.precision=64"], "precision=64: expected a precision with float32 weights. Try 32-true"),
         (
             ["scheduler=cosine", "scheduler.interval=epoch"],
-            "scheduler.length=T_max: expected scheduler.interval=step",
+            "^scheduler.length=T_max: expected scheduler.interval=step, .* Use that, or scheduler.length=null and scheduler.make",
         ),
-        (["scheduler=step", "scheduler.interval=batch"], "scheduler.interval=batch: expected one of epoch, step"),
+        (
+            ["scheduler=step", "scheduler.interval=batch"],
+            "^scheduler.interval=batch: expected one of epoch, step, got 'batch'.",
+        ),
     ],
 )
 def test_a_wrong_option_is_named(run, options, message):
@@ -113,12 +122,12 @@ def test_best_keeps_the_weights_of_lowest_validation_loss(run, composed, tmp_pat
         counts = tally(learner, sequence[0].val_dataloader())[0]
         return state, (counts[NLL] / counts[EXAMPLES]).item()
 
-    for epochs in range(1, 7):  # the same seed: each run is the beginning of the next
+    for epochs in range(1, 7):  # with the same seed each run is the start of the next run
         run(*options, f"epochs={epochs}", folder=f"after{epochs}")
     run(*options, "epochs=6", "consolidate=best", folder="best")
     epochs = [weights_and_loss(f"after{k}") for k in range(1, 7)]
     lowest, _ = min(epochs, key=lambda pair: pair[1])
-    assert lowest is not epochs[-1][0], "the last epoch is the best: the test shows nothing"
+    assert lowest is not epochs[-1][0], "the last epoch is the best, so this test has no effect"
     assert same_checkpoint(weights_and_loss("best")[0], lowest)
 
 
@@ -151,7 +160,7 @@ def test_a_schedule_changes_the_rate_and_restarts_at_each_task(run, tmp_path, sc
     assert not same_checkpoint(a["learner"], b["learner"])
     (group,) = a["optimizer"]["param_groups"]
     expected = 0.0 if scheduler == "cosine" else 0.01 * 0.1**3
-    assert group["lr"] == pytest.approx(expected, abs=1e-9)  # one task's schedule, not two
+    assert group["lr"] == pytest.approx(expected, abs=1e-9)  # the schedule of one task
 
 
 def test_evaluation_inside_tasks_changes_only_its_own_metrics(run, tmp_path):
@@ -205,9 +214,9 @@ def test_logging_changes_nothing(run, tmp_path):
 
 def test_a_resumed_process_keeps_the_csv_log_of_a_killed_one(tmp_path):
     """A process that resumes in the same task writes its csv log to a new folder."""
-    place = LoggerContext(tmp_path, tmp_path, 0, {}, print)
+    context = LoggerContext(tmp_path, tmp_path, 0, {}, print)
     for step in range(3):
-        logger = loggers.csv(place)
+        logger = loggers.csv(context)
         logger.log_metrics({"loss": float(step)}, step)
         logger.finalize("success")
     files = sorted(tmp_path.glob("logs/*/metrics.csv"))

@@ -66,9 +66,9 @@ def test_only_domain_incremental_tasks_share_their_outputs(scenario, shared):
     ("name", "head", "message"),
     [
         ("tasks", "multi", "scenario=tasks: expected one of task, domain, class."),
-        ("task", "both", "scenario.head=both: expected multi or single with scenario=task."),
-        ("domain", "multi", "scenario.head=multi: expected single with scenario=domain."),
-        ("class", "multi", "scenario.head=multi: expected single with scenario=class."),
+        ("task", "both", "head=both: expected multi or single with scenario=task."),
+        ("domain", "multi", "head=multi: expected single with scenario=domain."),
+        ("class", "multi", "head=multi: expected single with scenario=class."),
     ],
 )
 def test_an_unknown_scenario_or_head_is_refused(name, head, message):

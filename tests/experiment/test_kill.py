@@ -1,4 +1,4 @@
-"""Killed by SIGKILL at any moment, a run loses nothing: no file is half-written, and started again it ends bit-identical."""
+"""A run that is killed by SIGKILL leaves no half-written file and resumes bit-identically."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ OFTEN = ("epochs=2", "batch_size=16", "save_every=2", "trainer=cpu", "logger=non
 
 
 def work(overrides, path, sweep, kill):
-    """A process: the run in ``path``, killed in the middle of writing file ``kill``, or any file at that many bytes."""
-    if isinstance(kill, int):  # the kernel ends a process that writes more, in the middle of its file
+    """Train the run in ``path``; kill the process before it renames file ``kill``, or when a file has ``kill`` bytes."""
+    if isinstance(kill, int):  # the kernel kills a process that writes a larger file
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (kill, kill))
     elif kill is not None:
 
         def hook(event, arguments):
-            if event == "os.rename" and fnmatch(Path(arguments[1]).name, kill):  # written, but not yet under its name
+            if event == "os.rename" and fnmatch(
+                Path(arguments[1]).name, kill
+            ):  # the file is written, but has its temporary name
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
@@ -46,7 +48,7 @@ def work(overrides, path, sweep, kill):
 
 @pytest.fixture
 def start(tmp_path):
-    """``start("strategy=si", folder="a")``: a process on its way."""
+    """``start("strategy=si", folder="a")`` starts a process that trains a run."""
 
     def go(*overrides, folder, sweep=None, kill=None):
         sweep = None if sweep is None else tmp_path / sweep
@@ -64,7 +66,7 @@ def finish(process):
 
 
 def assert_whole(folder):
-    """Every file under a final name can be read to its end."""
+    """Assert that every file with a final name is complete."""
     read = {
         ".json": lambda file: json.loads(file.read_text(encoding="utf-8")),
         ".yaml": lambda file: yaml.safe_load(file.read_text(encoding="utf-8")),
@@ -100,7 +102,7 @@ def test_a_run_killed_while_writing_a_file_resumes_bit_identical(start, tmp_path
     for kill in WRITTEN:
         code = finish(start("strategy=ewc", folder="killed", kill=kill))
         assert code == (-signal.SIGXFSZ if isinstance(kill, int) else -signal.SIGKILL), kill
-        (part,) = killed.rglob("*.part")  # those of earlier processes are gone
+        (part,) = killed.rglob("*.part")  # files of earlier processes have been removed
         assert isinstance(kill, int) or f".{kill}." in part.name
         assert_whole(killed)
     assert finish(start("strategy=ewc", folder="killed")) == 0

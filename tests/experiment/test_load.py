@@ -1,4 +1,4 @@
-"""clbench.load: what is back in memory is what was there."""
+"""clbench.load restores the state of a run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def test_without_a_task_the_last_finished_one_is_loaded(run, tmp_path):
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     loaded = clbench.load(str(tmp_path / "run"))
     assert (loaded.task, loaded.cfg.seed, len(loaded.sequence)) == (2, 0, 3)
-    assert loaded.strategy.value(loaded.learner) > 0  # a penalty for each of three tasks, at most one at its anchor
+    assert (
+        loaded.strategy.value(loaded.learner) > 0
+    )  # three tasks have a penalty, of which at most one is at its anchor
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
@@ -67,16 +69,22 @@ def test_a_run_with_init_from_is_loaded_without_that_file(run, tmp_path):
 
 
 def test_what_cannot_be_loaded_is_an_error(run, tmp_path):
-    with pytest.raises(ConfigError, match="nowhere is not a folder: give the output_dir of a run"):
+    with pytest.raises(
+        ConfigError, match="nowhere: expected a run folder, but there is no such folder. Try the output_dir"
+    ):
         clbench.load(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"has no config.json: give the output_dir of a run"):
+    with pytest.raises(ConfigError, match=r"expected a run folder, found no config.json. Try the output_dir of a run"):
         clbench.load(tmp_path)
     run("strategy=finetune", "checkpoints=none", *SMALL, folder="bare")
-    with pytest.raises(ConfigError, match="has no checkpoints: the run needs checkpoints=all or last"):
+    with pytest.raises(
+        ConfigError, match="expected a task checkpoint, found none. Try a run with checkpoints=all or last"
+    ):
         clbench.load(tmp_path / "bare")
     run("strategy=finetune", *SMALL)
     (tmp_path / "run/checkpoints/task_1.ckpt").unlink()
-    with pytest.raises(ConfigError, match="task=1: .* has no checkpoint of it, only of 0, 2, counted from 0; "):
+    with pytest.raises(
+        ConfigError, match="task=1: expected a task with a checkpoint in .*, one of 0, 2 .counted from 0.. "
+    ):
         clbench.load(tmp_path / "run", task=1)
 
 
@@ -86,16 +94,20 @@ def test_what_cannot_be_loaded_is_an_error(run, tmp_path):
         (
             '"_target_": "clbench.nets.mlp"',
             '"_target_": "clbench.nets.perceptron"',
-            "no longer holds: the file was changed",
+            "expected configuration .* but the file was changed. Try the original file.",
         ),
-        (None, None, "cannot be rebuilt: .*its code has changed since it ran: use the versions in its metrics.json"),
+        (
+            None,
+            None,
+            "cannot be rebuilt .*, because the code has changed since the run. Try the package versions",
+        ),
     ],
 )
 def test_changed_configuration_and_code_give_different_errors(run, tmp_path, old, new, message):
     run("strategy=finetune", *SMALL)
     if old is not None:
         replace_in(tmp_path / "run/config.json", old, new)
-    else:  # as if the head had another name when the run was made
+    else:  # simulates a run of a version in which the head had another name
         file = tmp_path / "run/checkpoints/task_2.ckpt"
         state = torch.load(file, weights_only=True)
         state["learner"] = {name.replace("head", "classifier"): p for name, p in state["learner"].items()}

@@ -1,4 +1,4 @@
-"""clbench.run: the command from Python, in this process, leaving nothing behind."""
+"""clbench.run: the command in the current process, without side effects."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_complete_run_is_returned_and_not_trained_again(tmp_path, capsys):
     first = clbench.run(TINY, tmp_path / "a")
     capsys.readouterr()
     assert clbench.run(TINY, tmp_path / "a") == first
-    assert "this run is complete, nothing to do" in capsys.readouterr().out
+    assert "this run is already complete" in capsys.readouterr().out
 
 
 def test_without_a_folder_a_run_is_stored_in_output_dir(tmp_path, monkeypatch):
@@ -66,22 +66,26 @@ def test_the_display_is_shown_unless_quiet_and_always_logged(tmp_path, capsys, q
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["seed=0,1", "-m"],
+            "^-m: expected the overrides of a single run. Try the command clbench train -m for a sweep.$",
+        ),
         ("strategy=ewc", r"overrides='strategy=ewc': expected a list .* Try \['strategy=ewc'\]"),
-        (["strategy=ewcc"], "strategy=ewcc does not exist"),
-        (["lam"], "'lam' is no option=value"),
-        (["--lam=1"], "options are written without dashes: lam=1"),
-        (["depth=3"], "there is no option depth"),
-        (["choose_lam_on=3"], "choose_lam_on is now select_lam_on_first_tasks: write select_lam_on_first_tasks="),
-        (["+data.cut.order=seed"], "data.cut.order is now data.split.order: write data.split.order="),
-        (["~strategy.draws"], "strategy.draws is now strategy.label_samples"),
-        (["net=null"], "a group is chosen by a name, such as net=mlp, not by a value"),
-        (["net=true"], "a group is chosen by a name"),
-        (["strategy="], "strategy= does not exist: use one of agem, "),
-        (["+experiment=permuted_mnist"], "Write experiment=permuted_mnist"),
+        (["strategy=ewcc"], "strategy=ewcc: expected one of agem, "),
+        (["lam"], "'lam': expected option=value"),
+        (["--lam=1"], "--lam=1: expected option=value without dashes. Try lam=1"),
+        (["depth=3"], "unknown option depth"),
+        (["choose_lam_on=3"], "choose_lam_on was renamed. Try select_lam_on_first_tasks="),
+        (["+data.cut.order=seed"], "data.cut.order was renamed. Try data.split.order="),
+        (["~strategy.draws"], "strategy.draws was renamed. Try strategy.label_samples="),
+        (["net=null"], "expected the name of a choice, such as net=mlp, got a value of type NoneType"),
+        (["net=true"], "expected the name of a choice"),
+        (["strategy="], "strategy=: expected one of agem, "),
+        (["+experiment=permuted_mnist"], "already has a choice. Try experiment=permuted_mnist."),
         (None, "expected a list of strings, got None"),
         ([3], r"expected a list of strings, got 3. Try \['strategy=ewc'"),
         (("lam=-1" for _ in range(1)), "lam=-1: expected a finite number >= 0"),
-        (["select_lam_on_first_tasks=2"], "is for a grid"),
+        (["select_lam_on_first_tasks=2"], "expected a grid over lam"),
         (["strategy=finetune", "lam=3"], "strategy=finetune has no option lam"),
         (["net=custom", "net._target_=nowhere.Net"], "_target_=nowhere.Net cannot be imported"),
     ],
@@ -108,7 +112,7 @@ def test_a_run_restores_hydra_and_the_threads_of_torch(tmp_path):
     before = state()
     clbench.run([*TINY, "threads=2"], tmp_path / "a", quiet=True)
     assert state() == before
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):  # inside a Hydra of the caller
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):  # the caller has initialised Hydra
         before = state()
         clbench.run(TINY, tmp_path / "b", quiet=True)
         with pytest.raises(ConfigError):
@@ -166,7 +170,7 @@ def test_a_wrong_option_is_reported_before_torch_is_imported():
         "print([name for name in ('torch', 'lightning') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines() == ["there is no option depth: --help lists what there is", "[]"], done.stderr
+    assert done.stdout.splitlines() == ["unknown option depth. --help lists all options.", "[]"], done.stderr
 
 
 def test_a_file_as_the_folder_of_a_run_is_an_error(tmp_path):
@@ -191,7 +195,7 @@ def test_a_metric_added_to_a_finished_run_is_computed_and_saved(tmp_path):
 
 
 def fails_late(matrix):
-    if not (matrix == matrix.round(1)).all():  # the small examples that are tried before training are round
+    if not (matrix == matrix.round(1)).all():  # the examples on which metrics are tested before training are round
         raise RuntimeError("boom")
     return 0.0
 
@@ -203,3 +207,24 @@ def test_a_metric_that_fails_after_training_loses_no_task(tmp_path):
     finished = clbench.run(TINY, tmp_path / "a", quiet=True)
     assert finished["status"] == "complete"
     assert "resuming after task" in (tmp_path / "a/train.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("option", ["lam=-1", "samples=100000", "depth=3"])
+def test_a_rejected_configuration_leaves_no_folder(tmp_path, option):
+    with pytest.raises(ConfigError):
+        clbench.run([*TINY, option], tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_files_of_a_user_are_never_removed(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ConfigError):
+        clbench.run([*TINY, "samples=100000"], tmp_path / "a")
+    assert (tmp_path / "a/notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_the_error_of_another_run_names_each_option_once(tmp_path):
+    clbench.run([*TINY[:-1], "strategy=l2"], tmp_path / "a", quiet=True)
+    with pytest.raises(ConfigError, match=r"Differences \(stored and new\): lam 0.1 and 3.$"):
+        clbench.run([*TINY[:-1], "strategy=l2", "lam=3"], tmp_path / "a")

@@ -151,9 +151,9 @@ def test_without_a_reference_there_is_no_intransigence(finished_sweep):
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path):
-    with pytest.raises(ConfigError, match=f"no runs in {tmp_path}: a run is a folder with"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: expected a folder with runs, found none."):
         read(tmp_path)
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(ConfigError, match="but there is no such folder"):
         read(tmp_path / "nothing")
 
 
@@ -161,7 +161,7 @@ def test_a_folder_without_runs_is_one_line(tmp_path):
     ("text", "why"),
     [
         ("{", "cannot be read"),
-        ("[]", "not one of clbench"),
+        ("[]", "metrics.json was written by another program"),
         ('{"status": "complete"}', "KeyError"),
         (None, "no metrics.json"),
     ],
@@ -181,7 +181,7 @@ def test_an_unfinished_run_is_excluded(copied):
     r = metrics(run_folder(copied, 4))["accuracy_matrix"]
     change(run_folder(copied, 4), status="running", accuracy_matrix=[r[0], [None, None]])
     row = read(copied).iloc[4]
-    assert row.status == "running" and row.problem == "1 of 2 tasks done: running, or stopped"
+    assert row.status == "running" and row.problem == "1 of 2 tasks done: running or interrupted"
 
 
 def test_a_run_that_failed_before_it_wrote_anything_is_listed(copied):
@@ -370,9 +370,9 @@ def test_excluded_runs_are_listed_with_the_reason(copied):
     table = failures_card(frame, find_missing_runs(frame))["table"]
     lines = {(row.cells[3].text, row.cells[4].text) for row in table.rows}
     assert lines == {
-        ("repeated", "same configuration and seed as a run above, so it is counted once"),
+        ("repeated", "same configuration and seed as an earlier run, so it is not counted"),
         ("failed", "weights are not finite"),
-        ("running", "2 of 2 tasks done: running, or stopped"),
+        ("running", "2 of 2 tasks done: running or interrupted"),
         ("missing", "requested by the sweep, but its folder does not exist"),
     }
     counts = {count["noun"]: count["number"] for count in [*run_counts(frame), *excluded_counts(frame, missing=1)]}

@@ -1,4 +1,4 @@
-"""clbench-diff: configurations and results of two runs, and the exit code."""
+"""clbench diff: options and results of two runs, and the exit code."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def test_the_same_run_twice_is_bit_identical_and_a_seed_is_not(run, tmp_path, ca
 
     assert main([a, b]) == 0
     out = capsys.readouterr().out
-    assert "the configurations are the same" in out
+    assert "the configurations are equal" in out
     assert "the results are bit-identical" in out
-    assert "where and how" not in out  # threads=1 is what the data preset has
+    assert "execution" not in out  # threads=1 is the default of the data preset
 
     assert main([a, c]) == 1
     out = capsys.readouterr().out
-    assert "seed" in out and "lam" in out and "the results differ: R by at most 0." in out
+    assert "seed" in out and "lam" in out and "the results differ: R differs by at most 0." in out
     found = difference(tmp_path / "a", tmp_path / "c")
     assert found.config == {"lam": (1000.0, 10), "seed": (0, 1)}
     assert found.first == 0
-    assert found.made_with == found.elsewhere == {}
+    assert found.environment == found.execution == {}
 
 
 def test_a_difference_has_each_option_of_a_strategy_once(run, tmp_path):
@@ -70,7 +70,7 @@ def test_versions_unfinished_runs_and_other_numbers_are_reported(run, tmp_path, 
     assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     out = capsys.readouterr().out
     assert "torch" in out and "1.0" in out
-    assert "the results differ: 2 and 1 tasks are learned; in the tasks that both have learned, R is the same" in out
+    assert "A learned 2 tasks and B learned 1, and R is equal for the tasks that both learned" in out
 
     metrics["accuracy_matrix"] = json.loads((tmp_path / "a/metrics.json").read_text(encoding="utf-8"))[
         "accuracy_matrix"
@@ -78,16 +78,17 @@ def test_versions_unfinished_runs_and_other_numbers_are_reported(run, tmp_path, 
     metrics["per_task"][0]["nll"] += 1
     file.write_text(json.dumps(metrics), encoding="utf-8")
     assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
-    assert "R is the same, other numbers of metrics.json are not" in capsys.readouterr().out
+    assert "R is equal, but other numbers in metrics.json differ" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_run_is_one_line_and_exit_code_2(tmp_path):
-    with pytest.raises(ConfigError, match="is not a run with results: no metrics.json"):
+    with pytest.raises(ConfigError, match="expected a run with results .no metrics.json"):
         difference(tmp_path, tmp_path)
     command = [sys.executable, "-m", "clbench.runs.diff", "nowhere", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert (
         done.stderr
-        == "error: nowhere is not a folder: give the output_dir of a run, or the folder of a run in a sweep\n"
+        == "error: nowhere: expected a run folder, but there is no such folder. Try the output_dir of a run, or the folder "
+        "of one run in a sweep.\n"
     )

@@ -52,7 +52,7 @@ def test_the_file_itself_is_not_touched_while_it_is_written(tmp_path):
 
     def write(file):
         file.write_text("new", encoding="utf-8")
-        assert file.parent == tmp_path  # renamed, not copied from another disk
+        assert file.parent == tmp_path  # in the same folder, so that it can be renamed
         assert target.read_text(encoding="utf-8") == "old"
 
     atomically(target, write)
@@ -115,8 +115,8 @@ def test_the_folder_of_another_run_is_named_and_not_touched(tmp_path):
         "strategy ewc",
         "seed 3",
         "config abc",
-        "this is xyz",
-        "choose another folder or remove it",
+        "expected xyz",
+        "Try another folder, or remove it.",
     ):
         assert part in str(error.value)
     assert files(tmp_path) == before
@@ -125,7 +125,7 @@ def test_the_folder_of_another_run_is_named_and_not_touched(tmp_path):
 
 def test_the_checkpoint_of_another_run_is_refused(tmp_path):
     Checkpoints(RunFolder(tmp_path, "abc")).save(0, {})
-    with pytest.raises(ConfigError, match=r"task_0.ckpt is of another run \(config abc, this is xyz\)"):
+    with pytest.raises(ConfigError, match=r"task_0.ckpt belongs to another run \(expected config xyz, got abc\)"):
         Checkpoints(RunFolder(tmp_path, "xyz")).load()
 
 
@@ -146,10 +146,12 @@ def test_temporary_files_of_dead_processes_only_are_removed(tmp_path):
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     folder = RunFolder(tmp_path, "abc")
-    in_use = pytest.raises(ConfigError, match="is in use by another process: wait until it has ended")
-    with folder.held(), in_use, folder.held():
+    in_use = pytest.raises(
+        ConfigError, match="is in use by another process. Wait until it has ended, or try another folder."
+    )
+    with folder.lock(), in_use, folder.lock():
         pass
-    with folder.held():
+    with folder.lock():
         pass
 
 
@@ -168,7 +170,9 @@ def test_a_task_checkpoint_replaces_the_mid_task_checkpoint(tmp_path):
 @pytest.mark.parametrize("content", ["not json", "[]", '{"config_hash": "abc"}', '{"strategy": "ewc"}'])
 def test_a_foreign_metrics_json_is_refused_and_not_touched(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ConfigError, match="is not a metrics.json of clbench: choose another output_dir or remove it"):
+    with pytest.raises(
+        ConfigError, match="expected a metrics.json of clbench. Try another output_dir, or remove the file."
+    ):
         RunFolder(tmp_path, "abc")
     assert files(tmp_path) == {"metrics.json": content.encode()}
 
@@ -201,13 +205,13 @@ def test_the_newest_checkpoint_is_that_of_the_highest_number(tmp_path, keep):
 
 def test_a_checkpoint_that_could_run_code_is_not_loaded(tmp_path):
     folder = RunFolder(tmp_path, "abc")
-    Checkpoints(folder).save(0, {"thing": Path("anything that is not a tensor or a plain value")})
+    Checkpoints(folder).save(0, {"thing": Path("neither a tensor nor a plain value")})
     with pytest.raises(pickle.UnpicklingError, match="[Ww]eights.only"):
         Checkpoints(folder).load()
 
 
 def test_an_unknown_checkpoints_option_lists_the_known_ones(tmp_path):
-    with pytest.raises(ConfigError, match="checkpoints='best' is not one of all, last, none"):
+    with pytest.raises(ConfigError, match="checkpoints=best: expected one of all, last, none, got 'best'."):
         RunFolder(tmp_path / "run", "abc", "best")
     assert files(tmp_path) == {}
     assert not (tmp_path / "run").exists()

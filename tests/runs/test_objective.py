@@ -20,9 +20,9 @@ FINISHED = {
         ("validation.average_accuracy", 0.7),
         ("seconds.total", 5.0),
         ("forgetting", None),
-        ("incremental_accuracy", (0.9 + 0.75) / 2),  # it did not exist when the run was finished
+        ("incremental_accuracy", (0.9 + 0.75) / 2),  # metrics.json of the run does not contain it
         ("validation.incremental_accuracy", (0.8 + 0.7) / 2),
-        ("stability_gap", None),  # its inputs are not there
+        ("stability_gap", None),  # its inputs are missing
     ],
 )
 def test_an_objective_is_read_from_metrics_json_or_computed(key, value):
@@ -38,7 +38,7 @@ def test_without_validation_data_it_is_that_on_test_data(without):
 
 @pytest.mark.parametrize("key", ["nope", "status", "seconds.nope", "seconds", "intransigence", "nope.average_accuracy"])
 def test_an_objective_that_is_no_number_is_an_error(key):
-    with pytest.raises(ConfigError, match=f"objective={key} is not a number of metrics.json"):
+    with pytest.raises(ConfigError, match=f"objective={key}: expected the key of a number in metrics.json"):
         objective(FINISHED, key)
 
 

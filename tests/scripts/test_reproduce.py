@@ -515,7 +515,7 @@ def test_a_reproduction_that_another_process_runs_is_left_alone(tmp_path):
         process = reproduce("seed_bit_ops", "--quick", "--runs", tmp_path)
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "seed_bit_ops-quick is in use by another process: wait until it has ended, or name another folder" in stderr
+    assert "seed_bit_ops-quick is in use by another process. Wait until it has ended, or name another folder" in stderr
     assert stderr.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""What a sweep says about its runs."""
+"""Sweeps: the plan, the runs, the results and the selection of lam."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_intransigence_is_the_accuracy_gap_to_the_reference():
 def test_a_sweep_with_a_reference_shows_intransigence(command, tmp_path):
     """Each run is compared with the reference of the same seed."""
     options = ("seed=0,1", "epochs=1", "data.tasks=2", "net.hidden=[16]", "output_dir=sweep")
-    said = command("-m", "strategy=ewc,joint,independent", *options)
-    assert said.returncode == 0, said.stderr
-    assert "intransigence" in said.stdout
-    assert "(joint)" in said.stdout
+    done = command("-m", "strategy=ewc,joint,independent", *options)
+    assert done.returncode == 0, done.stderr
+    assert "intransigence" in done.stdout
+    assert "(joint)" in done.stdout
     names = json.loads((tmp_path / "sweep/sweep.json").read_text(encoding="utf-8"))["runs"]
     files = [tmp_path / "sweep" / name / "metrics.json" for name in names]
     r = [torch.tensor(json.loads(file.read_text(encoding="utf-8"))["accuracy_matrix"]) for file in files]
-    rows = [line for line in said.stdout.splitlines() if line.startswith("│") and "-seed" in line]
+    rows = [line for line in done.stdout.splitlines() if line.startswith("│") and "-seed" in line]
     assert len(rows) == 6
     for i, row in enumerate(rows):
         assert f"{intransigence(r[i], r[2 + i % 2]):.3f}" in row  # runs 2 and 3 are joint, seed 0 and 1
@@ -57,7 +57,7 @@ def test_the_same_sweep_again_runs_only_missing_runs(command, tmp_path):
     (folder / next(iter(before)) / "metrics.json").unlink()
     again = command("-m", "strategy=finetune,ewc", "seed=0,1,2", *SMALL)
     assert again.returncode == 0, again.stderr
-    assert "3 are done and not run again, 0 resume where they stopped, 3 are new" in again.stderr
+    assert "3 are done, 0 will resume, 3 are new" in again.stderr
     assert "3 of 3 done" in again.stderr
     after = metrics_of(folder)
     assert len(after) == 6
@@ -65,7 +65,7 @@ def test_the_same_sweep_again_runs_only_missing_runs(command, tmp_path):
         assert after[name]["accuracy_matrix"] == metrics["accuracy_matrix"]
     assert sum(after[name] == metrics for name, metrics in before.items()) == 3
     nothing = command("-m", "strategy=finetune,ewc", "seed=0,1,2", *SMALL)
-    assert "6 are done and not run again, 0 resume where they stopped, 0 are new" in nothing.stderr
+    assert "6 are done, 0 will resume, 0 are new" in nothing.stderr
     assert nothing.stdout.count("│ finetune-seed") == 3
     values = [m["validation"]["average_accuracy"] for m in after.values() if m["strategy"]["name"] == "finetune"]
     half = half_width(stdev(values), 3)
@@ -76,7 +76,7 @@ def test_a_changed_configuration_does_not_mix_with_older_runs(command, tmp_path)
     for rate in ("0.001", "0.01"):
         done = command("-m", "seed=0,1", f"lr={rate}", *SMALL, "output_dir=here")
         assert done.returncode == 0, done.stderr
-    assert "2 runs of other configurations are there too, left alone" in done.stderr
+    assert "the folder also contains 2 runs of other configurations, left unchanged" in done.stderr
     assert len(metrics_of(tmp_path / "here")) == 4
     assert len({m["config_hash"] for m in metrics_of(tmp_path / "here").values()}) == 4
 
@@ -85,7 +85,7 @@ def test_a_dry_run_reports_what_a_sweep_takes_and_trains_nothing(command, tmp_pa
     done = command("-m", "sweep=lam_curve", *SMALL, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "24 runs in outputs" in done.stderr
-    assert re.search(r"about \d+ (s|min) of one process at a time, [\d.,]+ MB of checkpoints", done.stderr)
+    assert re.search(r"about \d+ (s|min) in one process, [\d.,]+ MB of checkpoints", done.stderr)
     assert not list(tmp_path.rglob("metrics.json"))
     assert done.stdout == ""
 
@@ -95,13 +95,13 @@ def test_a_dry_run_reports_what_a_sweep_takes_and_trains_nothing(command, tmp_pa
     [
         (
             ["strategy=finetune,mas", "fisher=exact,empirical"],
-            "fisher=exact: strategy=finetune has no option fisher. Leave it out",
+            "fisher=exact: strategy=finetune has no option fisher. Remove it, or try strategy=",
         ),
         (
             ["strategy=nccl", "gamma=0.5", "seed=0,1"],
-            "gamma=0.5: strategy=nccl reads strategy.gamma (1.0) instead. Write strategy.gamma=0.5",
+            "gamma=0.5: strategy=nccl reads strategy.gamma (1.0) instead. Try strategy.gamma=0.5",
         ),
-        (["strategy.lam=1,2"], "strategy.lam=1: the option is lam. Write lam=1"),
+        (["strategy.lam=1,2"], "strategy.lam=1: this option is named lam. Try lam=1."),
     ],
 )
 def test_an_option_that_no_strategy_of_a_sweep_has_is_refused(command, tmp_path, options, message):
@@ -121,8 +121,8 @@ def test_every_preset_is_a_grid_over_seeds_of_existing_keys(composed, preset):
 
 
 def test_a_sweep_without_a_reference_shows_no_intransigence(command):
-    said = command("-m", "strategy=finetune", "seed=0,1", "epochs=1", "data.tasks=2", "net.hidden=[16]", "output_dir=s")
-    assert "intransigence" not in said.stdout
+    done = command("-m", "strategy=finetune", "seed=0,1", "epochs=1", "data.tasks=2", "net.hidden=[16]", "output_dir=s")
+    assert "intransigence" not in done.stdout
 
 
 @pytest.mark.slow
@@ -149,7 +149,10 @@ def test_a_plugin_that_is_not_installed_says_what_to_install(command, package, c
         pytest.skip(f"{package} is installed")
     done = command("-m", "seed=0,1", choice, *SMALL)
     assert done.returncode == 1
-    assert done.stderr == f'error: the {plugin} is a package of its own: in a checkout, pip install -e ".[{extra}]"\n'
+    assert (
+        done.stderr
+        == f'error: the {plugin} is not installed. Try pip install -e ".[{extra}]" in a checkout of clbench.\n'
+    )
 
 
 def test_only_runs_of_the_selected_lam_are_finished(command, tmp_path):
@@ -167,7 +170,7 @@ def test_only_runs_of_the_selected_lam_are_finished(command, tmp_path):
         whole = metrics["strategy"].get("lam") in (None, best)
         assert metrics["status"] == ("complete" if whole else "running")
         assert metrics["accuracy_matrix"][2][0] is not None or not whole
-    assert f"{means[best]:.4f}" in done.stdout and done.stdout.count("chosen") == 1
+    assert f"{means[best]:.4f}" in done.stdout and done.stdout.count("selected") == 1
     assert f"{means[min(means, key=lambda lam: means[lam])]:.4f}" in done.stdout
 
 
@@ -186,9 +189,9 @@ def test_a_sweep_of_the_first_tasks_resumes_without_that_option(command, tmp_pat
     done = command(*sweep, "stop_after_task=2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 tasks learned") == 2
-    assert "2 are done and not run again" in command(*sweep, "stop_after_task=2", "--dry-run").stderr
+    assert "2 are done, 0 will resume" in command(*sweep, "stop_after_task=2", "--dry-run").stderr
     rest = command(*sweep)
-    assert "0 are done and not run again, 2 resume where they stopped" in rest.stderr
+    assert "0 are done, 2 will resume, 0 are new" in rest.stderr
     assert {metrics["status"] for metrics in metrics_of(tmp_path / "sweep").values()} == {"complete"}
 
 
@@ -198,14 +201,14 @@ CHOICE = ("-m", "strategy=l2", *SMALL, "output_dir=sweep")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["select_lam_on_first_tasks=0"], "select_lam_on_first_tasks=0: it is a whole number of tasks, at least 1"),
+        (["select_lam_on_first_tasks=0"], "select_lam_on_first_tasks=0: expected an integer >= 1 or null, got 0."),
         (
             ["select_lam_on_first_tasks=1", "data.validation=0"],
-            "select_lam_on_first_tasks=1 needs validation data: data.validation is 0, set it above",
+            "select_lam_on_first_tasks=1: expected validation data, got data.validation=0. Try data.validation=0.1.",
         ),
         (
             ["select_lam_on_first_tasks=3"],
-            "(stop_after_task=3: there are 2 tasks; null learns all of them). Rerun the same command to resume",
+            "or null for all, got 3.). Rerun the same command to resume.",
         ),
     ],
 )
@@ -233,9 +236,9 @@ def test_a_preset_with_other_values_uses_the_same_folder(command, more):
     assert where[0] == where[1]
 
 
-@pytest.mark.parametrize("said", ["hydra.sweep.dir=mine", "++output_dir=mine", "output_dir='mine (1)'"])
-def test_a_sweep_is_stored_in_the_given_folder(command, tmp_path, said):
-    done = command("-m", "strategy=finetune", "seed=0,1", "steps=2", *SMALL, said)
+@pytest.mark.parametrize("option", ["hydra.sweep.dir=mine", "++output_dir=mine", "output_dir='mine (1)'"])
+def test_a_sweep_is_stored_in_the_given_folder(command, tmp_path, option):
+    done = command("-m", "strategy=finetune", "seed=0,1", "steps=2", *SMALL, option)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("mine*/finetune-*/metrics.json"))) == 2
 
@@ -243,7 +246,7 @@ def test_a_sweep_is_stored_in_the_given_folder(command, tmp_path, said):
 def test_runs_that_cannot_start_are_not_counted_by_a_dry_run(command):
     done = command("-m", "strategy=finetune,ewc", "samples=100000,20", *SMALL, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "; 1 runs are not counted, they do not start" in done.stderr
+    assert "; 1 runs cannot start and are not counted" in done.stderr
 
 
 def test_two_sweeps_in_one_folder_count_their_own_runs(tmp_path):
@@ -272,7 +275,7 @@ def test_a_sweep_and_its_report_show_each_warning_once(command, tmp_path):
         "-m", "strategy=l2", "lam=1e-12,1e-13", "epochs=5", "data.tasks=2", "net.hidden=[16]", "output_dir=sweep"
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("warning, 2 of 2 runs, such as l2 lam=1e-12 seed=0: ") == 1
+    assert done.stdout.count("warning in 2 of 2 runs, such as l2 lam=1e-12 seed=0: ") == 1
     page = (main([str(tmp_path / "sweep"), "--output", str(tmp_path / "out")]) / "report.html").read_text(
         encoding="utf-8"
     )
@@ -281,8 +284,25 @@ def test_a_sweep_and_its_report_show_each_warning_once(command, tmp_path):
 
 @pytest.mark.parametrize(
     ("tasks", "message"),
-    [(0, "stop_after_task=0: expected an integer >= 1"), (3, "stop_after_task=3: there are 2 tasks; null learns all")],
+    [
+        (0, "stop_after_task=0: expected an integer >= 1"),
+        (3, "stop_after_task=3: expected an integer from 1 to 2, the number of tasks"),
+    ],
 )
 def test_the_number_of_first_tasks_is_checked(run, tasks, message):
     with pytest.raises(ConfigError, match=message):
         run(*SMALL, f"stop_after_task={tasks}")
+
+
+WORST_TASK = "def worst_task(matrix):\n    return matrix[-1].min()\n"
+
+
+def test_a_metric_is_added_to_the_runs_of_a_finished_sweep(command, tmp_path):
+    sweep = ("-m", "strategy=finetune", "seed=0,1", "steps=2", *SMALL[1:], "output_dir=sweep")
+    assert command(*sweep).returncode == 0
+    (tmp_path / "mine.py").write_text(WORST_TASK, encoding="utf-8")
+    done = command(*sweep, "metrics.extra=[mine.worst_task]", environment={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(": worst_task") == 2
+    for metrics in metrics_of(tmp_path / "sweep").values():
+        assert metrics["worst_task"] == min(metrics["accuracy_matrix"][-1])

@@ -1,4 +1,4 @@
-"""A run that was stopped inside a task resumes at its last checkpoint there and ends as if it had not been stopped."""
+"""A run that is interrupted inside a task resumes bit-identically from its mid-task checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.test_train import same_checkpoint
 
 STRATEGIES = sorted(file.stem for file in (conf_dir() / "strategy").glob("*.yaml"))
 TINY = ("data.tasks=2", "data.examples_per_task=70", "net.hidden=[12]", "net.dropout=0.3", "trainer=cpu")
-SIZES = ("epochs=3", "batch_size=16")  # 5 steps an epoch; after the strategy, which may set its own
+SIZES = ("epochs=3", "batch_size=16")  # 5 steps per epoch; must follow the strategy, which may set other defaults
 
 
 class Stopped(Exception):
@@ -31,7 +31,7 @@ class Stopped(Exception):
 
 
 class Stop(L.Callback):
-    """Stops the process, as far as its files are concerned, right after a step of a task."""
+    """Interrupt the training directly after a step of a task."""
 
     def __init__(self, task: int, step: int) -> None:
         self.at = (task, step)
@@ -43,7 +43,7 @@ class Stop(L.Callback):
 
 @pytest.fixture
 def learn(composed, tmp_path):
-    """``learn("strategy=si", folder="a", stop=(1, 7))``: a run without plots; the results and the last checkpoint."""
+    """``learn("strategy=si", folder="a", stop=(1, 7))`` trains a run without plots and returns results and last checkpoint."""
     configurations = {}
 
     def go(*overrides, folder, stop=(-1, -1), hashed="abc", save_every=None):
@@ -55,10 +55,10 @@ def learn(composed, tmp_path):
             make = instantiate(cfg.trainer, _partial_=True)
             return make(callbacks=[*callbacks, Stop(*stop)], **budget(cfg, index, len(sequence)))
 
-        place = RunFolder(tmp_path / folder, hashed, cfg.checkpoints)
+        run_folder = RunFolder(tmp_path / folder, hashed, cfg.checkpoints)
         stopping = {"patience": cfg.patience, "consolidate": cfg.consolidate}
         options = LoopOptions(cfg.seed, **stopping, eval_every=cfg.eval_every, save_every=save_every)
-        loop = TaskLoop(sequence, learner, strategy, place, options)
+        loop = TaskLoop(sequence, learner, strategy, run_folder, options)
         loop.resume()
         for index in loop.remaining:
             loop.train_task(index, make_trainer)
@@ -125,14 +125,14 @@ def test_seconds_of_a_stopped_process_count(learn, tmp_path):
 def test_the_checkpoint_of_another_run_inside_a_task_is_refused(learn):
     with pytest.raises(Stopped):
         learn("strategy=finetune", folder="a", stop=(0, 8), save_every=6)
-    with pytest.raises(ConfigError, match=r"mid_task_0.ckpt is of another run \(config abc, this is xyz\)"):
+    with pytest.raises(ConfigError, match=r"mid_task_0.ckpt belongs to another run \(expected config xyz, got abc\)"):
         learn("strategy=finetune", folder="a", hashed="xyz")
 
 
 def test_save_every_is_at_least_a_step_and_needs_checkpoints(learn):
-    with pytest.raises(ConfigError, match="save_every=0: at least 1 step"):
+    with pytest.raises(ConfigError, match="save_every=0: expected an integer >= 1 or null, got 0"):
         learn("strategy=finetune", folder="a", save_every=0)
-    with pytest.raises(ConfigError, match="save_every=5 with checkpoints=none.*use checkpoints=last"):
+    with pytest.raises(ConfigError, match="save_every=5 with checkpoints=none.*Try checkpoints=last"):
         learn("strategy=finetune", "checkpoints=none", folder="b", save_every=5)
 
 
@@ -141,10 +141,10 @@ def test_save_every_and_sharing_do_not_change_the_run(run):
     assert run("strategy=finetune", *TINY[:-1], *SIZES, "save_every=4", "share_first_task=false") == first
 
 
-# --- without the command: a custom module or a task, and Lightning's ckpt_path ---------------------------------------
+# --- without the command: a custom module, or a task, and Lightning's ckpt_path ---------------------------------
 
 
-class Own(L.LightningModule):
+class CustomModule(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -160,7 +160,7 @@ class Own(L.LightningModule):
 
 
 class Save(L.Callback):
-    """What Lightning's ModelCheckpoint does at the end of the second epoch."""
+    """Save a checkpoint at the end of the second epoch, like Lightning's ModelCheckpoint."""
 
     def __init__(self, file):
         self.file = file
@@ -170,19 +170,19 @@ class Save(L.Callback):
             trainer.save_checkpoint(self.file)
 
 
-def own(composed):
+def custom(composed):
     torch.manual_seed(0)
     y = torch.randint(3, (40,))
-    return Own(), {"train_dataloaders": DataLoader(TensorDataset(torch.randn(40, 4), y), batch_size=8)}
+    return CustomModule(), {"train_dataloaders": DataLoader(TensorDataset(torch.randn(40, 4), y), batch_size=8)}
 
 
-def ours(composed):
+def from_clbench(composed):
     sequence, learner, _ = build(composed(*TINY, "batch_size=16", "net.dropout=0"))
     return learner, {"datamodule": sequence[0]}
 
 
 @pytest.mark.parametrize("strategy", [EWC, SI, partial(MAS, online=True)], ids=["ewc", "si", "mas online"])
-@pytest.mark.parametrize("make", [own, ours])
+@pytest.mark.parametrize("make", [custom, from_clbench])
 def test_a_fit_resumed_by_lightning_has_the_same_strategy_state(composed, tmp_path, make, strategy):
     """The fit resumes from a checkpoint of Lightning through ``ckpt_path``."""
     (whole, data), first = make(composed), strategy()

@@ -1,4 +1,4 @@
-"""What a run logs to W&B, read back with W&B's own reader; the sweep for agents; the ready view."""
+"""The logs of a run in W&B, read with W&B's reader; the sweep for W&B agents; the predefined view."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.conftest import replace_in
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("data.tasks=3", "net.hidden=[16]", "epochs=1", "log_every=10", "strategy=ewc", "lam=1e3")
-STEPS = 41  # of one epoch
+STEPS = 41  # steps per epoch
 
 
 @pytest.fixture(autouse=True)
-def _no_login(monkeypatch, tmp_path):
+def _without_wandb_login(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in without_login(tmp_path).items():
@@ -30,12 +30,12 @@ def _no_login(monkeypatch, tmp_path):
 
 
 def without_login(folder: Path) -> dict[str, str]:
-    """Where W&B finds neither a key nor settings."""
+    """Return environment variables with which W&B finds neither a key nor settings."""
     return {"NETRC": str(folder / "netrc"), "WANDB_CONFIG_DIR": str(folder / "config")}
 
 
 def inspected(folder: Path) -> list[dict]:
-    """Records of the one run in ``folder``, as `wandb leet inspect` reads them."""
+    """Return the records of the run in ``folder``, as read by `wandb leet inspect`."""
     wandb = Path(sys.executable).with_name("wandb")
     done = subprocess.run([wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -56,7 +56,7 @@ def rows(records: list[dict]) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def logged(request, tmp_path_factory):
-    """One real offline run: its metrics.json, its folder and its records."""
+    """An offline run: its metrics.json, its folder, its records and the process."""
     folder = tmp_path_factory.mktemp("logged")
     arguments = [*SHORT, "trainer=cpu", "logger=[csv,wandb]", f"output_dir={folder}"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
@@ -76,7 +76,7 @@ def logged(request, tmp_path_factory):
 def test_wandb_reports_in_one_line_that_and_where_it_is_offline(logged):
     _, folder, _, done = logged
     lines = [line for line in done.stdout.splitlines() if "W&B" in line]
-    assert lines == [f"W&B: offline, in {folder / 'wandb'}: wandb leet shows it, wandb sync uploads it"]
+    assert lines == [f"W&B: offline, stored in {folder / 'wandb'} (view it with wandb leet, upload it with wandb sync)"]
     assert "wandb" not in done.stderr
 
 
@@ -199,12 +199,14 @@ def test_tensorboard_has_the_same_numbers(run, tmp_path):
 
 
 def test_nothing_is_measured_between_two_entries(run):
-    """Python itself counts the calls; nothing is put in the place of anything."""
+    """The profiler of Python counts the calls, so no code is replaced."""
     counted = []
 
     def count(frame, event, argument):
         measures = event == "call" and frame.f_code is gradient_norms.__code__
-        if measures and frame.f_back.f_globals["__name__"] == "clbench.training.logging":  # the doctor measures too
+        if (
+            measures and frame.f_back.f_globals["__name__"] == "clbench.training.logging"
+        ):  # the penalty monitor measures too
             counted.append(1)
 
     sys.setprofile(count)
@@ -259,7 +261,7 @@ def test_an_agent_of_a_wandb_sweep_starts_a_run_with_its_id(tmp_path):
     macros = create_sweep_command_args({"args": chosen})
     macros |= {"env": ["/usr/bin/env"], "interpreter": [sys.executable], "program": [sweep["program"]]}
     words = []
-    for word in create_sweep_command(sweep["command"]):  # as wandb_agent.py puts them together
+    for word in create_sweep_command(sweep["command"]):  # as in wandb_agent.py
         words += macros.get(word[2:-1], []) if word.startswith("${") and word.endswith("}") else [word]
     environment = {**os.environ, "WANDB_RUN_ID": "abc123", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

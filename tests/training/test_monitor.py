@@ -1,4 +1,4 @@
-"""The doctor: each warning provoked by a real run, and silence on what ships."""
+"""The penalty monitor: a run for each warning, and no warnings with the default options."""
 
 from __future__ import annotations
 
@@ -34,12 +34,16 @@ def kinds(result):
 @pytest.mark.parametrize(
     ("kind", "says", "options"),
     [
-        ("penalty_negligible", r"raise lam=1e-09", ["strategy=ewc", "lam=1e-9"]),
-        ("penalty_negligible", r"so this is fine-tuning", ["strategy=online_ewc", "gamma=0"]),
-        ("penalty_dominates", r"lower lam=1e\+10", ["strategy=ewc", "lam=1e10"]),
+        ("penalty_negligible", r"Raise lam=1e-09", ["strategy=ewc", "lam=1e-9"]),
+        ("penalty_negligible", r"so the run is equivalent to fine-tuning", ["strategy=online_ewc", "gamma=0"]),
+        ("penalty_dominates", r"Lower lam=1e\+10", ["strategy=ewc", "lam=1e10"]),
         ("importance_zero", "include/exclude patterns", ["strategy=ewc", "strategy.include=['*.heads.1.*']"]),
         ("importance_in_one_layer", "net.head.heads.0 has 100.00%", ["strategy=mas", "lr=1e6"]),
-        ("importance_negative", "clamp=true", ["strategy=si", "optimizer=sgd", "+optimizer.make.weight_decay=1"]),
+        (
+            "importance_negative",
+            "strategy.clamp=true",
+            ["strategy=si", "optimizer=sgd", "+optimizer.make.weight_decay=1"],
+        ),
         (
             "class_incremental",
             "accuracy of about 0.50 .1 of 2 tasks; chance is 0.05",
@@ -58,12 +62,19 @@ def test_a_warning_names_the_problem_and_its_remedy(run, tmp_path, capsys, kind,
     assert text[:60] in (tmp_path / "run/train.log").read_text(encoding="utf-8")
 
 
+def test_a_warning_names_python_arguments_in_python():
+    with pytest.warns(UserWarning, match="With SI, use clamp=True or a lower learning rate"):
+        learn(CustomModule(nn.Linear(4, 3)), Constant(-1.0), PenaltyMonitor())
+
+
 def test_a_step_of_sgd_beyond_its_bound_gives_an_early_warning(run, tmp_path, capsys):
     """The warning comes before the weights diverge."""
     with pytest.raises(Unstable):
         run(*SHORT, "strategy=ewc", "optimizer=sgd", "lam=1e7")
-    assert "warning: sgd lr=0.01 with lam=1e+07 is too stiff" in capsys.readouterr().out
-    assert "its steps are stable below 2; use lam below" in (tmp_path / "run/train.log").read_text(encoding="utf-8")
+    assert "warning: SGD with lr=0.01 and lam=1e+07 is unstable" in capsys.readouterr().out
+    assert "the steps are stable only below 2. Use lam below" in (tmp_path / "run/train.log").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,11 +126,11 @@ def test_the_monitor_changes_no_number(run, monkeypatch):
     assert run(*options, folder="not")["accuracy_matrix"] == examined["accuracy_matrix"]
 
 
-# --- on a custom module ----------------------------------------------------------------------------------------------
+# --- with a custom module ----------------------------------------------------------------------------------------
 
 
-class Own(L.LightningModule):
-    """Knows nothing of clbench."""
+class CustomModule(L.LightningModule):
+    """A module that does not use clbench."""
 
     def __init__(self, net):
         super().__init__()
@@ -136,7 +147,7 @@ class Own(L.LightningModule):
 
 
 class Detached(nn.Sequential):
-    """A body that does not learn, because its features were detached by mistake."""
+    """A body that does not learn, because its features are detached by mistake."""
 
     def forward(self, x):
         return self[1](self[0](x).detach())
@@ -151,21 +162,21 @@ def learn(module, *callbacks, tasks=1, scale=1.0):
 
 
 def test_a_custom_module_gets_python_warnings():
-    with pytest.warns(UserWarning, match=r"1 has 100.00% of all importance, so the other 1 layers are free"):
-        learn(Own(Detached(nn.Linear(4, 8), nn.Linear(8, 3))), EWC(lam=1.0), PenaltyMonitor())
+    with pytest.warns(UserWarning, match=r"1 has 100.00% of the total importance, so the penalty hardly affects"):
+        learn(CustomModule(Detached(nn.Linear(4, 8), nn.Linear(8, 3))), EWC(lam=1.0), PenaltyMonitor())
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_the_monitor_may_come_before_or_after_the_strategy(first):
     torch.manual_seed(0)
-    said: list[str] = []
-    pair = [EWC(lam=1e-12), PenaltyMonitor(report=said.append)]
-    learn(Own(nn.Linear(4, 3)), *(reversed(pair) if first else pair), tasks=3)
-    assert [text.split(":")[0] for text in said] == ["the penalty is negligible"]
+    texts: list[str] = []
+    pair = [EWC(lam=1e-12), PenaltyMonitor(report=texts.append)]
+    learn(CustomModule(nn.Linear(4, 3)), *(reversed(pair) if first else pair), tasks=3)
+    assert [text.split(":")[0] for text in texts] == ["the penalty is negligible"]
 
 
 class SaveAfterEpoch(L.Callback):
-    """As a checkpoint inside a task."""
+    """Save a checkpoint inside a task."""
 
     def __init__(self, path):
         self.path = path
@@ -178,18 +189,18 @@ class SaveAfterEpoch(L.Callback):
 def test_a_fit_resumed_inside_a_task_keeps_the_monitor_state(tmp_path):
     """The steps seen before the checkpoint count in the warnings."""
     data = DataLoader(TensorDataset(torch.randn(64, 4), torch.randint(3, (64,))), 8)
-    said: list[str] = []
-    module, strategy = Own(nn.Linear(4, 3)), EWC(lam=1e-12)
+    texts: list[str] = []
+    module, strategy = CustomModule(nn.Linear(4, 3)), EWC(lam=1e-12)
     learn(module, strategy)
     save = SaveAfterEpoch(tmp_path / "inside.ckpt")
-    trainer([strategy, PenaltyMonitor(report=said.append), save], max_epochs=2).fit(module, data)
-    goes_on = [EWC(lam=1e-12), PenaltyMonitor(report=said.append)]
-    trainer(goes_on, max_epochs=2).fit(Own(nn.Linear(4, 3)), data, ckpt_path=save.path, weights_only=True)
-    assert len(said) == 2 and all("median of 16 steps" in text for text in said)
+    trainer([strategy, PenaltyMonitor(report=texts.append), save], max_epochs=2).fit(module, data)
+    resumed = [EWC(lam=1e-12), PenaltyMonitor(report=texts.append)]
+    trainer(resumed, max_epochs=2).fit(CustomModule(nn.Linear(4, 3)), data, ckpt_path=save.path, weights_only=True)
+    assert len(texts) == 2 and all("median of 16 steps" in text for text in texts)
 
 
 class Constant(QuadraticStrategy):
-    """A custom importance that is the same number everywhere."""
+    """A custom importance: the same number for every parameter."""
 
     def __init__(self, number):
         super().__init__(lam=1e-3)
@@ -200,37 +211,38 @@ class Constant(QuadraticStrategy):
 
 
 @pytest.mark.parametrize(
-    ("number", "says"), [(-1.0, "100% of the importance is negative"), (math.inf, "importance is not finite in net:")]
+    ("number", "says"),
+    [(-1.0, "100% of the importance is negative"), (math.inf, "the importance is not finite in net, ")],
 )
 def test_a_custom_importance_must_be_finite_and_not_negative(number, says):
     with pytest.warns(UserWarning, match=says):
-        learn(Own(nn.Linear(4, 3)), Constant(number), PenaltyMonitor())
+        learn(CustomModule(nn.Linear(4, 3)), Constant(number), PenaltyMonitor())
 
 
 class NoQuadraticStrategy(Strategy):
-    """A user's strategy with a penalty and its own way to keep it: weight decay to the weights after the latest task."""
+    """A custom strategy that is not a QuadraticStrategy: weight decay to the weights after the latest task."""
 
     def __init__(self, lam: float = 1.0) -> None:
         self.lam = lam
-        self.kept: dict[str, torch.Tensor] = {}
+        self.anchor: dict[str, torch.Tensor] = {}
 
     def penalty_state(self):
-        ones = {name: torch.ones_like(p) for name, p in self.kept.items()}
-        return PenaltyState(quadratic(ones, self.kept), self.lam, self.lam)
+        ones = {name: torch.ones_like(p) for name, p in self.anchor.items()}
+        return PenaltyState(quadratic(ones, self.anchor), self.lam, self.lam)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         for name, p in pl_module.named_parameters():
-            if name in self.kept:
-                p.grad.add_(p.detach() - self.kept[name], alpha=self.lam)
+            if name in self.anchor:
+                p.grad.add_(p.detach() - self.anchor[name], alpha=self.lam)
 
     def on_train_end(self, trainer, pl_module):
-        self.kept = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+        self.anchor = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
 
 
 def test_a_strategy_of_any_class_is_monitored_by_its_penalty():
     """It needs to expose its penalty."""
-    with pytest.warns(UserWarning, match="the penalty is negligible: .* raise lam=1e-12"):
-        learn(Own(nn.Linear(4, 3)), NoQuadraticStrategy(lam=1e-12), PenaltyMonitor(), tasks=2)
+    with pytest.warns(UserWarning, match="the penalty is negligible: .* Raise lam=1e-12"):
+        learn(CustomModule(nn.Linear(4, 3)), NoQuadraticStrategy(lam=1e-12), PenaltyMonitor(), tasks=2)
 
 
 def test_a_strategy_of_any_class_is_logged_by_its_penalty(run, tmp_path):
@@ -260,16 +272,16 @@ def test_a_strategy_of_any_class_is_logged_by_its_penalty(run, tmp_path):
 
 
 def test_a_sound_penalty_on_a_custom_module_gives_no_warning():
-    said: list[str] = []
+    texts: list[str] = []
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    learn(Own(net), EWC(lam=10.0), PenaltyMonitor(report=said.append), tasks=3)
-    assert said == []
+    learn(CustomModule(net), EWC(lam=10.0), PenaltyMonitor(report=texts.append), tasks=3)
+    assert texts == []
 
 
 def test_the_norms_are_those_of_the_loss_and_of_the_penalty():
     """They are the same whether the penalty gradient has been added already or not."""
     torch.manual_seed(0)
-    module = Own(nn.Linear(4, 3).double())
+    module = CustomModule(nn.Linear(4, 3).double())
     strategy = L2(lam=3.0)
     learn_in_double = partial(trainer([strategy]).fit, module)
     x, y = torch.randn(16, 4, dtype=torch.double), torch.randint(3, (16,))
@@ -294,7 +306,7 @@ def test_the_monitor_samples_at_least_every_step():
         PenaltyMonitor(every=0)
 
 
-# --- silence ---------------------------------------------------------------------------------------------------------
+# --- no warnings ---------------------------------------------------------------------------------------------------------
 
 
 def expected(strategy, scenario):

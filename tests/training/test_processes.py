@@ -1,4 +1,4 @@
-"""Killed processes, and several processes on one run."""
+"""Killed processes, and runs with several processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def start(folder, *arguments, cwd, stderr=subprocess.DEVNULL):
         cwd=cwd,
         stdout=subprocess.DEVNULL,
         stderr=stderr,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # background processes ignore SIGINT
     )
 
 
@@ -70,19 +70,19 @@ def test_a_command_killed_twice_resumes_bit_identical(run, tmp_path):
 
 
 def test_ctrl_c_ends_with_one_line_and_keeps_finished_tasks(tmp_path):
-    with (tmp_path / "said").open("w", encoding="utf-8") as said:
-        process = start("here", "epochs=50", cwd=tmp_path, stderr=said)
+    with (tmp_path / "stderr").open("w", encoding="utf-8") as stderr:
+        process = start("here", "epochs=50", cwd=tmp_path, stderr=stderr)
         while finished_tasks(tmp_path / "here") < 1 and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         code = process.wait(timeout=60)
     message = "Interrupted. Rerun the same command with output_dir=here to resume.\n"
-    assert (code, (tmp_path / "said").read_text(encoding="utf-8")) == (1, message)
+    assert (code, (tmp_path / "stderr").read_text(encoding="utf-8")) == (1, message)
     assert finished_tasks(tmp_path / "here") >= 1
 
 
 def flat(tree, prefix=""):
-    """Tensors of nested dicts by path."""
+    """Return the tensors of nested dictionaries by path."""
     if isinstance(tree, torch.Tensor):
         return {prefix: tree}
     return {k: v for name, sub in tree.items() for k, v in flat(sub, f"{prefix}/{name}").items()}
@@ -92,16 +92,16 @@ def flat(tree, prefix=""):
 
 EWC = ("strategy=ewc", "epochs=2")
 OTHERS = {
-    # 1,293 examples of a task: the odd one out is left out of training on two processes, but measured and evaluated
+    # a task has 1,293 examples; two processes train on 1,292 of them, but measure and evaluate all
     "ewc of some": (*EWC, "samples=101"),
     "mas online": ("strategy=mas", "strategy.online=true", "steps=20", "optimizer=sgd"),
-    # whole batches, that two processes halve
+    # complete batches, which two processes divide
     "si": ("strategy=si", "optimizer=sgd", "epochs=1", "data.examples_per_task=1224"),
 }
 
 
 def rank(number, port, runs):
-    """One of two processes that Lightning finds already started, as under Slurm or torchrun."""
+    """Run one of two processes that Lightning does not start itself, as with Slurm or torchrun."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_RANK": str(number)}
     torch.set_num_threads(1)
     for overrides, path in runs:
@@ -144,5 +144,5 @@ def assert_alike(name, one, two):
     for key in f:
         if "optimizer=sgd" in OTHERS.get(name, ()):
             torch.testing.assert_close(f[key], g[key], rtol=1e-3, atol=1e-5 * float(f[key].max()))
-        else:  # Adam makes large steps of a gradient that is zero but for the last bits
+        else:  # Adam makes large steps for gradients that are zero except for rounding
             assert (f[key] - g[key]).abs().sum() < 0.2 * f[key].abs().sum() + 1e-9, key

@@ -1,4 +1,4 @@
-"""Runs of a sweep that agree on all that matters in the first task train it once; each ends as if it had been alone."""
+"""Runs of a sweep with an identical first task train it once, and end bit-identical to single runs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from clbench.strategies import EWC, MAS
 from tests.test_train import STRATEGIES, same_checkpoint
 
 TINY = ("data.tasks=2", "data.examples_per_task=70", "net.hidden=[12]", "net.dropout=0.3", "trainer=cpu", "logger=none")
-SIZES = ("epochs=2", "batch_size=16")  # 5 steps an epoch
+SIZES = ("epochs=2", "batch_size=16")  # 5 steps per epoch
 IDLE = {"ewc", "finetune", "joint", "joint_from_scratch", "l2", "lwf", "mas", "online_ewc"}
 
 
-class Own(EWC):
-    """Defines a hook and declares nothing, so it may do anything in the first task."""
+class WithHook(EWC):
+    """Defines a hook and declares nothing, so that all its options may affect the first task."""
 
     def on_train_start(self, trainer, pl_module):
         super().on_train_start(trainer, pl_module)
 
 
-class OwnToo(MAS):
-    """The same, but it declares that none of its options acts in the first task."""
+class WithHookAndDeclaration(MAS):
+    """Defines a hook, and declares that no option affects the first task."""
 
     shares_first_task = ()
 
@@ -36,7 +36,7 @@ class OwnToo(MAS):
 
 
 class Doubled(EWC):
-    """Defines only what acts after the first task, so it inherits what EWC declares."""
+    """Overrides only code that runs after the first task, so that it inherits the declaration of EWC."""
 
     def importance(self, trainer, pl_module):
         return {name: 2 * f for name, f in super().importance(trainer, pl_module).items()}
@@ -44,7 +44,7 @@ class Doubled(EWC):
 
 @pytest.fixture
 def key(composed):
-    """``key("strategy=ewc")``: of what the run shares."""
+    """``key("strategy=ewc")`` returns the key of the shared first task."""
 
     def of(*overrides):
         cfg = composed(*overrides)
@@ -82,8 +82,8 @@ OTHER = [
     ("der", "strategy.alpha=3"),
     ("nccl", "strategy.inner_steps=3"),
     ("nccl", "memory=3"),
-    ("ewc", "strategy._target_=tests.training.test_shared_first_task.Own"),
-    ("mas", "strategy._target_=tests.training.test_shared_first_task.OwnToo"),
+    ("ewc", "strategy._target_=tests.training.test_shared_first_task.WithHook"),
+    ("mas", "strategy._target_=tests.training.test_shared_first_task.WithHookAndDeclaration"),
 ]
 
 
@@ -106,22 +106,22 @@ def test_an_option_used_outside_the_strategy_counts(key):
 def test_warnings_are_not_shared_with_the_first_task(tmp_path):
     """A run that reuses the first task of another strategy does not repeat the warnings on that strategy."""
     options = ("data=split_digits", "scenario=class", "steps=2", "data.tasks=2", "net.hidden=[16]", "trainer=cpu")
-    said = {}
+    kinds = {}
     for name in ("ewc", "finetune"):
         metrics = clbench.run([f"strategy={name}", *options], tmp_path / name, quiet=True, sweep=tmp_path)
-        said[name] = [warning["kind"] for warning in metrics["warnings"]]
+        kinds[name] = [warning["kind"] for warning in metrics["warnings"]]
         assert bool(metrics["shared_first_task"]) and (name == "ewc" or metrics["seconds"]["shared"] > 0)
-    assert said == {"ewc": ["class_incremental"], "finetune": []}
+    assert kinds == {"ewc": ["class_incremental"], "finetune": []}
 
 
 def test_all_options_of_a_user_strategy_with_a_hook_count(key):
     """The strategy can declare otherwise."""
-    own = "strategy._target_=tests.training.test_shared_first_task.Own"
-    assert key("strategy=ewc", own) != key("strategy=ewc", own, "lam=7")
-    own = "strategy._target_=tests.training.test_shared_first_task.OwnToo"
-    assert key("strategy=mas", own) == key("strategy=mas", own, "lam=7") != key("strategy=mas")
-    own = "strategy._target_=tests.training.test_shared_first_task.Doubled"
-    assert key("strategy=ewc", own, "lam=7") == key("strategy=ewc") == key("strategy=finetune")
+    target = "strategy._target_=tests.training.test_shared_first_task.WithHook"
+    assert key("strategy=ewc", target) != key("strategy=ewc", target, "lam=7")
+    target = "strategy._target_=tests.training.test_shared_first_task.WithHookAndDeclaration"
+    assert key("strategy=mas", target) == key("strategy=mas", target, "lam=7") != key("strategy=mas")
+    target = "strategy._target_=tests.training.test_shared_first_task.Doubled"
+    assert key("strategy=ewc", target, "lam=7") == key("strategy=ewc") == key("strategy=finetune")
 
 
 def test_nothing_is_shared_if_disabled_or_with_early_stopping(key):
@@ -131,7 +131,7 @@ def test_nothing_is_shared_if_disabled_or_with_early_stopping(key):
 
 
 def assert_same(a, b):
-    """Two run folders, in all but their seconds and what they shared; returns the metrics."""
+    """Assert that two run folders differ only in seconds and sharing; return their metrics."""
     first, second = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (a, b))
     for name in first.keys() - {"seconds", "shared_first_task"}:
         assert first[name] == second[name], name
@@ -146,13 +146,13 @@ def assert_same(a, b):
         (SIZES, True),
         pytest.param(
             ("steps=6", "batch_size=16", "eval_every=2"), True, marks=pytest.mark.slow
-        ),  # the last step begins an epoch
+        ),  # the last step starts an epoch
         pytest.param(
             ("epochs=3", "batch_size=16", "consolidate=best", "+trainer.accumulate_grad_batches=2"),
             True,
             marks=pytest.mark.slow,
         ),
-        pytest.param(("epochs=3", "batch_size=100"), False, marks=pytest.mark.slow),  # no step is inside an epoch
+        pytest.param(("epochs=3", "batch_size=100"), False, marks=pytest.mark.slow),  # every step ends an epoch
     ],
     ids=["epochs", "steps", "best", "one batch"],
 )
@@ -175,20 +175,20 @@ def test_a_run_from_a_shared_first_task_ends_bit_identical(tmp_path, options, sh
 @pytest.mark.slow
 def test_a_sweep_of_two_parallel_jobs_shares_the_first_task(command, tmp_path):
     """Every run ends with the results that it has without sharing."""
-    cells = ("-m", "strategy=ewc,mas,si,nccl,lwf,er,joint_from_scratch", "lam=1,100", *TINY, *SIZES)
+    sweep = ("-m", "strategy=ewc,mas,si,nccl,lwf,er,joint_from_scratch", "lam=1,100", *TINY, *SIZES)
     for folder, options in (
         ("together", ["launch=joblib", "hydra.launcher.n_jobs=2"]),
         ("apart", ["share_first_task=false"]),
     ):
-        said = command(*cells, *options, f"output_dir={folder}", imported=folder == "apart")
-        assert said.returncode == 0, said.stderr
+        done = command(*sweep, *options, f"output_dir={folder}", imported=folder == "apart")
+        assert done.returncode == 0, done.stderr
     runs = sorted(file.parent.name for file in (tmp_path / "together").glob("*/metrics.json"))
     assert len(runs) == 12  # er and joint_from_scratch have no lam
     pairs = [assert_same(tmp_path / "together" / name, tmp_path / "apart" / name) for name in runs]
     keys = [shared["shared_first_task"] for shared, _ in pairs]
     assert (
         len(set(keys)) == 4 == len(list((tmp_path / "together/shared_first_tasks").glob("*.ckpt")))
-    )  # si, nccl, er, the others
+    )  # si, nccl, er, and one for the others
     forked = [shared["seconds"]["shared"] > 0 for shared, _ in pairs]
     assert sum(forked) == 12 - 4
     assert all(apart["shared_first_task"] is None and apart["seconds"]["shared"] == 0 for _, apart in pairs)

@@ -1,1 +1,1 @@
-"""What a user types and reads: options, one-line messages, and what is shown in the terminal."""
+"""Options, error messages and terminal output."""

@@ -1,4 +1,4 @@
-"""compose: the configuration that a command would have, composed in this process."""
+"""Compose the configuration of a command in this process."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from clbench.errors import ConfigError
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike[str] | None = None) -> DictConfig:
-    """Return the configuration that ``python -m clbench.train OVERRIDES`` would have, with Hydra's own part under ``hydra``.
+    """Return the configuration of ``clbench train OVERRIDES``, with Hydra's own settings under the key ``hydra``.
 
     Args:
-        overrides: What follows the command, such as ``["strategy=ewc", "lam=1e5"]``.
-        config_dir: A folder with configuration groups of your own, as the command's ``--config-dir``.
+        overrides: The overrides of the command, such as ``["strategy=ewc", "lam=1e5"]``.
+        config_dir: A folder with additional configuration groups, like ``--config-dir`` of the command.
 
     Raises:
         ConfigError: ``overrides`` is not a list of ``option=value``, or ``config_dir`` is not a folder.
-        hydra.errors.HydraException: An override that Hydra refuses.
+        hydra.errors.HydraException: Hydra rejects an override.
     """
     if isinstance(overrides, str):
         raise ConfigError(
@@ -36,30 +36,36 @@ def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike[str] | 
     typed = list(overrides) if isinstance(overrides, Iterable) else [overrides]
     if wrong := [override for override in typed if not isinstance(override, str)]:
         raise ConfigError(f"overrides: expected a list of strings, got {wrong[0]!r}. Try ['strategy=ewc', 'lam=10'].")
+    if flag := next((argument for argument in typed if argument in ("-m", "--multirun")), None):
+        raise ConfigError(
+            f"{flag}: expected the overrides of a single run. Try the command clbench train -m for a sweep."
+        )
     check_arguments(typed)
     more = []
     if config_dir is not None:
         folder = Path(config_dir).expanduser().absolute()
         if not folder.is_dir():
-            raise ConfigError(f"config_dir={config_dir}: expected a folder with configuration groups, found none.")
+            raise ConfigError(
+                f"config_dir={config_dir}: expected a folder with configuration groups, but there is no such folder."
+            )
         more = [search_path([folder])]
     with hydra_state(), hydra.initialize_config_dir(str(conf_dir()), job_name="train", version_base="1.3"):
         return hydra.compose("train", [*typed, *more], return_hydra_config=True)
 
 
 def search_path(folders: Iterable[Path]) -> str:
-    """Return the override that adds folders with configuration groups."""
+    """Return the override that adds ``folders`` to the search path of configuration groups."""
     return f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders)}]"
 
 
 def quoted(value: str) -> str:
-    """Return ``value`` in the grammar of Hydra's overrides."""
+    """Return ``value`` quoted for the grammar of Hydra's overrides."""
     escaped = value.replace("'", "\\'")
     return value if re.fullmatch(r"[\w./-]+", value) else f"'{escaped}'"
 
 
 def without_hydra(whole: DictConfig) -> DictConfig:
-    """Return a copy of a composed configuration without Hydra's own part."""
+    """Return a copy of a composed configuration without the key ``hydra``."""
     cfg = whole.copy()
     OmegaConf.set_readonly(cfg, False)
     with open_dict(cfg):
@@ -69,7 +75,7 @@ def without_hydra(whole: DictConfig) -> DictConfig:
 
 @contextmanager
 def hydra_state() -> Iterator[None]:
-    """Start without an initialised Hydra, and restore the caller's afterwards."""
+    """Clear Hydra's global state, and restore the state of the caller on exit."""
     outer, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:

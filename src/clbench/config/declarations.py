@@ -1,7 +1,7 @@
-"""The declaration of an option: its key, its default and its meaning, read from the line of a yaml file in ``conf/``.
+"""Read the declarations of options (key, default, meaning) from the yaml files in ``conf/``.
 
-The yaml files are the one place where an option of the command line is declared. ``--help`` and docs/options.md are made of
-what this module reads, and a test compares the defaults with those of the Python arguments.
+An option of the command line is declared in one place: a line of a yaml file. ``--help`` and docs/options.md are generated
+from these lines. A test compares the defaults with those of the Python arguments.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from omegaconf import OmegaConf
 from clbench.config.options import conf_dir
 
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: +(?P<value>[^#\s].*?|))?(?:\s+# *(?P<meaning>.*))?\s*$")
-OF_HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_")
+HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_")
 
 
 class Declaration(NamedTuple):
-    """One option.
+    """An option as declared in a yaml file.
 
     Attributes:
-        key: the key as it is typed, ``lam`` or ``strategy.damping``.
-        default: the value as it is written.
-        meaning: the comment on its line.
+        key: Dotted key, such as ``lam`` or ``strategy.damping``.
+        default: Default value, as written in the file.
+        meaning: Comment on the line.
     """
 
     key: str
@@ -34,12 +34,12 @@ class Declaration(NamedTuple):
 
 
 class ConfigFile(NamedTuple):
-    """One yaml file of a group.
+    """A yaml file of a configuration group.
 
     Attributes:
-        path: the file.
-        group: its folder under ``conf/``; "" for train.yaml.
-        conf: the folder of all groups.
+        path: Path of the file.
+        group: Folder of the file under ``conf/``; "" for train.yaml.
+        conf: Folder of all groups.
     """
 
     path: Path
@@ -48,12 +48,12 @@ class ConfigFile(NamedTuple):
 
     @property
     def choice(self) -> str:
-        """What is typed to choose it: ``strategy=ewc``."""
+        """The override that selects this file, such as ``strategy=ewc``."""
         return f"{self.group}={self.path.stem}"
 
     @property
     def description(self) -> str:
-        """The comment at its head, on one line."""
+        """The comment at the top of the file, joined to one line."""
         lines = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             if not line.startswith("#"):
@@ -64,51 +64,51 @@ class ConfigFile(NamedTuple):
 
     @property
     def package(self) -> str:
-        """The place of its keys in the configuration."""
+        """The key under which Hydra places the contents of the file."""
         first = re.match(r"# @package (\S+)", self.path.read_text(encoding="utf-8"))
         return self.group if first is None else "" if first[1] == "_global_" else first[1]
 
 
 def files(group: str) -> list[ConfigFile]:
-    """Return the yaml files of a group of clbench."""
+    """Return the yaml files of a group in ``conf/``."""
     return [ConfigFile(path, group, conf_dir()) for path in sorted((conf_dir() / group).glob("*.yaml"))]
 
 
 def find(group: str, choice: str, folders: Sequence[Path]) -> ConfigFile | None:
-    """Return the yaml file of a choice in the first of ``folders`` that has one."""
+    """Return the yaml file of ``choice`` from the first folder that contains it, None if no folder does."""
     paths = [(folder / group / f"{choice}.yaml", folder) for folder in folders]
     return next((ConfigFile(path, group, folder) for path, folder in paths if path.is_file()), None)
 
 
-def of_a_run() -> dict[str, Declaration]:
-    """Return the options at the top level, which every run has."""
+def top_level_options() -> dict[str, Declaration]:
+    """Return the declarations of the top-level options, which every run has."""
     return declarations(ConfigFile(conf_dir() / "train.yaml", "", conf_dir()))
 
 
 def declarations(file: ConfigFile, package: str | None = None) -> dict[str, Declaration]:
-    """Return the options that a file declares, by key, with those of the files that its defaults list names.
+    """Return the options that a file declares, by key, including those of the files in its defaults list.
 
-    An argument that only refers to another option (``lam: ${lam}``) is none, and neither is what Hydra reads itself.
+    Arguments that only refer to another option (``lam: ${lam}``) and keys that Hydra reads itself are excluded.
 
     Args:
-        file: the file.
-        package: the place of its keys if another file says it (``/data/base/sequence@data``).
+        file: A yaml file.
+        package: Package that another file assigns to this one (``/data/base/sequence@data``), None for its own.
     """
     found: dict[str, Declaration] = {}
-    own = dict(own_declarations(file, file.package if package is None else package))
-    for earlier, place in inherited(file):
-        found |= declarations(earlier, place)
-    for key, declaration in own.items():
+    in_file = dict(declarations_in(file, file.package if package is None else package))
+    for parent, assigned in parents_of(file):
+        found |= declarations(parent, assigned)
+    for key, declaration in in_file.items():
         if not declaration.meaning and key in found:
             declaration = declaration._replace(meaning=found[key].meaning)
         found[key] = declaration
     return {key: d for key, d in found.items() if "." not in key or not re.fullmatch(r"[$][{].*[}]", d.default)}
 
 
-def own_declarations(file: ConfigFile, package: str) -> Iterator[tuple[str, Declaration]]:
-    """Yield the options that stand in the file itself, those that refer to others included."""
+def declarations_in(file: ConfigFile, package: str) -> Iterator[tuple[str, Declaration]]:
+    """Yield the options that the file itself declares, including references to other options."""
     parents: list[tuple[int, str]] = []
-    skipped: int | None = None  # indent of a list, whose entries are one value
+    skipped: int | None = None  # indentation of a list; its entries are one value
     for line in file.path.read_text(encoding="utf-8").splitlines():
         indent = len(line) - len(line.lstrip())
         if line.lstrip().startswith("- "):
@@ -124,19 +124,19 @@ def own_declarations(file: ConfigFile, package: str) -> Iterator[tuple[str, Decl
         names = [package, *(name for _, name in parents), match["key"]]
         parents.append((indent, match["key"]))
         hydra = names[1] == "hydra" and file.group != "launch"
-        if not match["value"] or match["key"] in OF_HYDRA or names[1] == "defaults" or hydra:
+        if not match["value"] or match["key"] in HYDRA_KEYS or names[1] == "defaults" or hydra:
             continue
         key = ".".join(filter(None, names))
         yield key, Declaration(key, match["value"].strip("'"), match["meaning"] or "")
 
 
-def inherited(file: ConfigFile) -> Iterator[tuple[ConfigFile, str | None]]:
-    """Yield the files whose keys come before those of ``file``, and the place that it gives them."""
+def parents_of(file: ConfigFile) -> Iterator[tuple[ConfigFile, str | None]]:
+    """Yield the files in the defaults list of ``file``, each with the package that ``file`` assigns to it."""
     content = OmegaConf.to_container(OmegaConf.load(file.path), resolve=False)
     for entry in content.get("defaults", []) if file.group and isinstance(content, dict) else []:
         if not isinstance(entry, str) or entry == "_self_":
             continue
         name, _, package = entry.partition("@")
         group, _, choice = (name[1:] if name.startswith("/") else f"{file.group}/{name}").rpartition("/")
-        if (earlier := find(group, choice, [file.conf, conf_dir()])) is not None:
-            yield earlier, ("" if package == "_global_" else package) if package else None
+        if (parent := find(group, choice, [file.conf, conf_dir()])) is not None:
+            yield parent, ("" if package == "_global_" else package) if package else None

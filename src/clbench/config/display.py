@@ -1,4 +1,4 @@
-"""Display: what a person sees of a run, in the terminal and, the same text, in train.log."""
+"""Print the progress and results of a run to the terminal and to train.log."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rich.text import Text
 if TYPE_CHECKING:
     from clbench.metrics.metric import Metric
 
-PIPE = 160  # columns of a table that is not printed on a terminal
+PIPE = 160  # columns of a table that is printed to a file or a pipe
 
 
 class Display:
-    """Prints the plan, the accuracies after each task and the summary.
+    """Printer of the plan, the accuracies after each task and the summary.
 
     Args:
-        log: the text goes to this file too.
-        quiet: only the file (the runs of a sweep, and processes other than the first).
+        log: File that receives the same text as the terminal.
+        quiet: Whether to print to the file only (runs of a sweep, and processes other than the first).
     """
 
     def __init__(self, log: Path, quiet: bool = False) -> None:
@@ -32,21 +32,22 @@ class Display:
         self.log = Console(file=log.open("a", encoding="utf-8"), width=140, highlight=False, force_jupyter=False)
 
     def plan(self, lines: dict[str, str]) -> None:
-        """What will run, a line for each part."""
+        """Print the parts of a run, one per line, before it starts."""
         grid = Table.grid(padding=(0, 2))
         for label, text in lines.items():
             grid.add_row(Text(label, style="dim"), text)
         self._print(grid)
 
     def note(self, text: str) -> None:
+        """Print a line."""
         self._print(Text(text))
 
     def warn(self, text: str) -> None:
-        """What the reader should do something about."""
+        """Print a warning."""
         self._print(Text("warning: ", style="bold yellow").append(text, style="none"))
 
     def after_task(self, index: int, tasks: int, row: list[float], seconds: float) -> None:
-        """The accuracies so far, one line."""
+        """Print the accuracies on the tasks so far, in one line."""
         learned = row[: index + 1]
         text = Text(f"task {index + 1}/{tasks}  ", style="bold")
         text.append(" ".join(f"{accuracy:.3f}" for accuracy in learned), style="none")
@@ -54,15 +55,17 @@ class Display:
         self._print(text)
 
     def summary(self, results: dict[str, Any], metrics: Mapping[str, Metric], folder: Path) -> None:
-        """Print the accuracy matrix and the metrics; tasks count from 1.
+        """Print the accuracy matrix and the metrics. Task numbers start at 1.
 
         Args:
-            results: the contents of metrics.json.
-            metrics: the metrics by name; those ``shown`` in a ``run`` are printed.
-            folder: the run's folder.
+            results: Contents of metrics.json.
+            metrics: Metrics by name. Those with "run" in ``shown`` are printed.
+            folder: The run's folder.
         """
         matrix = results["accuracy_matrix"]
-        table = Table(title="test accuracy (row: after training a task, column: on a task)", title_justify="left")
+        table = Table(
+            title="test accuracy (row: after training on a task, column: evaluated on a task)", title_justify="left"
+        )
         table.add_column("after")
         for j in range(1, len(matrix) + 1):
             table.add_column(str(j), justify="right")
@@ -86,18 +89,18 @@ class Display:
     def __exit__(self, *exception: object) -> None:
         self.log.file.close()
 
-    def _print(self, what: Any) -> None:
-        self.terminal.print(what)
-        self.log.print(what)
+    def _print(self, content: Any) -> None:
+        self.terminal.print(content)
+        self.log.print(content)
 
 
 def console() -> Console:
-    """Where tables are printed: as wide as the terminal; wide enough for all their words in a file or a pipe."""
-    here = Console(highlight=False)
-    return here if here.is_terminal else Console(highlight=False, width=PIPE)
+    """Return a console for tables: as wide as the terminal, or ``PIPE`` columns wide in a file or a pipe."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=PIPE)
 
 
 @cache
 def print_once(text: str) -> None:
-    """On stderr, the first time in this process: what is the same for all runs of a sweep."""
+    """Print ``text`` to stderr once per process, because all runs of a sweep report the same line."""
     print(text, file=sys.stderr, flush=True)

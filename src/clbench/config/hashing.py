@@ -1,9 +1,9 @@
-"""Identify a configuration: by its choices and the options that differ from their defaults, and by a hash of both.
+"""Hash configurations.
 
-Two hashes with different purposes:
+There are two hashes with different purposes:
 
-- ``config_hash`` names a run for good. An option at its declared default does not enter it, so a new option changes no
-  hash. Strategies, nets, data and the other groups enter by the name of their yaml, so moving a class changes none.
+- ``config_hash`` identifies a run across versions of clbench. It covers the chosen yaml files by name and the options that
+  differ from their declared defaults. A new option or a moved class therefore does not change it.
 - ``content_hash`` covers every resolved value. It compares configurations within one version of clbench.
 """
 
@@ -20,24 +20,24 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from clbench.config.options import ELSEWHERE, OPTIONS, conf_dir
 
 SCHEMA = 1
-"""Version of what a configuration means, and of the files of a run. It enters ``config_hash`` and ``first_task_hash``.
+"""Version of the meaning of a configuration and of the files of a run. ``config_hash`` and ``first_task_hash`` include it.
 
-A changed default, a renamed option and a changed meaning raise it and are listed in ``SCHEMA_CHANGES``, so that an old hash
-never stands for a new meaning. A new option does not.
+Increase it, and add an entry to ``SCHEMA_CHANGES``, when a default or the meaning of an option changes or an option is
+renamed. Then an old hash never identifies a new meaning. A new option needs no new schema.
 """
 
 SCHEMA_CHANGES = {1: "the first schema"}
-"""What each schema changed."""
+"""Changes of each schema."""
 
 GROUPS = ("data", "scenario", "net", "optimizer", "scheduler", "strategy", "trainer")
-"""Groups whose choice decides the results."""
+"""Groups whose choice affects the results."""
 
 HOW_DATA_IS_READ = ("data.memory_limit", "data.workers")
-"""Options of the data that change how it is read, not what is read."""
+"""Options of the data that change how the data is read, but not its contents."""
 
 
 def decisive(cfg: DictConfig) -> dict[str, Any]:
-    """Return everything in ``cfg`` that decides the results, resolved."""
+    """Return all resolved options of ``cfg`` that affect the results."""
     cfg = cfg.copy()
     OmegaConf.set_readonly(cfg, False)
     with open_dict(cfg):
@@ -52,72 +52,72 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
 
 
 def identity(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``config_hash`` is a hash of.
+    """Return the values that ``config_hash`` hashes.
 
     Args:
         cfg: A composed configuration.
-        choices: The yaml chosen in each of ``GROUPS``, as Hydra's ``runtime.choices`` has them.
+        choices: Name of the yaml chosen in each of ``GROUPS``, as in Hydra's ``runtime.choices``.
 
     Returns:
         ``schema``, ``choices`` by group, and ``options``: dotted key -> value of each option that differs from the default
-        that the chosen yamls declare. ``~`` stands for a declared option that was deleted. The options of a yaml from
-        outside the package are all listed, since its defaults may change without a new schema.
+        in the chosen yaml files. The value ``~`` marks a declared option that was deleted. All options of a yaml from
+        outside the package are included, because its defaults may change without a new schema.
     """
     names = {group: str(choices[group]) for group in GROUPS}
     values = _as_numbers(decisive(cfg))
     default = _declared(tuple(names.items()))
-    there = dict(_flat(values))
+    present = dict(_flat(values))
     expected = _expected(default, values)
     options = {
         key: _short_target(key, value)
-        for key, value in there.items()
+        for key, value in present.items()
         if key not in expected or _text(expected[key]) != _text(value)
     }
-    options |= dict.fromkeys(expected.keys() - there.keys(), "~")
+    options |= dict.fromkeys(expected.keys() - present.keys(), "~")
     return {"schema": SCHEMA, "choices": names, "options": options}
 
 
 def config_hash(cfg: DictConfig, choices: Mapping[str, Any]) -> str:
-    """Return the 16 hex digits that name a configuration, see ``identity``."""
+    """Return the hash (16 hex digits) that identifies a configuration, see ``identity``."""
     return _hash(identity(cfg, choices))
 
 
 def content_hash(cfg: DictConfig) -> str:
-    """Return 16 hex digits over every resolved value in ``cfg`` that decides the results."""
+    """Return a hash (16 hex digits) of every resolved option of ``cfg`` that affects the results."""
     return _hash(decisive(cfg))
 
 
 def first_task_hash(cfg: DictConfig, matters: dict[str, Any]) -> str:
-    """Return ``content_hash`` with only those options of the strategy that ``matters`` has, and the schema."""
+    """Return a hash like ``content_hash``, with the schema, and with ``matters`` as the only options of the strategy."""
     return _hash({"schema": SCHEMA} | decisive(cfg) | {"strategy": matters} | dict.fromkeys(OPTIONS))
 
 
 def derived_keys(cfg: DictConfig) -> dict[str, str]:
-    """Return what each option that follows from others refers to: ``{"strategy.lam": "${lam}"}``."""
+    """Return the options that refer to other options, with their references: ``{"strategy.lam": "${lam}"}``."""
     raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
     return {key: value for key, value in _flat(raw) if isinstance(value, str) and "${" in value}
 
 
 def leaves(value: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and their values; lists as text, so that values can be compared and counted."""
+    """Yield dotted keys and values. Lists become text, so that all values are hashable."""
     for key, inner in _flat(value, prefix):
         yield key, json.dumps(inner) if isinstance(inner, dict | list) else inner
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys whose values differ, with both values; "" stands where there is none."""
+    """Return the keys whose values differ, with both values; "" for a missing value."""
     keys = dict.fromkeys([*a, *b])
     return {key: (a.get(key, ""), b.get(key, "")) for key in keys if a.get(key, "") != b.get(key, "")}
 
 
 @lru_cache(maxsize=256)
 def _declared(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """Return the configuration that the package's yamls declare for ``choices``, unresolved.
+    """Return the unresolved configuration that the yaml files of the package declare for ``choices``.
 
-    A group whose choice is from outside the package is left out, so every option of it counts as changed.
+    A group whose choice is from outside the package is excluded, so all its options count as changed.
     """
-    from clbench.config.compose import compose, without_hydra  # Hydra is not needed to read runs
+    from clbench.config.compose import compose, without_hydra  # imported late, because reading runs needs no Hydra
 
     folder = conf_dir()
     overrides = [
@@ -130,7 +130,7 @@ def _declared(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 
 def _expected(declared: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Return the declared values, flat; those that refer to other options resolved with ``values``."""
+    """Return the declared values with dotted keys. References to other options are resolved with ``values``."""
     flat = {key: value for key, value in _flat(declared) if key not in HOW_DATA_IS_READ}
     refers = {key: value for key, value in flat.items() if "${" in json.dumps(value)}
     resolved = OmegaConf.to_container(OmegaConf.create({**values, "data_dir": "", "_": refers}), resolve=True)
@@ -139,7 +139,7 @@ def _expected(declared: dict[str, Any], values: dict[str, Any]) -> dict[str, Any
 
 
 def _flat(value: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values; lists and empty mappings whole."""
+    """Yield dotted keys and values. Lists and empty mappings are values."""
     for key, inner in value.items():
         if isinstance(inner, dict) and inner:
             yield from _flat(inner, f"{prefix}{key}.")
@@ -148,12 +148,12 @@ def _flat(value: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _text(value: Any) -> str:
-    """Return a value as text, in which true and 1 differ."""
+    """Return a value as JSON, in which true and 1 differ."""
     return json.dumps(value, sort_keys=True)
 
 
 def _short_target(key: str, value: Any) -> Any:
-    """Return a class of clbench by its name alone, without the module it is in."""
+    """Return ``value`` with classes of clbench named without their module."""
     if isinstance(value, list):
         return [_short_target(key, v) for v in value]
     if isinstance(value, dict):
@@ -168,7 +168,7 @@ def _hash(values: dict[str, Any]) -> str:
 
 
 def _as_numbers(value: Any) -> Any:
-    """Return whole numbers as floats: lam=1000 and lam=1e3 are one configuration."""
+    """Return ``value`` with integers converted to floats, because lam=1000 and lam=1e3 are the same configuration."""
     if isinstance(value, dict):
         return {key: _as_numbers(v) for key, v in value.items()}
     if isinstance(value, list):

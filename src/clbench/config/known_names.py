@@ -1,4 +1,4 @@
-"""Names of options: those there are, those of an earlier version, and the nearest one to a name that was mistyped."""
+"""Names of options: all current names, renamed ones, and suggestions for mistyped ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from omegaconf import DictConfig, OmegaConf
 
-from clbench.config.declarations import declarations, files, of_a_run
+from clbench.config.declarations import declarations, files, top_level_options
 from clbench.errors import ConfigError
 
 RENAMED = {
@@ -21,11 +21,11 @@ RENAMED = {
     "net=any": "net=module",
     "strategy=joint_scratch": "strategy=joint_from_scratch",
 }
-"""Names of an earlier version -> their names now; used for error texts only."""
+"""Names in an earlier version -> current names. Only used in error messages."""
 
 
 def renamed(key: str) -> str | None:
-    """Return the present name of a dotted configuration ``key`` of an earlier version, None if it has always had its name."""
+    """Return the current name of a configuration ``key`` of an earlier version, None if it was not renamed."""
     for old, new in RENAMED.items():
         if key == old or key.startswith(f"{old}."):
             return new + key.removeprefix(old)
@@ -33,30 +33,30 @@ def renamed(key: str) -> str | None:
 
 
 def refuse_renamed_key(key: str) -> None:
-    """Raise ConfigError if the option ``key`` that was typed is one of an earlier version."""
+    """Raise ConfigError if an override sets ``key``, an option that was renamed."""
     if (new := renamed(key)) is not None:
-        raise ConfigError(f"{key} is now {new}: write {new}=...")
+        raise ConfigError(f"{key} was renamed. Try {new}=...")
 
 
 def refuse_renamed(cfg: DictConfig) -> None:
-    """Raise ConfigError if a yaml of the user's has a key of an earlier version."""
-    absent = object()
+    """Raise ConfigError if a yaml file of the user has an option that was renamed."""
+    missing = object()
     for old, new in RENAMED.items():
-        if "=" not in old and OmegaConf.select(cfg, old, default=absent) is not absent:
-            raise ConfigError(f"{old} is now {new}: rename it in your yaml")
+        if "=" not in old and OmegaConf.select(cfg, old, default=missing) is not missing:
+            raise ConfigError(f"{old} was renamed. Write {new} in your yaml file instead.")
 
 
-def near_name(name: str, there: list[str]) -> str:
-    """A question, if one of those there are nearly has that name."""
-    close = get_close_matches(name.lower(), there, 1)
-    return f"; did you mean {close[0]}?" if close else ""
+def suggest(name: str, names: list[str]) -> str:
+    """Return " Did you mean X?" with the most similar of ``names``, "" if none is similar."""
+    close = get_close_matches(name.lower(), names, 1)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def option_names() -> list[str]:
-    """Return the names of the options at the top level."""
-    return [key for key in of_a_run() if key != "hydra"]
+    """Return the names of the top-level options."""
+    return [key for key in top_level_options() if key != "hydra"]
 
 
 def names_in(group: str) -> list[str]:
-    """Return the dotted names that some yaml of ``group`` declares."""
+    """Return the dotted names of all options that the yaml files of ``group`` declare."""
     return sorted({key for file in files(group) for key in declarations(file) if key.startswith(f"{group}.")})

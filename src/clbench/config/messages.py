@@ -14,79 +14,79 @@ from clbench.config.known_names import option_names, refuse_renamed_key
 from clbench.errors import ConfigError, Unstable
 
 WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
-"""As the process was started: ``errors_in_one_line`` sets the variable."""
+"""Whether the user asked for tracebacks. Read once, because ``errors_in_one_line`` sets the variable."""
 
 
 @contextmanager
-def errors_in_one_line(interrupted: Callable[[], str] = lambda: "stopped") -> Iterator[None]:
-    """An error of the user's making ends the process with one line on stderr and exit code 1.
+def errors_in_one_line(interrupted: Callable[[], str] = lambda: "Interrupted.") -> Iterator[None]:
+    """End the process with one line on stderr and exit code 1 if the user caused an error.
 
-    Without a traceback, unless ``HYDRA_FULL_ERROR=1`` asks for it, as it does in every program with Hydra.
+    The traceback is shown only with ``HYDRA_FULL_ERROR=1``, as in every program that uses Hydra.
 
     Args:
-        interrupted: Returns the line after Ctrl-C.
+        interrupted: Function that returns the line to print after Ctrl-C.
     """
-    before = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own three lines
+    previous = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them
     try:
         yield
-    except BrokenPipeError:  # ... | head
+    except BrokenPipeError:  # the output is piped to a program that ended, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(interrupted())
     except Exception as error:
-        said = user_message(error)
-        if WITH_TRACEBACK or not said:
+        message = user_message(error)
+        if WITH_TRACEBACK or not message:
             raise
-        sys.exit(f"error: {said}")
+        sys.exit(f"error: {message}")
     finally:
-        os.environ["HYDRA_FULL_ERROR"] = before
+        os.environ["HYDRA_FULL_ERROR"] = previous
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Check how options are written, before anything is composed; of a sweep too.
+    """Check the syntax and the names of overrides before the configuration is composed.
 
     Raises:
-        ConfigError: an argument is ``--lam`` or ``--lam=10``, or an option of an earlier version, also after ``+`` and ``~``.
+        ConfigError: An argument is ``--lam`` or ``--lam=10``, or an option that was renamed, with or without ``+`` or ``~``.
     """
     for argument in arguments:
         name, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and name in option_names():
-            raise ConfigError(f"{argument}: options are written without dashes: {name}={value or '...'}")
+            raise ConfigError(f"{argument}: expected option=value without dashes. Try {name}={value or '...'}")
         refuse_renamed_key(name.lstrip("+~"))
 
 
-def stopped(folder: Path) -> str:
-    """What Ctrl-C leaves of the run in ``folder``, and how to go on; a sweep says so itself."""
+def interruption_message(folder: Path) -> str:
+    """Return the line to print after Ctrl-C in the single run in ``folder``, with the way to resume it."""
     if not list(folder.glob("checkpoints/*.ckpt")):
-        return "Interrupted. Nothing was finished yet."
-    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return f"Interrupted. Rerun the same command with output_dir={here} to resume."
+        return "Interrupted before the first checkpoint was written."
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return f"Interrupted. Rerun the same command with output_dir={shown} to resume."
 
 
 @contextmanager
 def config_errors() -> Iterator[None]:
-    """Raise what the user can mend as ConfigError, or as Unstable, with the line that the command would print."""
+    """Convert errors that the user can correct to ConfigError, with the message that the command would print."""
     try:
         yield
     except (ConfigError, Unstable):
         raise
     except Exception as error:
-        if isinstance(error.__cause__, ConfigError | Unstable):  # raised inside hydra.utils.instantiate
+        if isinstance(error.__cause__, ConfigError | Unstable):  # hydra.utils.instantiate wraps the original error
             raise error.__cause__ from error
-        if (said := user_message(error)) is None:
+        if (message := user_message(error)) is None:
             raise
-        raise ConfigError(said) from error
+        raise ConfigError(message) from error
 
 
 def user_message(error: BaseException) -> str | None:
-    """Return one line for an error that the user can correct, None for a bug of ours."""
+    """Return a one-line message for an error that the user can correct, None for a bug in clbench."""
     if isinstance(error, ConfigError | Unstable):
         return str(error)
-    if isinstance(error.__cause__, ConfigError | Unstable):  # raised inside hydra.utils.instantiate
+    if isinstance(error.__cause__, ConfigError | Unstable):  # hydra.utils.instantiate wraps the original error
         return str(error.__cause__)
-    if "hydra" not in sys.modules:  # a report loads no Hydra
+    if "hydra" not in sys.modules:  # reports do not import Hydra, so this is not its error
         return None
     from clbench.config.hydra_messages import hydra_message
 
@@ -94,7 +94,7 @@ def user_message(error: BaseException) -> str | None:
 
 
 def silence_lightning() -> None:
-    """Silence what Lightning says about itself on every fit."""
+    """Silence the notices that Lightning prints on every fit."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")

@@ -1,4 +1,4 @@
-"""Options of a run: which the strategy has, which values they take, and the errors for what cannot be."""
+"""Options of a run: those of the strategy, their allowed values, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from clbench.config.arguments import NOT_ARGUMENTS, SAID_AS, arguments_of, connections, target_of
+from clbench.config.arguments import NOT_ARGUMENTS, TOP_LEVEL, arguments_of, connections, target_of
 from clbench.errors import ConfigError, expected
 
 OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch", "memory")
-"""Options of strategies that stand at the top level; a strategy has those that ``options_of`` returns."""
+"""Top-level options of strategies. ``options_of`` returns those of a given strategy."""
 
 ELSEWHERE = (
     *("output_dir", "data_dir", "checkpoints", "objective", "threads", "logger", "log_every", "dry_run"),
     *("save_every", "share_first_task", "stop_after_task", "select_lam_on_first_tasks", "metrics"),
 )
-"""Keys that say where and how a run is done, not what comes out: not part of the config hash."""
+"""Options that do not affect the results, such as folders and logging. They are not part of the config hash."""
 
 
 class Rule(NamedTuple):
-    """The values that an option takes.
+    """Allowed values of an option.
 
     Attributes:
-        kind: type of the value.
-        least: smallest value of an integer.
-        null: whether it may be null.
-        each: whether it may be a list with one value per task.
+        kind: Type of the value.
+        least: Smallest allowed integer, None for no bound.
+        null: Whether null is allowed.
+        each: Whether a list with one value per task is allowed.
     """
 
     kind: type = int
@@ -42,7 +42,7 @@ class Rule(NamedTuple):
         return text + " or null" * self.null + ", or a list with one per task" * self.each
 
     def allows(self, value: Any) -> bool:
-        """Whether ``value`` is one of them."""
+        """Return whether ``value`` is allowed."""
         if isinstance(value, ListConfig | list):
             return self.each and all(Rule(self.kind, self.least).allows(one) for one in value)
         if value is None:
@@ -66,21 +66,18 @@ RULES = {
     "select_lam_on_first_tasks": Rule(least=1, null=True),
     **dict.fromkeys(("compile", "share_first_task", "dry_run", "optimizer.reset", "data.drop_last"), Rule(bool)),
 }
-"""Integers and flags of a run; options of strategies are checked by the strategy, which is used without Hydra too."""
+"""Rules of the integers and flags of a run. Strategies check their options themselves, because they also work without Hydra."""
 
 
 def conf_dir() -> Path:
-    """Return the folder of the yaml files: inside the installed package, or beside src/ in a checkout."""
+    """Return the folder of the yaml files: in the installed package, or next to src/ in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parents[1] / "conf"
 
 
 def options_of(cfg: DictConfig) -> list[str]:
-    """Return the top-level options that the strategy has.
-
-    They are those on which an argument of its class depends, see ``connections``.
-    """
+    """Return the top-level options of the strategy: those that an argument of its class depends on (``connections``)."""
     connected = connections(cfg, "strategy", OPTIONS)
     target = target_of(cfg.strategy)
     takes = None if target is None else arguments_of(target)
@@ -89,7 +86,7 @@ def options_of(cfg: DictConfig) -> list[str]:
 
 
 def foreign_options(cfg: DictConfig) -> dict[str, Any]:
-    """Return the options that are set although the strategy does not have them, with their values."""
+    """Return the options that are set but that the strategy does not have, with their values."""
     has = options_of(cfg)
     return {name: cfg[name] for name in OPTIONS if name not in has and cfg[name] is not None}
 
@@ -97,41 +94,51 @@ def foreign_options(cfg: DictConfig) -> dict[str, Any]:
 def refuse_foreign_options(cfg: DictConfig, strategy: str) -> None:
     """Raise ConfigError if an option is set that the strategy does not have."""
     for name in foreign_options(cfg):
-        raise ConfigError(why_foreign(cfg, strategy, name))
+        raise ConfigError(foreign_option_message(cfg, strategy, name))
 
 
-def why_foreign(cfg: DictConfig, strategy: str, name: str) -> str:
-    """Return the error for the option ``name``, set although the strategy does not have it."""
-    value, those = cfg[name], strategies_with(name)
+def foreign_option_message(cfg: DictConfig, strategy: str, name: str) -> str:
+    """Return the message for the option ``name``, which is set but which the strategy does not have."""
+    value, others = cfg[name], strategies_with(name)
     if name not in cfg.strategy:
         target = target_of(cfg.strategy)
         takes = None if target is None else arguments_of(target)
         if target is not None and (takes is None or name in takes):
             return (
-                f"{name}={value}: the yaml of strategy={strategy} does not pass it on. Add the line {name}: ${{{name}}}"
+                f"{name}={value}: the yaml of strategy={strategy} does not pass this option to its class. Add the line "
+                f"{name}: ${{{name}}} to it."
             )
-        return f"{name}={value}: strategy={strategy} has no option {name}. Leave it out, or try {', '.join(those)}"
-    own = cfg.strategy[name]
-    if strategy in those:
-        return f"strategy.{name}={own}: the option is {name}. Write {name}={own}"
-    return f"{name}={value}: strategy={strategy} reads strategy.{name} ({own}) instead. Write strategy.{name}={value}"
+        return (
+            f"{name}={value}: strategy={strategy} has no option {name}. Remove it, or try strategy={', '.join(others)}."
+        )
+    argument = cfg.strategy[name]
+    if strategy in others:
+        return f"strategy.{name}={argument}: this option is named {name}. Try {name}={argument}."
+    return (
+        f"{name}={value}: strategy={strategy} reads strategy.{name} ({argument}) instead. Try strategy.{name}={value}."
+    )
+
+
+def check_rule(name: str, value: Any) -> None:
+    """Raise ConfigError if ``value`` is not allowed for the option ``name`` of ``RULES``."""
+    if not RULES[name].allows(value):
+        raise ConfigError(expected(name, value, str(RULES[name])))
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Raise ConfigError if an integer or a flag is out of its range, or given under a name that is not read."""
-    for key, name in SAID_AS.items():
+    """Raise ConfigError if an integer or a flag is not allowed, or if a key is set that another option overrides."""
+    for key, name in TOP_LEVEL.items():
         if (value := OmegaConf.select(cfg, key)) is not None:
-            raise ConfigError(f"{key}={value}: the option is {name}. Write {name}={value}")
+            raise ConfigError(f"{key}={value}: this option is named {name}. Try {name}={value}.")
     make = cfg.optimizer.make
     if cfg.lr is not None and "lr" not in connections(cfg, "optimizer.make", ["lr"]).get("lr", ()):
+        value = make.get("lr")
         raise ConfigError(
-            f"optimizer.make.lr={make.get('lr')} with lr={cfg.lr}: expected one learning rate. Write lr=..., which an optimizer "
-            "yaml reads as lr: ${lr}"
+            f"optimizer.make.lr={'null' if value is None else value}: expected ${{lr}}, because the option lr={cfg.lr} sets the "
+            f"learning rate. Try lr={'...' if value is None else value}, or write lr: ${{lr}} in the yaml of your optimizer."
         )
     for name, rule in RULES.items():
-        value = OmegaConf.select(cfg, name, default=False if rule.kind is bool else None)
-        if not rule.allows(value):
-            raise ConfigError(expected(name, value, str(rule)))
+        check_rule(name, OmegaConf.select(cfg, name, default=False if rule.kind is bool else None))
     for group in ("strategy", "data"):
         _check_arguments(cfg, group)
 
@@ -142,17 +149,17 @@ def _check_arguments(cfg: DictConfig, group: str) -> None:
     takes = None if target is None else arguments_of(target)
     for key in cfg[group] if takes is not None else ():
         if key not in takes and key not in NOT_ARGUMENTS:  # type: ignore[operator]
-            there = ", ".join(sorted(takes))  # type: ignore[arg-type]
+            names = ", ".join(sorted(takes))  # type: ignore[arg-type]
             raise ConfigError(
-                f"{group}.{key}={cfg[group][key]}: {cfg[group]._target_} has no option {key}. Its options are {there}"
+                f"{group}.{key}={cfg[group][key]}: {cfg[group]._target_} has no option {key}. Try one of {names}."
             )
 
 
 def budget(cfg: DictConfig, index: int, tasks: int) -> dict[str, int]:
-    """Return how long task ``index`` is trained: ``max_epochs`` and ``max_steps`` of its Trainer.
+    """Return the training length of task ``index``, as ``max_epochs`` and ``max_steps`` of a Trainer.
 
     Raises:
-        ConfigError: ``epochs`` or ``steps`` is not an integer >= 1, or a list that does not have one for each task.
+        ConfigError: ``epochs`` or ``steps`` is neither an integer >= 1 nor a list of one such integer per task.
     """
     name = "epochs" if cfg.steps is None else "steps"
     given = cfg[name]
@@ -169,14 +176,14 @@ def budget(cfg: DictConfig, index: int, tasks: int) -> dict[str, int]:
 
 
 def drop_foreign_options(cfg: DictConfig) -> None:
-    """Set to null what the strategy does not have, so that runs of a sweep that differ in nothing else are one run."""
+    """Set options that the strategy does not have to null, so that otherwise equal runs of a sweep are recognised as one run."""
     with open_dict(cfg):
         for name in foreign_options(cfg):
             cfg[name] = None
 
 
 def strategies_with(option: str) -> list[str]:
-    """Return the names of the strategies in conf/ that have the top-level option."""
+    """Return the names of the strategies in ``conf/`` that have the top-level option ``option``."""
     top = OmegaConf.load(conf_dir() / "train.yaml")
     found = []
     for file in sorted((conf_dir() / "strategy").glob("*.yaml")):

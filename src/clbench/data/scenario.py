@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from torch import nn
 
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, ScenarioError
 from clbench.nets import MultiHead, SlicedHead
 
 
@@ -41,7 +41,7 @@ class Scenario:
             raise ConfigError(f"scenario={self.name}: expected one of task, domain, class.")
         allowed = ("multi", "single") if self.name == "task" else ("single",)
         if self.head not in allowed:
-            raise ConfigError(f"scenario.head={self.head}: expected {' or '.join(allowed)} with scenario={self.name}.")
+            raise ScenarioError(f"head={self.head}: expected {' or '.join(allowed)} with scenario={self.name}.")
 
     def check(self, sizes: Sequence[int]) -> None:
         """Raise ConfigError if tasks with these numbers of classes are not possible in this scenario."""

@@ -1,1 +1,1 @@
-"""From a configuration to objects, checked, run, and loaded back."""
+"""Build, check, run and load the objects that a configuration describes."""

@@ -1,4 +1,4 @@
-"""build: the composed configuration -> tasks, learner and strategy."""
+"""Build the tasks, the learner and the strategy that a configuration describes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from clbench.strategies import Strategy
 
 
 def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
-    """The tasks, the learner and the strategy that ``cfg`` describes; the net's weights follow from ``cfg.seed``.
+    """Return the tasks, the learner and the strategy that ``cfg`` describes. ``cfg.seed`` determines the weights of the net.
 
     Raises:
-        ConfigError: a value that cannot be; a net whose input does not fit the data; ``init_from`` does not fit the net.
+        ConfigError: A value is not allowed, the net does not fit the data, or ``init_from`` does not fit the net.
     """
     if "_target_" not in cfg.strategy:
         raise ConfigError(
-            f"strategy has {', '.join(map(str, cfg.strategy)) or 'nothing'}, no _target_: begin its yaml with the line "
-            "'# @package _global_', with which its keys (lam, strategy) stand at the top level"
+            f"strategy: expected a key _target_, got {', '.join(map(str, cfg.strategy)) or 'no keys'}. Try '# @package _global_' "
+            "as the first line of its yaml, which places its keys lam and strategy at the top level."
         )
     with construction_errors(cfg, "strategy"):
         strategy = instantiate(cfg.strategy)
@@ -49,7 +49,7 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ConfigError(
             f"net={cfg.net._target_} cannot be built for inputs of shape {tuple(sequence.shape)} "
-            f"({str(error).splitlines()[0]}): change its options, or choose another net or other data"
+            f"({str(error).splitlines()[0]}). Try other options of the net, another net or other data."
         ) from error
     if (path := cfg.get("init_from")) is not None:
         init_from(body, path)
@@ -71,49 +71,51 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
 
 
 @contextmanager
-def construction_errors(cfg: DictConfig, group: str, *refusals: type[Exception]) -> Iterator[None]:
-    """Raise ConfigError if what is made of ``cfg[group]`` does not take its options: a TypeError, or one of ``refusals``."""
-    kinds: tuple[type[Exception], ...] = (TypeError, *refusals)
+def construction_errors(cfg: DictConfig, group: str, *others: type[Exception]) -> Iterator[None]:
+    """Convert a TypeError, or an error of the types ``others``, to ConfigError while ``cfg[group]`` is instantiated."""
+    kinds: tuple[type[Exception], ...] = (TypeError, *others)
     caught: tuple[type[Exception], ...] = (*kinds, InstantiationException)
     try:
         yield
     except caught as error:
-        why = error.__cause__ if isinstance(error, InstantiationException) else error
-        if not isinstance(why, kinds):
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if not isinstance(cause, kinds):
             raise
-        said = (str(why).strip() or type(why).__name__).splitlines()[0]
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise ConfigError(
-            f"{group}={cfg[group]._target_} cannot be made ({said}): change the options {group}.*"
+            f"{group}={cfg[group]._target_} could not be constructed ({reason}). Try other values of {group}.*"
         ) from error
 
 
 def build_trainer(cfg: DictConfig, callbacks: list[Callback], length: dict[str, Any]) -> Trainer:
-    """The Trainer of a task. Callbacks of the user's (``+trainer.callbacks=[...]``), new ones for each, come before ours.
+    """Return a new Trainer for a task.
 
     Args:
-        cfg: of the run.
-        callbacks: ours.
-        length: how long it trains, as ``budget`` gives it, and whatever else is not the user's to say.
+        cfg: The configuration of the run.
+        callbacks: Callbacks of clbench. They follow the callbacks of the user (``+trainer.callbacks=[...]``).
+        length: Training length, as returned by ``budget``, and further arguments that the user cannot change.
 
     Raises:
-        ConfigError: an option that Lightning's Trainer does not have, or a value that it cannot have.
+        ConfigError: Lightning's Trainer rejects an option or its value.
     """
     with construction_errors(cfg, "trainer", ValueError, MisconfigurationException):
         make = instantiate(cfg.trainer, _partial_=True)
-        own = make.keywords.get("callbacks") or []
-        trainer: Trainer = make(callbacks=[*([own] if isinstance(own, Callback) else own), *callbacks], **length)
+        added = make.keywords.get("callbacks") or []
+        trainer: Trainer = make(callbacks=[*([added] if isinstance(added, Callback) else added), *callbacks], **length)
     return trainer
 
 
 def shared_first_task_key(cfg: DictConfig, strategy: Strategy) -> str | None:
-    """Key of what the run can share with others of a sweep, all that decides its first task before the consolidation.
+    """Return the hash of everything that affects the first task of a run until its consolidation.
+
+    Runs of a sweep with the same key can share the training of their first task.
 
     Args:
-        cfg: of the run.
-        strategy: that ``cfg.strategy`` describes.
+        cfg: The configuration of the run.
+        strategy: The strategy that ``cfg.strategy`` describes.
 
     Returns:
-        16 hex digits; None if it is not to share, or the length of its first task is not known in advance (``patience``).
+        16 hex digits. None if sharing is off, or if the length of the first task is not known in advance (``patience``).
     """
     if not cfg.share_first_task or cfg.patience is not None:
         return None
@@ -122,24 +124,23 @@ def shared_first_task_key(cfg: DictConfig, strategy: Strategy) -> str | None:
 
 
 def outputs_of(sequence: TaskSequence, loss: str) -> list[int]:
-    """Number of outputs of each task: its classes, or one logit for the binary cross-entropy.
+    """Return the number of outputs of each task: its number of classes, or one for the binary cross-entropy.
 
     Raises:
-        ConfigError: the tasks are not what a single logit can tell apart.
+        ConfigError: A single logit cannot separate the classes of the tasks.
     """
     if loss != "binary_cross_entropy":
         return sequence.sizes
     if sequence.scenario.name == "class" or set(sequence.sizes) != {2}:
         raise ConfigError(
-            f"loss=binary_cross_entropy tells two classes apart, but the tasks have {sequence.sizes} classes in a "
-            f"{sequence.scenario.name}-incremental run: use scenario=task or domain with two classes a task, or "
-            "loss=cross_entropy"
+            f"loss=binary_cross_entropy: expected two classes in every task and scenario=task or domain, got {sequence.sizes} "
+            f"classes and scenario={sequence.scenario.name}. Try loss=cross_entropy."
         )
     return [1] * len(sequence)
 
 
 def channels_last(net: Net) -> Net:
-    """Lay the weights of 2d convolutions out as (N, H, W, C), which is faster; features follow. Shapes stay."""
+    """Store the weights of 2d convolutions in the memory format (N, H, W, C), which is faster. Shapes do not change."""
     for part in net.modules():
         if isinstance(part, nn.Conv2d):
             part.to(memory_format=torch.channels_last)

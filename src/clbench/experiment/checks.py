@@ -1,4 +1,4 @@
-"""Reject configurations that cannot be trained, before training."""
+"""Reject configurations that cannot be trained, before training starts."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from clbench.strategies import Strategy
 
 
 def check_launch(cfg: DictConfig, launch: Launch) -> None:
-    """Raise ConfigError if an option needs another kind of sweep than the one the run belongs to."""
+    """Raise ConfigError if an option needs another kind of sweep."""
     if cfg.select_lam_on_first_tasks is not None and (launch.sweep is None or not launch.is_grid):
         raise ConfigError(
-            f"select_lam_on_first_tasks={cfg.select_lam_on_first_tasks} is for a grid: add -m and several values of lam, or "
-            "leave it out"
+            f"select_lam_on_first_tasks={cfg.select_lam_on_first_tasks}: expected a grid over lam. Add -m and several values of "
+            "lam, or remove this option."
         )
     if cfg.dry_run and not launch.is_grid:
-        raise ConfigError("dry_run=true is for a run and for a grid: what a search runs is not known before")
+        raise ConfigError("dry_run=true: expected a run or a grid, got a search, whose runs are not known in advance.")
 
 
 def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequence, cfg: DictConfig) -> None:
-    """Raise ConfigError if a net with BatchNorm would be trained on a batch of one example: it needs two."""
+    """Raise ConfigError if a net with BatchNorm would be trained on a batch of one example, because it needs two."""
     kinds = {type(part) for part in net.modules() if isinstance(part, _BatchNorm)}
     size = sequence.batch_size
     if size == 1 and nn.BatchNorm1d in kinds:
         raise ConfigError(
-            "batch_size=1: BatchNorm cannot be trained on one example, use at least 2 or a net without it"
+            "batch_size=1: BatchNorm cannot be trained on one example. Try batch_size=2 or a net without BatchNorm."
         )
     if nn.BatchNorm1d in kinds and strategy.smallest_replay_batch(size, len(sequence)) == 1:
         raise ConfigError(
-            f"BatchNorm cannot be trained on one example, but {type(strategy).__name__} would pass old examples through the net "
-            "one at a time: use at least 2 for memory and strategy.replay, or a net without BatchNorm"
+            f"BatchNorm cannot be trained on one example, but {type(strategy).__name__} would replay one example at a time. Try "
+            "at least 2 for memory and strategy.replay, or a net without BatchNorm."
         )
     if not kinds or size == 1 or sequence.drop_last:
         return
@@ -49,18 +49,18 @@ def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequen
         steps = budget(cfg, index, len(sequence))["max_steps"]
         if examples % size == 1 and (steps < 0 or steps > examples // size):
             raise ConfigError(
-                f"batch_size={size} leaves a last batch of one example in task {index + 1}, on which BatchNorm cannot be "
-                "trained: use data.drop_last=true or another batch_size"
+                f"batch_size={size}: the last batch of task {index + 1} has one example, on which BatchNorm cannot be trained. "
+                "Try data.drop_last=true or another batch_size."
             )
 
 
 def check_optimizer(cfg: DictConfig, net: nn.Module) -> None:
-    """Raise ConfigError if the optimiser, or its schedule, cannot be made with the options it is given."""
+    """Raise ConfigError if the optimiser or the scheduler cannot be constructed with its options."""
     try:
         optimizer = instantiate(cfg.optimizer.make)(net.parameters())
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"optimizer={cfg.optimizer.make._target_} cannot be made ({error}): change the options optimizer.make.*"
+            f"optimizer={cfg.optimizer.make._target_} could not be constructed ({error}). Try other values of optimizer.make.*"
         ) from error
     if cfg.scheduler.make is None:
         return
@@ -68,31 +68,30 @@ def check_optimizer(cfg: DictConfig, net: nn.Module) -> None:
     try:
         schedule = instantiate(cfg.scheduler.make)(optimizer, **({} if length is None else {length: 10}))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that nothing was trained
+            warnings.simplefilter("ignore")  # torch warns that the optimiser has not made a step
             schedule.step()
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ConfigError(
-            f"scheduler={cfg.scheduler.make._target_} cannot be made, or not followed without more ({error}): change the options "
-            "scheduler.make.*, or use another scheduler"
+            f"scheduler={cfg.scheduler.make._target_} could not be constructed or stepped ({error}). Try other values of "
+            "scheduler.make.* or another scheduler."
         ) from error
 
 
 def check_precision(precision: Any) -> None:
-    """Raise ConfigError if the weights would be of another type than the data: importances are measured in theirs."""
+    """Raise ConfigError if the weights would not be float32, the type in which importances are measured."""
     if (str(precision).endswith("-true") and precision != "32-true") or str(precision) == "64":
         raise ConfigError(
-            f"trainer.precision={precision} has weights that are not float32: use 32-true, bf16-mixed or 16-mixed (weights stay "
-            "float32, a step is computed in fewer bits)"
+            f"trainer.precision={precision}: expected a precision with float32 weights. Try 32-true, bf16-mixed or 16-mixed."
         )
 
 
 def check_device(accelerator: str, devices: Any) -> None:
-    """Raise ConfigError if the trainer's device is not there."""
+    """Raise ConfigError if the devices of the Trainer are not available."""
     if accelerator not in ("gpu", "cuda"):
         return
-    there = torch.cuda.device_count()
-    if there == 0:
-        raise ConfigError(f"trainer.accelerator={accelerator} but no GPU is there: use trainer=cpu")
+    available = torch.cuda.device_count()
+    if available == 0:
+        raise ConfigError(f"trainer.accelerator={accelerator}: expected a GPU, found none. Try trainer=cpu.")
     highest = devices if isinstance(devices, int) else max(devices) + 1 if not isinstance(devices, str) else 1
-    if highest > there:
-        raise ConfigError(f"trainer.devices={devices} but there are {there} GPUs: ask for fewer or use trainer=cpu")
+    if highest > available:
+        raise ConfigError(f"trainer.devices={devices}: found {available} GPUs. Try fewer devices or trainer=cpu.")

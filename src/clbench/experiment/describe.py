@@ -17,11 +17,11 @@ from clbench.learner import Learner
 
 
 def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: Learner) -> dict[str, Any]:
-    """What was run, for metrics.json."""
-    own: Any = OmegaConf.to_container(cfg.strategy, resolve=True)
+    """Return the description of a run for metrics.json."""
+    options: Any = OmegaConf.to_container(cfg.strategy, resolve=True)
     packages = ("clbench", "torch", "torchvision", "lightning", "hydra-core", "numpy")
     return {
-        "strategy": {"name": choices.strategy, **{key: own[key] for key in own if key != "_target_"}},
+        "strategy": {"name": choices.strategy, **{key: value for key, value in options.items() if key != "_target_"}},
         "data": {
             "name": cfg.data.name,
             "scenario": cfg.scenario.name,
@@ -38,7 +38,7 @@ def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learn
 
 
 def flat(cfg: DictConfig, choices: DictConfig, about: dict[str, Any]) -> dict[str, Any]:
-    """What was run, for filters and axes of a dashboard: what is asked for most at the top, all that decides in ``yaml``."""
+    """Return the description of a run for a dashboard: frequently filtered values at the top level, all options in ``yaml``."""
     config = decisive(cfg)
     return {
         **{group: choices[group] for group in ("strategy", "scenario", "net", "optimizer", "scheduler")},
@@ -52,19 +52,15 @@ def flat(cfg: DictConfig, choices: DictConfig, about: dict[str, Any]) -> dict[st
     }
 
 
-def options(cfg: DictConfig) -> dict[str, Any]:
-    """The top-level options of the strategy, with their values."""
-    return {name: cfg[name] for name in options_of(cfg)}
-
-
 def plan(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: Learner) -> dict[str, str]:
-    """What will run, for a person."""
-    turned = ", ".join(f"{name}={'all' if value is None else value}" for name, value in options(cfg).items())
+    """Return the parts of a run as text, to print before it starts."""
+    options = {name: cfg[name] for name in options_of(cfg)}
+    values = ", ".join(f"{name}={'all' if value is None else value}" for name, value in options.items())
     length = f"{cfg.epochs} epochs" if cfg.steps is None else f"{cfg.steps} steps"
     classes = " or ".join(map(str, sorted(set(sequence.sizes))))
     optimizer = ", ".join(f"{key}={value}" for key, value in cfg.optimizer.make.items() if not str(key).startswith("_"))
     return {
-        "strategy": choices.strategy + (f" ({turned})" if turned else ""),
+        "strategy": choices.strategy + (f" ({values})" if values else ""),
         "data": f"{cfg.data.name}, {len(sequence)} tasks of {classes} classes, {cfg.scenario.name}-incremental",
         "net": f"{choices.net}, {sum(p.numel() for p in learner.parameters()):,} parameters",
         "training": f"{length} per task, batch {cfg.batch_size}, {choices.optimizer} {optimizer}",
@@ -74,7 +70,7 @@ def plan(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: 
 
 
 def device(accelerator: str) -> str:
-    """The device that Lightning will choose, for a person."""
+    """Return the name of the device that Lightning will choose."""
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return "cpu" if accelerator in ("cpu", "auto") else accelerator

@@ -1,10 +1,11 @@
-"""Experiment: one run of a configuration, from its checks to the files in its folder."""
+"""Run one configuration, from its checks to the files in its folder."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -15,19 +16,27 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from clbench.config.arguments import errors_as_typed
+from clbench.config.arguments import translate, translate_errors
 from clbench.config.display import Display, print_once
 from clbench.config.known_names import refuse_renamed
 from clbench.config.messages import silence_lightning
 from clbench.config.options import budget, check_numbers, drop_foreign_options, refuse_foreign_options
+from clbench.errors import ConfigError
 from clbench.experiment.build import build, build_trainer
 from clbench.experiment.checks import check_device, check_launch, check_precision
 from clbench.experiment.describe import describe, flat, plan
 from clbench.experiment.launch import Launch
-from clbench.experiment.session import exclusive_run, open_run_folder, print_status, save_config, shared_first_task_of
-from clbench.metrics.registry import add_metrics, load_metrics
+from clbench.experiment.session import (
+    discard_unused_folder,
+    exclusive_run,
+    open_run_folder,
+    print_status,
+    save_config,
+    shared_first_task_of,
+)
+from clbench.metrics.registry import load_metrics
 from clbench.runs.folder import FINISHED, learned
-from clbench.runs.objective import objective
+from clbench.runs.objective import add_new_metrics, objective
 from clbench.training.loggers import LoggerContext
 from clbench.training.loop import LoopOptions, TaskLoop, empty_results
 from clbench.training.progress_bar import ProgressBar
@@ -38,23 +47,23 @@ class Experiment:
     """One run of a configuration; ``clbench.train.train`` calls its methods in order.
 
     Args:
-        cfg: The composed configuration, without Hydra's own part. In a sweep, the options that its strategy does not have
-            are set to null.
+        cfg: The composed configuration, without the key ``hydra``. In a sweep, options that the strategy does not have are
+            set to null.
         launch: Where and how the run was started.
 
     Attributes:
         folder: The run's folder.
         display: The terminal and ``train.log``, while the experiment is open.
-        earlier: metrics.json as an earlier process left it, None if there is none.
+        earlier: metrics.json of an earlier process, None if there is none.
         sequence: The tasks, once built.
         learner: The module that learns them, once built.
         strategy: The strategy against forgetting, once built.
-        metrics: The metrics by name, those of the user too, once built.
+        metrics: All metrics by name, including those of the user, once built.
         loop: The loop over the tasks, once built.
         about: The description of the run in metrics.json, once built.
 
     Raises:
-        ConfigError: The configuration cannot be trained, or the folder holds another run.
+        ConfigError: The configuration cannot be trained, or the folder belongs to another run.
     """
 
     def __init__(self, cfg: DictConfig, launch: Launch) -> None:
@@ -62,11 +71,16 @@ class Experiment:
         self.cfg = cfg
         self.launch = launch
         self.is_first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
-        self.check()
+        try:
+            self.check()
+        except ConfigError:
+            if launch.sweep is None:
+                discard_unused_folder(launch.folder)
+            raise
         self.folder = open_run_folder(cfg, launch.choices, launch.folder)
 
     def check(self) -> None:
-        """Raise ConfigError for what can be seen to be wrong before anything is built."""
+        """Raise ConfigError for mistakes that can be found before anything is built."""
         refuse_renamed(self.cfg)
         check_numbers(self.cfg)
         check_launch(self.cfg, self.launch)
@@ -79,13 +93,13 @@ class Experiment:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Lock the folder, open the display and set the number of threads, until the experiment ends or fails."""
+        """Lock the folder, open the display and set the number of threads until the experiment ends or fails."""
         silence_lightning()
-        owned = exclusive_run(self.folder, self.launch.sweep) if self.is_first_process else nullcontext()
+        lock = exclusive_run(self.folder, self.launch.sweep) if self.is_first_process else nullcontext()
         quiet = self.launch.quiet or not self.is_first_process
         threads = self.cfg.threads or (None if self.launch.sweep is None else 1)
         log = self.folder.path / "train.log"
-        with owned, torch_threads(threads), Display(log, quiet) as self.display, errors_as_typed(self.cfg):
+        with lock, torch_threads(threads), Display(log, quiet) as self.display, translate_errors(self.cfg):
             self.earlier = self.folder.metrics()
             yield
 
@@ -95,22 +109,21 @@ class Experiment:
         return self.earlier is not None and self.earlier["status"] == FINISHED
 
     def reuse(self) -> float | None:
-        """Return the objective of a finished run from its metrics.json, to which metrics of the user's may be added."""
+        """Return the objective of a finished run, after adding metrics of the user that metrics.json lacks."""
         assert self.earlier is not None
-        results = add_metrics(self.earlier, load_metrics(self.cfg.metrics.extra))
-        if added := sorted(results.keys() - self.earlier.keys()):
-            self.folder.write_metrics(results)
+        results, added = add_new_metrics(self.folder, self.earlier, self.cfg.metrics.extra)
+        if added:
             self.display.note(f"added to metrics.json: {', '.join(added)}")
-        self.display.note(f"this run is complete, nothing to do: {self.folder.path}")
+        self.display.note(f"this run is already complete: {self.folder.path}")
         return objective(results, self.cfg.objective)
 
     def build(self) -> None:
-        """Build tasks, learner, strategy and loop, check that they fit together, and show what will run."""
+        """Build the tasks, learner, strategy and loop, check that they fit together, and print the plan."""
         self.metrics = load_metrics(self.cfg.metrics.extra)
         self.sequence, self.learner, self.strategy = build(self.cfg)
         budget(self.cfg, 0, len(self.sequence))
         objective(empty_results(self.sequence, self.metrics), self.cfg.objective)
-        # the net is described as it was built: the loop attaches the strategy, which may add parameters
+        # describe the net before the loop attaches the strategy, which may add parameters
         parts = (self.cfg, self.launch.choices, self.sequence, self.learner)
         self.about = describe(*parts) | {"config_hash": self.folder.config_hash}
         shown = plan(*parts)
@@ -120,11 +133,12 @@ class Experiment:
         self.loop = TaskLoop(
             self.sequence, self.learner, self.strategy, self.folder, options, shared, self.display.warn
         )
+        self.loop.monitor.translate = partial(translate, cfg=self.cfg, group="strategy")
         self.loop.outside = perf_counter() - self._began
         self.display.plan(shown)
 
     def resume(self) -> None:
-        """Save the configuration and continue from what an earlier process has learned."""
+        """Save the configuration, and resume from the newest checkpoint."""
         if self.is_first_process:
             save_config(self.cfg, self.launch)
         if self.earlier is not None:
@@ -134,7 +148,7 @@ class Experiment:
         self.loop.resume()
 
     def train_tasks(self) -> None:
-        """Train the remaining tasks one after the other, with the configured loggers."""
+        """Train the remaining tasks in order, with the configured loggers."""
         if not self.loop.remaining:
             return
         with self.loop.logs.to(self._loggers()):
@@ -149,7 +163,7 @@ class Experiment:
             self.save(index)
 
     def save(self, index: int) -> None:
-        """Write the checkpoint and the metrics after task ``index``, and show its accuracies."""
+        """Write the checkpoint and the metrics after task ``index``, and print the accuracies."""
         self.loop.save(index)
         results = self.results("running")
         self.folder.write_metrics(results)
@@ -161,25 +175,25 @@ class Experiment:
         return {"status": status, **self.about, **self.loop.results()}
 
     def finish(self) -> float | None:
-        """Write the final metrics and plots, show the summary, and return the objective; None if tasks are left."""
+        """Write the final metrics and plots, print the summary and return the objective; None if tasks remain."""
         if self.loop.tasks < len(self.sequence):
-            self._end_in_sweep(f"{self.loop.tasks} of {len(self.sequence)} tasks")
-            return None  # metrics.json has the metrics so far
+            self._print_status(f"{self.loop.tasks} of {len(self.sequence)} tasks")
+            return None  # metrics.json contains the metrics so far
         results = self.results(FINISHED)
         value = objective(results, self.cfg.objective)
         if self.is_first_process:
             try:
                 self.save_plots(results)
-            finally:  # no picture is worth a run
+            finally:  # a failed plot must not lose the metrics
                 self.folder.write_metrics(results)
             self.display.summary(results, self.metrics, self.folder.path)
             shown = "-" if value is None else f"{value:.4f}"
-            self._end_in_sweep(f"{shown}, {results['seconds']['total']:.1f} s")
+            self._print_status(f"{shown}, {results['seconds']['total']:.1f} s")
         return value
 
     def save_plots(self, results: dict[str, Any]) -> None:
         """Draw the accuracy matrix and the accuracy over tasks."""
-        # matplotlib takes long to import: only when there is something to draw
+        # imported late, because importing matplotlib is slow
         from clbench.runs.plots import save_plots
 
         title = f"{self.launch.choices.strategy} on {self.cfg.data.name}, seed {self.cfg.seed}"
@@ -198,20 +212,20 @@ class Experiment:
         context = LoggerContext(self.folder.path, shared, self.loop.next_task, about, report)
         return [instantiate(logger)(context) for logger in self.cfg.logger.values()]
 
-    def _end_in_sweep(self, said: str) -> None:
+    def _print_status(self, result: str) -> None:
         if self.launch.sweep is not None:
-            print_status(self.launch.sweep, self.folder.path, said)
+            print_status(self.launch.sweep, self.folder.path, result)
 
 
 @contextmanager
 def torch_threads(number: int | None) -> Iterator[None]:
-    """Let torch use ``number`` threads and restore the number afterwards; None changes nothing."""
+    """Set the number of torch threads, and restore it on exit; None changes nothing."""
     if number is None:
         yield
         return
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)

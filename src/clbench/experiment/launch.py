@@ -1,4 +1,4 @@
-"""Launch: where and how a run was started, by the command, by a sweep or from Python."""
+"""Describe how a run was started: by the command, by a sweep or from Python."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from omegaconf import DictConfig
 
 @dataclass(frozen=True)
 class Launch:
-    """Where and how a run was started.
+    """Description of how and where a run was started.
 
     Args:
-        folder: The run's folder, an absolute path.
-        hydra: Hydra's own part of the composed configuration, under the key ``hydra``.
-        sweep: The folder of the run's sweep, None for a single run. Runs of a sweep drop the options that their strategy
-            does not have, share first tasks, use one thread each and print one line when they end.
-        quiet: Whether the plan, the progress and the summary go to ``train.log`` only.
+        folder: Absolute path of the run folder.
+        hydra: Hydra's settings, under the key ``hydra``.
+        sweep: Folder of the sweep, None for a single run. Runs of a sweep drop the options that their strategy does not
+            have, share first tasks, use one thread each and print one line when they end.
+        quiet: Whether to print the plan, the progress and the summary to ``train.log`` only.
     """
 
     folder: Path
@@ -27,7 +27,7 @@ class Launch:
 
     @property
     def choices(self) -> DictConfig:
-        """The chosen option of each configuration group."""
+        """The choice of each configuration group."""
         choices: DictConfig = self.hydra.hydra.runtime.choices
         return choices
 

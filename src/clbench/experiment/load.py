@@ -1,4 +1,4 @@
-"""load: a finished task of a run, back in memory: ``clbench.load("outputs/a", task=3)``."""
+"""Load a run after a finished task: ``clbench.load("outputs/a", task=3)``."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from clbench.training.loop import restore
 
 
 class LoadedRun(NamedTuple):
-    """A run as it was when ``task`` had been learned and consolidated.
+    """State of a run after ``task`` was learned and consolidated.
 
     Attributes:
-        folder: of the run.
-        task: index of the last task that was learned.
-        cfg: its configuration.
-        sequence: all its tasks, with their data.
-        learner: the LightningModule, in evaluation mode, on the CPU; ``learner(x, task)`` gives outputs. To train it on, call
-            ``learner.train()`` first: a Trainer leaves Dropout in the mode it finds.
-        strategy: with what it remembers: importance and anchor, or memory.
+        folder: The run's folder.
+        task: Index of the last learned task.
+        cfg: The configuration.
+        sequence: All tasks of the run, with their data.
+        learner: The LightningModule, in evaluation mode, on the CPU. ``learner(x, task)`` returns outputs. Call
+            ``learner.train()`` before you train it further, because a Trainer does not change the mode of Dropout.
+        strategy: The strategy with its state, such as importance and anchor, or its memory.
     """
 
     folder: Path
@@ -47,20 +47,20 @@ class LoadedRun(NamedTuple):
 
     @property
     def net(self) -> Net:
-        """The net of the learner; of strategies that change it, as they made it (calibrated, or one per task)."""
+        """The net of the learner, including changes of the strategy (calibration, or one net per task)."""
         return self.learner.net  # type: ignore[return-value]
 
 
 def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
-    """The net, the strategy and the data of a run after ``task``, rebuilt from what its folder holds.
+    """Rebuild the net, the strategy and the data of a run after ``task`` from its folder.
 
     Args:
-        folder: ``output_dir`` of the run, or its folder in a sweep.
-        task: index of a task whose checkpoint is kept; None = the last that is finished.
+        folder: ``output_dir`` of the run, or the folder of one run in a sweep.
+        task: Index of a task with a checkpoint, None for the last finished task.
 
     Raises:
-        ConfigError: no run in ``folder``, no checkpoint of that task, a configuration that is not the one the checkpoint was
-            written with, code that has changed since, or data that is not there.
+        ConfigError: ``folder`` has no run or no checkpoint of the task, its configuration or the code has changed since the
+            checkpoint was written, or the data is not available.
 
     Example:
         >>> run = clbench.load("outputs/a", task=3)  # doctest: +SKIP
@@ -72,35 +72,38 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
     content = read_config(folder)
     saved = checkpoints(folder)
     if not saved:
-        raise ConfigError(f"{folder} has no checkpoints: the run needs checkpoints=all or last, and one finished task")
+        raise ConfigError(
+            f"{folder}: expected a task checkpoint, found none. Try a run with checkpoints=all or last and a finished task."
+        )
     if task is None:
         task = max(saved)
     if task not in saved:
         raise ConfigError(
-            f"task={task}: {folder} has no checkpoint of it, only of {', '.join(map(str, saved))}, counted from 0; a run with "
-            "checkpoints=all keeps every task"
+            f"task={task}: expected a task with a checkpoint in {folder}, one of {', '.join(map(str, saved))} (counted from 0). "
+            "Try a run with checkpoints=all, which keeps every task."
         )
     cfg = configuration(content)
     state = torch.load(saved[task], map_location="cpu", weights_only=True)
     check_schema(saved[task], state)
     if content_hash(cfg) != content["content_hash"] or content["config_hash"] != state["config_hash"]:
         raise ConfigError(
-            f"{saved[task]} was written with configuration {state['config_hash']}, which {folder / 'config.json'} no longer "
-            "holds: the file was changed"
+            f"{folder / 'config.json'}: expected configuration {state['config_hash']}, with which {saved[task]} was written, but "
+            "the file was changed. Try the original file."
         )
     cfg.init_from = None  # the weights come from the checkpoint
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):  # building a net draws its first weights
+        with torch.random.fork_rng(range(torch.cuda.device_count())):  # building a net draws initial weights
             sequence, learner, strategy = build(cfg)
             strategy.attach(learner, sequence)
             restore(state, learner, strategy)
     except ConfigError:
         raise
     except Exception as error:
-        said = user_message(error) or str(error).splitlines()[0].strip() or type(error).__name__
+        reason = user_message(error) or str(error).splitlines()[0].strip() or type(error).__name__
         raise ConfigError(
-            f"{folder} cannot be rebuilt: {said}; its code has changed since it ran: use the versions in its metrics.json"
+            f"{folder} cannot be rebuilt ({reason}), because the code has changed since the run. Try the package versions in its "
+            "metrics.json."
         ) from error
     finally:
         random.setstate(python)

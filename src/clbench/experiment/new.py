@@ -1,4 +1,4 @@
-"""``clbench new strategy|net|data|metric NAME``: write a commented skeleton and print the command that runs it."""
+"""Write a commented skeleton and print the command that runs it: ``clbench new strategy|net|data|metric NAME``."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ KINDS = {
     "data": "data=NAME",
     "metric": "metrics.extra=[NAME.NAME]",
 }
-"""What can be written -> the option of ``clbench train`` that uses it."""
+"""Kind of skeleton -> the option of ``clbench train`` that selects it."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 VALUES = ("true", "false", "null", "none", "nan", "inf")
-"""Names that Hydra or Python reads as a value."""
+"""Names that Hydra or Python parses as a value."""
 
 
 def write(kind: str, name: str, folder: Path) -> list[Path]:
@@ -35,11 +35,11 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
 
     Args:
         kind: One of ``KINDS``.
-        name: The name of the Python file, of what it defines and of the choice in the configuration.
-        folder: Where the Python file is written. Its yaml, if it needs one, is written to ``more/KIND/`` there.
+        name: Name of the Python file, of the class or function in it, and of the choice in the configuration.
+        folder: Folder of the Python file. Its yaml, if it needs one, is written to ``more/KIND/`` below it.
 
     Raises:
-        ConfigError: The name cannot be used, or a file exists already. Nothing is written then.
+        ConfigError: The name cannot be used, or a file already exists. Then no file is written.
     """
     files = {folder / f"{name}.py": SKELETONS / f"{kind}.py.txt"}
     if (yaml := SKELETONS / f"{kind}.yaml.txt").is_file():
@@ -47,15 +47,15 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
     check_name(kind, name)
     for file in files:
         if file.exists():
-            raise ConfigError(f"{file} exists: expected a new file. Try another name, or remove it.")
+            raise ConfigError(f"{file}: expected a new file, but it exists. Try another name, or remove it.")
     if importlib.util.find_spec(name) is not None:
-        raise ConfigError(f"NAME={name}: expected a new name, but Python has a module {name} already. Try my_{name}.")
+        raise ConfigError(f"NAME={name}: expected a new name, but Python already has a module {name}. Try my_{name}.")
     class_name = "".join(part.capitalize() for part in name.split("_"))
     for file, skeleton in files.items():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--folder={folder}: expected a folder that can be written: {error.strerror}.") from error
+            raise ConfigError(f"--folder={folder}: expected a writable folder ({error.strerror}).") from error
         text = skeleton.read_text(encoding="utf-8").replace("CLASS", class_name).replace("NAME", name)
         file.write_text(text, encoding="utf-8")
     return list(files)
@@ -65,18 +65,18 @@ def check_name(kind: str, name: str) -> None:
     """Raise ConfigError if ``name`` is not a Python name in lower case, or one of clbench's own choices."""
     if not NAME.fullmatch(name) or keyword.iskeyword(name) or name in VALUES:
         near = "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")
-        remedy = f" Try {near}." if NAME.fullmatch(near) and not keyword.iskeyword(near) and near not in VALUES else ""
-        raise ConfigError(f"NAME={name}: expected a Python name in lower case, such as my_{kind}.{remedy}")
+        hint = f" Try {near}." if NAME.fullmatch(near) and not keyword.iskeyword(near) and near not in VALUES else ""
+        raise ConfigError(f"NAME={name}: expected a Python name in lower case, such as my_{kind}.{hint}")
     if (conf_dir() / kind / f"{name}.yaml").is_file():
-        raise ConfigError(f"NAME={name}: expected a new name, but clbench has {kind}={name} already. Try my_{name}.")
+        raise ConfigError(f"NAME={name}: expected a new name, but clbench already has {kind}={name}. Try my_{name}.")
     if kind == "metric" and name in (*BUILT_IN, *RESERVED):
         raise ConfigError(
-            f"NAME={name}: expected a new name, but clbench has a metric or column {name}. Try my_{name}."
+            f"NAME={name}: expected a new name, but clbench already has a metric or column {name}. Try my_{name}."
         )
 
 
 def command_of(kind: str, name: str, folder: Path) -> str:
-    """Return the command that trains with what ``write`` has written."""
+    """Return the command that trains with the files of ``write``."""
     more = f"--config-dir {shlex.quote(str(folder / 'more'))} " if kind != "metric" else ""
     option = shlex.quote(KINDS[kind].replace("NAME", name))
     return f"PYTHONPATH={shlex.quote(str(folder))} clbench train {more}{option}"
@@ -88,21 +88,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = Path(asked.folder)
     for file in write(asked.kind, asked.name, folder):
         print(f"wrote {file}")
-    print(f"run it: {command_of(asked.kind, asked.name, folder)}")
+    print(f"run it with: {command_of(asked.kind, asked.name, folder)}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "clbench new", description="Write a commented skeleton that runs, and print the command that runs it."
+        "clbench new", description="Write a commented skeleton that runs, and print the command to run it."
     )
-    parser.add_argument("kind", choices=KINDS, help="what to write")
+    parser.add_argument("kind", choices=KINDS, help="kind of skeleton")
     parser.add_argument("name", metavar="NAME", help="a new Python name in lower case, such as my_ewc")
-    parser.add_argument("--folder", default=".", help="where to write it (default: here)")
+    parser.add_argument("--folder", default=".", help="folder for the files (default: the current folder)")
     return parser
 
 
 def cli() -> None:
-    """The command ``clbench new``."""
+    """Run the command ``clbench new``."""
     with errors_in_one_line():
         main()
 

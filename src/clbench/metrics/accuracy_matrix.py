@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+BINS = 15
+"""Default number of bins of the calibration error."""
+
 
 def accuracy_matrix(correct: Tensor, examples: Tensor) -> Tensor:
     """Return R = correct / examples (T, T) in float64, with nan where nothing was evaluated.
@@ -35,7 +38,7 @@ def nll(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(known, -log_p, torch.inf)
 
 
-def calibration_gaps(logits: Tensor, targets: Tensor, bins: int = 15) -> Tensor:
+def calibration_gaps(logits: Tensor, targets: Tensor, bins: int = BINS) -> Tensor:
     """Return the sum of confidence minus correctness in each of ``bins`` equal-width bins (bins,).
 
     The sums of batches can be added. The L1 expected calibration error (Guo et al. 2017) is ``gaps.abs().sum() / examples``.

@@ -84,7 +84,7 @@ def write_page(title: str, note: str, runs: DataFrame, benchmarks: Sequence[Benc
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = argparse.ArgumentParser(
-        "clbench-report",
+        "clbench report",
         description="Write report.html, summary.csv, summary.tex and figures of runs, and print a table.",
     )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders of runs or sweeps, or any parent folder")
@@ -127,7 +127,7 @@ def _print_summary(tables: Sequence[Table], runs: DataFrame, output: Path) -> No
 
 
 def cli() -> None:
-    """Run the command ``clbench-report``."""
+    """Run the command ``clbench report``."""
     with errors_in_one_line():
         main()
 

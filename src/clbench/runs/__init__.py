@@ -1,1 +1,1 @@
-"""What runs and sweeps leave on disk, written and read without torch."""
+"""Read and write the files of runs and sweeps, without torch."""

@@ -1,6 +1,6 @@
-"""config.json: the configuration of a run in plain values, the only one that clbench reads back.
+"""Read and write config.json, the configuration of a run in plain values.
 
-``.hydra/*.yaml`` in the same folder is for people and for Hydra.
+clbench only reads config.json. The files ``.hydra/*.yaml`` in the same folder are for users and for Hydra.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def write_config(path: Path, cfg: DictConfig, choices: Mapping[str, Any], overri
 
     Args:
         path: The run's folder.
-        cfg: The composed configuration, without Hydra's part.
-        choices: The yaml chosen in each group.
-        overrides: What was typed.
+        cfg: The composed configuration, without the key ``hydra``.
+        choices: Name of the yaml chosen in each group.
+        overrides: The overrides of the command.
     """
     content = {
         "schema": SCHEMA,
@@ -44,31 +44,38 @@ def write_config(path: Path, cfg: DictConfig, choices: Mapping[str, Any], overri
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return config.json of the run folder ``path``: see ``write_config`` for its keys.
+    """Return the contents of config.json in the run folder ``path``. ``write_config`` lists the keys.
 
     Raises:
-        ConfigError: there is none, it cannot be read, or another version of clbench wrote it.
+        ConfigError: The file does not exist, cannot be read, or was written by another version of clbench.
     """
     file = path / FILE
     if not file.is_file():
         if (path / ".hydra/config.yaml").is_file():
             raise ConfigError(
-                f"{path} was written by a version of clbench without schema numbers: clbench-report reads it, nothing else does"
+                f"{path}: expected a config.json, found the files of a version of clbench without schema numbers. Only clbench "
+                "report can read them."
             )
-        what = "has no config.json" if path.is_dir() else "is not a folder"
-        raise ConfigError(f"{path} {what}: give the output_dir of a run, or the folder of a run in a sweep")
+        found = "found no config.json" if path.is_dir() else "but there is no such folder"
+        raise ConfigError(
+            f"{path}: expected a run folder, {found}. Try the output_dir of a run, or the folder of one run in a sweep."
+        )
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         schema = content["schema"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} is not a config.json of clbench: restore it or remove the folder") from error
+        raise ConfigError(
+            f"{file}: expected a config.json of clbench. Restore the file, or remove the folder."
+        ) from error
     if schema != SCHEMA:
-        raise ConfigError(f"{file} has schema {schema}, this clbench writes {SCHEMA}: use the version that wrote it")
+        raise ConfigError(
+            f"{file}: expected schema {SCHEMA}, got schema {schema} of another version of clbench. Try the version that wrote it."
+        )
     return content
 
 
 def configuration(content: Mapping[str, Any]) -> DictConfig:
-    """Return the configuration in ``content`` of ``read_config``, whose data folder follows the present ``data_dir``."""
+    """Return the configuration in ``content`` of ``read_config``, with the current ``data_dir`` as the data folder."""
     cfg: DictConfig = OmegaConf.create(content["config"])
     for key, raw in content["derived"].items():
         if "${data_dir}" in raw or key == "data_dir":

@@ -1,4 +1,4 @@
-"""``clbench-diff A B``: what differs between two runs, and whether their results do."""
+"""Compare the options and results of two runs: ``clbench diff A B``."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from clbench.errors import ConfigError
 from clbench.runs.find import FoundRun, read_run
 
 RESULTS = ("accuracy_matrix", "initial_accuracy", "per_task", "validation", "within_tasks")
-"""Keys of metrics.json that say what came out."""
+"""Keys of metrics.json that contain results."""
 
 Values = tuple[Any, Any]
 
 
 class Difference(NamedTuple):
-    """What differs between runs A and B.
+    """Differences between the runs A and B.
 
     Attributes:
-        config: key -> the values of A and B, "" where there is none; keys that decide results.
-        elsewhere: the same of keys that say where and how a run is done, but its folder.
-        made_with: the same of versions and machine.
-        identical: whether every number that came out is the same to the last bit.
-        finished: tasks that A and B have learned.
-        largest: the largest absolute difference of R over the tasks that both have learned; nan if R has another shape.
-        first: the first task after which R differs; None if R is the same.
+        config: Option -> values of A and B, "" for a missing value; options that affect the results.
+        execution: The same for options that do not affect the results, except for the folder.
+        environment: The same for package versions and the machine.
+        is_identical: Whether all results are bit-identical.
+        finished: Number of tasks that A and B learned.
+        largest: Largest absolute difference of R over the tasks that both runs learned; nan for different shapes of R.
+        first: Index of the first task after which R differs, None if R is equal.
     """
 
     config: dict[str, Values]
-    elsewhere: dict[str, Values]
-    made_with: dict[str, Values]
-    identical: bool
+    execution: dict[str, Values]
+    environment: dict[str, Values]
+    is_identical: bool
     finished: tuple[int, int]
     largest: float
     first: int | None
@@ -51,21 +51,21 @@ def difference(a: Path, b: Path) -> Difference:
     """Compare two run folders.
 
     Raises:
-        ConfigError: one of them is not a run, or has no results yet.
+        ConfigError: A folder is not a run folder, or has no results yet.
     """
-    one, two = _run(a), _run(b)
-    first, second = (run.metrics or {} for run in (one, two))
-    derived = one.derived | two.derived
-    config = {key: pair for key, pair in differing(one.config, two.config).items() if key not in derived}
-    where = {key: values for key, values in config.items() if key.split(".")[0] in ELSEWHERE}
-    made = [{**m.get("versions", {}), **m.get("machine", {})} for m in (first, second)]
+    run_a, run_b = _read_run(a), _read_run(b)
+    first, second = (run.metrics or {} for run in (run_a, run_b))
+    derived = run_a.derived | run_b.derived
+    config = {key: pair for key, pair in differing(run_a.config, run_b.config).items() if key not in derived}
+    execution = {key: values for key, values in config.items() if key.split(".")[0] in ELSEWHERE}
+    environments = [{**m.get("versions", {}), **m.get("machine", {})} for m in (first, second)]
     r, s = (np.array(m["accuracy_matrix"], dtype=float) for m in (first, second))
     largest, task = compare(r, s)
     return Difference(
-        config={key: values for key, values in config.items() if key not in where},
-        elsewhere={key: values for key, values in where.items() if key != "output_dir"},
-        made_with=differing(*made),
-        identical=all(first.get(key) == second.get(key) for key in RESULTS),
+        config={key: values for key, values in config.items() if key not in execution},
+        execution={key: values for key, values in execution.items() if key != "output_dir"},
+        environment=differing(*environments),
+        is_identical=all(first.get(key) == second.get(key) for key in RESULTS),
         finished=(_learned(r), _learned(s)),
         largest=largest,
         first=task,
@@ -73,9 +73,9 @@ def difference(a: Path, b: Path) -> Difference:
 
 
 def compare(r: np.ndarray, s: np.ndarray) -> tuple[float, int | None]:
-    """The largest absolute difference of accuracy matrices r, s (T, T), and the first row that differs; nan is not learned.
+    """Return the largest absolute difference of accuracy matrices r, s (T, T), and the index of the first row that differs.
 
-    Rows that only one of them has do not count. Another number of tasks gives (nan, 0).
+    Rows with nan (tasks not learned) in either matrix are ignored. Different numbers of tasks give (nan, 0).
     """
     if r.shape != s.shape:
         return float("nan"), 0
@@ -85,70 +85,75 @@ def compare(r: np.ndarray, s: np.ndarray) -> tuple[float, int | None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what differs; 0 if the results are identical, 1 if not, as diff does."""
-    asked = _parser().parse_args(arguments)
-    found = difference(Path(asked.a), Path(asked.b))
+    """Print the differences; return 0 if the results are identical and 1 otherwise, like diff."""
+    parsed = _parser().parse_args(arguments)
+    found = difference(Path(parsed.a), Path(parsed.b))
     terminal = console()
-    for title, values in (("config", found.config), ("where and how", found.elsewhere), ("made with", found.made_with)):
-        if values:
-            table = Table(title, Column(Text(asked.a)), Column(Text(asked.b)))
+    for title in ("config", "execution", "environment"):
+        if values := getattr(found, title):
+            table = Table(title, Column(Text(parsed.a)), Column(Text(parsed.b)))
             for key, pair in values.items():
                 table.add_row(key, *(Text("null" if value is None else str(value)) for value in pair))
             terminal.print(table)
     if not found.config:
-        terminal.print("the configurations are the same")
-    terminal.print(said(found), soft_wrap=True)
-    return 0 if found.identical else 1
+        terminal.print("the configurations are equal")
+    terminal.print(summarize(found), soft_wrap=True)
+    return 0 if found.is_identical else 1
 
 
-def said(found: Difference) -> str:
-    """Whether results differ, in a sentence."""
-    if found.identical:
+def summarize(found: Difference) -> str:
+    """Return a sentence that states whether the results differ."""
+    if found.is_identical:
         return "the results are bit-identical"
     if np.isnan(found.largest):
-        return "the results differ: another number of tasks"
-    done = "" if found.finished[0] == found.finished[1] else "{} and {} tasks are learned; ".format(*found.finished)
-    if found.first is None:
-        what = "in the tasks that both have learned, " if done else ""
+        return "the results differ: the runs have different numbers of tasks"
+    has_same_tasks = found.finished[0] == found.finished[1]
+    tasks = "" if has_same_tasks else "A learned {} tasks and B learned {}, and ".format(*found.finished)
+    if found.first is not None:
         return (
-            f"the results differ: {done}{what}R is the same{'' if done else ', other numbers of metrics.json are not'}"
+            f"the results differ: {tasks}R differs by at most {found.largest:.6f}, first after task {found.first + 1}"
         )
-    return f"the results differ: {done}R by at most {found.largest:.6f}, first after task {found.first + 1}"
+    rest = "but other numbers in metrics.json differ" if has_same_tasks else "for the tasks that both learned"
+    return f"the results differ: {tasks}R is equal{',' if has_same_tasks else ''} {rest}"
 
 
-def _run(folder: Path) -> FoundRun:
+def _read_run(folder: Path) -> FoundRun:
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder: give the output_dir of a run, or the folder of a run in a sweep")
+        raise ConfigError(
+            f"{folder}: expected a run folder, but there is no such folder. Try the output_dir of a run, or the folder of one "
+            "run in a sweep."
+        )
     run = read_run(folder)
     if run.problem is not None:
-        raise ConfigError(f"{folder} is not a run with results: {run.problem}")
+        raise ConfigError(f"{folder}: expected a run with results ({run.problem}).")
     if "accuracy_matrix" not in (run.metrics or {}):
-        raise ConfigError(f"{folder} is not a run with results: its metrics.json is not one of clbench")
+        raise ConfigError(f"{folder}: expected a run with results (metrics.json was written by another program).")
     return run
 
 
 def _learned(r: np.ndarray) -> int:
-    """Rows of an accuracy matrix that are complete."""
+    """Return the number of complete rows of an accuracy matrix."""
     return int(np.isfinite(r).all(axis=1).sum())
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        "clbench-diff", description="What differs between two runs; exit code 1 if results do."
+    parser = argparse.ArgumentParser(
+        "clbench diff",
+        description="Compare the options and results of two runs. The exit code is 1 if the results differ.",
     )
-    made.add_argument("a", metavar="A", help="output_dir of a run")
-    made.add_argument("b", metavar="B", help="output_dir of another")
-    return made
+    parser.add_argument("a", metavar="A", help="output_dir of a run")
+    parser.add_argument("b", metavar="B", help="output_dir of another run")
+    return parser
 
 
 def cli() -> None:
-    """The command ``clbench-diff``; exit code 2 where the runs cannot be compared."""
+    """Run the command ``clbench diff``. The exit code is 2 if the runs cannot be compared."""
     try:
         sys.exit(main())
     except Exception as error:
-        if (told := user_message(error)) is None:
+        if (message := user_message(error)) is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
 

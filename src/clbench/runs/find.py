@@ -1,4 +1,4 @@
-"""Which folders hold runs, and what lies in each: plain dictionaries, nothing is computed here."""
+"""Find run folders and read their files into plain dictionaries."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from clbench.runs.sweep_index import read_index
 
 
 class FoundRun(NamedTuple):
-    """What is in the folder of one run.
+    """Contents of a run folder.
 
     Attributes:
         folder: The run's folder.
-        config: Dotted keys and values (``{"data.tasks": 5}``); empty where the run did not get as far as to write them.
-        derived: Keys of ``config`` whose values follow from other keys (``strategy.lam`` from ``lam``).
-        choices: The yaml chosen in each group.
-        options: The top-level options that the strategy has.
-        overrides: What was typed.
-        metrics: metrics.json; None where there is none, then ``problem`` says why.
-        problem: Why there are no metrics.
-        failure: How the run ended where it failed.
+        config: Dotted keys and values (``{"data.tasks": 5}``); empty if the run failed before it wrote them.
+        derived: Keys of ``config`` that refer to other keys (``strategy.lam`` to ``lam``).
+        choices: Name of the yaml chosen in each group.
+        options: Top-level options of the strategy.
+        overrides: The overrides of the command.
+        metrics: Contents of metrics.json, None if they cannot be read.
+        problem: Reason why ``metrics`` is None.
+        failure: Error of a failed run.
     """
 
     folder: Path
@@ -46,62 +46,63 @@ class FoundRun(NamedTuple):
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """The run folders at or below ``folders``, each once; those of a sweep in its order.
+    """Return the run folders at or below ``folders``, without repetition, and the runs of a sweep in its order.
 
     Raises:
-        ConfigError: one of ``folders`` is not there, or there is no run in it.
+        ConfigError: A folder does not exist or contains no runs.
     """
     found: dict[str, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(
-                f"{folder} is not a folder: give the output_dir of runs or of sweeps, or a folder above them"
+                f"{folder}: expected a folder with runs, but there is no such folder. Try the output_dir of a run or of a sweep."
             )
-        here = list(_below(folder, folder.name in read_index(folder.parent)["runs"]))
-        if not here:
+        below = list(_below(folder, folder.name in read_index(folder.parent)["runs"]))
+        if not below:
             raise ConfigError(
-                f"no runs in {folder}: a run is a folder with config.json and metrics.json, as clbench.train writes it"
+                f"{folder}: expected a folder with runs, found none. clbench train writes config.json and metrics.json to the "
+                "folder of a run."
             )
         whole = folder.resolve()
-        for run in here:
+        for run in below:
             found.setdefault(str(whole / run.relative_to(folder)), run)
     return list(found.values())
 
 
 def _below(folder: Path, of_sweep: bool) -> Iterator[Path]:
-    """Run folders; the folder of a run of a sweep is one even if it is empty, because its run failed early."""
+    """Yield run folders. The folder of a sweep's run may be empty, if the run failed early."""
     with os.scandir(folder) as entries:
-        there = {entry.name: entry for entry in entries}
-    if of_sweep or "config.json" in there or ".hydra" in there or "metrics.json" in there:
+        contents = {entry.name: entry for entry in entries}
+    if of_sweep or "config.json" in contents or ".hydra" in contents or "metrics.json" in contents:
         yield folder
         return
-    inside = [name for name, entry in there.items() if not name.startswith(".") and entry.is_dir()]
+    inside = [name for name, entry in contents.items() if not name.startswith(".") and entry.is_dir()]
     runs = list(read_index(folder)["runs"])
-    place = {name: number for number, name in enumerate(runs)}
-    for name in sorted(inside, key=lambda name: (place.get(name, -1), int(name) if name.isdigit() else -1, name)):
-        yield from _below(folder / name, name in place)
+    position = {name: number for number, name in enumerate(runs)}
+    for name in sorted(inside, key=lambda name: (position.get(name, -1), int(name) if name.isdigit() else -1, name)):
+        yield from _below(folder / name, name in position)
 
 
 def read_run(folder: Path) -> FoundRun:
-    """Return what is in a run folder; never raises for what is missing or cannot be read."""
-    configuration = _of_config_json(folder) or _of_hydra(folder)
+    """Return the contents of a run folder. Missing and unreadable files raise no error."""
+    configuration = _read_config_json(folder) or _read_hydra_files(folder)
     problem, metrics = None, None
     failure = _text(folder / FAILED).partition("\n")[0] or None
     try:
         metrics = json.loads((folder / "metrics.json").read_bytes())
         if not isinstance(metrics, dict):
-            problem, metrics = "metrics.json is not one of clbench", None
+            problem, metrics = "metrics.json was written by another program", None
     except FileNotFoundError:
-        problem = failure or "no metrics.json: it ended before its first task did"
+        problem = failure or "no metrics.json: the run ended during its first task"
     except (OSError, ValueError) as error:
         problem = f"metrics.json cannot be read: {error}"
     if problem is None and not configuration["config"]:
-        problem, metrics = "no config.json that can be read: nothing says what was run", None
+        problem, metrics = "no config.json can be read, so the configuration is unknown", None
     return FoundRun(folder=folder, metrics=metrics, problem=problem, failure=failure, **configuration)
 
 
-def _of_config_json(folder: Path) -> dict[str, Any] | None:
-    """Return the configuration of a run in config.json; None if there is none."""
+def _read_config_json(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration of a run from config.json, None if it cannot be read."""
     try:
         content = json.loads(_text(folder / "config.json"))
         return {
@@ -115,8 +116,8 @@ def _of_config_json(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _of_hydra(folder: Path) -> dict[str, Any]:
-    """Return the configuration of a run of a version without config.json, from ``.hydra``."""
+def _read_hydra_files(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a run from ``.hydra``, for runs of a version without config.json."""
     hydra = folder / ".hydra"
     config = parse(_text(hydra / "config.yaml"))
     choices = re.search(r"^ +choices:\n((?: {6}.*\n)+)", _text(hydra / "hydra.yaml"), re.MULTILINE)
@@ -132,9 +133,9 @@ def _of_hydra(folder: Path) -> dict[str, Any]:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Yaml as Hydra writes it, flat: ``a.b`` for nested keys, items of a list at the top level by number.
+    """Parse yaml written by Hydra to dotted keys and values. Items of a top-level list have their index as key.
 
-    Runs of a sweep share almost all of their text, so it is read block by block, equal blocks once.
+    Blocks are parsed separately and cached, because the files of a sweep's runs are almost equal.
     """
     items: dict[str, Any] = {}
     for block in re.split(r"^(?=- )" if text.startswith("- ") else r"^(?=[^\s-])", text, flags=re.MULTILINE):
@@ -147,7 +148,7 @@ def parse(text: str) -> dict[str, Any]:
 def _block(text: str) -> tuple[tuple[str, Any], ...]:
     try:
         value = OmegaConf.to_container(OmegaConf.create(text))
-    except Exception:  # a file that is not yaml has no keys
+    except Exception:  # not a yaml file
         return ()
     if isinstance(value, list):
         return tuple(("-", item) for item in value)

@@ -1,4 +1,4 @@
-"""RunFolder: the files of a run. Each is written to a temporary name and renamed, so none is ever half-written."""
+"""Read and write the files of a run. Each file is written under a temporary name and renamed, so none is half-written."""
 
 from __future__ import annotations
 
@@ -18,33 +18,38 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from clbench.config.hashing import SCHEMA
-from clbench.errors import ConfigError, OtherRun
+from clbench.errors import ConfigError, OtherRun, expected
 
 KEEP = ("all", "last", "none")
-HOST = socket.gethostname().replace(".", "-")  # other machines may write into the same folders
+HOST = socket.gethostname().replace(".", "-")  # part of temporary names, because other machines may use the same folder
 FAILED = "failed.txt"
-"""Why a run failed: a line, and where it happened."""
+"""File with the error message and the traceback of a failed run."""
 FINISHED = "complete"
-"""The status of a run that learned all its tasks."""
+"""Status of a run that learned all its tasks."""
 
 
 def learned(metrics: Mapping[str, Any]) -> int:
-    """How many tasks the run has learned whose metrics.json this is."""
+    """Return the number of learned tasks in the contents of metrics.json."""
     return sum(row[0] is not None for row in metrics["accuracy_matrix"])
 
 
 @contextmanager
-def alone(folder: Path, name: str, remedy: str) -> Iterator[None]:
-    """Hold ``folder`` for this process; the system takes the hold from one that ends, however it ends.
+def lock_folder(folder: Path, name: str, remedy: str) -> Iterator[None]:
+    """Lock ``folder`` for this process. The operating system releases the lock if the process is killed.
+
+    Args:
+        folder: The folder.
+        name: Name of the folder in the error message.
+        remedy: Remedy in the error message, after "or".
 
     Raises:
-        ConfigError: another process holds what a user knows as ``name``.
+        ConfigError: Another process has locked the folder.
     """
     lock = FileLock(folder / ".lock", blocking=False)
     try:
         lock.acquire()
     except Timeout:
-        raise ConfigError(f"{name} is in use by another process: wait until it has ended, or {remedy}") from None
+        raise ConfigError(f"{name} is in use by another process. Wait until it has ended, or {remedy}.") from None
     try:
         yield
     finally:
@@ -54,46 +59,47 @@ def alone(folder: Path, name: str, remedy: str) -> Iterator[None]:
 class RunFolder:
     """``metrics.json``, ``accuracy_matrix.csv`` and ``checkpoints/`` of one run.
 
-    ``task_<t>.ckpt`` is the task checkpoint after task t, ``mid_task_<t>.ckpt`` the newest one inside task t while it is
-    learned. What a process that was killed left half-written is removed.
+    ``task_<t>.ckpt`` is the task checkpoint after task t, and ``mid_task_<t>.ckpt`` the newest checkpoint inside the current
+    task t. Temporary files of killed processes are removed.
 
     Args:
-        path: made if it is not there.
-        config_hash: of the configuration that decides the results; a folder belongs to one of them.
-        checkpoints: ``all`` tasks, the ``last`` finished one, or ``none`` (the run cannot be resumed).
+        path: Path of the folder. It is created if it does not exist.
+        config_hash: Hash of the configuration. All results in a folder belong to one configuration.
+        checkpoints: Checkpoints that are kept: ``all``, the ``last``, or ``none`` (the run cannot be resumed).
 
     Raises:
-        ConfigError: unknown ``checkpoints``; as OtherRun, the folder holds results of another configuration.
+        ConfigError: ``checkpoints`` is unknown.
+        OtherRun: The folder contains results of another configuration.
     """
 
     def __init__(self, path: Path, config_hash: str, checkpoints: str = "all") -> None:
         if checkpoints not in KEEP:
-            raise ConfigError(f"checkpoints={checkpoints!r} is not one of {', '.join(KEEP)}")
+            raise ConfigError(expected("checkpoints", checkpoints, f"one of {', '.join(KEEP)}"))
         self.path = path
         self.config_hash = config_hash
         self.checkpoints = checkpoints
         found = self.metrics()
         if found is not None and found["config_hash"] != config_hash:
             raise OtherRun(
-                f"output_dir={path} holds the results of another run (strategy {found['strategy']['name']}, seed "
-                f"{found['seed']}, config {found['config_hash']}, this is {config_hash}): choose another folder or remove it"
+                f"output_dir={path} contains the results of another run (strategy {found['strategy']['name']}, seed "
+                f"{found['seed']}, config {found['config_hash']}, expected {config_hash}). Try another folder, or remove it."
             )
         path.mkdir(parents=True, exist_ok=True)
         for folder in (path, path / "checkpoints", path / ".hydra"):
             remove_parts(folder)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Nobody else trains this run meanwhile.
+    def lock(self) -> Iterator[None]:
+        """Lock the folder, so that no other process trains this run.
 
         Raises:
-            ConfigError: another process holds it.
+            ConfigError: Another process has locked the folder.
         """
-        with alone(self.path, f"output_dir={self.path}", "choose another folder"):
+        with lock_folder(self.path, f"output_dir={self.path}", "try another folder"):
             yield
 
     def metrics(self) -> dict[str, Any] | None:
-        """What metrics.json holds so far."""
+        """Return the contents of metrics.json, None if it does not exist."""
         file = self.path / "metrics.json"
         if not file.exists():
             return None
@@ -103,18 +109,18 @@ class RunFolder:
             schema = found.get("schema")
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{file} is not a metrics.json of clbench: choose another output_dir or remove it"
+                f"{file}: expected a metrics.json of clbench. Try another output_dir, or remove the file."
             ) from error
         if schema != SCHEMA:
-            version = "without schema numbers" if schema is None else f"with schema {schema}"
+            got = "no schema" if schema is None else f"schema {schema}"
             raise ConfigError(
-                f"output_dir={self.path} was written by a version of clbench {version}, this one writes schema {SCHEMA}: "
-                "clbench-report reads it, but no run can be resumed in it; choose another folder"
+                f"output_dir={self.path}: expected results of schema {SCHEMA}, got {got} of another version of clbench, which "
+                "cannot be resumed (clbench report can read them). Try another folder."
             )
         return found
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write metrics.json and accuracy_matrix.csv, both with indices from 0; nan and inf become null."""
+        """Write metrics.json and accuracy_matrix.csv. Task indices start at 0; nan and inf become null."""
         metrics = {"schema": SCHEMA, **metrics}
         matrix = metrics["accuracy_matrix"]
         table = io.StringIO()
@@ -127,13 +133,13 @@ class RunFolder:
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """The task checkpoints of a run by task, in order."""
+    """Return the task checkpoints of a run by task index, in order."""
     files = (folder / "checkpoints").glob("task_*.ckpt")
     return dict(sorted((int(file.stem.removeprefix("task_")), file) for file in files))
 
 
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """``write`` to a temporary file beside ``path``, flush it to disk, rename it to ``path``."""
+    """Call ``write`` on a temporary file in the same folder, flush the file to disk and rename it to ``path``."""
     temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.part")
     try:
         write(temporary)
@@ -145,14 +151,14 @@ def atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what ``atomically`` had begun to write in ``folder`` when its process, on this machine, was killed."""
+    """Remove temporary files of ``atomically`` in ``folder`` whose process, on this machine, was killed."""
     for part in folder.glob(f".*.{HOST}.*.part"):
-        if not _alive(int(part.suffixes[-2][1:])):
+        if not _is_alive(int(part.suffixes[-2][1:])):
             part.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
-    if sys.platform == "win32":  # os.kill would end it
+def _is_alive(pid: int) -> bool:
+    if sys.platform == "win32":  # os.kill would end the process
         return True
     try:
         os.kill(pid, 0)
@@ -164,7 +170,7 @@ def _alive(pid: int) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no nan: what is not defined is null."""
+    """Return ``value`` with nan and inf replaced by None, because JSON has no nan."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Names of runs: benchmark, method and setup, from the options whose values differ between the runs."""
+"""Name the benchmark, method and setup of runs after the options whose values differ between the runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from clbench.runs.find import FoundRun
 
 GROUPS = ("strategy", "data", "scenario", "net", "optimizer", "scheduler", "trainer")
 REFERENCES = ("joint_from_scratch", "joint", "independent")
-"""Strategies that may see what others may not; intransigence is against the first there is, as in ``clbench.sweep``."""
+"""Strategies with access to more data or nets. Intransigence is relative to the first one with results."""
 
 BASELINE_LABELS = {"finetune": "fine-tuning", "joint": "joint training", "joint_from_scratch": "joint from scratch"}
-"""Strategies that other strategies are compared with -> their names in a sentence."""
+"""Strategies that others are compared with -> their names in text."""
 
 
 def name_runs(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
@@ -24,17 +24,18 @@ def name_runs(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
 
     Runs of the same benchmark and setup have equal configurations except for the seed.
 
-    A group (``data=split_mnist``) is named by its choice; a key inside a group only where it differs between runs of the
-    same choice, so that ``strategy.damping`` does not tell EWC from SI; behind the strategy that is ``damping``.
+    A group (``data=split_mnist``) is named by its choice. An option inside a group is part of the name only if it differs
+    between runs of the same choice, because ``strategy.damping`` does not distinguish EWC from SI. The name of a method
+    contains ``strategy.damping`` as ``damping``.
     """
-    keys = [_decisive(run) for run in runs]
+    keys = [_identifying_options(run) for run in runs]
     varied = _varied(runs, keys)
     several = {group for group in GROUPS if len({run.choices.get(group) for run in runs if run.config}) > 1}
-    return [_name(run, decisive, varied, several) for run, decisive in zip(runs, keys, strict=True)]
+    return [_name(run, identifying, varied, several) for run, identifying in zip(runs, keys, strict=True)]
 
 
 def format_value(value: Any) -> str:
-    """Format a value as a person writes it, with six digits: 1e5 for 100000.0."""
+    """Format a value in its shortest form with six digits: 1e5 for 100000.0."""
     if not isinstance(value, float):
         return str(value)
     mantissa, _, exponent = f"{value:.5e}".partition("e")
@@ -43,12 +44,12 @@ def format_value(value: Any) -> str:
 
 
 def options_of(run: FoundRun) -> dict[str, Any]:
-    """Return the top-level options of the run's strategy with their values; ``samples=null`` is all of them."""
+    """Return the top-level options of the run's strategy with their values; ``samples=null`` becomes "all"."""
     return {name: "all" if name == "samples" and run.config[name] is None else run.config[name] for name in run.options}
 
 
-def _decisive(run: FoundRun) -> dict[str, Any]:
-    """The keys that tell this run from others, and the choice of each group."""
+def _identifying_options(run: FoundRun) -> dict[str, Any]:
+    """Return the options that can distinguish the run from others, except for the seed."""
     if not run.config:
         return {}
     has = options_of(run)
@@ -62,45 +63,45 @@ def _decisive(run: FoundRun) -> dict[str, Any]:
     return {**kept, **has}
 
 
-def _place(run: FoundRun, key: str) -> tuple[str, Any, str]:
-    """Where values of a key are compared: among the runs with the same choice of its group."""
+def _comparison(run: FoundRun, key: str) -> tuple[str, Any, str]:
+    """Return the group, choice and key within which values are compared: runs with the same choice of the group."""
     group = "strategy" if key in OPTIONS else key.split(".")[0]
     return (group, run.choices.get(group), key) if group in GROUPS else ("", None, key)
 
 
 def _varied(runs: Sequence[FoundRun], keys: Sequence[dict[str, Any]]) -> set[tuple[str, Any, str]]:
-    """Keys that have several values, or that only some of the comparable runs have."""
+    """Return the keys with several values, and those that only some of the comparable runs have."""
     values: dict[tuple[str, Any, str], set[Any]] = defaultdict(set)
-    have: Counter[tuple[str, Any, str]] = Counter()
+    counts: Counter[tuple[str, Any, str]] = Counter()
     comparable: Counter[tuple[str, Any]] = Counter()
-    for run, decisive in zip(runs, keys, strict=True):
-        if decisive:
+    for run, identifying in zip(runs, keys, strict=True):
+        if identifying:
             comparable.update([("", None), *((group, run.choices.get(group)) for group in GROUPS)])
-        for key, value in decisive.items():
-            place = _place(run, key)
-            values[place].add(value)
-            have[place] += 1
-    return {place for place, seen in values.items() if len(seen) > 1 or have[place] < comparable[place[:2]]}
+        for key, value in identifying.items():
+            compared = _comparison(run, key)
+            values[compared].add(value)
+            counts[compared] += 1
+    return {key for key, seen in values.items() if len(seen) > 1 or counts[key] < comparable[key[:2]]}
 
 
 def _name(
-    run: FoundRun, decisive: dict[str, Any], varied: set[tuple[str, Any, str]], several: set[str]
+    run: FoundRun, identifying: dict[str, Any], varied: set[tuple[str, Any, str]], several: set[str]
 ) -> dict[str, Any]:
-    if not decisive:
+    if not identifying:
         return {**dict.fromkeys(("benchmark", "method", "setup", "strategy", *OPTIONS)), "lam": math.nan, "options": []}
     options = options_of(run)
-    turned = [key for key in decisive if _place(run, key) in varied and key != "lam"]
-    of_strategy = [key for key in turned if _place(run, key)[0] == "strategy"]
-    other = [key for key in turned if key not in of_strategy]
+    changed = [key for key in identifying if _comparison(run, key) in varied and key != "lam"]
+    of_strategy = [key for key in changed if _comparison(run, key)[0] == "strategy"]
+    other = [key for key in changed if key not in of_strategy]
     groups = [
         f"{group}={run.choices.get(group)}" for group in ("optimizer", "scheduler", "trainer") if group in several
     ]
     base = [str(run.choices.get("data")), f"{run.choices.get('scenario')}-incremental", str(run.choices.get("net"))]
-    own = [f"{key.removeprefix('strategy.')}={format_value(decisive[key])}" for key in of_strategy]
-    method = " ".join([str(run.choices.get("strategy")), *own])
+    values = [f"{key.removeprefix('strategy.')}={format_value(identifying[key])}" for key in of_strategy]
+    method = " ".join([str(run.choices.get("strategy")), *values])
     lam = options.get("lam")
     return {
-        "benchmark": ", ".join([*base, *groups, *(f"{key}={format_value(decisive[key])}" for key in other)]),
+        "benchmark": ", ".join([*base, *groups, *(f"{key}={format_value(identifying[key])}" for key in other)]),
         "method": method,
         "setup": method if lam is None else f"{method} lam={format_value(float(lam))}",
         "strategy": run.choices.get("strategy"),

@@ -1,4 +1,4 @@
-"""The number of metrics.json that a run is judged by."""
+"""Compute the objective of a run: the number in metrics.json that sweeps show and searches optimise."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from math import isnan
 from typing import Any
 
 from clbench.errors import ConfigError
-from clbench.metrics.registry import load_metrics
+from clbench.metrics.registry import add_metrics, load_metrics
+from clbench.runs.folder import RunFolder
 
 
 def objective(metrics: Mapping[str, Any], key: str, extra: Iterable[str] = ()) -> float | None:
-    """Return the number of metrics.json under a dotted ``key``; without validation data, the same on test data.
+    """Return the number in metrics.json with a dotted ``key``. Without validation data, the metric on test data is used.
 
-    A metric that did not exist when the run was finished is computed from its accuracies.
+    A metric that metrics.json does not contain is computed from the accuracies.
 
     Args:
         metrics: Contents of metrics.json.
-        key: ``validation.average_accuracy`` for example.
-        extra: ``metrics.extra`` of the configuration, metrics of the user by dotted path.
+        key: Dotted key, such as ``validation.average_accuracy``.
+        extra: ``metrics.extra`` of the configuration, dotted paths of metrics of the user.
 
     Raises:
-        ConfigError: there is no such number.
+        ConfigError: No number has this key.
     """
     *path, name = key.split(".")
     if path[:1] == ["validation"] and metrics.get("validation") is None:
@@ -37,6 +38,22 @@ def objective(metrics: Mapping[str, Any], key: str, extra: Iterable[str] = ()) -
             value = None if isnan(value) else value
     if not isinstance(value, int | float | None):
         raise ConfigError(
-            f"objective={key} is not a number of metrics.json: use for example validation.average_accuracy"
+            f"objective={key}: expected the key of a number in metrics.json. Try objective=validation.average_accuracy."
         )
     return value
+
+
+def add_new_metrics(
+    folder: RunFolder, results: dict[str, Any], extra: Iterable[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Add metrics that metrics.json of a finished run lacks; return its new contents and the names of the added metrics.
+
+    Args:
+        folder: The run's folder.
+        results: Contents of metrics.json.
+        extra: ``metrics.extra`` of the configuration.
+    """
+    complete = add_metrics(results, load_metrics(extra))
+    if added := sorted(complete.keys() - results.keys()):
+        folder.write_metrics(complete)
+    return complete, added

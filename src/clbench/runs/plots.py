@@ -1,4 +1,4 @@
-"""Pictures of one run: the accuracy matrix, and accuracy over tasks. Tasks count from 1."""
+"""Plot the accuracies of one run. Task numbers start at 1."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from numpy.typing import NDArray
 
 from clbench.runs.folder import atomically
 
-LABELLED = 12  # cells are labelled with their number up to this many tasks
+LABELLED = 12  # largest number of tasks for which the entries of R are labelled
 
 
 def save_plots(r: NDArray[np.floating], within: list[dict[str, Any]], title: str, folder: Path) -> None:
-    """``accuracy_matrix.png``, ``accuracy_over_tasks.png``, and ``accuracy_within_tasks.png`` if there is what it shows.
+    """Write ``accuracy_matrix.png``, ``accuracy_over_tasks.png``, and with ``within`` also ``accuracy_within_tasks.png``.
 
     Args:
         r: R (T, T).
-        within: evaluations inside tasks, as in metrics.json.
-        title: of each figure.
-        folder: where they are written.
+        within: Evaluations inside tasks, as in metrics.json.
+        title: Title of the figures.
+        folder: Folder for the files.
     """
     figures = {"accuracy_matrix": accuracy_matrix(r, title), "accuracy_over_tasks": accuracy_over_tasks(r, title)}
     if within:
         figures["accuracy_within_tasks"] = accuracy_within_tasks(r, within, title)
     for name, figure in figures.items():
         figure.set_dpi(150)
-        canvas = FigureCanvasAgg(figure)  # draws once, savefig twice
+        canvas = FigureCanvasAgg(figure)  # draws the figure once, whereas savefig draws it twice
         atomically(folder / f"{name}.png", canvas.print_png)
 
 
 def accuracy_within_tasks(r: NDArray[np.floating], within: list[dict[str, Any]], title: str) -> Figure:
-    """Accuracy on each task from when it begins to be learned, against the steps taken: the stability gap is visible."""
+    """Plot the accuracy on each task over steps, from the start of its training, which shows the stability gap."""
     tasks = len(r)
     figure = Figure(figsize=(9, _height(tasks)), layout="constrained")
     axes = figure.add_subplot()
@@ -45,22 +45,22 @@ def accuracy_within_tasks(r: NDArray[np.floating], within: list[dict[str, Any]],
     lengths = [max((w["step"] for w in within if w["task"] == i), default=0) for i in range(tasks)]
     starts = [sum(lengths[:i]) for i in range(tasks)]
     for j in range(tasks):
-        mine = [w for w in within if w["task"] >= j]
-        x = [starts[w["task"]] + w["step"] for w in mine]
-        axes.plot(x, [w["accuracy"][j] for w in mine], color=colours[j], linewidth=1.2, label=f"task {j + 1}")
+        evaluations = [w for w in within if w["task"] >= j]
+        x = [starts[w["task"]] + w["step"] for w in evaluations]
+        axes.plot(x, [w["accuracy"][j] for w in evaluations], color=colours[j], linewidth=1.2, label=f"task {j + 1}")
     for start in starts[1:]:
         axes.axvline(start, color="grey", linewidth=0.8, linestyle=":")
     axes.set(
         xlabel="training steps up to the last evaluation in each task (dotted: a new task)", ylabel="test accuracy"
     )
-    _entitle(figure, axes, title)
+    _set_title(figure, axes, title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
 def accuracy_matrix(r: NDArray[np.floating], title: str) -> Figure:
-    """Heatmap of R: a row per task trained, a column per task evaluated; rows of nan stay empty."""
+    """Plot a heatmap of R: a row per trained task, a column per evaluated task. Rows of nan stay empty."""
     tasks = len(r)
     side = max(3.2, min(0.62 * tasks + 1.6, 10))
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
@@ -72,7 +72,7 @@ def accuracy_matrix(r: NDArray[np.floating], title: str) -> Figure:
     numbers = [str(index + 1) for index in ticks]
     axes.set_xticks(ticks, numbers)
     axes.set_yticks(ticks, numbers)
-    _entitle(figure, axes, title)
+    _set_title(figure, axes, title)
     if tasks <= LABELLED:
         for i in range(int((~np.isnan(r[:, 0])).sum())):
             for j in range(tasks):
@@ -84,7 +84,7 @@ def accuracy_matrix(r: NDArray[np.floating], title: str) -> Figure:
 
 
 def accuracy_over_tasks(r: NDArray[np.floating], title: str) -> Figure:
-    """Accuracy on each task from when it was learned, and the average over the tasks learned so far."""
+    """Plot the accuracy on each task after it was learned, and the average over the tasks so far."""
     tasks = len(r)
     columns = 2 if tasks > 10 else 1
     figure = Figure(figsize=(7, _height(-(-(tasks + 1) // columns))), layout="constrained")
@@ -103,17 +103,17 @@ def accuracy_over_tasks(r: NDArray[np.floating], title: str) -> Figure:
     axes.plot(range(1, tasks + 1), average, color="black", linewidth=2, linestyle="--", label="mean so far")
     numbers = range(1, tasks + 1, max(1, tasks // LABELLED))
     axes.set(xlabel="after training task", ylabel="test accuracy", xticks=numbers)
-    _entitle(figure, axes, title)
+    _set_title(figure, axes, title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=columns, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
 def _height(entries: int) -> float:
-    """Inches of a figure with so many entries in a column of its legend."""
+    """Return the height in inches of a figure with ``entries`` lines in its legend."""
     return max(4, 0.18 * entries + 0.4)
 
 
-def _entitle(figure: Figure, axes: Axes, title: str) -> None:
-    """``title`` in lines that are no longer than the figure is wide, less its legend or colour bar."""
+def _set_title(figure: Figure, axes: Axes, title: str) -> None:
+    """Set ``title``, wrapped to the width of the figure without its legend or colour bar."""
     axes.set_title(fill(title, int(9 * figure.get_figwidth()), break_on_hyphens=False), fontsize=10)

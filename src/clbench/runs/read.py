@@ -24,24 +24,24 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
 
     Runs with the same ``benchmark`` and ``setup`` differ only in their seed:
 
-    ``benchmark`` everything that a strategy does not decide: data, scenario, net, optimiser, epochs, ...
-    ``method``    the strategy and its options without lam
+    ``benchmark`` everything that does not depend on the strategy: data, scenario, net, optimiser, epochs, ...
+    ``method``    the strategy and its options except for lam
     ``setup``     method and lam
-    ``status``    complete, running (or stopped), failed, or repeated (a complete run with this seed is above it)
-    ``problem``   why it is not complete
+    ``status``    complete, running (or interrupted), failed, or repeated (an earlier row has the same seed)
+    ``problem``   the reason why the run is not complete
 
-    Further columns: every metric (``clbench.metrics.registry`` lists them, docs/metrics.md explains them); ``folder``,
+    Further columns: every metric (listed in ``clbench.metrics.registry``, explained in docs/metrics.md); ``folder``,
     ``seed``, ``strategy``, ``data``, ``scenario``, ``net``, the options of the strategy, ``chance`` (accuracy of guessing on
     the tasks so far, after each task), ``accuracy_matrix`` (an array), ``warnings`` of the penalty monitor (kind, text),
-    ``versions``, ``extra_metrics``, ``overrides``, ``config`` (flat).
+    ``versions``, ``extra_metrics``, ``overrides``, ``config`` (dotted keys).
 
-    A run of an older version that lacks a metric is read all the same: the metric is computed from its accuracies if all
-    that it needs is there, and is nan otherwise.
+    If metrics.json of an older version lacks a metric, the metric is computed from the accuracies. It is nan if this is not
+    possible.
 
     >>> read("runs/sweep").groupby("setup").average_accuracy.mean()  # doctest: +SKIP
 
     Raises:
-        ConfigError: a folder does not exist or contains no runs.
+        ConfigError: A folder does not exist or contains no runs.
     """
     import pandas as pd
 
@@ -52,9 +52,11 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     frame = pd.concat([frame, pd.DataFrame(name_runs(runs), index=frame.index)], axis=1)
     frame[["seed", "tasks"]] = frame[["seed", "tasks"]].astype("Int64")
     complete = frame.status == "complete"
-    again = complete & frame[complete].duplicated(["benchmark", "setup", "seed"]).reindex(frame.index, fill_value=False)
-    frame.loc[again, "status"] = "repeated"
-    frame.loc[again, "problem"] = "same configuration and seed as a run above, so it is counted once"
+    repeated = complete & frame[complete].duplicated(["benchmark", "setup", "seed"]).reindex(
+        frame.index, fill_value=False
+    )
+    frame.loc[repeated, "status"] = "repeated"
+    frame.loc[repeated, "problem"] = "same configuration and seed as an earlier run, so it is not counted"
     frame["intransigence"] = _intransigences(frame)
     return frame
 
@@ -94,7 +96,7 @@ def _row(run: FoundRun, metrics: Mapping[str, Metric]) -> dict[str, Any]:
 
 
 def _results(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """Return the contents of metrics.json in a flat dictionary; of an older version only status and R must be there."""
+    """Return the contents of metrics.json as columns. Files of older versions need only ``status`` and R."""
     r = np.array(results["accuracy_matrix"], dtype=float)
     done = int(np.isfinite(r).all(1).sum())
     complete = results["status"] == "complete"
@@ -102,7 +104,7 @@ def _results(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[
     sizes = [len(classes) for classes in data.get("classes") or []]
     return {
         "status": "complete" if complete else "running",
-        "problem": None if complete else f"{done} of {len(r)} tasks done: running, or stopped",
+        "problem": None if complete else f"{done} of {len(r)} tasks done: running or interrupted",
         "tasks": len(r),
         **{name: metric.read_from(results) for name, metric in metrics.items()},
         "accuracy_matrix": r,
@@ -114,7 +116,7 @@ def _results(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[
 
 
 def _extra_metrics(run: FoundRun) -> dict[str, dict[str, Any]]:
-    """Return how a run describes its metrics that are not built in."""
+    """Return the descriptions of the metrics of the user in a run."""
     described = (run.metrics or {}).get("extra_metrics")
     return (
         {name: about for name, about in described.items() if isinstance(about, dict)}
@@ -127,8 +129,8 @@ def chance(sizes: list[int], scenario: str) -> list[float]:
     """Return the accuracy of guessing among the competing outputs: the mean over the tasks so far, after each task.
 
     Args:
-        sizes: number of classes of each task.
-        scenario: task, domain or class.
+        sizes: Number of classes of each task.
+        scenario: ``task``, ``domain`` or ``class``.
     """
     if scenario == "class":
         return [1 / seen for seen in accumulate(sizes)]
@@ -139,7 +141,7 @@ def chance(sizes: list[int], scenario: str) -> list[float]:
 def _intransigences(frame: DataFrame) -> list[float]:
     """Return mean_j ( R*[j, j] - R[j, j] ) of each run, or nan.
 
-    R* is from the run of the same seed of the first reference in REFERENCES that the run's benchmark has.
+    R* is the matrix of the first strategy in REFERENCES with results on the same benchmark, with the same seed.
     """
     learned: dict[str, dict[str, dict[Any, float]]] = {}
     for row in frame[(frame.status == "complete") & frame.strategy.isin(REFERENCES)].itertuples():

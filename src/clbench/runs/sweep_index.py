@@ -1,4 +1,4 @@
-"""sweep.json: what was asked for in the folder of a sweep, so that what is missing can be told."""
+"""Read and write sweep.json, the list of all runs of a sweep, from which missing runs can be identified."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ FILE = "sweep.json"
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """``commands``: what was typed, each once; ``runs``: overrides of each run by its name."""
+    """Return ``commands``, the distinct commands of the sweep, and ``runs``, the overrides of each run by name."""
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
         found["commands"], found["runs"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it is another program's
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # missing, or written by another program
         return {"commands": [], "runs": {}}
     return dict(found)
 
 
 def add_to_index(folder: Path, command: Sequence[str], runs: Mapping[str, Sequence[str]]) -> None:
-    """Record that the sweep ``command`` asks for ``runs``, the overrides of each by its name."""
-    with FileLock(folder / f".{FILE}.lock"):  # other sweeps may begin in this folder
+    """Add the sweep ``command`` and the overrides of its ``runs`` by name."""
+    with FileLock(folder / f".{FILE}.lock"):  # another sweep may start in this folder
         index = read_index(folder)
         if list(command) not in index["commands"]:
             index["commands"].append(list(command))

@@ -1,1 +1,1 @@
-"""Sweeps: which runs there are, how long they take, and what came out."""
+"""Plan, run and summarise sweeps."""

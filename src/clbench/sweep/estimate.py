@@ -1,4 +1,4 @@
-"""How long runs will take and how much they keep: the first steps of one run of each strategy, timed."""
+"""Estimate the time and the disk space of runs from the first steps of one run of each kind."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from clbench.runs.sweep_log import duration
 from clbench.sweep.grid import PlannedRun
 from clbench.training.loop import LoopOptions, TaskLoop
 
-STEPS = 20  # of a trial
+STEPS = 20  # number of timed steps
 
 
 class CostEstimate(NamedTuple):
-    """Of one run.
+    """Estimated cost of one run.
 
     Attributes:
-        seconds: all of it.
-        first: of these, the first task up to its end, which runs with the same ``key`` share.
-        bytes: its checkpoints.
-        key: None if it shares nothing.
+        seconds: Seconds of the run.
+        first: Seconds of the training of the first task, which runs with the same ``key`` share.
+        bytes: Size of the checkpoints.
+        key: Key of the shared first task, None for no sharing.
     """
 
     seconds: float
@@ -43,14 +43,14 @@ class CostEstimate(NamedTuple):
 
 
 def estimate_cost(runs: Sequence[PlannedRun]) -> str:
-    """What runs will take, one process at a time: from one trial of those that differ in lam and seed only."""
+    """Return the estimated cost of ``runs`` as text, from one trial for all runs that differ only in lam and seed."""
     tried: dict[str, CostEstimate | None] = {}
     each, unknown = [], 0
     for run in runs:
         if (kind := run.kind) not in tried:
             try:
                 tried[kind] = time_trial(run)
-            except (ConfigError, Unstable, InstantiationException):  # it fails, and the sweep will say why
+            except (ConfigError, Unstable, InstantiationException):  # the sweep will report the error
                 tried[kind] = None
         if (estimate := tried[kind]) is None:
             unknown += 1
@@ -60,25 +60,25 @@ def estimate_cost(runs: Sequence[PlannedRun]) -> str:
     first = {e.key: e.first for e in each}
     saved = sum(first[key] * (times - 1) for key, times in keys.items())
     seconds, size = sum(e.seconds for e in each) - saved, sum(e.bytes for e in each)
-    said = f"about {duration(seconds)} of one process at a time, {size / 1e6:,.0f} MB of checkpoints"
+    text = f"about {duration(seconds)} in one process, {size / 1e6:,.0f} MB of checkpoints"
     if any(times > 1 for times in keys.values()):
         shared = sum(times > 1 for times in keys.values())
-        less = sum(keys.values()) - len(keys)
-        said += f"; {shared} shared first tasks save training {less} of them, about {duration(saved)}"
-    return said + (f"; {unknown} runs are not counted, they do not start" if unknown else "")
+        fewer = sum(keys.values()) - len(keys)
+        text += f"; {shared} shared first tasks replace {fewer} others, which saves about {duration(saved)}"
+    return text + (f"; {unknown} runs cannot start and are not counted" if unknown else "")
 
 
 def time_trial(run: PlannedRun) -> CostEstimate:
-    """One run, from ``STEPS`` steps of its first task.
+    """Estimate the cost of one run from ``STEPS`` steps of its first task.
 
     Raises:
-        ConfigError, Unstable: the configuration cannot be run.
+        ConfigError, Unstable: The configuration cannot be trained.
     """
     silence_lightning()
-    cfg, began = run.cfg, perf_counter()
+    cfg, start = run.cfg, perf_counter()
     torch.set_num_threads(cfg.threads or 1)
     sequence, learner, strategy = build(cfg)
-    build_seconds = perf_counter() - began
+    build_seconds = perf_counter() - start
     tasks = len(sequence)
     limits = [budget(cfg, index, tasks) for index in range(tasks)]
     learned = [strategy.training_data(sequence, index) for index in range(tasks)]
@@ -101,7 +101,7 @@ def time_trial(run: PlannedRun) -> CostEstimate:
         loop.save(0)
         seconds = loop.results()["seconds"]
         kept = sum(file.stat().st_size for file in Path(temporary).rglob("*.ckpt"))
-    evaluations = (tasks + 1) / 2  # two were timed, before and after the first task
+    evaluations = (tasks + 1) / 2  # the trial evaluated twice, before and after the first task
     step = seconds["train"] / few
     return CostEstimate(
         build_seconds + step * steps + seconds["importance"] * tasks + seconds["evaluation"] * evaluations,

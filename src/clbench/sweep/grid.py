@@ -1,4 +1,4 @@
-"""The runs of a sweep: each has a configuration and a folder that stays the same whenever the sweep is started."""
+"""List the runs of a grid. The name of a run folder follows from the configuration of the run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clbench.config.hashing import config_hash, content_hash
-from clbench.config.options import drop_foreign_options, foreign_options, options_of, why_foreign
+from clbench.config.options import drop_foreign_options, foreign_option_message, foreign_options, options_of
 from clbench.errors import ConfigError
 from clbench.runs.folder import FINISHED, learned
 
 Compose = Callable[[Sequence[str]], DictConfig]
-"""Overrides -> the configuration, Hydra's part included."""
+"""``compose(overrides)`` returns the configuration, with Hydra's settings under the key ``hydra``."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class PlannedRun:
     """One run of a sweep.
 
     Args:
-        overrides: as they would be typed.
-        strategy: its name.
-        cfg: the configuration, without Hydra's part.
-        hash: of the configuration.
+        overrides: Overrides of the command.
+        strategy: Name of the strategy.
+        cfg: The configuration, without the key ``hydra``.
+        hash: Hash of the configuration.
     """
 
     overrides: tuple[str, ...]
@@ -39,12 +39,12 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Of its folder in that of the sweep: it follows from the configuration."""
+        """Name of the run folder in the folder of the sweep."""
         return f"{self.strategy}-seed{self.cfg.seed}-{self.hash}"
 
     @property
     def kind(self) -> str:
-        """A hash of all but lam and seed."""
+        """Hash of all options except for lam and seed."""
         cfg = self.cfg.copy()
         OmegaConf.set_readonly(cfg, False)
         with open_dict(cfg):
@@ -52,12 +52,12 @@ class PlannedRun:
         return content_hash(cfg)
 
     def settings(self, keys: Sequence[str]) -> list[str]:
-        """The values of ``keys`` as they were typed, "-" where the strategy does not have that option."""
+        """Return the values of ``keys`` in the overrides, "-" for options that the strategy does not have."""
         typed = dict(override.split("=", 1) for override in self.overrides)
         return ["-" if typed[key] != "null" and self.cfg.get(key, "") is None else typed[key] for key in keys]
 
     def metrics(self, folder: Path) -> dict[str, Any] | None:
-        """What its metrics.json holds so far; None if there is none."""
+        """Return the contents of metrics.json, None if it does not exist."""
         try:
             found: dict[str, Any] = json.loads((folder / self.name / "metrics.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -65,12 +65,12 @@ class PlannedRun:
         return found
 
     def learned(self, folder: Path) -> int:
-        """How many tasks it has learned so far."""
+        """Return the number of tasks learned so far."""
         found = self.metrics(folder)
         return 0 if found is None else learned(found)
 
-    def done(self, folder: Path) -> bool:
-        """Whether it has learned what it was asked to: all tasks, or the first of them."""
+    def is_done(self, folder: Path) -> bool:
+        """Return whether the run has learned all tasks, or all until ``stop_after_task``."""
         found, first = self.metrics(folder), self.cfg.stop_after_task
         if found is None:
             return False
@@ -78,13 +78,14 @@ class PlannedRun:
 
 
 def plan_runs(overrides: Sequence[Sequence[str]], compose: Compose) -> list[PlannedRun]:
-    """The runs whose configurations differ, each composed once, so that a wrong override is found before any run.
+    """Return the runs with different configurations. All are composed first, so that errors are found before any run starts.
 
     Raises:
-        ConfigError: an option was typed that no strategy of the sweep has; one that only some lack is dropped for those.
+        ConfigError: An override sets an option that no strategy of the sweep has. If only some strategies do not have the
+            option, it is dropped for these.
     """
     runs: dict[str, PlannedRun] = {}
-    had: set[str] = set()
+    supported: set[str] = set()
     wrong: dict[str, str] = {}
     for run in overrides:
         cfg = compose(run)
@@ -93,19 +94,19 @@ def plan_runs(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Plan
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra")
         typed = {override.partition("=")[0].removeprefix("strategy.") for override in run}
-        had.update(options_of(cfg))
+        supported.update(options_of(cfg))
         for name in foreign_options(cfg).keys() & typed - wrong.keys():
-            wrong[name] = why_foreign(cfg, choices.strategy, name)
+            wrong[name] = foreign_option_message(cfg, choices.strategy, name)
         drop_foreign_options(cfg)
         key = config_hash(cfg, choices)
         runs.setdefault(key, PlannedRun(tuple(run), choices.strategy, cfg, key))
-    for name in sorted(wrong.keys() - had):
+    for name in sorted(wrong.keys() - supported):
         raise ConfigError(wrong[name])
     return list(runs.values())
 
 
 def varied_keys(runs: Sequence[PlannedRun]) -> list[str]:
-    """The keys whose values differ between runs, in the order given."""
+    """Return the keys whose values differ between runs, in the order of the overrides."""
     values: dict[str, set[str]] = {}
     for run in runs:
         for override in run.overrides:
@@ -115,21 +116,21 @@ def varied_keys(runs: Sequence[PlannedRun]) -> list[str]:
 
 
 def run_labels(runs: Sequence[PlannedRun]) -> dict[str, str]:
-    """How to speak of each run, by its name: strategy, what is varied, seed."""
+    """Return a label for each run by its name: strategy, varied options and seed."""
     keys = [key for key in varied_keys(runs) if key not in ("strategy", "seed")]
-    said = {}
+    labels = {}
     for run in runs:
         pairs = [f"{key}={value}" for key, value in zip(keys, run.settings(keys), strict=True) if value != "-"]
-        said[run.name] = " ".join([run.strategy, *pairs, f"seed={run.cfg.seed}"])
-    return said
+        labels[run.name] = " ".join([run.strategy, *pairs, f"seed={run.cfg.seed}"])
+    return labels
 
 
 def stable_folder(fixed: DictConfig, varied: Sequence[str]) -> Path:
-    """Return the folder of a sweep for which none was given: the same for the same command, also with more values of a key.
+    """Return the default folder of a sweep. It does not depend on the values of the varied keys.
 
     Args:
-        fixed: the configuration without what is varied.
-        varied: the keys that are.
+        fixed: The configuration without the varied keys.
+        varied: The varied keys.
     """
     fixed = fixed.copy()
     OmegaConf.set_readonly(fixed, False)
@@ -142,6 +143,6 @@ def stable_folder(fixed: DictConfig, varied: Sequence[str]) -> Path:
 
 
 def count_other_runs(folder: Path, runs: Sequence[PlannedRun]) -> int:
-    """Runs in ``folder`` that are not of these runs."""
-    mine = {run.name for run in runs}
-    return sum(file.parent.name not in mine for file in folder.glob("*/metrics.json"))
+    """Return the number of runs in ``folder`` that are not among ``runs``."""
+    names = {run.name for run in runs}
+    return sum(file.parent.name not in names for file in folder.glob("*/metrics.json"))

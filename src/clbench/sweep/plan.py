@@ -1,4 +1,4 @@
-"""What a sweep has to do, and what it says before it begins."""
+"""Plan the runs of a sweep and print the plan."""
 
 from __future__ import annotations
 
@@ -9,73 +9,81 @@ from pathlib import Path
 from typing import Any
 
 from clbench.errors import SweepFailed
-from clbench.runs.folder import FINISHED
+from clbench.runs.folder import FINISHED, RunFolder
+from clbench.runs.objective import add_new_metrics
 from clbench.sweep.estimate import estimate_cost
 from clbench.sweep.grid import Compose, PlannedRun, count_other_runs, plan_runs
 
-MANY = 8  # runs, from which on it is worth a few seconds to say how long they take
+MANY = 8  # number of runs from which the estimate, which takes a few seconds, is worth its time
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The runs of a sweep and what of them is done.
+    """The runs of a sweep and their state.
 
     Args:
-        runs: the runs, all different.
-        asked: how many runs were asked for, equal ones counted each.
-        folder: of the sweep.
+        runs: The runs, without duplicates.
+        combinations: Number of combinations in the grid, including duplicates.
+        folder: The sweep's folder.
     """
 
     runs: list[PlannedRun]
-    asked: int
+    combinations: int
     folder: Path
 
     @classmethod
     def of(cls, grid: Sequence[Sequence[str]], compose: Compose, folder: Path) -> SweepPlan:
-        """The work for the overrides in ``grid``."""
+        """Return the plan for the overrides in ``grid``."""
         return cls(plan_runs(grid, compose), len(grid), folder)
 
     def only(self, runs: list[PlannedRun]) -> SweepPlan:
-        """The work for some of them."""
-        return replace(self, runs=runs, asked=len(runs))
+        """Return the plan for some of the runs."""
+        return replace(self, runs=runs, combinations=len(runs))
 
     @property
     def to_do(self) -> list[PlannedRun]:
-        """What is not done."""
-        return [run for run in self.runs if not run.done(self.folder)]
+        """The runs that are not done."""
+        return [run for run in self.runs if not run.is_done(self.folder)]
 
     def complete(self) -> list[dict[str, Any] | None]:
-        """metrics.json of each run that has learned all its tasks by now."""
+        """Return the contents of metrics.json of each run, None for runs that are not complete."""
         found = [run.metrics(self.folder) for run in self.runs]
         return [m if m is not None and m["status"] == FINISHED else None for m in found]
 
 
+def add_metrics_to_complete_runs(plan: SweepPlan) -> None:
+    """Add metrics of ``metrics.extra`` to metrics.json of complete runs that lack them, as a single run does."""
+    for run, found in zip(plan.runs, plan.complete(), strict=True):
+        if found is not None:
+            folder = RunFolder(plan.folder / run.name, run.hash, run.cfg.checkpoints)
+            _, added = add_new_metrics(folder, found, run.cfg.metrics.extra)
+            if added:
+                print(f"added to metrics.json of {run.name}: {', '.join(added)}", file=sys.stderr)
+
+
 def announce(plan: SweepPlan) -> None:
-    """Say how many runs there are, what of them is done, and what the rest will take."""
+    """Print the number of runs, their state, and the estimated cost of the remaining runs."""
     lines = [f"{len(plan.runs)} runs in {plan.folder}"]
-    if (same := plan.asked - len(plan.runs)) > 0:
-        why = "duplicates: they differ only in options that their strategy does not have"
-        lines[0] += f" ({same} of {plan.asked} combinations are {why})"
+    if (same := plan.combinations - len(plan.runs)) > 0:
+        reason = "duplicates and were merged: their strategy ignores the varied option"
+        lines[0] += f" ({same} of {plan.combinations} combinations are {reason})"
     to_do = plan.to_do
-    begun = sum(run.learned(plan.folder) > 0 for run in to_do)
-    if begun or len(to_do) < len(plan.runs):
+    started = sum(run.learned(plan.folder) > 0 for run in to_do)
+    if started or len(to_do) < len(plan.runs):
         done = len(plan.runs) - len(to_do)
-        lines.append(
-            f"{done} are done and not run again, {begun} resume where they stopped, {len(to_do) - begun} are new"
-        )
-    if foreign := count_other_runs(plan.folder, plan.runs):
-        what = "run of another configuration is" if foreign == 1 else "runs of other configurations are"
-        lines.append(f"{foreign} {what} there too, left alone")
+        lines.append(f"{done} are done, {started} will resume, {len(to_do) - started} are new")
+    if others := count_other_runs(plan.folder, plan.runs):
+        what = "1 run of another configuration" if others == 1 else f"{others} runs of other configurations"
+        lines.append(f"the folder also contains {what}, left unchanged")
     print("\n".join(lines), file=sys.stderr)
     if len(to_do) >= MANY or (to_do and to_do[0].cfg.dry_run):
         print(estimate_cost(to_do), file=sys.stderr)
 
 
 def raise_if_unfinished(plan: SweepPlan) -> None:
-    """Raise SweepFailed if runs are not done, because they failed or because they never began."""
+    """Raise SweepFailed if runs are not done, because they failed or never started."""
     missing = len(plan.to_do)
     if missing:
         raise SweepFailed(
-            f"{missing} of {len(plan.runs)} runs are not done, see the table; the others are, and the same command runs what is "
-            "missing"
+            f"{missing} of {len(plan.runs)} runs are not done (see the table). Rerun the same command to complete them."
         )

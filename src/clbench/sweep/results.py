@@ -1,4 +1,4 @@
-"""What came out of a sweep: a table with a row per run, and one of means over seeds."""
+"""Print the results of a sweep: a table with a row per run, and a table of means over seeds."""
 
 from __future__ import annotations
 
@@ -33,26 +33,25 @@ def show_results(
     errors: Mapping[str, BaseException],
     folder: Path,
 ) -> None:
-    """A row per run: its overrides and its objective, or why it failed; "-" is an option that its strategy does not have.
+    """Print a row per run with its overrides and its objective or its error; "-" is an option that its strategy does not have.
 
-    Then, where there are several seeds, a row per setting of the other keys: the mean of those that are done.
-
-    Where a reference run of the same configuration is there, the intransigence beside it is shown too.
+    With several seeds, a second table has a row per setup with the mean over the complete runs. If a reference run with the
+    same configuration exists, the first table also contains the intransigence.
 
     Args:
-        runs: the runs.
-        metrics: metrics.json of each that is complete, else None.
-        errors: why a run failed, by the name of its run.
-        folder: of the sweep.
+        runs: The runs.
+        metrics: Contents of metrics.json of each complete run, else None.
+        errors: Errors of failed runs, by the names of the runs.
+        folder: The sweep's folder.
     """
     keys = varied_keys(runs)
-    references, lost = intransigences(runs, metrics)
+    references, losses = intransigences(runs, metrics)
     heading = [f"{INTRANSIGENCE.heading} ({', '.join(references)})"] if references else []
     table = Table("run", *keys, "objective", *heading)
-    for run, found, how_much in zip(runs, metrics, lost, strict=True):
-        said = _said(run, found, errors.get(run.name), folder)
-        row = [run.name, *run.settings(keys), said, *([how_much] if heading else [])]
-        table.add_row(*map(Text, row))  # a value such as [a] is no markup
+    for run, found, loss in zip(runs, metrics, losses, strict=True):
+        result = _format_result(run, found, errors.get(run.name), folder)
+        row = [run.name, *run.settings(keys), result, *([loss] if heading else [])]
+        table.add_row(*map(Text, row))  # Text, because rich would parse a value such as [a] as markup
     terminal = console()
     terminal.print(table)
     if "seed" in keys:
@@ -61,10 +60,10 @@ def show_results(
         terminal.print(line, soft_wrap=True, markup=False)
     shared = [found["seconds"]["shared"] for found in metrics if found is not None and found["seconds"]["shared"] > 0]
     if shared:
-        who = "1 run" if len(shared) == 1 else f"{len(shared)} runs"
-        terminal.print(f"{who} reused a shared first task ({duration(sum(shared))} saved)")
+        number = "1 run" if len(shared) == 1 else f"{len(shared)} runs"
+        terminal.print(f"{number} reused a shared first task ({duration(sum(shared))} saved)")
     terminal.print(f"results in {folder}", soft_wrap=True)
-    terminal.print(f"a page with all of them: clbench-report {folder}", soft_wrap=True)
+    terminal.print(f"report on all runs: clbench report {folder}", soft_wrap=True)
 
 
 def _means(runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | None], keys: Sequence[str]) -> Table:
@@ -72,9 +71,9 @@ def _means(runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | Non
 
     groups: dict[tuple[str, ...], list[float]] = {}
     for run, found in zip(runs, metrics, strict=True):
-        there = groups.setdefault(tuple(run.settings(keys)), [])
+        found_values = groups.setdefault(tuple(run.settings(keys)), [])
         if found is not None and (value := _objective(run, found)) is not None:
-            there.append(value)
+            found_values.append(value)
     table = Table(*keys, "seeds", "objective, mean", "95 % interval")
     for setting, values in groups.items():
         mean = f"{statistics.fmean(values):.4f}" if values else "-"
@@ -84,18 +83,21 @@ def _means(runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | Non
 
 
 def _warnings(runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    """What the doctor said, each kind once."""
+    """Return a line for each kind of warning of the penalty monitor."""
     names = run_labels(runs)
-    of: dict[str, list[tuple[str, str]]] = {}
+    by_kind: dict[str, list[tuple[str, str]]] = {}
     for run, found in zip(runs, metrics, strict=True):
         for warning in [] if found is None else found["warnings"]:
-            of.setdefault(warning["kind"], []).append((names[run.name], warning["text"]))
+            by_kind.setdefault(warning["kind"], []).append((names[run.name], warning["text"]))
     return [
-        f"warning, {len(warned)} of {len(runs)} runs, such as {warned[0][0]}: {warned[0][1]}" for warned in of.values()
+        f"warning in {len(warned)} of {len(runs)} runs, such as {warned[0][0]}: {warned[0][1]}"
+        for warned in by_kind.values()
     ]
 
 
-def _said(run: PlannedRun, metrics: Mapping[str, Any] | None, error: BaseException | None, folder: Path) -> str:
+def _format_result(
+    run: PlannedRun, metrics: Mapping[str, Any] | None, error: BaseException | None, folder: Path
+) -> str:
     if error is not None:
         return f"failed: {user_message(error) or repr(error)}"
     if metrics is None:
@@ -112,26 +114,26 @@ def _objective(run: PlannedRun, metrics: Mapping[str, Any]) -> float | None:
 def intransigences(
     runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | None]
 ) -> tuple[list[str], list[str]]:
-    """Return the references used, and the intransigence of each run beside the best one that differs in the strategy only."""
+    """Return the reference strategies, and the intransigence of each run relative to the best reference with equal options."""
     matrices = [None if found is None else np.array(found["accuracy_matrix"]) for found in metrics]
     alike = [_without_strategy(run.cfg) for run in runs]
     best: dict[tuple[str, str], NDArray[np.float64]] = {}
     for run, matrix, rest in zip(runs, matrices, alike, strict=True):
         if matrix is not None and run.strategy in REFERENCES:
             best[run.strategy, rest] = matrix
-    used, said = set(), []
+    used, texts = set(), []
     for matrix, rest in zip(matrices, alike, strict=True):
         name = next((name for name in REFERENCES if (name, rest) in best), None)
         if matrix is None or name is None:
-            said.append("")
+            texts.append("")
         else:
             used.add(name)
-            said.append(INTRANSIGENCE.text(intransigence(matrix, best[name, rest])))
-    return [name for name in REFERENCES if name in used], said
+            texts.append(INTRANSIGENCE.text(intransigence(matrix, best[name, rest])))
+    return [name for name in REFERENCES if name in used], texts
 
 
 def _without_strategy(cfg: DictConfig) -> str:
-    """A hash of all that a strategy does not decide."""
+    """Return a hash of all options that do not belong to the strategy."""
     cfg = cfg.copy()
     OmegaConf.set_readonly(cfg, False)
     with open_dict(cfg):

@@ -1,1 +1,1 @@
-"""The loop over tasks and the callbacks that take part in it."""
+"""The loop over tasks and its callbacks."""

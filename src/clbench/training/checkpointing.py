@@ -1,4 +1,4 @@
-"""A callback that writes checkpoints inside tasks, from which a run resumes as if it had not been stopped."""
+"""Save and load task checkpoints and mid-task checkpoints, from which a run resumes bit-identically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from clbench.config.hashing import SCHEMA
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, expected
 from clbench.runs.folder import RunFolder, atomically, checkpoints
 from clbench.seeding import random_states, set_random_states
 from clbench.training.shared_first_task import SharedFirstTask
@@ -21,7 +21,7 @@ from clbench.training.timing import Stopwatch, total_seconds
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints of Lightning as our other files; its own come about in the system's temporary folder."""
+    """Writer of Lightning checkpoints that renames a finished file in the same folder, so that none is half-written."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(exist_ok=True)
@@ -29,16 +29,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def check_schema(path: Path, state: Mapping[str, Any]) -> None:
-    """Raise ConfigError if another version of clbench wrote the checkpoint ``state`` at ``path``."""
+    """Raise ConfigError if the checkpoint ``state`` at ``path`` has another schema."""
     if state.get("schema") != SCHEMA:
         raise ConfigError(
-            f"{path} was written by a version of clbench with schema {state.get('schema', 'unknown')}, this one reads schema "
-            f"{SCHEMA}: use the version that wrote it"
+            f"{path}: expected schema {SCHEMA}, got schema {state.get('schema', 'unknown')} of another version of clbench. Try "
+            "the version that wrote it."
         )
 
 
 class Checkpoints:
-    """The checkpoints of a run: one after each task, and the newest one inside the task that is being learned.
+    """The checkpoints of a run: one after each task, and the newest one inside the current task.
 
     Args:
         folder: The run's folder.
@@ -48,7 +48,7 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, task: int, state: dict[str, Any]) -> None:
-        """Write the task checkpoint after ``task`` and remove those that are no longer kept."""
+        """Write the task checkpoint after ``task`` and remove outdated checkpoints."""
         if self.folder.checkpoints == "none":
             return
         folder = self.folder.path / "checkpoints"
@@ -63,7 +63,7 @@ class Checkpoints:
         """Return the newest task checkpoint, on the CPU; None if there is none.
 
         Raises:
-            ConfigError: it is of another configuration.
+            ConfigError: The checkpoint belongs to another configuration.
         """
         saved = list(checkpoints(self.folder.path).values())
         if not saved:
@@ -73,14 +73,14 @@ class Checkpoints:
         return state
 
     def mid_task_path(self, task: int) -> Path:
-        """Return the path of the newest checkpoint inside ``task``."""
+        """Return the path of the mid-task checkpoint of ``task``."""
         return self.folder.path / "checkpoints" / f"mid_task_{task}.ckpt"
 
     def find_mid_task(self, task: int) -> Path | None:
-        """Return the newest checkpoint inside ``task``; None if there is none.
+        """Return the path of the mid-task checkpoint of ``task``, None if there is none.
 
         Raises:
-            ConfigError: it is of another configuration.
+            ConfigError: The checkpoint belongs to another configuration.
         """
         path = self.mid_task_path(task)
         if not path.exists():
@@ -93,29 +93,30 @@ class Checkpoints:
         check_schema(path, state)
         if state["config_hash"] != self.folder.config_hash:
             raise ConfigError(
-                f"{path} is of another run (config {state['config_hash']}, this is {self.folder.config_hash}): choose another "
-                "output_dir or remove it"
+                f"{path} belongs to another run (expected config {self.folder.config_hash}, got {state['config_hash']}). Try "
+                "another output_dir, or remove the file."
             )
 
 
 class MidTaskCheckpoint(L.Callback):
-    """Keeps the newest checkpoint of the task that is learned, and forks runs from a shared first task. Runs last.
+    """Callback that saves mid-task checkpoints and starts runs from a shared first task. It must be the last callback.
 
-    A checkpoint is Lightning's, of the learner, the optimiser, the loops and every callback, and with it under ``run`` the
-    random states, the seconds and whose it is. It is written right after an optimiser step, but not after the last of an
-    epoch: what is done between two epochs would be done again, or not at all. One that falls due there comes a step later.
+    A mid-task checkpoint is a Lightning checkpoint of the learner, the optimiser, the loops and every callback. Its key
+    ``run`` adds the random states, the seconds and the config hash. It is written directly after an optimiser step, but never
+    after the last step of an epoch, because the code between two epochs would then run twice or not at all. A checkpoint due
+    at that step is written one step later.
 
     Args:
-        folder: of the run, where the newest checkpoint lies.
-        seconds: of the run.
-        every: steps between two checkpoints; None = none are kept.
-        shared_first_task: what is shared of the first task; None = nothing.
+        folder: The run's folder, which contains the checkpoints.
+        seconds: Stopwatch of the run.
+        every: Steps between two checkpoints, None for no mid-task checkpoints.
+        shared_first_task: First task that is trained once for several runs, None for no sharing.
 
     Attributes:
-        shared: the key of the shared first task that the run has trained or was forked from.
+        shared: Key of the shared first task that the run trained or started from.
 
     Raises:
-        ConfigError: ``every`` below 1, or with a folder that keeps no checkpoints.
+        ConfigError: ``every`` is below 1, or the folder keeps no checkpoints.
     """
 
     def __init__(
@@ -126,13 +127,11 @@ class MidTaskCheckpoint(L.Callback):
         shared_first_task: SharedFirstTask | None = None,
     ) -> None:
         if every is not None and every < 1:
-            raise ConfigError(
-                f"save_every={every}: at least 1 step between two checkpoints, or null for none inside tasks"
-            )
+            raise ConfigError(expected("save_every", every, "an integer >= 1 or null"))
         if every is not None and folder.checkpoints == "none":
             raise ConfigError(
-                f"save_every={every} with checkpoints=none: to resume inside a task, a run needs the checkpoint after the task "
-                "before: use checkpoints=last"
+                f"save_every={every} with checkpoints=none: resuming inside a task needs the checkpoint of the previous task. "
+                "Try checkpoints=last."
             )
         self.folder = folder
         self.checkpoints = Checkpoints(folder)
@@ -146,7 +145,7 @@ class MidTaskCheckpoint(L.Callback):
 
     @contextmanager
     def learning(self, index: int, trainer: L.Trainer) -> Iterator[Path | None]:
-        """For the length of a fit of task ``index``: the checkpoint that it resumes from, None if it starts."""
+        """Yield the checkpoint from which the fit of task ``index`` resumes, None if the fit starts from the beginning."""
         self._index, self._fork = index, None
         checkpoint = self.checkpoints.find_mid_task(index)
         if checkpoint is None and index == 0 and self.shared_first_task is not None and trainer.world_size == 1:
@@ -162,7 +161,7 @@ class MidTaskCheckpoint(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = self._saved = trainer.global_step
-        if self.shared_first_task is not None and self.shared_first_task.mine:
+        if self.shared_first_task is not None and self.shared_first_task.is_trained_here:
             self._fork = last_step_inside(trainer)
             if self._fork is None:
                 self.shared_first_task.release()
@@ -198,7 +197,7 @@ class MidTaskCheckpoint(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         run = checkpoint["run"]
-        self._random = run["random"]  # set at the last moment: until then much may be drawn
+        self._random = run["random"]  # set in on_train_start, because other code draws random numbers until then
         self.seconds.load(run["seconds"])
         self.shared = run["shared_first_task"]
         if self.shared_first_task is not None and trainer.ckpt_path == self.shared_first_task.path:
@@ -206,7 +205,7 @@ class MidTaskCheckpoint(L.Callback):
 
 
 def last_step_inside(trainer: L.Trainer) -> int | None:
-    """The last optimiser step of a fit that neither ends it nor an epoch; None if there is none or it cannot be known."""
+    """Return the last optimiser step of a fit that ends neither an epoch nor the fit; None if none exists or is known."""
     steps = trainer.estimated_stepping_batches
     in_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
     if steps == float("inf") or in_epoch == float("inf"):

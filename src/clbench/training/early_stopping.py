@@ -1,4 +1,4 @@
-"""Validation inside a task: stop when it no longer gets better, and consolidate the best weights or the last."""
+"""Stop a task early on its validation loss, and keep its best or its last weights."""
 
 from __future__ import annotations
 
@@ -8,47 +8,50 @@ import lightning as L
 import torch
 
 from clbench.data import Task, task_of
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, expected
 from clbench.learner import learner_of
 from clbench.params import snapshot
 from clbench.training.evaluation import EXAMPLES, NLL, tally
 
 
 class EarlyStopping(L.Callback):
-    """After each epoch, the mean nll on the validation data of the task that is being learned; of all that are, if mixed.
+    """Callback that evaluates the mean nll on validation data after each epoch.
 
-    Comes before the strategy in the list of callbacks, so that the weights it chooses are the ones consolidated.
+    It uses the validation data of the current task, or of all tasks so far if the task mixes their data. The callback must
+    precede the strategy, so that the strategy consolidates the weights that it selects.
 
     Args:
-        patience: epochs without a lower nll until the task is ended early; None = all epochs.
-        consolidate: ``last`` weights of the task, or the ``best``, of the epoch with the lowest nll.
+        patience: Epochs without a lower nll until the task is stopped early, None to train all epochs.
+        consolidate: Weights that are kept: those of the ``last`` epoch, or of the ``best`` epoch (lowest nll).
 
     Raises:
-        ConfigError: unknown ``consolidate``; ``patience`` below 1.
+        ConfigError: ``consolidate`` is unknown, or ``patience`` is below 1.
     """
 
     def __init__(self, patience: int | None = None, consolidate: str = "last") -> None:
         if consolidate not in ("last", "best"):
-            raise ConfigError(f"consolidate={consolidate!r} is not one of last, best")
+            raise ConfigError(expected("consolidate", consolidate, "last or best"))
         if patience is not None and patience < 1:
-            raise ConfigError(f"patience={patience}: at least 1 epoch without a better validation loss, or null")
+            raise ConfigError(expected("patience", patience, "an integer >= 1 or null"))
         self.patience = patience
         self.consolidate = consolidate
-        self._begin()
+        self._reset()
 
     @property
-    def needed(self) -> bool:
-        """Whether there is anything to do."""
+    def is_needed(self) -> bool:
+        """Whether the callback changes the training."""
         return self.patience is not None or self.consolidate == "best"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         task: Task = task_of(trainer)
         if not task.sequence.has_validation:
-            raise ConfigError("patience and consolidate=best need validation data of every task: raise data.validation")
+            raise ConfigError(
+                "patience and consolidate=best need validation data of every task. Try a larger data.validation."
+            )
         if trainer.ckpt_path is None:
-            self._begin()
+            self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self.best = float("inf")
         self.epochs_since = 0
         self.state: dict[str, torch.Tensor] = {}

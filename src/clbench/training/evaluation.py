@@ -1,4 +1,4 @@
-"""Evaluation: a callback that fills the accuracy matrices when a task has been learned (and b before the first)."""
+"""Evaluate a learner on every task, and compute the metrics from the accuracies."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from clbench.data import Batch, Task, task_of
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, expected
 from clbench.importance.preserve_state import preserve_state
 from clbench.learner import Learner, learner_of, learner_outputs
-from clbench.metrics.accuracy_matrix import accuracy_matrix, calibration_gaps, nll
+from clbench.metrics.accuracy_matrix import BINS, accuracy_matrix, calibration_gaps, nll
 from clbench.metrics.formulas import MidTaskEvaluation
 from clbench.metrics.metric import Metric
 from clbench.metrics.registry import load_metrics, summarize
@@ -23,14 +23,18 @@ CORRECT, EXAMPLES, NLL, GAPS = 0, 1, 2, 3
 
 
 def tally(module: Learner, loaders: Iterable[Iterable[Batch]]) -> Tensor:
-    """Counts of each loader, in float64 on the CPU: correct, examples, sum of nll, then the calibration gaps.
+    """Return the counts of each loader: correct answers, examples, sum of the nll, and calibration gaps.
 
-    In eval mode and the precision of the weights, whatever the training precision; the module is left as it was.
+    The module is evaluated in eval mode and in the precision of its weights, for every training precision. Its state is
+    preserved.
+
+    Returns:
+        Counts (loaders, 3 + bins), float64 on the CPU.
     """
     rows = []
     with preserve_state(module), torch.no_grad():
         for loader in loaders:
-            row = torch.zeros(3 + 15, dtype=torch.double)
+            row = torch.zeros(3 + BINS, dtype=torch.double)
             for batch in loader:
                 logits, y = learner_outputs(module, batch)
                 logits = module.logits(logits.float())
@@ -44,22 +48,22 @@ def tally(module: Learner, loaders: Iterable[Iterable[Batch]]) -> Tensor:
 
 
 class Evaluation(L.Callback):
-    """Accuracy on the test (and validation) data of every task, after each task.
+    """Callback that evaluates on the test (and validation) data of every task after each task.
 
-    Comes after the strategy in the list of callbacks, so that it sees the net that the next task starts from.
+    The callback must follow the strategy, so that it evaluates the net from which the next task starts.
 
     Args:
-        tasks: number of tasks T.
-        every: evaluate on the test data every so many steps inside a task too; None = after each task only.
-        metrics: what is computed from the accuracies; None = all metrics of this process.
-        shares_outputs: whether all tasks have the same outputs, so that forward transfer is defined.
+        tasks: Number of tasks T.
+        every: Steps between evaluations on test data inside tasks, None for evaluations after each task only.
+        metrics: Metrics by name, None for all metrics of this process.
+        shares_outputs: Whether all tasks have the same outputs, so that forward transfer is defined.
 
     Attributes:
-        metrics: the metrics by name.
-        counts: of ``test`` and ``validation`` data, (2, T, T): correct answers and examples.
-        initial: b (T,), None where the scenario leaves it undefined.
-        within: the evaluations inside tasks.
-        per_task: final accuracy, nll and ece of each task, once the last has been learned.
+        metrics: The metrics by name.
+        counts: Correct answers and examples (2, T, T) on ``test`` and ``validation`` data.
+        initial: Accuracies before training b (T,), None if the scenario does not define them.
+        within: The evaluations inside tasks.
+        per_task: Final accuracy, nll and ece of each task, after the last task.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Evaluation(L.Callback):
         shares_outputs: bool = False,
     ) -> None:
         if every is not None and every < 1:
-            raise ConfigError(f"eval_every={every}: at least 1 step between evaluations, or null for none inside tasks")
+            raise ConfigError(expected("eval_every", every, "an integer >= 1 or null"))
         self.every = every
         self.metrics = load_metrics() if metrics is None else metrics
         self.shares_outputs = shares_outputs
@@ -83,10 +87,9 @@ class Evaluation(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         learner = learner_of(pl_module)
         task: Task = task_of(trainer)
-        began = trainer.ckpt_path is None
-        if (
-            began and task.index == 0 and task.sequence.scenario.name != "class"
-        ):  # no class has been seen: b is undefined
+        is_new = trainer.ckpt_path is None
+        # class-incrementally no class competes before training, so b is undefined
+        if is_new and task.index == 0 and task.sequence.scenario.name != "class":
             counts = self._tally(trainer, learner, task.test_dataloader())
             self.initial = counts[:, CORRECT] / counts[:, EXAMPLES]
 
@@ -122,18 +125,18 @@ class Evaluation(L.Callback):
             ]
 
     def matrix(self, which: str) -> Tensor:
-        """Return R of ``test`` or ``validation`` data, nan in the rows of tasks to come."""
+        """Return R on ``test`` or ``validation`` data, nan in the rows of tasks not learned yet."""
         return accuracy_matrix(*self.counts[which])
 
     def summarize(self, which: str, tasks: int | None = None) -> dict[str, float | None]:
-        """Return the metrics of ``test`` or ``validation`` data by name.
+        """Return the metrics on ``test`` or ``validation`` data by name.
 
         Args:
-            which: test or validation.
-            tasks: use only the first so many tasks, as if there were no others; None = all.
+            which: ``test`` or ``validation``.
+            tasks: Number of first tasks that are used, None for all tasks.
         """
         r, initial, within = self.matrix(which)[:tasks, :tasks], None, []
-        if which == "test":  # the untrained net, and the net inside tasks, are evaluated on test data only
+        if which == "test":  # evaluations before training and inside tasks only use test data
             initial = None if self.initial is None else self.initial[:tasks]
             within = [MidTaskEvaluation(w.task, w.step, w.accuracy[:tasks]) for w in self.within]
         return summarize(self.metrics, r, initial, within, self.shares_outputs)
@@ -149,7 +152,7 @@ class Evaluation(L.Callback):
         self.within = [MidTaskEvaluation(*w) for w in state_dict["within"]]
 
     def _tally(self, trainer: L.Trainer, learner: Learner, loaders: Iterable[Iterable[Batch]]) -> Tensor:
-        """Counts over all processes."""
+        """Return the counts summed over all processes."""
         start = perf_counter()
         counts = tally(learner, loaders)
         if trainer.world_size > 1:

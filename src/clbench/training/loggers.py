@@ -1,4 +1,4 @@
-"""Loggers of a run: one function each, so that only the package that is used is imported."""
+"""Create the loggers of a run. Each logger has a function, so that only the packages in use are imported."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from clbench.training.logging import Dashboard, numbers
 
 @dataclass(frozen=True)
 class LoggerContext:
-    """Where and for what a logger is made.
+    """The run for which a logger is created.
 
     Args:
-        folder: of the run.
-        shared: of the sweep, or of the run if it is alone: all runs of a sweep share one W&B directory.
-        start: index of the first task that is logged; > 0 when a run resumes.
-        about: the configuration, flat enough to filter by: ``strategy``, ``data``, ``scenario``, ``lam``, ``seed``, ...
-        say: is given a line for the user.
+        folder: The run's folder.
+        shared: The folder of the W&B directory: the sweep's folder, or the run's folder for a single run.
+        start: Index of the first task that is logged; > 0 when a run resumes.
+        about: The configuration for filters: ``strategy``, ``data``, ``scenario``, ``lam``, ``seed``, ...
+        report: Function that prints a line for the user.
     """
 
     folder: Path
     shared: Path
     start: int
     about: dict[str, Any]
-    say: Callable[[str], None]
+    report: Callable[[str], None]
 
 
-def csv(place: LoggerContext) -> Logger:
-    """``logs/from_task_<t>/metrics.csv`` in the run folder; a run that resumes starts a file of its own.
+def csv(context: LoggerContext) -> Logger:
+    """Return a logger that writes ``logs/from_task_<t>/metrics.csv`` in the run folder.
 
-    The t of a file name counts from 0, as in ``task_<t>.ckpt``. In the same task that is ``from_task_<t>_2`` and so on: a
-    CSVLogger removes the file of the one before it.
+    Task numbers t start at 0, as in ``task_<t>.ckpt``. A resumed run writes a new file, ``from_task_<t>_2`` and so on if it
+    resumes in the same task, because a CSVLogger removes an existing file.
     """
     from lightning.pytorch.loggers import CSVLogger
 
-    first = f"from_task_{place.start}"
+    first = f"from_task_{context.start}"
     names = (first if k == 1 else f"{first}_{k}" for k in count(1))
     return CSVLogger(
-        place.folder, name="logs", version=next(n for n in names if not (place.folder / "logs" / n).exists())
+        context.folder, name="logs", version=next(n for n in names if not (context.folder / "logs" / n).exists())
     )
 
 
-def tensorboard(place: LoggerContext) -> Logger:
-    """Event files under ``tensorboard/`` in the run folder (needs the package tensorboard)."""
+def tensorboard(context: LoggerContext) -> Logger:
+    """Return a logger that writes event files to ``tensorboard/`` in the run folder (needs the package tensorboard)."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
     try:
-        return TensorBoardLogger(place.folder, name="tensorboard", version=f"from_task_{place.start}")
+        return TensorBoardLogger(context.folder, name="tensorboard", version=f"from_task_{context.start}")
     except ModuleNotFoundError as error:
-        raise ConfigError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from error
+        raise ConfigError("logger=tensorboard needs the package tensorboard. Try pip install tensorboard.") from error
 
 
 AXES = {
@@ -69,15 +69,17 @@ AXES = {
     **dict.fromkeys(("acc/*", "cl/*", "importance/*", "log10_importance/*", "seconds/*", "memory/*"), "task"),
     "accuracy_matrix": "task",
 }
-"""What the x axis of a W&B chart is."""
+"""Metrics in W&B -> the metric on the x axis of their charts."""
 
 
-def wandb(place: LoggerContext, project: str = "clbench") -> Logger:
-    """Weights & Biases: online if logged in, else offline; a run that resumes has the same id.
+def wandb(context: LoggerContext, project: str = "clbench") -> Logger:
+    """Return a logger for Weights & Biases, online if the user is logged in, else offline.
+
+    A resumed run keeps its id. All runs of a sweep share one ``wandb/`` directory and form one group.
 
     Args:
-        place: where it is made; all runs of a sweep write into one ``wandb/`` directory and are one group.
-        project: name of the W&B project.
+        context: The run.
+        project: Name of the W&B project.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     import numpy as np
@@ -85,7 +87,7 @@ def wandb(place: LoggerContext, project: str = "clbench") -> Logger:
     from lightning.pytorch.loggers import WandbLogger
 
     class Board(WandbLogger, Dashboard):
-        """Has axes of its own, shows R and importance, and ends its run, so that the next job does not log into it."""
+        """W&B logger that shows R and importance, and that ends its W&B run, so that the next run does not log to it."""
 
         def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
             self.experiment.log({**metrics, "step": step})
@@ -106,8 +108,8 @@ def wandb(place: LoggerContext, project: str = "clbench") -> Logger:
             r = results["accuracy_matrix"]
             rows = [[i, j, a] for i, row in enumerate(r, start=1) for j, a in enumerate(row, start=1)]
             table = package.Table(columns=["after_task", "task", "accuracy"], data=rows)
-            said = [warning["kind"] for warning in results["warnings"]]
-            self.experiment.summary.update({**numbers(results), "warnings": said, "accuracy_table": table})
+            kinds = [warning["kind"] for warning in results["warnings"]]
+            self.experiment.summary.update({**numbers(results), "warnings": kinds, "accuracy_table": table})
 
         def finalize(self, status: str) -> None:
             super().finalize(status)
@@ -116,38 +118,38 @@ def wandb(place: LoggerContext, project: str = "clbench") -> Logger:
     mode: Any = os.environ.get("WANDB_MODE") or package.setup().settings.mode
     if mode == "online" and not package.login(prompt=False, verify=False):
         mode = "offline"
-    place.shared.mkdir(parents=True, exist_ok=True)
-    identity = hashlib.sha256(f"{place.folder.resolve()}{place.about['config_hash']}".encode()).hexdigest()[:12]
-    name = readable(place.about)
+    context.shared.mkdir(parents=True, exist_ok=True)
+    identity = hashlib.sha256(f"{context.folder.resolve()}{context.about['config_hash']}".encode()).hexdigest()[:12]
+    name = run_name(context.about)
     run = package.init(
         project=project,
         name=name,
-        id=os.environ.get("WANDB_RUN_ID", identity),  # what `wandb agent` has chosen
+        id=os.environ.get("WANDB_RUN_ID", identity),  # set by `wandb agent`
         resume="allow",
-        dir=place.shared,
-        group=group_of(place),
-        tags=[place.about[key] for key in ("strategy", "data", "scenario")],
-        config=place.about,
+        dir=context.shared,
+        group=group_of(context),
+        tags=[context.about[key] for key in ("strategy", "data", "scenario")],
+        config=context.about,
         mode=mode,
         settings=package.Settings(silent=True),
     )
     for metrics, axis in AXES.items():
         run.define_metric(metrics, step_metric=axis)
-    where = {"online": run.url, "disabled": "nothing is logged"}
-    here = f"in {place.shared / 'wandb'}: wandb leet shows it, wandb sync uploads it"
-    place.say(f"W&B: {mode}, {where.get(mode, here)}")
+    texts = {"online": run.url, "disabled": "nothing is logged"}
+    offline = f"stored in {context.shared / 'wandb'} (view it with wandb leet, upload it with wandb sync)"
+    context.report(f"W&B: {mode}, {texts.get(mode, offline)}")
     return Board(experiment=run)
 
 
-def readable(about: Mapping[str, Any]) -> str:
-    """The name of a run: "ewc lam=1000 fisher=exact permuted_digits task seed=0"."""
+def run_name(about: Mapping[str, Any]) -> str:
+    """Return the name of a run in W&B: "ewc lam=1000 fisher=exact permuted_digits task seed=0"."""
     options = [f"{key}={format_value(about[key])}" for key in OPTIONS if about[key] is not None]
     return " ".join([about["strategy"], *options, about["data"], about["scenario"], f"seed={about['seed']}"])
 
 
-def group_of(place: LoggerContext) -> str | None:
-    """The sweep's folder, as seen from where the command was given; None for a run alone."""
-    if place.shared == place.folder:
+def group_of(context: LoggerContext) -> str | None:
+    """Return the group of a run in W&B: its sweep's folder relative to the current folder; None for a single run."""
+    if context.shared == context.folder:
         return None
-    here = Path.cwd()
-    return str(place.shared.relative_to(here)) if place.shared.is_relative_to(here) else place.shared.name
+    current = Path.cwd()
+    return str(context.shared.relative_to(current)) if context.shared.is_relative_to(current) else context.shared.name

@@ -1,4 +1,4 @@
-"""LoggingCallback sends a run to Lightning loggers: losses on a step that never goes back, metrics on a task axis."""
+"""Log a run to Lightning loggers: losses over the steps of the whole run, metrics over tasks."""
 
 from __future__ import annotations
 
@@ -16,48 +16,52 @@ from torch.optim import Optimizer
 
 from clbench.config.hashing import leaves
 from clbench.data import task_of
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, expected
 from clbench.params import Params, trainable
 from clbench.strategies import Strategy
 from clbench.strategies.norms import gradient_norms
 from clbench.training.evaluation import Evaluation
 
 QUANTILES = {"median": 0.5, "q90": 0.9, "q99": 0.99, "max": 1.0}
-"""Of the importance of the parameters of a layer, by the name they are logged under."""
+"""Name in the logs -> quantile of the importance of the parameters of a layer."""
 
 
 class Dashboard(Logger):
-    """A logger that shows more than numbers."""
+    """A logger that shows images and tables as well as numbers."""
 
     @abstractmethod
     def log_task(self, values: dict[str, float], r: Tensor, importance: Params, step: int) -> None:
-        """After a task: ``values`` as for ``log_metrics``, R (T, T), nan in rows to come, and the importance of each layer."""
+        """Log after a task: ``values`` as in ``log_metrics``, R (T, T) with nan for later tasks, and the importance by layer."""
 
     @abstractmethod
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """At the end: what metrics.json will hold."""
+        """Log the contents of metrics.json at the end of a run."""
 
 
 class LoggingCallback(L.Callback):
-    """The loss, its parts, the penalty and gradients every ``every`` steps; metrics after each task.
+    """Callback that logs losses and gradient norms during training and metrics after each task.
 
-    ``train/``: ``loss`` and its parts (``task_loss``, ...), ``penalty`` and ``penalty_ratio`` (over the task loss),
-    ``loss_gradient`` and ``penalty_gradient`` (norms, before clipping) and ``gradient_ratio``. After each task, on the axis
-    ``task``: ``acc/task_<j>``, ``cl/`` the metrics of the tasks learned so far, ``importance/<layer>/`` quantiles,
-    ``seconds/``, ``memory/``. Tasks count from 1 in these names and on the axis. At the end the numbers of metrics.json.
+    Every ``every`` steps, with the prefix ``train/``: ``loss`` and its parts (``task_loss``, ...), ``penalty``,
+    ``penalty_ratio`` (penalty over task loss), the norms before clipping ``loss_gradient`` and ``penalty_gradient``, and
+    ``gradient_ratio``.
+
+    After each task, on the axis ``task``: ``acc/task_<j>``, the metrics of the tasks so far ``cl/<metric>``, quantiles
+    ``importance/<layer>/<quantile>``, ``seconds/`` and ``memory/``. Task numbers start at 1.
+
+    At the end: the numbers of metrics.json.
 
     Args:
-        strategy: whose penalty is logged.
-        evaluation: whose accuracies are logged.
-        every: steps between two entries; reading the loss waits for the device, so not every step.
+        strategy: Strategy with the penalty.
+        evaluation: Callback with the accuracies.
+        every: Steps between two entries. Logging waits for the device, so 1 slows down training.
 
     Attributes:
-        step: optimiser steps of the run so far, over all tasks.
+        step: Optimiser steps of the run so far, over all tasks.
     """
 
     def __init__(self, strategy: Strategy, evaluation: Evaluation, every: int = 50) -> None:
         if every < 1:
-            raise ConfigError(f"log_every={every}: at least 1 step between two entries")
+            raise ConfigError(expected("log_every", every, "an integer >= 1"))
         self.loggers: list[Logger] = []
         self.strategy = strategy
         self.evaluation = evaluation
@@ -96,7 +100,7 @@ class LoggingCallback(L.Callback):
             logger.log_metrics(values, self.step)
 
     def after_task(self, task: int, results: Mapping[str, Any]) -> None:
-        """What is known once ``task`` has been learned, from the results so far."""
+        """Log the metrics after ``task``, from the results so far."""
         if not self.loggers:
             return
         r = self.evaluation.matrix("test")
@@ -124,7 +128,7 @@ class LoggingCallback(L.Callback):
 
     @contextmanager
     def to(self, loggers: Sequence[Logger]) -> Iterator[None]:
-        """Log to ``loggers``, which are always closed at the end: a W&B run left open would take the next job's entries."""
+        """Log to ``loggers`` and close them on exit, because an open W&B run would receive the entries of the next run."""
         self.loggers = list(loggers)
         status = "failed"
         try:
@@ -135,7 +139,7 @@ class LoggingCallback(L.Callback):
                 logger.finalize(status)
 
     def final(self, results: Mapping[str, Any]) -> None:
-        """The final metrics, under their names in metrics.json."""
+        """Log the final metrics, under their names in metrics.json."""
         for logger in self.loggers:
             if isinstance(logger, Dashboard):
                 logger.log_results(results)
@@ -144,12 +148,12 @@ class LoggingCallback(L.Callback):
 
 
 def ratio(part: float, whole: float) -> float:
-    """The quotient part / whole; 0 where both are 0."""
+    """Return part / whole, 0 if both are 0."""
     return part / whole if whole else 0.0 if part == 0 else float("inf")
 
 
 def importance_of_layers(strategy: Strategy) -> Params:
-    """Return the importance of ``strategy``, all parameters of a layer in one flat tensor, by the layer's name."""
+    """Return the importance of ``strategy`` as one flat tensor per layer, by the name of the layer."""
     state = strategy.penalty_state()
     parts: dict[str, list[Tensor]] = {}
     for name, f in state.importance.items() if state is not None else ():
@@ -158,13 +162,13 @@ def importance_of_layers(strategy: Strategy) -> Params:
 
 
 def quantiles(values: Tensor) -> dict[str, float]:
-    """The ``QUANTILES`` of values (N,), each the smallest value that at least this share does not exceed."""
+    """Return the ``QUANTILES`` of values (N,). The quantile q is the smallest value >= at least a fraction q of the values."""
     at = [max(0, -(-int(q * 1000) * len(values) // 1000) - 1) for q in QUANTILES.values()]
     return dict(zip(QUANTILES, values.sort().values[at].tolist(), strict=True))
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory in MiB that this process has had so far: ``rss``, where the system says it, and ``cuda``."""
+    """Return the peak memory of this process in MiB: ``rss``, except on Windows, and ``cuda``, with a GPU."""
     peak = {}
     if sys.platform != "win32":
         import resource
@@ -177,7 +181,7 @@ def peak_memory() -> dict[str, float]:
 
 
 def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the floats in ``results`` and in its dictionaries, nested as in metrics.json."""
+    """Return the floats in ``results``, nested as in metrics.json."""
     nested = {key: numbers(value) if isinstance(value, dict) else value for key, value in results.items()}
     return {
         key: value for key, value in nested.items() if isinstance(value, float) or (isinstance(value, dict) and value)

@@ -1,4 +1,4 @@
-"""TaskLoop: trains, consolidates, evaluates and saves one task after the other, and resumes where an earlier process stopped."""
+"""Train, consolidate, evaluate and save the tasks of a sequence in order, and resume interrupted runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 
 from clbench.data import TaskSequence
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, expected
 from clbench.learner import Learner
 from clbench.metrics.metric import Metric
 from clbench.metrics.registry import describe_extra
@@ -32,17 +32,17 @@ MakeTrainer = Callable[[int, list[L.Callback]], L.Trainer]
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """Options of a TaskLoop, under their names in the configuration.
+    """Options of a TaskLoop, with their names in the configuration.
 
     Args:
-        seed: Random seed of training.
+        seed: Random seed of the training.
         patience: Epochs without a lower validation loss until a task is stopped early, None for never.
         consolidate: The weights of a task that are kept, ``last`` or ``best``.
         eval_every: Steps between evaluations inside tasks, None for after each task only.
         log_every: Steps between two entries of the training loss.
-        save_every: Steps between two mid-task checkpoints, None for none.
-        stop_after_task: Number of tasks to learn now, None for all. A later process continues after them.
-        metrics: The metrics by name that are computed from the accuracies, None for all metrics of this process.
+        save_every: Steps between two mid-task checkpoints, None for no mid-task checkpoints.
+        stop_after_task: Number of tasks to learn now, None for all. A later process can resume after them.
+        metrics: Metrics by name, None for all metrics of this process.
     """
 
     seed: int = 0
@@ -56,26 +56,25 @@ class LoopOptions:
 
 
 class TaskLoop:
-    """Learns the tasks of a sequence in order with a strategy.
+    """Loop that trains a learner on the tasks of a sequence with a strategy.
 
-    Every task starts from seeds derived from the run's seed and the task's index, and a checkpoint holds everything the
-    following tasks depend on, so a run that was stopped ends bit-identical to one that was not.
+    Every task starts with a seed derived from the seed of the run and the index of the task. A checkpoint contains all state
+    that the following tasks depend on. A resumed run is therefore bit-identical to an uninterrupted one.
 
     Args:
         sequence: The tasks.
-        learner: The module that learns them. It is changed in place.
+        learner: The module that is trained. It is changed in place.
         strategy: The strategy against forgetting. It is changed in place.
-        folder: The run's folder, where the checkpoints are stored.
+        folder: The run's folder, which contains the checkpoints.
         options: See ``LoopOptions``.
-        shared_first_task: A first task that is trained once for several runs, None to train it here.
-        report: Called with the text of each warning of the penalty monitor.
+        shared_first_task: First task that is trained once for several runs, None for no sharing.
+        report: Function that receives the text of each warning of the penalty monitor.
 
     Attributes:
-        callbacks: The callbacks of every Trainer, in the order that they rely on.
-        logs: The callback that logs. ``logs.to(loggers)`` sets where to.
+        callbacks: The callbacks of every Trainer, in the required order.
+        logs: The callback that logs, to the loggers of ``logs.to(loggers)``.
         next_task: Index of the first task that is not learned yet.
-        outside: Seconds that the run has spent outside this loop, on reading data for example. They count in
-            ``seconds.total``.
+        outside: Seconds of the run outside this loop, for example for reading data. They are part of ``seconds.total``.
 
     Raises:
         ConfigError: The strategy cannot run on this sequence, or an option is out of its range.
@@ -113,7 +112,7 @@ class TaskLoop:
         self.mid_task = MidTaskCheckpoint(folder, self.seconds, options.save_every, shared_first_task)
         early_stopping = EarlyStopping(options.patience, options.consolidate)
         self.callbacks: list[L.Callback] = [
-            *([early_stopping] if early_stopping.needed else []),
+            *([early_stopping] if early_stopping.is_needed else []),
             *(strategy, self.evaluation, self.monitor, self.logs, self.mid_task),
         ]
         self.checkpoints = Checkpoints(folder)
@@ -123,11 +122,11 @@ class TaskLoop:
 
     @property
     def remaining(self) -> range:
-        """The indices of the tasks that are still to be learned now."""
+        """The indices of the tasks that this process still has to learn."""
         return range(self.next_task, self.tasks)
 
     def resume(self) -> None:
-        """Load the newest task checkpoint of the folder, if it has one.
+        """Load the newest task checkpoint of the folder, if one exists.
 
         Raises:
             ConfigError: The checkpoint belongs to another configuration.
@@ -145,11 +144,11 @@ class TaskLoop:
         self.next_task = state["task"] + 1
 
     def train_task(self, index: int, make_trainer: MakeTrainer) -> L.Trainer:
-        """Train task ``index``, consolidate it, evaluate and log; return the Trainer that did.
+        """Train task ``index``, consolidate it, evaluate and log; return the Trainer.
 
         Raises:
-            ConfigError: The strategy has state per process, which a mid-task checkpoint of several processes lacks.
-            KeyboardInterrupt: The user has interrupted the training.
+            ConfigError: The strategy has state per process, which mid-task checkpoints do not contain.
+            KeyboardInterrupt: The user interrupted the training.
             Unstable: The weights became non-finite.
         """
         reseed(derive(self.options.seed, "task", index))
@@ -159,7 +158,7 @@ class TaskLoop:
         with self.mid_task.learning(index, trainer) as checkpoint:
             try:
                 trainer.fit(self.learner, datamodule=task, ckpt_path=checkpoint, weights_only=True)
-            except SystemExit as stop:  # Lightning turns Ctrl-C into this
+            except SystemExit as stop:  # Lightning converts Ctrl-C to SystemExit
                 raise KeyboardInterrupt from stop
         self.importance.append(self.strategy.cost())
         self.next_task = index + 1
@@ -184,11 +183,11 @@ class TaskLoop:
         )
 
     def results(self) -> dict[str, Any]:
-        """Return the metrics so far on test and validation data, the seconds, the cost per task and the warnings."""
+        """Return the metrics so far on test and validation data, the seconds, the cost of each task and the warnings."""
         spent = self.seconds.spent()
         spent["total"] = self.outside + total_seconds(spent)
         return {
-            **_measured(self.sequence, self.evaluation),
+            **_evaluated(self.sequence, self.evaluation),
             "seconds": spent,
             "importance": list(self.importance),
             "shared_first_task": self.mid_task.shared,
@@ -197,40 +196,41 @@ class TaskLoop:
 
 
 def tasks_to_learn(stop_after_task: int | None, tasks: int) -> int:
-    """Return how many of ``tasks`` tasks are learned now.
+    """Return the number of tasks to learn now.
 
     Raises:
         ConfigError: ``stop_after_task`` is not between 1 and ``tasks``.
     """
-    asked = tasks if stop_after_task is None else stop_after_task
-    if not 1 <= asked <= tasks:
-        raise ConfigError(f"stop_after_task={stop_after_task}: there are {tasks} tasks; null learns all of them")
-    return asked
+    number = tasks if stop_after_task is None else stop_after_task
+    if not 1 <= number <= tasks:
+        rule = f"an integer from 1 to {tasks}, the number of tasks, or null for all"
+        raise ConfigError(expected("stop_after_task", stop_after_task, rule))
+    return number
 
 
 def check_mid_task(save_every: int | None, strategy: Strategy, processes: int) -> None:
-    """Raise ConfigError if a mid-task checkpoint would lack the state of the other processes."""
+    """Raise ConfigError if mid-task checkpoints would lack the state of other processes."""
     if save_every is not None and strategy.per_process and processes > 1:
         raise ConfigError(
-            f"save_every={save_every}: {type(strategy).__name__} sums up in each of the {processes} processes: "
-            "use save_every=null or trainer.devices=1"
+            f"save_every={save_every}: {type(strategy).__name__} has different state in each of the {processes} processes, which "
+            "a mid-task checkpoint does not contain. Try save_every=null or trainer.devices=1."
         )
 
 
 def empty_results(sequence: TaskSequence, metrics: Mapping[str, Metric] | None = None) -> dict[str, Any]:
-    """Return the results of a run that has learned nothing, under the same keys as later."""
+    """Return the results of a run before its first task, with the same keys as after it."""
     spent = dict.fromkeys(("train", "importance", "evaluation", "shared", "total"), 0.0)
-    return {**_measured(sequence, Evaluation(len(sequence), metrics=metrics)), "seconds": spent}
+    return {**_evaluated(sequence, Evaluation(len(sequence), metrics=metrics)), "seconds": spent}
 
 
 def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None:
-    """Bring ``learner`` and ``strategy``, attached to their sequence, to a task checkpoint."""
+    """Load a task checkpoint into ``learner`` and ``strategy``, which are attached to their sequence."""
     learner.load_state_dict(state["learner"])
     learner.optimizer_state = state["optimizer"]
     strategy.load_state_dict(state["strategy"])
 
 
-def _measured(sequence: TaskSequence, evaluation: Evaluation) -> dict[str, Any]:
+def _evaluated(sequence: TaskSequence, evaluation: Evaluation) -> dict[str, Any]:
     def summarized(which: str) -> dict[str, Any]:
         return {"accuracy_matrix": evaluation.matrix(which).tolist(), **evaluation.summarize(which)}
 

@@ -1,4 +1,4 @@
-"""ProgressBar: a callback that draws one line in the terminal while a task is trained."""
+"""Show the progress of a task in the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REFRESH = 0.2  # seconds between two updates of the line
 
 
 class ProgressBar(L.Callback):
-    """One line that moves while a task is trained; it looks at the clock, not at the loss, so nothing waits for it."""
+    """Callback that shows a progress bar while a task is trained. It never reads the loss, so it does not slow down training."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
@@ -58,7 +58,7 @@ class ProgressBar(L.Callback):
 
 
 def _steps(trainer: L.Trainer) -> float:
-    """Batches that the task will take, if nothing ends it early."""
+    """Return the number of batches of the task without early stopping."""
     if trainer.max_steps > 0:
         return trainer.max_steps * trainer.accumulate_grad_batches
     return (trainer.max_epochs or 1) * trainer.num_training_batches

@@ -1,4 +1,4 @@
-"""The shared first task: what runs of a sweep have in common, the first task up to its last step, trained once."""
+"""Share the first task, up to its last step, between the runs of a sweep that train it identically."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from clbench.runs.folder import remove_parts
 
 
 class SharedFirstTask:
-    """A checkpoint inside the first task from which several runs continue, and the lock of the one that trains it.
+    """A checkpoint inside the first task from which several runs start, and a lock for the process that trains it.
 
-    The system takes the lock from a process that ends, however it ends, so nobody waits for one that was killed.
+    The operating system releases the lock when the process ends or is killed, so no other process waits forever.
 
     Args:
-        folder: The sweep's folder of shared first tasks. It is created when the checkpoint is first looked for.
-        key: of all that the runs have in common, see ``first_task_hash``.
+        folder: The sweep's folder of shared first tasks. ``find`` creates it.
+        key: Hash of everything that affects the first task, see ``first_task_hash``.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -25,12 +25,12 @@ class SharedFirstTask:
         self._lock = FileLock(folder / f".{key}.lock")
 
     @property
-    def mine(self) -> bool:
-        """Whether this process is the one that trains it."""
+    def is_trained_here(self) -> bool:
+        """Whether this process trains the shared first task."""
         return self._lock.is_locked
 
     def find(self) -> Path | None:
-        """The checkpoint, after waiting for the process that trains it; None: this one does, until ``release``."""
+        """Wait for the process that trains the checkpoint and return its path; None if this process has to train it."""
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
@@ -41,5 +41,5 @@ class SharedFirstTask:
         return self.path
 
     def release(self) -> None:
-        """Let the others have it; or train it, if this process has not."""
+        """Release the lock. Other processes then use the checkpoint, or one of them trains it if it does not exist."""
         self._lock.release()

@@ -1,4 +1,4 @@
-"""Stopwatch: where the time of a run went, over all processes that worked on it."""
+"""Measure the time of a run, including the time of earlier processes of a resumed run."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from clbench.training.evaluation import Evaluation
 
 
 class Stopwatch:
-    """Counts from when it is made; ``load`` adds what was spent before.
+    """Stopwatch that starts when it is created. ``load`` adds the time of an earlier process.
 
     Args:
-        strategy: whose ``seconds`` are those of importance.
-        evaluation: whose ``seconds`` are those of evaluation.
+        strategy: Strategy, whose ``seconds`` measure the importance.
+        evaluation: Callback, whose ``seconds`` measure the evaluation.
 
     Attributes:
-        shared: of all these seconds, those of a shared first task that another run of the sweep trained.
+        shared: Seconds of a shared first task that another run of the sweep trained. They are part of the total.
     """
 
     def __init__(self, strategy: Strategy, evaluation: Evaluation) -> None:
         self._strategy = strategy
         self._evaluation = evaluation
-        self._began = perf_counter()
+        self._start = perf_counter()
         self.shared = 0.0
 
     def spent(self) -> dict[str, float]:
-        """``train`` (all that is not the other two), ``importance``, ``evaluation``; and ``shared``, which is among them."""
+        """Return the seconds: ``train``, ``importance``, ``evaluation``, and ``shared``, which is part of the other three."""
         importance, evaluation = self._strategy.seconds, self._evaluation.seconds
-        train = perf_counter() - self._began - importance - evaluation
+        train = perf_counter() - self._start - importance - evaluation
         return {"train": train, "importance": importance, "evaluation": evaluation, "shared": self.shared}
 
     def load(self, spent: dict[str, float]) -> None:
-        """Continue from what ``spent()`` returned in an earlier process."""
+        """Add the seconds that ``spent()`` returned in an earlier process."""
         self._strategy.seconds, self._evaluation.seconds = spent["importance"], spent["evaluation"]
-        self._began = perf_counter() - total_seconds(spent)
+        self._start = perf_counter() - total_seconds(spent)
         self.shared = spent["shared"]
 
 
 def total_seconds(spent: dict[str, float]) -> float:
-    """All seconds of the loop over tasks."""
+    """Return the seconds of the whole loop over tasks."""
     return spent["train"] + spent["importance"] + spent["evaluation"]
