@@ -261,3 +261,17 @@ def test_callbacks_of_the_user_are_called(run, tmp_path, monkeypatch):
     from counting_callback import begun
 
     assert begun == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        ("LearningRateMonitor", "LearningRateMonitor cannot run here: Cannot use"),
+        ("EarlyStopping,monitor:foo", "EarlyStopping cannot run here: Early stopping conditioned on metric `foo`"),
+        ("LearningRateFinder", "LearningRateFinder cannot run here: When using the learning rate finder"),
+    ],
+)
+def test_a_callback_that_cannot_run_is_reported_in_one_line(run, callback, message):
+    callbacks = f"+trainer.callbacks=[{{_target_:lightning.pytorch.callbacks.{callback}}}]"
+    with pytest.raises(ConfigError, match="trainer.callbacks: " + message):
+        run(*SHORT, "strategy=finetune", "logger=none", callbacks)

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 
 from clbench.data import TaskSequence
-from clbench.errors import ConfigError, expected
+from clbench.errors import ConfigError, Unstable, expected
 from clbench.learner import Learner
 from clbench.metrics.metric import Metric
 from clbench.metrics.registry import describe_extra
@@ -160,6 +160,10 @@ class TaskLoop:
                 trainer.fit(self.learner, datamodule=task, ckpt_path=checkpoint, weights_only=True)
             except SystemExit as stop:  # Lightning converts Ctrl-C to SystemExit
                 raise KeyboardInterrupt from stop
+            except Exception as error:
+                if (message := callback_message(error)) is not None:
+                    raise ConfigError(message) from error
+                raise
         self.importance.append(self.strategy.cost())
         self.next_task = index + 1
         self.logs.after_task(index, self.results())
@@ -206,6 +210,18 @@ def tasks_to_learn(stop_after_task: int | None, tasks: int) -> int:
         rule = f"an integer from 1 to {tasks}, the number of tasks, or null for all"
         raise ConfigError(expected("stop_after_task", stop_after_task, rule))
     return number
+
+
+def callback_message(error: BaseException) -> str | None:
+    """Return a one-line message if a callback of Lightning raised ``error``, None otherwise."""
+    traceback = error.__traceback__
+    while traceback is not None and not isinstance(error, ConfigError | Unstable):
+        callback = traceback.tb_frame.f_locals.get("self")
+        if isinstance(callback, L.Callback) and type(callback).__module__.startswith("lightning."):
+            text = " ".join(str(error).split())
+            return f"trainer.callbacks: {type(callback).__name__} cannot run here: {text} Change its options or leave it out"
+        traceback = traceback.tb_next
+    return None
 
 
 def check_mid_task(save_every: int | None, strategy: Strategy, processes: int) -> None:
