@@ -247,16 +247,24 @@ def test_ewc_at_1e5_beats_fine_tuning_by_3_points(run):
     assert mean_of_3_seeds("strategy=ewc", "lam=1e5") >= mean_of_3_seeds("strategy=finetune") + 0.03
 
 
+EVERY_CHOICE = [(group, choice) for group in GROUPS for choice in choices(group)]
+
+
+@pytest.mark.parametrize(("group", "choice"), EVERY_CHOICE)
+def test_every_yaml_composes(composed, group, choice):
+    composed(f"{group}={choice}")
+
+
 @pytest.mark.parametrize(
     ("group", "choice"),
-    [(g, c) for g in GROUPS for c in choices(g)],
+    [
+        pytest.param(group, choice, marks=[] if group in ("strategy", "net") else pytest.mark.slow)
+        for group, choice in EVERY_CHOICE
+        if (group, choice) not in {("trainer", "gpu"), ("trainer", "ddp")}  # see tests/training/test_processes.py
+        and not (group == "data" and choice not in OFFLINE)  # see test_every_data_set_runs_a_batch
+    ],
 )
-def test_every_yaml_composes_and_runs_a_batch(run, composed, group, choice):
-    composed(f"{group}={choice}")
-    if (group, choice) in {("trainer", "gpu"), ("trainer", "ddp")}:
-        return  # these need a GPU or several processes, see tests/training/test_processes.py
-    if group == "data" and choice not in OFFLINE:
-        return  # test_every_data_set_runs_a_batch covers data sets that must be downloaded
+def test_every_yaml_runs_a_batch(run, group, choice):
     last = [] if group == "trainer" else ["+trainer.limit_train_batches=1"]
     last += ["samples=2"] if group == "net" else []
     assert run(f"{group}={choice}", "epochs=1", "data.tasks=2", *last)["status"] == "complete"

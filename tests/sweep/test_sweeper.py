@@ -45,7 +45,7 @@ def metrics_of(sweep):
     return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in sweep.glob("*/metrics.json")}
 
 
-SMALL = ("epochs=1", "data.tasks=2", "net.hidden=[16]")
+SMALL = ("steps=5", "data.tasks=2", "net.hidden=[16]")
 
 
 def test_the_same_sweep_again_runs_only_missing_runs(command, tmp_path):

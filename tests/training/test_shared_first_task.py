@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -46,6 +47,7 @@ class Doubled(EWC):
 def key(composed):
     """``key("strategy=ewc")`` returns the key of the shared first task."""
 
+    @cache
     def of(*overrides):
         cfg = composed(*overrides)
         OmegaConf.set_readonly(cfg, False)
