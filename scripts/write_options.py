@@ -52,7 +52,7 @@ def lines() -> Iterator[str]:
     """Yield the lines of the page."""
     top = top_level_options()
     yield INTRO
-    yield "## Of a run"
+    yield "## Every run"
     yield ""
     yield from table((d for key, d in top.items() if key not in OPTIONS), values=True)
     yield ""
@@ -73,7 +73,7 @@ def lines() -> Iterator[str]:
             yield from table(common.values())
             yield ""
         for file in files(group):
-            yield from (f"### {file.choice}", "", f"{file.description[0].upper()}{file.description[1:]}.", "")
+            yield from (f"### {file.choice}", "", f"{cell(file.description[0].upper() + file.description[1:])}.", "")
             if own := own_options(file, top, common):
                 yield from (*table(own), "")
 
@@ -109,7 +109,7 @@ def table(options: Iterable[Declaration], values: bool = False) -> Iterator[str]
 
 
 def cell(text: str) -> str:
-    """Escape text for a Markdown table."""
+    """Escape text for Markdown, also in a table."""
     return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
 
 

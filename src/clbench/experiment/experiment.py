@@ -60,7 +60,7 @@ class Experiment:
         strategy: The strategy against forgetting, once built.
         metrics: All metrics by name, including those of the user, once built.
         loop: The loop over the tasks, once built.
-        about: The description of the run in metrics.json, once built.
+        about: The entries of metrics.json that describe the run, once built.
 
     Raises:
         ConfigError: The configuration cannot be trained, or the folder belongs to another run.
@@ -109,7 +109,7 @@ class Experiment:
         return self.earlier is not None and self.earlier["status"] == FINISHED
 
     def reuse(self) -> float | None:
-        """Return the objective of a finished run, after adding metrics of the user that metrics.json lacks."""
+        """Return the objective of a finished run. Metrics of the user that metrics.json lacks are computed and added first."""
         assert self.earlier is not None
         results, added = add_new_metrics(self.folder, self.earlier, self.cfg.metrics.extra)
         if added:
@@ -121,6 +121,7 @@ class Experiment:
         """Build the tasks, learner, strategy and loop, check that they fit together, and print the plan."""
         self.metrics = load_metrics(self.cfg.metrics.extra)
         self.sequence, self.learner, self.strategy = build(self.cfg)
+        # these two calls only check epochs, steps and objective before the training
         budget(self.cfg, 0, len(self.sequence))
         objective(empty_results(self.sequence, self.metrics), self.cfg.objective)
         # describe the net before the loop attaches the strategy, which may add parameters
@@ -138,7 +139,7 @@ class Experiment:
         self.display.plan(shown)
 
     def resume(self) -> None:
-        """Save the configuration, and resume from the newest checkpoint."""
+        """Save the configuration, and resume from the newest checkpoint if there is one."""
         if self.is_first_process:
             save_config(self.cfg, self.launch)
         if self.earlier is not None:

@@ -43,22 +43,22 @@ BLOCK = 16
 """Columns processed together, so that a convolution unfolds its input once for all of them."""
 
 SMALL = 64
-"""Smaller batches are merged up to this size, or up to ``chunk``, so that a loader of single examples is not slow."""
+"""Number of examples up to which small batches are merged, at most ``chunk``. Without it, a loader of single examples is slow."""
 
 
 class Engine:
-    """Measures one module. Must be used inside ``preserve_state``.
+    """Measure the importance of the parameters of one module. Must be used inside ``preserve_state``.
 
-    Each batch takes one forward pass, and one backward pass per column of ``output_gradients`` that stops at the outputs of the
-    layers. A closed form per layer then gives the per-example parameter gradients. Parameters without a closed form are
-    handled by ``general``.
+    Each batch takes one forward pass, and one backward pass per column of ``output_gradients``. The backward pass computes the
+    gradients at the outputs of the layers only. A closed form per layer then gives the parameter gradients of each example.
+    Parameters without a closed form are handled by ``general``.
 
     Args:
         module: Any module, in evaluation mode.
         output_gradients: Gradients at the outputs, K columns per example.
         square_or_abs: Elementwise function of a gradient, summed over K.
-        options: Options of the measurement, of which ``outputs``, ``chunk`` and ``error`` are used. With ``error`` the squares
-            of each example's value are summed too.
+        options: Options of the measurement. Only ``outputs``, ``chunk`` and ``error`` are used. With ``error``, the squares of
+            the examples' values are also summed.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Engine:
     def _probe(self, recorder: Recorder, batch: Any) -> Probe:
         """Return the probe of batches of this kind, computed once.
 
-        Batches of one example are a kind of their own, because they cannot show whether rows are examples.
+        Batches of one example are probed separately, because one example does not show which dimension is the batch.
         """
         kind = (shapes(batch), count(batch) > 1)
         if kind not in self.probes:
@@ -130,7 +130,7 @@ class Engine:
         self.statistics.examples += n
 
     def _block(self, probed: Probe, n: int, c: int) -> int:
-        """Return the number of columns to process together: all for standard errors, else as many as fit in memory."""
+        """Return the number of columns to process together: as many as fit in memory, or all if standard errors are measured."""
         if self.statistics.second is not None:
             return max(1, self.output_gradients.count(c))
         return max(1, min(BLOCK, self.forward_budget // max(1, n * probed.edges)))

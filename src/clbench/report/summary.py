@@ -33,12 +33,12 @@ def summarize_seeds(runs: DataFrame) -> DataFrame:
 
 
 def select_lam(setups: DataFrame, data: str) -> DataFrame:
-    """Add the columns ``selected``, ``oracle`` and ``lam_count`` (lams of the method) to ``setups``.
+    """Return ``setups`` with the columns ``selected``, ``oracle`` and ``lam_count`` (number of lams of the method).
 
     The selected lam of a method has the best average accuracy, a mean over seeds, on validation data
     (``data="validation"``) or on test data (``data="test"``). The oracle has the best one on test data. Only lams with the
-    largest number of seeds are compared, so that none wins by an easy seed. In a tie, the smallest lam is selected. Without
-    validation data, a method with several lams has none selected on validation data.
+    largest number of seeds are compared, because a lam that lacks a hard seed would have an advantage. In a tie, the smallest
+    lam is selected. With ``data="validation"`` and without validation data, no lam is selected if the method has several.
     """
     column = {"validation": "validation_average_accuracy", "test": "average_accuracy"}[data]
     setups = setups.assign(selected=False, oracle=False, lam_count=0)
@@ -111,7 +111,7 @@ def paired_differences(
 def paired_difference(by_seed: Series, metric: str) -> dict[str, float]:
     """Return mean, half-width of the interval and p of the paired t-test of differences, nan where undefined."""
     n, mean, std = by_seed.count(), by_seed.mean(), by_seed.std()
-    p = (
-        2 * stdtr(n - 1, -abs(mean) / (std / np.sqrt(n))) if std > 0 else np.nan
-    )  # without spread, the test is undefined
+    p = np.nan  # the test is undefined if all differences are equal
+    if std > 0:
+        p = 2 * stdtr(n - 1, -abs(mean) / (std / np.sqrt(n)))
     return {metric: mean, f"{metric}_ci": float(half_width(np.array(std), np.array(n))), f"{metric}_p": float(p)}

@@ -26,7 +26,7 @@ from clbench.strategies.patterns import Patterns, selected
 
 
 class NCCL(TwoLevels):
-    """Neuron calibration (Yin, Yang and Li 2021): two levels, the weights theta and the parameters that calibrate them.
+    """Neuron calibration (Yin, Yang and Li 2021): train the weights theta, and parameters that rescale weights and features.
 
     Every layer computes with theta~ = tile(psi) * theta and rescales its features (``clbench.nets.calibration``). A batch (x, y)
     of task t is learned in ``inner_steps`` steps on theta with the calibration fixed,
@@ -38,36 +38,37 @@ class NCCL(TwoLevels):
         - outer_lr * gradient of  lam/2 * sum_i F_i (theta~_i - anchor_i)^2  +  reg * KL(M').
                                   term a: consolidation                        term b: distillation
 
-    F = (dKL/dtheta~)^2 on the same M', taken as a constant. KL compares softmax(z / temperature) with the same quantity of the
-    example at the end of its task, in evaluation mode. That target is stored and never updated. The memory is a ring of the last
-    ``memory`` examples of each task. The second and later steps on a batch use as many examples drawn from the ring of task t.
+    F = (dKL/dtheta~)^2 on the same M', taken as a constant. KL is the divergence of softmax(z / temperature) from a target. The
+    target of an example is this softmax at the end of the example's task, in evaluation mode. It is stored and never updated.
+    The memory is a ring of the last ``memory`` examples of each task. Only the first inner step uses the batch itself. The others
+    use a batch of the same size, sampled from the ring of task t.
 
     docs/nccl.md lists, option by option, what the paper specifies and what is our choice.
 
     Args:
         lam: Strength of term a, >= 0. 1 is the weight in the paper.
-        memory: Examples kept per task, at least 1.
+        memory: Number of examples stored per task, at least 1.
         replay: Examples of earlier tasks in an inner step, at least 1.
         inner_steps: Steps on theta per batch, at least 1.
         outer_steps: Steps on the calibration per batch, at least 1. Each uses as many old examples as the batch has.
         outer_lr: Learning rate of the outer steps, > 0. The learning rate of theta is that of the optimiser.
         temperature: Temperature of the softmax in KL, > 0.
-        gamma: Strength of the old examples in the inner steps, >= 0. With 0 none are drawn.
+        gamma: Strength of the old examples in the inner steps, >= 0. With 0 the inner steps use none.
         reg: Strength of the distillation in inner and outer steps, >= 0. The paper calls it beta.
         inner_clip, outer_clip: Largest absolute value of a gradient entry, > 0. None does not clip.
-        anchor: theta~ before the first inner step on the batch (``batch``), before its last inner step (``last_inner``), or at
-            the start of the task (``task``).
+        anchor: Time at which theta~ is taken as the anchor of term a: before the first inner step on the batch (``batch``),
+            before its last inner step (``last_inner``), or at the start of the task (``task``).
         kl: ``mean`` averages over examples and outputs, as nn.KLDivLoss() in the published code does. ``batchmean`` averages
             over examples only.
         terms: Terms of the outer objective, among ``a`` and ``b``.
         wcm, fcm: Whether to calibrate weights and features.
-        rehearsal: Whether to keep examples. Without them nothing is replayed and the calibration is not trained.
+        rehearsal: Whether to store examples. Without them, nothing is replayed and the calibration is not trained.
         include, exclude: Patterns on the names of the weights to calibrate, see ``selected``. None selects the 3x3 convolutions
             in the blocks of our reduced ResNets, and all Linear and convolutional layers of other nets.
-        seed: Random seed of the draws.
+        seed: Random seed of the sampling from the memory.
 
     Raises:
-        ConfigError: A value is out of range. When a fit starts, an option needs automatic optimisation.
+        ConfigError: A value is out of range. Also raised at the start of a fit if an option of the Trainer is not supported.
 
     Example:
         >>> import lightning as L
@@ -200,7 +201,7 @@ class NCCL(TwoLevels):
         self._step_schedulers("epoch")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Store the softened outputs of the kept examples of the task."""
+        """Store the softened outputs of the stored examples of the task, as targets of the distillation."""
         learner = learner_of(pl_module)
         start = perf_counter()
         assert self.memory is not None
@@ -241,7 +242,7 @@ def chosen_layers(learner: Learner, include: Patterns, exclude: Patterns) -> lis
     """Return the names of the layers to calibrate.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: No layer matches the patterns.
     """
     matching = selected(learner, include, exclude)
     names = [name for name in layers(learner.net) if f"net.{name}.weight" in matching]

@@ -1,4 +1,4 @@
-"""Run grids with Hydra, in a stable folder and without repeating equal or finished runs.
+"""Hydra sweeper for grids, which merges equal runs, skips finished ones and uses the same folder for the same command.
 
 Hydra imports its plugins at every start, so heavy modules are imported only when a sweep starts.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's grid sweeper over a stable folder.
+    """Run a grid in a folder that follows from the command.
 
     Combinations that differ only in options that their strategy does not have are merged into one run. The name of a run
     folder follows from the configuration. Rerunning a command therefore runs only missing runs and resumes interrupted ones.
@@ -72,7 +72,7 @@ class GridSweeper(BasicSweeper):
         """Learn the first tasks, and return the runs whose lam is selected on them.
 
         Raises:
-            SweepFailed: A run failed with another error than non-finite weights. A lam with non-finite weights is not selected.
+            SweepFailed: A run failed for another reason than non-finite weights, with which its lam cannot be selected.
         """
         from clbench.sweep.selection import lam_groups, select_lam, show_selection
 
@@ -90,7 +90,7 @@ class GridSweeper(BasicSweeper):
         return [run for run in plan.runs if run.name not in rejected]
 
     def _run(self, runs: Sequence[PlannedRun], folder: Path, *more: str) -> dict[str, BaseException]:
-        """Launch the runs with the overrides ``more``, and return the errors by the names of the runs."""
+        """Launch the runs with the additional overrides ``more``. Return the errors of failed runs, by the name of the run."""
         from clbench.config.compose import quoted
         from clbench.runs import sweep_log
         from clbench.sweep.grid import run_labels

@@ -42,7 +42,7 @@ class LoopOptions:
         log_every: Steps between two entries of the training loss.
         save_every: Steps between two mid-task checkpoints, None for no mid-task checkpoints.
         stop_after_task: Number of tasks to learn now, None for all. A later process can resume after them.
-        metrics: Metrics by name, None for all metrics of this process.
+        metrics: Metrics by name, None for all that are registered in this process.
     """
 
     seed: int = 0
@@ -66,13 +66,13 @@ class TaskLoop:
         learner: The module that is trained. It is changed in place.
         strategy: The strategy against forgetting. It is changed in place.
         folder: The run's folder, which contains the checkpoints.
-        options: See ``LoopOptions``.
+        options: Options of the training, None for the defaults of ``LoopOptions``.
         shared_first_task: First task that is trained once for several runs, None for no sharing.
         report: Function that receives the text of each warning of the penalty monitor.
 
     Attributes:
         callbacks: The callbacks of every Trainer, in the required order.
-        logs: The callback that logs, to the loggers of ``logs.to(loggers)``.
+        logs: The callback that logs. Inside ``with logs.to(loggers):`` it writes to these loggers.
         next_task: Index of the first task that is not learned yet.
         outside: Seconds of the run outside this loop, for example for reading data. They are part of ``seconds.total``.
 
@@ -240,7 +240,7 @@ def empty_results(sequence: TaskSequence, metrics: Mapping[str, Metric] | None =
 
 
 def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None:
-    """Load a task checkpoint into ``learner`` and ``strategy``, which are attached to their sequence."""
+    """Load a task checkpoint into ``learner`` and ``strategy``. The strategy must already be attached."""
     learner.load_state_dict(state["learner"])
     learner.optimizer_state = state["optimizer"]
     strategy.load_state_dict(state["strategy"])
