@@ -11,9 +11,34 @@ Params = dict[str, Tensor]
 """From parameter name to tensor, the names and shapes of ``module.named_parameters()``."""
 
 
+WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Attributes in which wrappers of torch have the wrapped module."""
+
+
+def named_parameters(module: nn.Module) -> Params:
+    """Return the live parameters of ``module`` by name, without the prefixes of wrappers; a shared parameter appears once.
+
+    ``torch.compile``, ``DataParallel`` and activation checkpoints wrap a module and so rename its parameters. Here a
+    parameter has the same name before and after.
+    """
+    parallel = [
+        f"{prefix}.module." if prefix else "module."
+        for prefix, part in module.named_modules()
+        if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    ]
+    return {_unwrapped(name, parallel): p for name, p in module.named_parameters()}
+
+
+def _unwrapped(name: str, parallel: list[str]) -> str:
+    for prefix in sorted(parallel, key=len, reverse=True):
+        if name.startswith(prefix):
+            name = prefix.removesuffix("module.") + name.removeprefix(prefix)
+    return ".".join(part for part in name.split(".") if part not in WRAPPED)
+
+
 def trainable(module: nn.Module) -> Params:
-    """The live parameters of ``module`` that require grad, by name; a shared parameter appears once."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+    """Return the live parameters of ``module`` that require grad, by name (``named_parameters``)."""
+    return {name: p for name, p in named_parameters(module).items() if p.requires_grad}
 
 
 def snapshot(params: Mapping[str, Tensor]) -> Params:

@@ -113,6 +113,7 @@ class OnlineEWC(EWC):
 
     shares_first_task = True
     needs_labels = False
+    merges_by_name = True
 
     def __init__(self, lam: float = 1e3, gamma: float = 1.0, **options: Unpack[FisherOptions]) -> None:
         super().__init__(lam, **options)

@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from clbench.data import Batches, find_task, task_of
+from clbench.data.sequence import EVALUATION_BATCH
 from clbench.errors import StrategyError
 from clbench.importance import mas, mas_local
 from clbench.importance.batching import count
 from clbench.params import Params, placed_like, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_choice, check_flag, check_fraction, check_integer
-from clbench.strategies.measured import EVALUATION_BATCH, Data, ImportanceStrategy, MeasurementOptions, Outputs
+from clbench.strategies.examples import Data
+from clbench.strategies.measured import ImportanceStrategy, MeasurementOptions, Outputs
 from clbench.strategies.quadratic import Quadratic
 
 
@@ -50,6 +52,7 @@ class MAS(ImportanceStrategy):
     needs_labels = False
     one_process = False
     per_process = False
+    merges_by_name = True
 
     def __init__(
         self,
@@ -107,6 +110,7 @@ class MAS(ImportanceStrategy):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch to the running mean: mean += n / N (mean of the batch - mean)."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if not self.online:
             return
         start = perf_counter()

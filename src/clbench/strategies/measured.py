@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, Unpack, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Unpack
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
-from clbench.data import Batches, Task, TaskSequence, find_task
-from clbench.data.batches import Part
+from clbench.data import Batches, TaskSequence
 from clbench.errors import StrategyError
 from clbench.importance import default_outputs, preserve_state
 from clbench.importance.batching import count, subsample, take
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params
 from clbench.strategies.argument_checks import check_choice, check_integer_or_none
+from clbench.strategies.examples import (
+    PARTS,
+    Data,
+    are_equal,
+    batches_of,
+    examples_of,
+    number_of,
+    share_of_process,
+    transferred,
+)
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
-Data = str | Iterable[Any] | Callable[[L.Trainer], Iterable[Any]]
-"""A part of the task by name, or batches, or what makes them of the trainer when a task has ended."""
-
-PARTS = {"train": "training", "validation": "validation", "test": "test"}
-EVALUATION_BATCH = 1000
 
 
 class MeasurementOptions(QuadraticOptions, total=False):
@@ -122,36 +126,56 @@ class ImportanceStrategy(QuadraticStrategy):
             )
         if callable(self.data) or (isinstance(pl_module, Learner) and self.penalty is not None):
             return
-        batches = batches_of(self.data, trainer)
-        if isinstance(batches, Batches):
-            there = batches.examples
-        elif isinstance(batches, DataLoader) and not (
-            isinstance(batches.dataset, IterableDataset) or _unbatched(batches)
-        ):
-            there = len(cast(Sized, batches.dataset))
-        else:  # may be had only once
+        batches = batches_of(self.data, trainer, self.seed, self.samples)
+        there = number_of(batches)
+        if there is None:  # it may be possible to read it only once
             return
         if self.samples is not None and self.samples > there:
             what = PARTS[self.data] if isinstance(self.data, str) else "given"
             raise StrategyError(f"samples={self.samples}: there are {there} {what} examples. Use at most {there}")
         with preserve_state(pl_module):
             first = next(iter(batches))
+            if self.data == "train" and self.penalty is None and not isinstance(batches, Batches):
+                self._warn_of_random_examples(first, next(iter(batches)))
+            first = next(transferred(trainer, [first]))
         try:
             self.measure(pl_module, [take(first, slice(0, 2))], self.outputs_of(pl_module), None)
         except ValueError as error:
             raise StrategyError(f"{type(self).__name__} cannot measure importance on this module: {error}") from error
 
+    def _warn_of_random_examples(self, first: Any, again: Any) -> None:
+        if not are_equal(first, again):
+            rank_zero_warn(
+                "two readings of the first batch differ, so the data set draws its examples at random (augmentation?). "
+                "Importance is then measured on one draw of each. Pass the examples without augmentation as data=LOADER"
+            )
+
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
-        outputs, batches = self.outputs_of(pl_module), batches_of(self.data, trainer)
+        outputs, batches = self.outputs_of(pl_module), batches_of(self.data, trainer, self.seed, self.samples)
+        if not isinstance(pl_module, Learner):
+            batches = transferred(trainer, batches)
         self.examples = 0
         if trainer.world_size == 1:
             importance = self.measure(pl_module, self._counted(batches), outputs, self.samples)
             self.examples = self.samples or self.examples
             return importance
         drawn = subsample(batches, self.samples, self.seed)
-        mine = _rows_of_process(drawn, trainer.global_rank, trainer.world_size)
+        mine = share_of_process(drawn, trainer.global_rank, trainer.world_size)
         importance = self.measure(pl_module, self._counted(mine), outputs, None)
         return self.mean_over_processes(trainer, importance)
+
+    def importance_on(self, module: nn.Module, batches: Iterable[Any] | None) -> Params:
+        if batches is None:
+            raise StrategyError(
+                "consolidate() needs the examples to measure on. Pass a loader: consolidate(module, loader)"
+            )
+        trainer = getattr(module, "_trainer", None)
+        if trainer is not None and not isinstance(module, Learner):
+            batches = transferred(trainer, batches)
+        self.examples = 0
+        importance = self.measure(module, self._counted(batches), self.outputs_of(module), self.samples)
+        self.examples = self.samples or self.examples
+        return importance
 
     def mean_over_processes(self, trainer: L.Trainer, importance: Params) -> Params:
         """Return the mean over the examples of all processes, each process weighted by its number of examples."""
@@ -165,75 +189,3 @@ class ImportanceStrategy(QuadraticStrategy):
         for batch in batches:
             self.examples += count(batch)
             yield batch
-
-
-def batches_of(data: Data, trainer: L.Trainer) -> Iterable[Any]:
-    """Return the examples that ``data`` stands for, all of them in every process.
-
-    Raises:
-        ConfigError: validation or test examples of something that is not a task of clbench.
-    """
-    if callable(data):
-        return data(trainer)
-    if not isinstance(data, str):
-        return data
-    if data == "train":
-        return training_examples(trainer)
-    if (task := find_task(trainer)) is None:
-        raise StrategyError(
-            f"data={data!r} needs a task of a clbench sequence as datamodule. Else pass batches as data="
-        )
-    part = task.sequence.on_device(examples_of(task, data), trainer.strategy.root_device)
-    return Batches([part], EVALUATION_BATCH)
-
-
-def examples_of(task: Task, which: str) -> Part:
-    """Return the ``validation`` or ``test`` examples of ``task`` itself.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    part = task.sequence.examples_of(which, task.index)[task.index]
-    if not len(part):
-        raise StrategyError(f"data={which}: there are no {which} examples. Set data.validation above 0")
-    return part
-
-
-def training_examples(trainer: L.Trainer) -> Iterable[Any]:
-    """The training examples of the task, each once, in a fixed order where that is possible.
-
-    A DataLoader over a map-style data set is read in order, without dropping a last batch and without a sampler;
-    any other iterable is read as it comes.
-
-    Raises:
-        ConfigError: several loaders.
-    """
-    if (task := find_task(trainer)) is not None:
-        return task.importance_dataloader()
-    loader: Iterable[Any] | None = trainer.train_dataloader
-    assert loader is not None  # the Trainer has just trained on it
-    if isinstance(loader, Mapping | list | tuple):
-        raise StrategyError(
-            f"the Trainer has a {type(loader).__name__} of loaders. Say which examples importance is measured on, data=LOADER or "
-            "a function of the Trainer"
-        )
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or _unbatched(loader):
-        return loader
-    return DataLoader(
-        loader.dataset, batch_size=loader.batch_size or 1, num_workers=loader.num_workers, collate_fn=loader.collate_fn
-    )
-
-
-def _unbatched(loader: DataLoader[Any]) -> bool:
-    """Whether it gives the items of its data set as they are."""
-    return loader.batch_size is None and loader.batch_sampler is None
-
-
-def _rows_of_process(batches: Iterable[Any], rank: int, world: int) -> Iterator[Any]:
-    """Every ``world``-th example, counted over all batches, from ``rank`` on."""
-    seen = 0
-    for batch in batches:
-        first = (rank - seen) % world
-        seen += (number := count(batch))
-        if first < number:
-            yield take(batch, slice(first, None, world))

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from clbench.errors import StrategyError
+from clbench.params import named_parameters
 
 Patterns = str | Sequence[str] | None
 
@@ -40,12 +41,11 @@ def selected(module: nn.Module, include: Patterns = None, exclude: Patterns = No
 
 def _names(module: nn.Module) -> Iterator[tuple[str, str]]:
     """(name of a parameter, ``Type.name`` of it in its layer); a shared parameter once, as in ``named_parameters``."""
-    seen = set()
-    for prefix, layer in module.named_modules():
-        for name, p in layer.named_parameters(recurse=False):
-            if p not in seen:
-                seen.add(p)
-                yield (f"{prefix}.{name}" if prefix else name), f"{type(layer).__name__}.{name}"
+    names = {id(p): name for name, p in named_parameters(module).items()}
+    for layer in module.modules():
+        for local, p in layer.named_parameters(recurse=False):
+            if (name := names.pop(id(p), None)) is not None:
+                yield name, f"{type(layer).__name__}.{local}"
 
 
 def _matching(names: dict[str, str], option: str, patterns: str | Sequence[str]) -> set[str]:
@@ -60,3 +60,12 @@ def _matching(names: dict[str, str], option: str, patterns: str | Sequence[str])
             )
         matching |= found
     return matching
+
+
+def is_left_out(name: str, include: Patterns, exclude: Patterns) -> bool:
+    """Return whether the patterns leave out a parameter of which only the name is known."""
+
+    def matches(patterns: str | Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+
+    return (include is not None and not matches(include)) or (exclude is not None and matches(exclude))

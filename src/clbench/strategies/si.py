@@ -45,6 +45,7 @@ class SI(QuadraticStrategy):
     needs_labels = False
     one_process = False
     per_process = False
+    merges_by_name = True
 
     def __init__(
         self, lam: float = 1.0, damping: float = 0.1, clamp: bool = False, **options: Unpack[QuadraticOptions]
@@ -89,7 +90,11 @@ class SI(QuadraticStrategy):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._path.end()
+
+    def _must_act(self) -> bool:
+        return True  # it sums over every step
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)

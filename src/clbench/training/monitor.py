@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from clbench.data import Task, find_task, task_index
 from clbench.errors import ConfigError, expected
@@ -19,6 +19,7 @@ from clbench.params import Params
 from clbench.strategies import Strategy
 from clbench.strategies.norms import gradient_norms
 from clbench.strategies.penalty_state import PenaltyState
+from clbench.strategies.step_size import check_step_size
 
 NEGLIGIBLE, DOMINATING = 1e-6, 100.0  # norm of the penalty's gradient over that of the loss's, medians over a task
 LOOKS = 10  # samples of the gradient norms in a task that has as many steps, at least
@@ -56,6 +57,8 @@ class PenaltyMonitor(L.Callback):
     Raises:
         ConfigError: ``every`` below 1.
     """
+
+    watches_step_size = True
 
     def __init__(self, every: int = 50, report: Callable[[str], Any] = warnings.warn) -> None:
         if every < 1:
@@ -188,33 +191,6 @@ def check_importance(importance: Params) -> Iterator[tuple[str, str]]:
             f"{layer} has {largest / total:.2%} of all importance, so the other {len(sums) - 1} layers are free to forget; look "
             f"for dead units or detached features, or penalise the others alone with exclude=['{layer}.*']",
         )
-
-
-def check_step_size(state: PenaltyState, optimizers: list[Optimizer]) -> Iterator[tuple[str, str]]:
-    """Check the step size of SGD against the penalty; Adam's does not depend on the size of a gradient."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups if isinstance(optimizer, SGD) else []:
-            stiffness, bound = state.stiffness(group["lr"]), sgd_bound(group)
-            if stiffness > bound:
-                largest = state.lam * bound / stiffness
-                yield (
-                    "step_too_large",
-                    f"sgd lr={group['lr']:g} with lam={state.lam:g} is too stiff: lr*lam*max importance = {stiffness:.3g}, "
-                    f"and its steps are stable below {bound:.3g}; use lam below {largest:.2g}, a lower lr, or optimizer=adam",
-                )
-
-
-def sgd_bound(group: dict[str, Any]) -> float:
-    """Return the lr * curvature below which torch.optim.SGD is stable on a quadratic of that curvature.
-
-    With momentum m (heavy ball) and dampening d, 2 (1 + m) / (1 - d); with Nesterov's, 2 (1 + m) / (1 + 2 m): where an
-    eigenvalue of the step, linear in (weight, velocity), reaches -1. Without momentum 2. Weight decay is left out.
-    """
-    m = group["momentum"]
-    if m == 0:
-        return 2.0
-    scale = 1 + 2 * m if group["nesterov"] else 1 - group["dampening"]
-    return 2 * (1 + m) / scale if scale > 0 else math.inf
 
 
 def check_scenario(data: Any) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,121 @@
+"""What a consolidation needs of a fit of Lightning: its place among the callbacks, checkpoints, processes, final weights."""
+
+from __future__ import annotations
+
+import io
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch import Tensor
+
+from clbench.errors import StrategyError
+from clbench.params import Params
+
+SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+
+
+def refuse_sharded(trainer: L.Trainer) -> None:
+    """Refuse strategies of Lightning that split parameters over devices.
+
+    Raises:
+        ConfigError: the Trainer has one.
+    """
+    if isinstance(trainer.strategy, SHARDED):
+        raise StrategyError(
+            f"{type(trainer.strategy).__name__} splits parameters over devices, but a penalty needs them whole. Use 'ddp'"
+        )
+
+
+def place_last(callback: L.Callback, trainer: L.Trainer) -> None:
+    """Move the callbacks of others that come after ``callback`` before it, so that it sees the weights which they leave.
+
+    Checkpoints stay behind it, and so do the callbacks of clbench.
+    """
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    place = callbacks.index(callback)
+    behind = callbacks[place + 1 :]
+    others = [c for c in behind if not isinstance(c, Checkpoint) and not type(c).__module__.startswith("clbench.")]
+    if others:
+        stay = [c for c in behind if c not in others]
+        trainer.callbacks = [*callbacks[:place], *others, callback, *stay]  # type: ignore[attr-defined]
+
+
+def save_again(trainer: L.Trainer) -> None:
+    """Write the checkpoints of the last step again, which ModelCheckpoint wrote before the task was consolidated."""
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint) or callback.save_weights_only:
+            continue
+        if callback._last_global_step_saved == trainer.global_step:
+            for path in dict.fromkeys((callback._last_checkpoint_saved, callback.last_model_path)):
+                if path:
+                    trainer.save_checkpoint(path)
+
+
+def fingerprints(params: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the sum of the bits of each tensor as integers: equal on every device, whatever the order of the sum."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    found = {}
+    for name, p in params.items():
+        p = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
+        found[name] = p.contiguous().view(integers[p.element_size()]).sum(dtype=torch.int64)
+    return dict(zip(found, torch.stack(list(found.values())).tolist() if found else (), strict=True))
+
+
+def is_in_child(trainer: L.Trainer) -> bool:
+    """Return whether the fit runs in processes that end with it (``ddp_spawn``, ``ddp_fork``, ``ddp_notebook``)."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+RECEIVERS: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+"""Strategies of this process by their keys."""
+
+
+class Returned:
+    """The state of a strategy, which the main process loads when it receives it from a child process."""
+
+    def __init__(self, key: str, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.key, self.content = key, buffer.getvalue()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Returned:
+        return self  # Lightning copies what it sends; only the main process is to receive it
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, bytes]]:
+        return receive, (self.key, self.content)
+
+
+def receive(key: str, content: bytes) -> None:
+    """Load the state into the strategy with that key, if this process has it."""
+    if (strategy := RECEIVERS.get(key)) is not None:
+        strategy.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+
+
+def return_state(trainer: L.Trainer, key: str, state: dict[str, Any]) -> None:
+    """Send ``state`` back with the Trainer's own, from the process of rank 0."""
+    if trainer.is_global_zero:
+        trainer.state.clbench = Returned(key, state)  # type: ignore[attr-defined]
+
+
+def grown(old: Params, shapes: Mapping[str, torch.Size]) -> Params:
+    """Return ``old`` with zeros added where a shape of ``shapes`` is larger in some dimension."""
+    return {name: _padded(tensor, shapes[name]) if name in shapes else tensor for name, tensor in old.items()}
+
+
+def _padded(tensor: Tensor, shape: torch.Size) -> Tensor:
+    if tensor.shape == shape:
+        return tensor
+    larger = tensor.new_zeros(shape)
+    larger[tuple(slice(0, size) for size in tensor.shape)] = tensor
+    return larger
+
+
+def can_grow(old: torch.Size, new: torch.Size) -> bool:
+    """Return whether a tensor of shape ``old`` is the first part of one of shape ``new``."""
+    return len(old) == len(new) and all(a <= b for a, b in zip(old, new, strict=True))
