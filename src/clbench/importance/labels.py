@@ -107,6 +107,11 @@ def predicted(z: Tensor, loss: str) -> Tensor:
     return z.argmax(1) if loss == "cross_entropy" else z[:, 0] > 0
 
 
+def _are_probabilities(z: Tensor) -> bool:
+    """Return whether every row is a distribution."""
+    return bool(((z >= 0).all() & ((z.sum(1) - 1).abs() < 1e-4).all()).item())
+
+
 class TargetCheck:
     """Shapes and dtypes at once; ranges collected on the device and looked at once, in ``finish``, without a stall."""
 
@@ -130,6 +135,12 @@ class TargetCheck:
             raise ValueError(
                 f"loss='binary_cross_entropy' is for one logit (N, 1), the outputs have {c} columns; "
                 "use loss='cross_entropy', or outputs=fn that picks one"
+            )
+        if self.loss == "cross_entropy" and not self.classes and _are_probabilities(z):
+            raise ValueError(
+                "the outputs are >= 0 and sum to 1, so they are probabilities, but loss='cross_entropy' expects logits; pass "
+                "outputs=fn that returns the logits, or their logarithm: outputs=lambda module, batch: (module(batch[0]).log(), "
+                "batch[1])"
             )
         self.classes = c
         return z

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from clbench.importance.batching import Counted, Example, count, moved, split_examples, stacked, subsample
 from clbench.importance.engine import Engine
@@ -97,6 +98,11 @@ def measure(
     Raises:
         ValueError: the draw of the examples is impossible, or an entry is not finite.
     """
+    for name, p in module.named_parameters():
+        if is_lazy(p):
+            raise ValueError(
+                f"parameter {name!r} has no shape yet (a lazy layer); run one batch through the module first"
+            )
     counted = Counted(batches)
     with preserve_state(module):
         used = subsample(counted, options.samples, options.seed)

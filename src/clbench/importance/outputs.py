@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,11 +17,26 @@ def default_outputs(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | Non
     if isinstance(batch, Tensor):
         return module(batch), None
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
+        if len(batch) > 2 and takes_more_inputs(module):
+            raise ValueError(
+                f"a batch has {len(batch)} entries and {type(module).__name__}.forward takes more than one, so which of them are "
+                "inputs is unknown; pass outputs=fn, such as outputs=lambda module, batch: (module(batch[0], batch[1]), batch[2])"
+            )
         return module(batch[0]), batch[1] if len(batch) > 1 else None
     raise ValueError(
         f"a batch of type {type(batch).__name__} is not (x, y) or x; "
         "pass outputs=fn with fn(module, batch) -> (outputs (N, C), targets (N,) or None)"
     )
+
+
+def takes_more_inputs(module: nn.Module) -> bool:
+    """Return whether ``forward`` takes more than one positional argument."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 def check_outputs(z: Any, n: int) -> None:
