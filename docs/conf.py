@@ -1,6 +1,6 @@
-"""The documentation site: ``sphinx-build -W -c docs . build/site``, from the root of the checkout.
+"""Sphinx configuration of the documentation: run ``sphinx-build -W -c docs . build/site`` in the root of the checkout.
 
-The root is the source folder, so that pages link to ../results and ../CHANGELOG.md as they do in the repository.
+The source folder is the root, so links from the pages to ../results and ../CHANGELOG.md work here and in the repository.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ release = version_of("clbench")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "results/**", "CHANGELOG.md"]
+include_patterns = ["docs/**", "results/**", "CHANGELOG.md", "CONTRIBUTING.md"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"clbench {release}"
-html_additional_pages = {"index": "to_docs.html"}  # / leads to /docs/
+html_additional_pages = {"index": "to_docs.html"}  # redirects / to /docs/
 html_show_sourcelink = False
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings say what arguments are
-napoleon_use_param = False  # what is documented together stays together
+autodoc_typehints = "none"  # the docstrings describe the arguments
+napoleon_use_param = False  # keeps arguments that share a description in one entry
 maximum_signature_line_length = 100
 
 
-def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Our docstrings are plain text with formulas: `*` and `|` mean themselves, an indented paragraph is kept as it is."""
+def escape_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Convert a docstring in ``lines`` to reStructuredText, in place.
+
+    Our docstrings are plain text with formulas. This escapes ``*`` and ``|`` and makes indented paragraphs literal blocks.
+    """
     written: list[str] = []
     literal = False
     for number, line in enumerate(lines):
@@ -47,11 +50,14 @@ def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
 
 
 def _escaped(line: str) -> str:
-    line = re.sub(r"^(``\w+``)\s{2,}", r"- \1: ", line)  # a table of names
+    """Return ``line`` with ``*`` and ``|`` escaped outside literals, and as a list item if it describes a name."""
+    line = re.sub(r"^(``\w+``)\s{2,}", r"- \1: ", line)
     parts = re.split(r"(``.*?``)", line)
     return "".join(part if part.startswith("``") else re.sub(r"(?<!\*)\*(?!\*)|\|", r"\\\g<0>", part) for part in parts)
 
 
 def setup(app: Any) -> None:
-    """Sphinx calls it."""
-    app.connect("autodoc-process-docstring", as_written, priority=400)  # before napoleon
+    """Register ``escape_docstring``. Sphinx calls this function."""
+    app.connect(
+        "autodoc-process-docstring", escape_docstring, priority=400
+    )  # napoleon has priority 500 and must run later

@@ -1,21 +1,21 @@
-"""How fast and how large is an importance? Times it against a plain pass, a batch-1 loop and other libraries.
+"""Measure time and memory of an importance, compared with a plain pass, a batch-1 loop and other libraries.
 
     python scripts/bench_importance.py [--device cpu] [--threads 2] [--markdown table.md]
 
-One run, one table: a row per net and importance. Before a row is timed, everybody's result on the first 16 examples is
-compared with the batch-1 loop in float64. Then all take turns, each followed by the plain pass that it is divided by,
-and the table has the medians of these ratios, so that a noisy machine slows both sides of a ratio.
+The table has a row per network and importance. Before a row is timed, every result on the first 16 examples is compared with
+the batch-1 loop in float64. Then the methods are timed in turn. Each timing is followed by one of the plain pass and divided
+by it, and the table has the medians of these ratios. So a noisy machine slows both sides of a ratio.
 
-  plain       one forward and backward pass, mean cross-entropy, batches of 128, .grad set to None between, no optimiser
-  ours        clbench.fisher and clbench.mas in batches of 1000, as a run of clbench has them
+  plain       one forward and backward pass, mean cross-entropy, batches of 128, .grad set to None between, no optimizer
+  ours        clbench.fisher and clbench.mas in batches of 1000, as in a run of clbench
   batch-1     one example at a time, one backward pass per example and label; 1/32 of the examples, scaled
-  nngeometry  PMatDiag; squares only, so no MAS. A quarter of the examples, scaled, on the CNN and the ResNet
+  nngeometry  PMatDiag, without MAS because it only squares; a quarter of the examples, scaled, on the CNN and the ResNet
   backpack    SumGradSquared, DiagGGNExact (equal to the exact Fisher of a softmax), BatchGrad for MAS; examples as above
   torch.func  vmap(grad) over 64 examples at a time, once per label for exact; 1/8 of the examples, scaled
 
-All nets are in evaluation mode. Labels of "sample" are drawn once by the rule of clbench and given to the others, who so
-save the draw. Extra memory: what one call adds at its peak to what was there before it. On a CPU that is resident
-memory (VmHWM of Linux after a reset) in a fresh process that has made a call on two examples; on a GPU it is
+All networks are in evaluation mode. The labels of "sample" are sampled once by the rule of clbench and passed to the other
+methods, which saves them the sampling. Extra memory is the peak memory during one call minus the memory before it. On a CPU it
+is the resident memory (VmHWM of Linux after a reset) in a new process that has made one call on two examples. On a GPU it is
 max_memory_allocated.
 """
 
@@ -54,7 +54,7 @@ Importance = dict[str, Tensor]
 
 
 class Case(NamedTuple):
-    """A row of the table: a net, examples with the labels to use, and which importance."""
+    """Row of the table: an importance, a network, and examples with labels."""
 
     kind: str
     net: nn.Module
@@ -62,16 +62,16 @@ class Case(NamedTuple):
     y: Tensor
 
     def first(self, n: int) -> Case:
-        """The same with ``n`` examples."""
+        """Return the case with the first ``n`` examples."""
         return self._replace(x=self.x[:n], y=self.y[:n])
 
     def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
-        """The examples in batches."""
+        """Return the examples in batches."""
         return list(zip(self.x.split(size), self.y.split(size), strict=True))
 
 
 def case(name: str, kind: str, classes: int, examples: int, device: str, tiny: bool = False) -> Case:
-    """The case of one row; ``tiny`` nets are for tests."""
+    """Return the case of one row, with a small network if ``tiny``."""
     torch.manual_seed(0)
     image = (1, 28, 28) if name == "mlp" else (3, 32, 32)
     if name == "mlp":
@@ -104,7 +104,7 @@ def ours(c: Case) -> Importance:
 
 
 def terms(kind: str, z: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor | float]]:
-    """What to differentiate for one example with outputs z (C,), and the weight of its squared gradient."""
+    """Return the values to differentiate for one example with outputs z (C,), and the weights of their squared gradients."""
     if kind == "exact":
         logp = z.log_softmax(0)
         return list(zip(logp, logp.detach().exp(), strict=True))
@@ -112,7 +112,7 @@ def terms(kind: str, z: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor | float]
 
 
 def loop(c: Case) -> Importance:
-    """The batch-1 loop."""
+    """Return the importance by the batch-1 loop."""
     names, params = zip(*c.net.named_parameters(), strict=True)
     totals = [torch.zeros_like(p) for p in params]
     for x, y in c.batches(1):
@@ -126,7 +126,7 @@ def loop(c: Case) -> Importance:
 
 
 def by_func(c: Case) -> Importance:
-    """vmap(grad) over examples, label by label."""
+    """Return the importance by vmap(grad) over examples, for one label at a time."""
     params = {name: p.detach() for name, p in c.net.named_parameters()}
     totals = {name: torch.zeros_like(p) for name, p in params.items()}
 
@@ -148,7 +148,7 @@ def by_func(c: Case) -> Importance:
 
 
 def by_nngeometry(c: Case) -> Importance:
-    """Diagonal of nngeometry; the true label goes in as a function with one output."""
+    """Return the diagonal of nngeometry. The true label is passed as a function with one output."""
     from nngeometry.backend import TorchHooksJacobianBackend
     from nngeometry.layercollection import LayerCollection
     from nngeometry.metrics import FIM
@@ -156,7 +156,7 @@ def by_nngeometry(c: Case) -> Importance:
 
     data = TensorDataset(c.x, c.y)
     order = BatchSampler(SequentialSampler(data), PLAIN, drop_last=False)
-    loader = DataLoader(data, sampler=order, batch_size=None)  # whole slices: no time is lost on collating
+    loader = DataLoader(data, sampler=order, batch_size=None)  # whole slices, so that no time is spent on collating
     if c.kind == "exact":
         diagonal = FIM(c.net, loader, PMatDiag, device=str(c.x.device)).get_diag()
     else:
@@ -164,14 +164,14 @@ def by_nngeometry(c: Case) -> Importance:
         of_label = lambda x, y: c.net(x).log_softmax(1).gather(1, y[:, None])  # noqa: E731
         backend = TorchHooksJacobianBackend(layer_collection=layers, model=c.net, function=of_label)
         diagonal = PMatDiag(generator=backend, examples=loader).get_diag()
-    flat = diagonal * len(order) / len(c.x)  # it divides by the length of the sampler
+    flat = diagonal * len(order) / len(c.x)  # nngeometry divides by the length of the sampler
     sizes = [p.numel() for p in c.net.parameters()]
     pieces = zip(c.net.named_parameters(), flat.split(sizes), strict=True)
     return {name: piece.view_as(p) for (name, p), piece in pieces}
 
 
 def by_backpack(c: Case) -> Importance:
-    """BackPACK; ``c.net`` must be extended."""
+    """Return the importance by BackPACK. ``c.net`` must be extended."""
     from backpack import backpack, extend
     from backpack.extensions import BatchGrad, DiagGGNExact, SumGradSquared
 
@@ -193,7 +193,7 @@ def by_backpack(c: Case) -> Importance:
 
 
 def contenders(c: Case, name: str, peers: tuple[str, ...]) -> dict[str, tuple[Callable[[Case], Importance], Case]]:
-    """Who can do the row, each with the case it is timed on, on a net of its own."""
+    """Return the methods that support the row, each with the case on which it is timed."""
     n = len(c.x)
     part = n if name == "mlp" else max(CHECKED, n // 4)
     found = {"ours": (ours, c), "batch-1": (loop, c.first(max(CHECKED, n // 32)))}
@@ -210,13 +210,13 @@ def contenders(c: Case, name: str, peers: tuple[str, ...]) -> dict[str, tuple[Ca
 
 
 def deviation(a: Importance, b: Importance) -> float:
-    """Largest |a - b| / (|b| + mean |b|) over the entries; the mean is that of the tensor."""
+    """Return the largest |a - b| / (|b| + mean |b|) over all entries, with the mean over each tensor."""
     pairs = zip(a.values(), b.values(), strict=True)
     return max(float(((x.double() - y).abs() / (y.abs() + y.abs().mean())).max()) for x, y in pairs)
 
 
 def seconds(f: Callable[[Case], Any], c: Case) -> float:
-    """Per 1,000 examples."""
+    """Return the seconds per 1,000 examples."""
     synchronize = torch.cuda.synchronize if c.x.is_cuda else lambda: None
     synchronize()
     start = perf_counter()
@@ -226,45 +226,45 @@ def seconds(f: Callable[[Case], Any], c: Case) -> float:
 
 
 def row(name: str, kind: str, classes: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Check, then time in turns.
+    """Compare the results of all methods, then time them in turn.
 
     Raises:
-        SystemExit: results differ.
+        SystemExit: The results differ.
     """
     c = case(name, kind, classes, args.examples, args.device, args.quick)
-    everybody = contenders(c, name, args.peers)
+    methods = contenders(c, name, args.peers)
     few = c.first(CHECKED)
     exact = loop(few._replace(net=copy.deepcopy(c.net).double(), x=few.x.double()))
-    deviations = {who: deviation(f(own.first(CHECKED)), exact) for who, (f, own) in everybody.items()}
+    deviations = {method: deviation(f(its_case.first(CHECKED)), exact) for method, (f, its_case) in methods.items()}
     if not max(deviations.values()) < TOLERANCE:
         raise SystemExit(f"{name}, {kind} over {classes}: relative deviations {deviations} are not below {TOLERANCE}")
     ours(c), plain(c)  # warm
-    times: dict[str, list[float]] = {who: [] for who in everybody}
-    ratios: dict[str, list[float]] = {who: [] for who in everybody}
+    times: dict[str, list[float]] = {method: [] for method in methods}
+    ratios: dict[str, list[float]] = {method: [] for method in methods}
     plains = []
     for turn in range(args.repeats):
-        for who, (f, own) in everybody.items():
-            if who != "ours" and turn >= args.peer_repeats:
+        for method, (f, its_case) in methods.items():
+            if method != "ours" and turn >= args.peer_repeats:
                 continue
-            times[who].append(seconds(f, own))
+            times[method].append(seconds(f, its_case))
             plains.append(seconds(plain, c))
-            ratios[who].append(times[who][-1] / plains[-1])
+            ratios[method].append(times[method][-1] / plains[-1])
     memory = {}
-    for who in ("ours", "plain"):
-        cell = (name, kind, classes, args.examples, args.device, who, torch.get_num_threads())
-        memory[who] = None if args.quick else extra_memory(*cell)
+    for method in ("ours", "plain"):
+        cell = (name, kind, classes, args.examples, args.device, method, torch.get_num_threads())
+        memory[method] = None if args.quick else extra_memory(*cell)
     return {
         "net": name,
         "importance": kind + (f" over {classes}" if kind == "exact" else ""),
-        "seconds": {who: median(t) for who, t in times.items()} | {"plain": median(plains)},
-        "ratio": {who: median(r) for who, r in ratios.items()},
+        "seconds": {method: median(t) for method, t in times.items()} | {"plain": median(plains)},
+        "ratio": {method: median(r) for method, r in ratios.items()},
         "extra_megabytes": memory,
         "deviation": deviations,
     }
 
 
 def extra_memory(*cell: Any) -> float | None:
-    """``peak`` in a process of its own, forked off one that has done nothing but import; None where there is no /proc."""
+    """Return ``peak`` of a new process, forked from one that has only imported modules, or None without /proc."""
     if cell[4] == "cpu" and not Path("/proc/self/clear_refs").exists():
         return None
     context = multiprocessing.get_context("forkserver")
@@ -273,11 +273,11 @@ def extra_memory(*cell: Any) -> float | None:
         return pool.apply(peak, cell)
 
 
-def peak(name: str, kind: str, classes: int, examples: int, device: str, who: str, threads: int) -> float:
-    """Megabytes that one call adds."""
+def peak(name: str, kind: str, classes: int, examples: int, device: str, method: str, threads: int) -> float:
+    """Return the megabytes that one call adds at its peak."""
     torch.set_num_threads(threads)
     c = case(name, kind, classes, examples, device)
-    f = {"ours": ours, "plain": plain}[who]
+    f = {"ours": ours, "plain": plain}[method]
     f(c.first(2))
     if c.x.is_cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -296,7 +296,7 @@ def peak(name: str, kind: str, classes: int, examples: int, device: str, who: st
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Header and rows as text."""
+    """Return the header and the rows of the table."""
     head = ["net", "importance", "s/1000", "/ plain", "batch-1 / ours", "extra MB (plain)"]
     lines = [[*head, *(f"{peer} s (/ plain)" for peer in PEERS), "deviation"]]
     for r in rows:
@@ -320,31 +320,31 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def installed() -> tuple[str, ...]:
-    """The libraries to compare with that are there; they come with the extra ``dev``."""
+    """Return the installed libraries to compare with. The extra ``dev`` installs them."""
     from importlib.util import find_spec
 
     return tuple(peer for peer in PEERS if find_spec(peer.partition(".")[0]))
 
 
 def main() -> None:
-    """Run everything and print the table."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, help="of PyTorch (default: its own)")
-    parser.add_argument("--examples", type=int, default=1024, help="per row (default 1024)")
-    parser.add_argument("--repeats", type=int, default=9, help="turns of ours and the plain pass (default 9)")
-    parser.add_argument("--peer-repeats", type=int, default=3, help="turns of the others (default 3)")
-    parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS, help="only these")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: PyTorch's choice)")
+    parser.add_argument("--examples", type=int, default=1024, help="examples per row (default 1024)")
+    parser.add_argument("--repeats", type=int, default=9, help="repetitions of ours and the plain pass (default 9)")
+    parser.add_argument("--peer-repeats", type=int, default=3, help="repetitions of the other methods (default 3)")
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS, help="networks (default: all)")
     parser.add_argument(
-        "--quick", action="store_true", help="tiny nets, 32 examples, one turn, no memory: does it run?"
+        "--quick", action="store_true", help="small networks, 32 examples, one repetition, no memory: a smoke test"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
     args = parser.parse_args()
     if args.quick:
         args.examples, args.repeats, args.peer_repeats = 32, 1, 1
     if args.examples < CHECKED:
-        parser.error(f"--examples {args.examples} is below the {CHECKED} that the check takes")
+        parser.error(f"--examples {args.examples}: expected at least {CHECKED}, which the comparison needs.")
     if args.threads:
         torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message="Full backward hook is firing|There is a performance drop")
@@ -357,7 +357,7 @@ def main() -> None:
     for name in args.nets:
         for kind, classes in KINDS:
             rows.append(row(name, kind, classes, args))
-            if args.json:  # after every row, so that a run that is stopped leaves what it measured
+            if args.json:  # after every row, so that an interrupted run keeps its results
                 args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
             print(f"{name}, {rows[-1]['importance']}: {rows[-1]['ratio']['ours']:.2f} times plain", file=sys.stderr)
     lines = table(rows)

@@ -1,12 +1,11 @@
-"""What does an NCCL step cost beyond its forward and backward passes? Times both in turn and prints the ratio.
+"""Measure the overhead of an NCCL step over its forward and backward passes. Times both in turn and prints the ratio.
 
     python scripts/bench_nccl.py [--steps 100] [--threads 1] [--device cpu]
 
 A step is ``NCCL.update`` in a Trainer, with the options of conf/strategy/nccl.yaml: 10 examples, 64 replayed, two inner
-steps and one outer step; on the first task, which has no memory yet, two inner steps of 10. The passes of a step are
-counted. The bare passes are as many, on batches of the same sizes, with the same losses and gradients of the same
-tensors, and nothing else: no memory, no optimiser, no consolidation. They are timed through the calibrated net, which are
-the step's own passes, and through the same net without calibration.
+steps and one outer step. The first task has no memory yet, so its step is two inner steps of 10. The passes of a step are
+counted. The bare passes have the same number, batch sizes, losses and gradients, but no memory, optimizer or consolidation.
+They are timed through the calibrated network, as in the step, and through the same network without calibration.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from clbench.nets import Net, features_of, mlp, resnet18_reduced
 from clbench.nets.calibration import cached_weights, remove
 from clbench.strategies import NCCL
 from clbench.strategies.distillation import divergence
-from clbench.strategies.memory import Rows
+from clbench.strategies.memory import Examples
 
 NETS: dict[str, tuple[tuple[int, int, int], Callable[..., nn.Module]]] = {
     "MLP 784-256-256-10": ((1, 28, 28), partial(mlp, hidden=(256, 256))),
@@ -42,7 +41,7 @@ NETS: dict[str, tuple[tuple[int, int, int], Callable[..., nn.Module]]] = {
 
 
 class Noise:
-    """Random images with ten labels, as a torchvision data set."""
+    """Data set of random images with ten labels, in the form of torchvision."""
 
     def __init__(self, shape: tuple[int, int, int], train: bool = True) -> None:
         generator = torch.Generator().manual_seed(int(train))
@@ -52,7 +51,7 @@ class Noise:
 
 
 class Passes:
-    """The forward and backward passes of a step, through ``net``, and nothing else."""
+    """The forward and backward passes of a step through ``net``, without anything else."""
 
     def __init__(self, net: nn.Module, strategy: NCCL, calibrated: bool) -> None:
         self.net, self.strategy = net, strategy
@@ -61,7 +60,7 @@ class Passes:
         self.features = strategy._features
         self.theta = strategy._theta if calibrated else list(net.parameters())
 
-    def __call__(self, new: Batch, old: Rows | None) -> None:
+    def __call__(self, new: Batch, old: Examples | None) -> None:
         for _ in range(self.strategy.inner_steps):
             with cached_weights(self.tiled):
                 loss = cross_entropy(self.net(new.x, 0), new.y)
@@ -75,12 +74,12 @@ class Passes:
                 loss = self._divergence(self.net(some["x"], 0), some)
             torch.autograd.grad(loss, [*weights, *self.features] if self.layers else self.theta)
 
-    def _divergence(self, outputs: Tensor, old: Rows) -> Tensor:
+    def _divergence(self, outputs: Tensor, old: Examples) -> Tensor:
         return divergence(outputs, old["soft"], self.strategy.temperature)
 
 
 class Timing(L.Callback):
-    """Times each step of the Trainer and, in turn with it, the bare passes; comes after the strategy."""
+    """Time each step of the Trainer and the bare passes in turn. The callback must come after the strategy."""
 
     def __init__(self, strategy: NCCL) -> None:
         self.strategy = strategy
@@ -101,9 +100,9 @@ class Timing(L.Callback):
                 self.passes = counted(pl_module.net, self.strategy, batch)
             parts = self._timed("step", self.strategy.update, batch)
             assert self.strategy.memory is not None
-            rows = self.strategy.memory.rows
-            number = min(self.strategy.drawn, self.strategy.each)  # of the one earlier task
-            old = {name: t[:number] for name, t in rows.items()} if trainer.datamodule.index else None
+            examples = self.strategy.memory.examples
+            number = min(self.strategy.replay_size, self.strategy.each)  # examples of the single earlier task
+            old = {name: t[:number] for name, t in examples.items()} if trainer.datamodule.index else None
             for name, run in bare.items():
                 self._timed(name, run, batch, old)
             return parts
@@ -118,7 +117,7 @@ class Timing(L.Callback):
 
 
 def counted(net: nn.Module, strategy: NCCL, batch: Batch) -> str:
-    """The passes of one step: the sizes of the forward passes, and the number of backward passes."""
+    """Return the sizes of the forward passes of one step, and the number of its backward passes."""
     sizes: list[int] = []
     handle = net.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
     with patch("torch.autograd.grad", wraps=torch.autograd.grad) as backward:
@@ -128,7 +127,7 @@ def counted(net: nn.Module, strategy: NCCL, batch: Batch) -> str:
 
 
 def clock() -> float:
-    """Seconds on the wall once the GPU is done; without a GPU those of the processor, so that other programs do not count."""
+    """Return wall-clock seconds after the GPU has finished, or processor seconds without a GPU, which exclude other programs."""
     if not torch.cuda.is_available():
         return process_time()
     torch.cuda.synchronize()
@@ -136,10 +135,10 @@ def clock() -> float:
 
 
 def main() -> None:
-    """Run both nets and print the table."""
+    """Time both networks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100, help="steps timed in each task (default 100)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
     parser.add_argument("--device", default="cpu", help="Lightning's accelerator (default cpu)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

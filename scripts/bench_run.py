@@ -1,10 +1,10 @@
-"""How much does clbench cost over a bare PyTorch loop? Times both in turn on Split MNIST and prints ratios.
+"""Measure the overhead of clbench over a bare PyTorch loop. Times both in turn on Split MNIST and prints ratios.
 
     python scripts/bench_run.py [--runs 5] [--data-dir DIR]
 
 Both learn 5 tasks x 1 epoch, batch 128, MLP 784-400-400-10, Adam, EWC with the per-example empirical Fisher over all
-training images, and evaluate on all 5 test sets after each task. Each run is a process of its own; a third process
-only imports torch, torchvision and lightning. MNIST must lie in DIR (default: $CLBENCH_DATA_DIR).
+training images, and evaluate on all 5 test sets after each task. Each run is a separate process. A third process only
+imports torch, torchvision and lightning. MNIST must be in DIR (default: $CLBENCH_DATA_DIR).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PARTS = ("train", "importance", "evaluation", "total")
 
 
 def bare_fisher(net: Any, x: Any, y: Any, columns: slice) -> list[Any]:
-    """Return the empirical Fisher of each parameter of an MLP, by the closed form of its linear layers."""
+    """Return the empirical Fisher of each parameter of an MLP by the closed form for linear layers."""
     import torch
     from torch import nn
     from torch.nn.functional import cross_entropy
@@ -47,7 +47,7 @@ def bare_fisher(net: Any, x: Any, y: Any, columns: slice) -> list[Any]:
 
 
 def bare(data_dir: str) -> dict[str, float]:
-    """The limit: tensors, a closed-form Fisher, and nothing else."""
+    """Train with tensors and a closed-form Fisher only, the lower limit, and return the seconds of each part."""
     import torch
     from torch import nn
     from torch.nn.functional import cross_entropy
@@ -100,7 +100,7 @@ def bare(data_dir: str) -> dict[str, float]:
 
 
 def timed(command: list[str], data_dir: str) -> float:
-    """Seconds that a whole process takes."""
+    """Return the seconds of a whole process."""
     start = perf_counter()
     environment = {**os.environ, "CLBENCH_DATA_DIR": data_dir}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
@@ -108,10 +108,10 @@ def timed(command: list[str], data_dir: str) -> float:
 
 
 def main() -> None:
-    """Run everything in turn and print the table."""
+    """Run all processes in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="times that each is run (default 5)")
-    parser.add_argument("--data-dir", default=os.environ.get("CLBENCH_DATA_DIR", ""), help="where MNIST lies")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs of each (default 5)")
+    parser.add_argument("--data-dir", default=os.environ.get("CLBENCH_DATA_DIR", ""), help="folder of MNIST")
     parser.add_argument("--bare", metavar="FILE", help=argparse.SUPPRESS)  # the child process of the bare loop
     args = parser.parse_args()
     if args.bare:

@@ -1,10 +1,10 @@
-"""What does each strategy cost? Seconds per step beside fine-tuning, seconds of consolidation, bytes kept: the cost card.
+"""Measure the cost of each strategy: time per step relative to fine-tuning, seconds of consolidation, stored bytes.
 
     python scripts/bench_strategies.py [--rounds 5] [--strategies ewc,er] [--markdown FILE] [KEY=VALUE ...]
 
-Every round learns two tasks with each strategy in turn, as the command does (KEY=VALUE are its overrides; by default
-permuted digits, MLP 400-400, batch 128), and times the steps of the second, where penalties and memories are at work.
-Ratios are those of one round to the fine-tuning of the same round; the medians over rounds are shown.
+Every round trains two tasks with each strategy in turn, as ``clbench train`` does. KEY=VALUE are overrides; the defaults are
+permuted digits, MLP 400-400 and batch size 128. The steps of the second task are timed, where penalties and memories are
+active. Each time is divided by that of fine-tuning in the same round. The table has the medians over rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEFAULTS = ("data=permuted_digits", "net.hidden=[400,400]", "batch_size=128", "s
 
 
 class Clock(L.Callback):
-    """Seconds from the first to the last step of each task; comes after the strategy, so consolidation is not in it."""
+    """Measure the seconds per step of each task. The callback must come after the strategy, to exclude consolidation."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -49,7 +49,7 @@ class Clock(L.Callback):
 
 
 def measure(name: str, overrides: list[str], scratch: Path) -> dict[str, float]:
-    """Seconds per step of the last task, seconds of consolidation per task, bytes kept after the first and the last."""
+    """Return seconds per step of the last task, seconds of consolidation per task, and bytes after the first and last task."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [f"strategy={name}", *DEFAULTS, *overrides, "checkpoints=none"])
     sequence, learner, strategy = build(cfg)
@@ -78,7 +78,7 @@ def measure(name: str, overrides: list[str], scratch: Path) -> dict[str, float]:
 
 
 def size(count: float) -> str:
-    """Bytes for a person."""
+    """Format a number of bytes with a unit."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -87,13 +87,13 @@ def size(count: float) -> str:
 
 
 def main() -> None:
-    """Measure and print the card."""
+    """Measure the costs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="times that each is run (default 5)")
-    parser.add_argument("--strategies", help="comma-separated; all by default")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the command, such as data=permuted_mnist")
+    parser.add_argument("--rounds", type=int, default=5, help="number of runs of each strategy (default 5)")
+    parser.add_argument("--strategies", help="strategies, separated by commas (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides, such as data=permuted_mnist")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     silence_lightning()

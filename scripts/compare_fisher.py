@@ -1,13 +1,14 @@
-"""What does each public formula for "the Fisher" of EWC give, compared with the exact Fisher, as a net is trained?
+"""Compare public formulas for "the Fisher" of EWC with the exact Fisher while a network is trained.
 
     python scripts/compare_fisher.py                                 scikit-learn's digits, no download
     python scripts/compare_fisher.py --data mnist --seed 0 1 2       Split MNIST, task 1, in $CLBENCH_DATA_DIR
-    python scripts/compare_fisher.py --quick                         to see that it works
+    python scripts/compare_fisher.py --quick                         smoke test
 
-An MLP with 400-400 hidden units learns the first task (two classes) with Adam 1e-3; on the way, at --steps, every formula
-is measured on the same weights and examples. Written to --out: compare_fisher.json (everything), .md (tables), .png.
+An MLP with 400-400 hidden units learns the first task (two classes) with Adam and lr 1e-3. At --steps, every formula is
+measured on the same weights and examples. The results are written to --out: compare_fisher.json (all numbers), .md (tables)
+and .png (figure).
 
-Avalanche is not rebuilt but run, if it is there (pip install avalanche-lib==0.6.0); else its rows are left out.
+The rows of Avalanche run its own code. They are left out if it is not installed (pip install avalanche-lib==0.6.0).
 """
 
 from __future__ import annotations
@@ -38,19 +39,19 @@ Measure = Callable[[nn.Module, Tensor, Tensor, int], Params]
 
 
 def van_de_ven(labels: str) -> Measure:
-    """The formula with these labels as a ``Measure``: its batches hold one example."""
+    """Return the formula with these labels as a ``Measure``. Its batches contain one example."""
     return lambda net, x, y, batch: formulas.van_de_ven(net, x, y, labels)
 
 
 def in_groups(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
-    """What clbench has for comparison with code that squares batch means."""
+    """Return the importance of clbench that matches code which squares batch means."""
     return fisher(net, [(x, y)], labels="empirical", fisher_batch=batch)
 
 
 def kinds() -> dict[str, tuple[Measure, float]]:
-    """By name: the formula, and the lam of lam/2 * sum F (theta - anchor)^2 that lam=1 is in its source, F its own.
+    """Return by name the formula, and the lam of lam/2 * sum F (theta - anchor)^2 that equals lam=1 in its source.
 
-    Avalanche and Mammoth have no 1/2. FACIL halves the Fisher of the first task (its alpha is 0.5, from zero).
+    Avalanche and Mammoth have no factor 1/2. FACIL halves the Fisher of the first task (alpha 0.5, starting from zero).
     """
     found = {
         "van de Ven, all labels": (van_de_ven("exact"), 1.0),
@@ -70,7 +71,7 @@ def kinds() -> dict[str, tuple[Measure, float]]:
 
 
 def measured(seed: int, data: str, steps: Sequence[int], examples: int) -> tuple[list[Row], str]:
-    """A row per step and formula for one seed, and what was measured on, in words; a line of progress per step."""
+    """Return a row per step and formula for one seed, and a description of the data. Print a line of progress per step."""
     setup = first_task(data, seed, "net=mlp", "net.hidden=[400,400]")
     net, batch = setup.net, setup.batch_size
     x, y = setup.x[:examples], setup.y[:examples]
@@ -82,7 +83,7 @@ def measured(seed: int, data: str, steps: Sequence[int], examples: int) -> tuple
         traces, ranks = trace(exact), Ranks(exact)
         for name, (measure, lam_factor) in kinds().items():
             f = measure(net, x, y, batch)
-            net.eval()  # Avalanche leaves train mode
+            net.eval()  # Avalanche leaves the network in train mode
             row: Row = {"seed": seed, "step": step, "test_accuracy": test_accuracy, "exact_trace": traces["all"]}
             row |= {"formula": name, "lam_factor": lam_factor}
             row["ratio"] = {layer: number(value / (traces[layer] or math.nan)) for layer, value in trace(f).items()}
@@ -100,7 +101,7 @@ def measured(seed: int, data: str, steps: Sequence[int], examples: int) -> tuple
 
 
 def trace(f: Params) -> dict[str, float]:
-    """Sum over the parameters of each layer, and over all of them."""
+    """Return the sum over the parameters of each layer, and over all parameters."""
     sums = {"all": 0.0}
     for name, value in f.items():
         layer = "head" if name.startswith("head.") else name.rpartition(".")[0]
@@ -111,12 +112,12 @@ def trace(f: Params) -> dict[str, float]:
 
 
 def difference(f: Params, g: Params) -> float:
-    """Largest difference of two importances, relative to the largest entry of the tensor it is in."""
+    """Return the largest difference of two importances, relative to the largest entry of its tensor."""
     return max(((f[name] - g[name]).abs().max() / g[name].abs().max()).item() for name in g)
 
 
 class Ranks:
-    """Ranks of the parameters by their exact Fisher, to correlate others with (Spearman; ties have their mean rank)."""
+    """Ranks of the parameters by exact Fisher, for Spearman correlations. Ties have their mean rank."""
 
     def __init__(self, exact: Params) -> None:
         values = flat(exact)
@@ -124,7 +125,7 @@ class Ranks:
         self.ranks, self.ranks_nonzero = rankdata(values), rankdata(values[self.nonzero])
 
     def compared_with(self, f: Params) -> Row:
-        """Over all parameters, and over those whose exact Fisher is not zero; and the share of the others."""
+        """Return the correlation over all parameters, over those with nonzero exact Fisher, and the share of zeros."""
         values = flat(f)
         return {
             "rank_correlation": correlation(rankdata(values), self.ranks),
@@ -134,50 +135,59 @@ class Ranks:
 
 
 def flat(f: Params) -> np.ndarray:
-    """All entries in one row."""
+    """Return all entries as a vector."""
     return torch.cat([value.flatten() for value in f.values()]).numpy()
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Pearson's; None where one of them is constant or undefined."""
+    """Return Pearson's correlation, None if an input is constant or undefined."""
     return number(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else None
 
 
 def number(value: float) -> float | None:
-    """The value for JSON: None if it is not finite."""
+    """Return the value for JSON, None if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or what is ``given`` instead.
+    """Parse the command line, or ``given``.
 
     Raises:
-        SystemExit: an option is not known, or out of its range.
+        SystemExit: An option is unknown or out of range.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("digits", "mnist"), default="digits", help="default: digits, offline")
+    parser.add_argument(
+        "--data",
+        choices=("digits", "mnist"),
+        default="digits",
+        help="default: digits, no download",
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="training steps at which to measure")
-    parser.add_argument("--examples", type=int, default=2000, help="how many to measure on, at most (default: 2000)")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one, or several for medians and ranges")
+    parser.add_argument(
+        "--examples", type=int, default=2000, help="largest number of examples for a measurement (default: 2000)"
+    )
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one seed, or several for medians and ranges")
     parser.add_argument(
         "--out", type=Path, default=Path("outputs/compare_fisher"), help="folder (default: %(default)s)"
     )
-    parser.add_argument("--quick", action="store_true", help="steps 0 and 20 on 64 examples, whatever else is said")
+    parser.add_argument(
+        "--quick", action="store_true", help="steps 0 and 20 on 64 examples; overrides --steps and --examples"
+    )
     args = parser.parse_args(given)
     if args.quick:
         args.steps, args.examples = (0, 20), 64
     for option, values, least in (("steps", args.steps, 0), ("examples", [args.examples], 2), ("seed", args.seed, 0)):
         if min(values) < least:
-            parser.error(f"--{option} {min(values)} is out of range: use {least} or more")
+            parser.error(f"--{option} {min(values)}: expected at least {least}.")
     return args
 
 
 def main() -> None:
-    """Measure, and write the three files."""
+    """Measure all formulas and write the three files."""
     args = arguments()
     torch.set_num_threads(1)
     if not from_avalanche.available():
-        print(f"Avalanche is not installed, so its rows are left out: {from_avalanche.INSTALL}")
+        print(f"Avalanche is not installed, so its rows are left out. Try {from_avalanche.INSTALL}")
     rows: list[Row] = []
     try:
         for seed in args.seed:
@@ -195,7 +205,9 @@ def main() -> None:
     (args.out / "compare_fisher.json").write_text(
         json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
-    (args.out / "compare_fisher.md").write_text(f"# What public formulas give: all tables\n\n{text}", encoding="utf-8")
+    (args.out / "compare_fisher.md").write_text(
+        f"# Public formulas for the Fisher: all tables\n\n{text}", encoding="utf-8"
+    )
     draw(about, rows).savefig(args.out / "compare_fisher.png", dpi=150)
     print(f"\n{text}\nwritten to {args.out}")
 

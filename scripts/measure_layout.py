@@ -1,13 +1,12 @@
-"""Measure how clbench is laid out: files, imports between them, layers, long functions, and files that a run enters.
+"""Measure the layout of clbench: files, imports between them, layers, long functions, and files that a run enters.
 
     python scripts/measure_layout.py [--run] [--json] [--root DIR]
 
-The counts come from the syntax trees alone, so nothing of clbench is imported. They stand beside the targets of the
-design. `--run` also trains two tasks of two steps in another process and counts the files whose functions it called.
+The counts come from the syntax trees, so clbench is not imported. They are printed next to the targets of the design.
+`--run` also trains two tasks of two steps in another process and counts the files whose functions it called.
 
-A unit is a module at the top of src/clbench or a folder there. An arrow is a pair "a imports b", counted once however
-often the import is written. Imports inside functions count. Imports under `if TYPE_CHECKING:` are counted apart and
-enter no other number.
+A unit is a module or folder directly in src/clbench. An arrow is a pair "a imports b", counted once. Imports inside functions
+count. Imports under `if TYPE_CHECKING:` are counted separately and excluded from all other numbers.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ TARGETS = {
     "upward_imports": 0,
 }
 
-# Runs in the child: record the files of called functions. A code object without CO_OPTIMIZED (0x1) is the body of a
-# module or class, which an import executes; comprehensions of a module's body are not functions either.
+# Runs in the child process and records the files of called functions. A code object without CO_OPTIMIZED (0x1) is the body of a
+# module or class, which an import executes. Comprehensions in a module's body are not functions either.
 RECORDER = """
 import json, runpy, sys, threading
 folder, answer, sys.argv[1:] = sys.argv[1], sys.argv[2], sys.argv[3:]
@@ -63,7 +62,7 @@ finally:
 
 
 class Imports(NamedTuple):
-    """Import arrows between modules: those that run, and those that only a type checker follows."""
+    """Import arrows between modules: those that are executed, and those that only a type checker reads."""
 
     real: set[tuple[str, str]]
     typing: set[tuple[str, str]]
@@ -81,7 +80,7 @@ def is_type_checking(test: ast.expr) -> bool:
 
 
 def import_statements(node: ast.AST, typing: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """Yield every import statement below `node`, and whether it stands under `if TYPE_CHECKING:`."""
+    """Yield every import statement below `node`, and whether it is under `if TYPE_CHECKING:`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child, typing
@@ -95,7 +94,7 @@ def import_statements(node: ast.AST, typing: bool = False) -> Iterator[tuple[ast
 
 
 def imported(statement: ast.Import | ast.ImportFrom, module: str, is_package: bool, modules: set[str]) -> Iterator[str]:
-    """Yield the modules of clbench that a statement imports: `from a import b` is a.b where that is a module, else a."""
+    """Yield the modules of clbench that a statement imports: `from a import b` is a.b if that is a module, otherwise a."""
     if isinstance(statement, ast.Import):
         yield from (alias.name for alias in statement.names if alias.name in modules)
         return
@@ -132,7 +131,7 @@ def between_units(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def components(nodes: Iterable[str], arrows: set[tuple[str, str]]) -> list[set[str]]:
-    """Return the strongly connected components (Tarjan 1972), each after all those that it imports."""
+    """Return the strongly connected components (Tarjan 1972), each after the components that it imports."""
     following = defaultdict(list)
     for a, b in sorted(arrows):
         following[a].append(b)
@@ -161,7 +160,7 @@ def components(nodes: Iterable[str], arrows: set[tuple[str, str]]) -> list[set[s
 
 
 def longest_chain(nodes: Iterable[str], arrows: set[tuple[str, str]]) -> list[str]:
-    """Return the longest chain of units, each importing the next, where a circle counts as one link."""
+    """Return the longest chain of units, each importing the next. A circle counts as one link."""
     best: dict[int, list[str]] = {}
     place: dict[str, int] = {}
     for number, component in enumerate(components(nodes, arrows)):
@@ -207,7 +206,7 @@ def upward_imports(rows: list[list[tuple[str, bool]]], arrows: set[tuple[str, st
 
 
 def functions(trees: dict[str, ast.Module]) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Yield every function and method with a name that tells where it is."""
+    """Yield every function and method with its location and name."""
     for module, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -215,20 +214,20 @@ def functions(trees: dict[str, ast.Module]) -> Iterator[tuple[str, ast.FunctionD
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Count parameters: all that a caller may give, `*args` and `**kwargs` once each, without self and cls."""
+    """Count the parameters without self and cls, with `*args` and `**kwargs` as one each."""
     a = function.args
     named = [p.arg for p in (*a.posonlyargs, *a.args)]
     return len(named) + len(a.kwonlyargs) + bool(a.vararg) + bool(a.kwarg) - (named[:1] in (["self"], ["cls"]))
 
 
 def statements(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Count the statements of a body, those of nested functions too, without its docstring."""
+    """Count the statements of a body and of nested functions, without its docstring."""
     count = sum(isinstance(node, ast.stmt) for node in ast.walk(function)) - 1
     return count - (ast.get_docstring(function, clean=False) is not None)
 
 
 def entered_files(root: Path) -> list[str]:
-    """Train two tasks of two steps in another process; return the files of which it called a function."""
+    """Train two tasks of two steps in another process and return the files whose functions it called."""
     folder = root / "src" / PACKAGE
     environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as place:
@@ -246,7 +245,7 @@ def size(files: list[Path]) -> dict[str, int]:
 
 
 def measure(root: Path, run: bool = False) -> dict[str, Any]:
-    """Return all counts of the checkout at `root`, with the names behind them under `names`."""
+    """Return all counts of the checkout at `root`, and the counted names under `names`."""
     source = root / "src"
     files = sorted((source / PACKAGE).rglob("*.py"))
     trees = {module_name(f, source): ast.parse(f.read_text(encoding="utf-8"), str(f)) for f in files}
@@ -310,7 +309,7 @@ def measure(root: Path, run: bool = False) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Return the counts beside their targets, then the names behind them."""
+    """Return the counts with their targets, followed by the names."""
     lines = [f"{'':32}{'measured':>10}{'target':>10}"]
     for key, value in found["counts"].items():
         lines.append(f"{key:32}{value:>10}{found['targets'].get(key, ''):>10}")

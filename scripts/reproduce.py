@@ -1,7 +1,7 @@
-"""Run a published protocol again and compare: ``python scripts/reproduce.py NAME``.
+"""Run a study, a published protocol with its numbers, and compare: ``python scripts/reproduce.py NAME``.
 
-It writes results/NAME.json, .md and .png and, unless --results says another folder, docs/reproductions.md. Finished runs
-are kept under --runs by config hash: the same command resumes after Ctrl-C or a lost machine.
+Writes results/NAME.json, .md and .png and, unless --results names another folder, docs/reproductions.md. Finished runs are
+stored under --runs by configuration hash, so the same command resumes after Ctrl-C or a lost machine.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 
 from reproduction.collect import collect
 from reproduction.execute import execute
-from reproduction.parse import called, load, names
-from reproduction.plan import Cell, decisive, number_of_cells, wanted
+from reproduction.page import outcome
+from reproduction.parse import find_names, load, names
+from reproduction.plan import Cell, decisive_runs, needed_runs, number_of_cells
 from reproduction.progress import Progress, duration
 from reproduction.protocol import Protocol, Row, full, quick, usual
 from reproduction.store import Store
 from reproduction.verify import verify
-from reproduction.write import outcome, write, write_index
+from reproduction.write import rewrite, write, write_index
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -37,43 +38,44 @@ PAGE = ROOT / "docs/reproductions.md"
 
 
 def main() -> None:
-    """Read the command line and do what it says."""
+    """Run the command line."""
     args = _arguments()
     silence_lightning()
-    for stop in (signal.SIGINT, signal.SIGTERM):  # from a terminal, and from a machine that wants to be gone
+    for stop in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, and a machine that shuts down
         signal.signal(stop, signal.default_int_handler)
     try:
         if args.list:
             show_list(args.results)
         elif args.index:
+            rewrite(RESULTS)
             write_index(RESULTS, PAGE)
         elif args.name is None:
-            raise ConfigError(f"say which reproduction: {', '.join(names())}; --list says more")
+            raise ConfigError(f"NAME: expected a study, got none. Try {', '.join(names())}, or --list for their cost.")
         elif args.verify:
             sys.exit(verify(_committed(args.name, args.results), args.seed, args.row))
         else:
-            for name in called(args.name):
+            for name in find_names(args.name):
                 reproduce(name, args)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Rerun the same command to resume.")
     except Exception as error:
-        said = user_message(error)
-        if not said:
+        message = user_message(error)
+        if not message:
             raise
-        sys.exit(f"error: {said}")
+        sys.exit(f"error: {message}")
 
 
 def reproduce(name: str, args: argparse.Namespace) -> None:
-    """Run what is not finished yet, then write the results."""
+    """Run the unfinished runs of a study, then write the results."""
     protocol = load(name)
     protocol = full(protocol) if args.full else usual(protocol)
     if args.quick:
         protocol = quick(protocol)
-    store = Store(args.runs / protocol.name.replace("-full", ""))  # both forms share the runs that they share
+    store = Store(args.runs / protocol.name.replace("-full", ""))  # both forms use the same store, so they share runs
     folder = store.folder / "results" if args.quick else args.results
     for option, needed in (("--runs", store.folder), ("--results", folder)):
         check_writable(option, needed)
-    with store.held():
+    with store.locked():
         results = finish(protocol, store, args.workers)
         found = collect(protocol, results, store.hash)
         write(found, folder)
@@ -84,29 +86,33 @@ def reproduce(name: str, args: argparse.Namespace) -> None:
 
 
 def check_writable(option: str, folder: Path) -> None:
-    """Make the folder; raise ConfigError if nothing can be written there, before anything is run."""
+    """Create the folder before any run starts.
+
+    Raises:
+        ConfigError: The folder is not writable.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ConfigError(
-            f"{option}: nothing can be written to {folder} ({error.strerror}): name another folder"
+            f"{option}={folder}: expected a writable folder, got: {error.strerror}. Try another folder."
         ) from error
 
 
 def finish(protocol: Protocol, store: Store, workers: int) -> Mapping[Cell, Any]:
-    """All runs of a protocol, those that are missing run now.
+    """Run the missing runs of a protocol and return the metrics of all runs.
 
     Raises:
-        ConfigError: runs failed.
+        ConfigError: Runs failed.
     """
     results: dict[Cell, Any] = {}
     while True:
         cells: dict[Cell, Row] = {}
         for row in protocol.rows:
-            for cell in wanted(row, results):
-                cells.setdefault(cell, row)  # rows may share a run
+            for cell in needed_runs(row, results):
+                cells.setdefault(cell, row)  # two rows may need the same run
         new = [cell for cell in cells if cell not in results]
         results |= {cell: metrics for cell in new if (metrics := store.metrics(cell)) is not None}
         missing = [cell for cell in new if cell not in results]
@@ -121,60 +127,66 @@ def finish(protocol: Protocol, store: Store, workers: int) -> Mapping[Cell, Any]
                 row = cells[cell]
                 progress.step(" ".join([row.name, *cell.overrides[len(row.overrides) :], f"seed={cell.seed}"]))
 
-            jobs = {store.path(cell): cell for cell in missing}  # a run may be wanted in two spellings
+            jobs = {store.path(cell): cell for cell in missing}  # two rows may write the same run differently
             for cell in jobs.values():
                 store.clear(cell)
             failures = execute([(cell, path) for path, cell in jobs.items()], workers, done)
-        needed = {cell for row in protocol.rows for cell in decisive(row, results)}
+        needed = {cell for row in protocol.rows for cell in decisive_runs(row, results)}
         for failure in [f for f in failures if f.diverged and f.cell not in needed]:
             store.diverged(failure.cell, failure.reason)
             failures.remove(failure)
         if failures:
-            told = "; ".join(f"{' '.join(f.cell.arguments)}: {f.reason}" for f in failures[:3])
-            raise ConfigError(f"{len(failures)} of {len(missing)} runs failed, the others are kept: {told}")
+            reasons = "; ".join(f"{' '.join(f.cell.arguments)}: {f.reason}" for f in failures[:3])
+            raise ConfigError(f"{len(failures)} of {len(missing)} runs failed (the others are stored): {reasons}")
 
 
 def show_list(results: Path) -> None:
-    """All reproductions, what they cost and what came out."""
-    table = Table(Column("name", no_wrap=True), "what", "runs", "one core", "outcome")
+    """Print all studies with their cost and outcome."""
+    table = Table(Column("name", no_wrap=True), "study", "runs", "time on one core", "outcome")
     for name in names():
         loaded = load(name)
         for protocol in (usual(loaded), *([full(loaded)] if loaded.full else [])):
             runs = number_of_cells(protocol)
             file = results / f"{protocol.name}.json"
-            said = outcome(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else "not run yet"
+            result = outcome(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else "not run yet"
             shown = protocol.name.replace("-full", " --full")
-            table.add_row(shown, protocol.title, str(runs), duration(runs * protocol.seconds), said)
+            table.add_row(shown, protocol.title, str(runs), duration(runs * protocol.seconds), result)
     Console().print(table)
 
 
 def _committed(name: str, results: Path) -> dict[str, Any]:
     file = results / f"{name}.json"
     if not file.exists():
-        load(name)  # says what there is, if there is no such protocol
-        raise ConfigError(f"there is no {file.name} in {results}: run the reproduction first")
+        load(name)  # an unknown name raises an error that lists the studies
+        raise ConfigError(f"--verify {name}: {file.name} is not in {results}. Run the study first.")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="which reproduction, see --list; or what several begin with: nccl")
-    parser.add_argument("--list", action="store_true", help="all there are, their cost and outcome")
-    parser.add_argument("--index", action="store_true", help="write docs/reproductions.md again")
+    parser.add_argument("name", nargs="?", help="study, see --list; or the common beginning of several, such as nccl")
+    parser.add_argument("--list", action="store_true", help="list all studies with their cost and outcome")
     parser.add_argument(
-        "--full", action="store_true", help="as published, where the default form is smaller (see --list)"
+        "--index", action="store_true", help="rewrite the pages in results/ and docs/reproductions.md without training"
     )
-    parser.add_argument("--quick", action="store_true", help="a cut-down form, for tests; results stay under --runs")
-    parser.add_argument("--verify", action="store_true", help="run one row of the committed results again and compare")
-    parser.add_argument("--seed", type=int, default=0, help="which seed --verify runs (default 0)")
-    parser.add_argument("--row", help="which row --verify runs (default: the first)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "outputs/reproduce", help="where runs are kept")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where results are written")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="run the published form of a study whose default form is smaller (see --list)",
+    )
+    parser.add_argument("--quick", action="store_true", help="run a cut-down form for tests; results stay under --runs")
+    parser.add_argument("--verify", action="store_true", help="rerun one row of the committed results and compare")
+    parser.add_argument("--seed", type=int, default=0, help="seed that --verify runs (default 0)")
+    parser.add_argument("--row", help="row that --verify runs (default: the first)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="number of processes (default: one per core)"
+    )
+    parser.add_argument("--runs", type=Path, default=ROOT / "outputs/reproduce", help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
     if args.workers < 1:
-        parser.error(f"--workers {args.workers}: at least 1")
+        parser.error(f"--workers {args.workers}: expected at least 1. Try --workers 1.")
     return args
 
 

@@ -1,9 +1,9 @@
-"""Saves the ready view of a W&B project: accuracies by task, loss against penalty, importance, sweeps over lam.
+"""Save a predefined view of a W&B project: accuracies by task, loss and penalty, importance, sweeps over lam.
 
     python scripts/wandb_workspace.py ENTITY [--project clbench] [--tasks 10]
-    python scripts/wandb_workspace.py ENTITY --print      # its specification as JSON; needs no account
+    python scripts/wandb_workspace.py ENTITY --print      # print the specification as JSON, without an account
 
-Needs the package wandb-workspaces (pip install "clbench[wandb-workspaces]"), and to save the view a login.
+Requires the package wandb-workspaces (pip install "clbench[wandb-workspaces]"). Saving the view requires a login.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ try:
     import wandb_workspaces.reports.v2 as panels
     import wandb_workspaces.workspaces as ws
 except ModuleNotFoundError:
-    sys.exit('wandb_workspace.py needs the package wandb-workspaces: pip install "clbench[wandb-workspaces]"')
+    sys.exit('wandb_workspace.py requires the package wandb-workspaces. Try pip install "clbench[wandb-workspaces]"')
 
 GROUPED = ("data", "scenario", "net", "strategy", "lam", "gamma", "fisher", "samples", "memory")
 METRICS = [name for name, metric in BUILT_IN.items() if metric.function is not None and "tex" in metric.shown]
@@ -26,7 +26,7 @@ RESULTS = [*METRICS, "validation.average_accuracy"]
 
 
 def workspace(entity: str, project: str, tasks: int) -> Any:
-    """The view: one section for each question, runs grouped by what differs between them but the seed."""
+    """Return the view: one section per question, with runs grouped by their options without the seed."""
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -42,12 +42,12 @@ def workspace(entity: str, project: str, tasks: int) -> Any:
             groupby=[ws.Config(name) for name in GROUPED],
             pinned_columns=[f"summary:{name}" for name in RESULTS],
         ),
-        auto_generate_panels=True,  # below, whatever else a project logs, such as the histograms of importance
+        auto_generate_panels=True,  # adds panels for everything else that is logged, such as histograms of importance
     )
 
 
 def results() -> list[Any]:
-    """Final metrics against the options."""
+    """Return panels of the final metrics over the options."""
     final = panels.SummaryMetric("average_accuracy")
     columns = [panels.ParallelCoordinatesPlotColumn(panels.Config("strategy"))]
     columns += [panels.ParallelCoordinatesPlotColumn(panels.Config(name)) for name in ("fisher", "samples", "seed")]
@@ -61,7 +61,7 @@ def results() -> list[Any]:
 
 
 def by_task(tasks: int) -> list[Any]:
-    """R, and the metrics after each task."""
+    """Return panels of the accuracy matrix and of the metrics after each task."""
     accuracies = [f"acc/task_{j}" for j in range(1, tasks + 1)]
     lines = [panels.LinePlot(title=name, x="task", y=[f"cl/{name}"]) for name in METRICS]
     return [
@@ -73,7 +73,7 @@ def by_task(tasks: int) -> list[Any]:
 
 
 def balance() -> list[Any]:
-    """The loss against the penalty; where the two gradients balance their ratio is 1."""
+    """Return panels of loss and penalty. The ratio of their gradients is 1 where they balance."""
     pairs = {
         "loss and penalty": ["train/task_loss", "train/penalty"],
         "penalty over task loss": ["train/penalty_ratio"],
@@ -84,7 +84,7 @@ def balance() -> list[Any]:
 
 
 def importance() -> list[Any]:
-    """Quantiles of every layer, whatever the net."""
+    """Return panels of the quantiles of importance in every layer of any network."""
     return [
         panels.LinePlot(title=f"importance, {q}", x="task", metric_regex=f"^importance/.*/{q}$", log_y=True)
         for q in ("median", "q99", "max")
@@ -92,7 +92,7 @@ def importance() -> list[Any]:
 
 
 def cost() -> list[Any]:
-    """Seconds and memory so far."""
+    """Return panels of seconds and memory so far."""
     return [
         panels.LinePlot(title=title, x="task", metric_regex=regex)
         for title, regex in (("seconds", "seconds/.*"), ("peak memory, MiB", "memory/.*"))
@@ -100,21 +100,22 @@ def cost() -> list[Any]:
 
 
 def main() -> None:
+    """Save or print the view."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entity", help="your user or team name at W&B")
     parser.add_argument("--project", default="clbench")
-    parser.add_argument("--tasks", type=int, default=10, help="lines in the chart of accuracies")
+    parser.add_argument("--tasks", type=int, default=10, help="number of lines in the chart of accuracies")
     parser.add_argument("--print", action="store_true", help="print the specification and save nothing")
     options = parser.parse_args()
     view = workspace(options.entity, options.project, options.tasks)
     if options.print:
-        # save() sends this model; the package has no public way to see it
+        # save() sends this model, which has no public accessor
         print(view._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2))
         return
     import wandb
 
     if not wandb.login(prompt=False, verify=False):
-        sys.exit("saving a view needs a login: `wandb login` first, or look at the specification with --print")
+        sys.exit("expected a W&B login to save the view. Run wandb login, or print the specification with --print.")
     view.save()
     print(view.url)
 

@@ -16,28 +16,31 @@ PAGE = Path(__file__).resolve().parents[1] / "docs/options.md"
 INTRO = """\
 # Every option
 
-This page is made from the files in `conf/` by `python scripts/write_options.py`. `clbench train strategy=mas --help`
-shows the same in the terminal, with the values of your command.
+This page is generated from the files in `conf/` by `python scripts/write_options.py`. `clbench train strategy=mas --help`
+prints the same options in the terminal, with the values of your command.
 """
 
 GROUPS = {
-    "strategy": ("Strategies", "Options without a prefix are those at the top level that the strategy has."),
-    "data": ("Data", "Presets differ in the options below the common ones. [Data](data.md) says more."),
+    "strategy": ("Strategies", "Options without a prefix are top-level options that the strategy uses."),
+    "data": (
+        "Data",
+        "All presets have the options of the first table, and those of their section. See [data](data.md).",
+    ),
     "scenario": ("Scenarios", ""),
     "net": ("Nets", ""),
     "optimizer": (
         "Optimizers",
-        "Any other option of the class is `+optimizer.make.KEY=VALUE`, any other class "
-        "`optimizer.make._target_=torch.optim.RMSprop` (without the options it does not have: `~optimizer.make.momentum`).",
+        "Set any other argument of the class by `+optimizer.make.KEY=VALUE`. Use another class by "
+        "`optimizer.make._target_=torch.optim.RMSprop`, and remove options that it does not have by `~optimizer.make.momentum`.",
     ),
     "scheduler": ("Schedules", ""),
-    "trainer": ("Trainer", "Any other argument of Lightning's Trainer is `+trainer.KEY=VALUE`."),
+    "trainer": ("Trainer", "Set any other argument of Lightning's Trainer by `+trainer.KEY=VALUE`."),
     "logger": ("Loggers", ""),
-    "launch": ("Launchers", "How the runs of a sweep are started; [clusters](clusters.md)."),
-    "sweep": ("Sweeps", "Ready sets of values; [sweeps](sweeps.md)."),
-    "experiment": ("Experiments", "Configurations of published results; [reproductions](reproductions.md)."),
+    "launch": ("Launchers", "A launcher starts the runs of a sweep. See [clusters](clusters.md)."),
+    "sweep": ("Sweeps", "Predefined sets of values. See [sweeps](sweeps.md)."),
+    "experiment": ("Experiments", "Configurations of published results. See [reproductions](reproductions.md)."),
 }
-"""Groups in the order of the page: title, and what holds for all of them."""
+"""Groups in the order of the page, with a title and a note each."""
 
 
 def page() -> str:
@@ -76,7 +79,7 @@ def lines() -> Iterator[str]:
 
 
 def own_options(file: ConfigFile, top: dict[str, Declaration], common: dict[str, Declaration]) -> list[Declaration]:
-    """The options of a file but for those that are the same in all of its group."""
+    """Return the options of a file without those that all files of its group share."""
     found = declarations(file)
     if file.group == "strategy":
         found = {key: found.get(key, top[key]) for key in options_of_file(file)} | found
@@ -85,7 +88,7 @@ def own_options(file: ConfigFile, top: dict[str, Declaration], common: dict[str,
 
 
 def options_of_file(file: ConfigFile) -> list[str]:
-    """The top-level options that the yaml of a strategy connects."""
+    """Return the top-level options that the yaml of a strategy connects."""
     cfg = OmegaConf.merge(OmegaConf.load(conf_dir() / "train.yaml"), OmegaConf.load(file.path))
     assert isinstance(cfg, DictConfig)
     used = set().union(*connections(cfg, "strategy", OPTIONS).values())
@@ -93,7 +96,7 @@ def options_of_file(file: ConfigFile) -> list[str]:
 
 
 def table(options: Iterable[Declaration], values: bool = False) -> Iterator[str]:
-    """A row per option; nothing if there is none."""
+    """Yield a table with a row per option, or nothing without options."""
     rows = list(options)
     if not rows:
         return
@@ -106,7 +109,7 @@ def table(options: Iterable[Declaration], values: bool = False) -> Iterator[str]
 
 
 def cell(text: str) -> str:
-    """A text in a table of Markdown."""
+    """Escape text for a Markdown table."""
     return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
 
 

@@ -1,6 +1,6 @@
-"""Write tests/finished_runs/, the run folders that the tests of reports read: ``python -m tests.make_finished_runs``.
+"""Write tests/finished_runs/, the run folders for the tests of reports: ``python -m tests.make_finished_runs``.
 
-Run it again when the format of a run folder or the name of an option changes, and commit what it writes.
+Rerun it when the format of a run folder or the name of an option changes, and commit the files.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ SWEEPS = {
         "epochs=1",
     ),
 }
-"""Name of a sweep -> what distinguishes its command."""
+"""Options of each sweep by name."""
 
 SMALL = ("net.hidden=[16]", "trainer=cpu", "logger=none", "checkpoints=none", "output_dir=sweep")
-"""Options of every sweep."""
+"""Options of all sweeps."""
 
 FILES = ("metrics.json", "accuracy_matrix.csv", "config.json")
 
 
 def main() -> None:
-    """Train the sweeps in a temporary folder and replace tests/finished_runs/ by what the reports read of them."""
+    """Train the sweeps in a temporary folder and copy the files that reports read to tests/finished_runs/."""
     with TemporaryDirectory() as temporary:
         for name, options in SWEEPS.items():
             folder = Path(temporary) / name
@@ -61,7 +61,7 @@ def train(options: tuple[str, ...], folder: Path) -> None:
 
 
 def copy_sweep(sweep: Path, to: Path) -> None:
-    """Copy the text files of the runs and of the sweep, without paths and names of this machine."""
+    """Copy the text files of the runs and the sweep, without paths and names of this machine."""
     for metrics in sorted(sweep.glob("*/metrics.json")):
         run, copy = metrics.parent, to / metrics.parent.name
         copy.mkdir(parents=True)

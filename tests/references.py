@@ -1,4 +1,4 @@
-"""Slow, obvious implementations that the fast ones are tested against: one example, one label, one backward pass each."""
+"""Slow and obvious reference implementations: one example, one label and one backward pass at a time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Params = dict[str, Tensor]
 
 
 def gradients(module: nn.Module, scalar: Tensor) -> Params:
-    """Gradient of ``scalar`` by every trainable parameter, zeros where it does not depend on one."""
+    """Return the gradient of ``scalar`` for every trainable parameter, zeros if it does not depend on the parameter."""
     params = {n: p for n, p in module.named_parameters() if p.requires_grad}
     grads = torch.autograd.grad(scalar, list(params.values()), retain_graph=True, allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), grads, strict=True)}
 
 
 def nll(z: Tensor, y: Tensor, loss: str) -> Tensor:
-    """Loss of one example: z (1, C), y (1,) or (1, C)."""
+    """Return the loss of one example, with z (1, C) and y (1,) or (1, C)."""
     if loss == "cross_entropy":
         return F.cross_entropy(z, y)
     if loss == "binary_cross_entropy":
@@ -26,7 +26,7 @@ def nll(z: Tensor, y: Tensor, loss: str) -> Tensor:
 
 
 def per_example(module: nn.Module, x: Tensor, y: Tensor, labels: str, loss: str) -> list[Params]:
-    """The Fisher of every single example, by a loop over examples and labels."""
+    """Return the Fisher of every example, by a loop over examples and labels."""
     module.eval()
     values = []
     for i in range(len(x)):
@@ -40,10 +40,10 @@ def per_example(module: nn.Module, x: Tensor, y: Tensor, labels: str, loss: str)
         elif loss == "binary_cross_entropy":
             p = z.sigmoid().item()
             cases = [(p, torch.tensor([1])), (1 - p, torch.tensor([0]))]
-        else:  # +-sqrt(C/2) in one coordinate has the mean and covariance of the Gaussian, and the gradient is linear in it
+        else:  # shifts of +-sqrt(C/2) in one coordinate have the mean and covariance of the Gaussian
             c = z.shape[1]
             shift = (c / 2) ** 0.5 * torch.eye(c, dtype=z.dtype)
-            # sum over coordinates of the squared gradient at each; coordinates are independent, so covariances add
+            # the gradient is linear in the target and the coordinates are independent, so the squares add
             cases = [(1.0, (z + s).detach()) for s in shift]
         total: Params = {}
         for weight, label in cases:
@@ -54,7 +54,7 @@ def per_example(module: nn.Module, x: Tensor, y: Tensor, labels: str, loss: str)
 
 
 def per_example_mas(module: nn.Module, x: Tensor) -> list[Params]:
-    """|d ||f(x)||^2 / d theta| of every single example."""
+    """Return |d ||f(x)||^2 / d theta| of every example."""
     module.eval()
     return [
         {n: g.abs() for n, g in gradients(module, module(x[i : i + 1]).square().sum()).items()} for i in range(len(x))
@@ -62,22 +62,22 @@ def per_example_mas(module: nn.Module, x: Tensor) -> list[Params]:
 
 
 def mean(values: list[Params]) -> Params:
-    """Mean over examples."""
+    """Return the mean over examples."""
     return {n: torch.stack([v[n] for v in values]).mean(0) for n in values[0]}
 
 
 def standard_error(values: list[Params], total: int) -> Params:
-    """Standard error of that mean, with the finite-population correction where examples were left out."""
+    """Return the standard error of the mean, with the finite-population correction if examples were left out."""
     n = len(values)
     correction = 1.0 if n == total else 1 - n / total
     return {k: (torch.stack([v[k] for v in values]).var(0) * correction / n).sqrt() for k in values[0]}
 
 
 def fisher(module: nn.Module, x: Tensor, y: Tensor, labels: str = "exact", loss: str = "cross_entropy") -> Params:
-    """Mean over examples of the Fisher of one example."""
+    """Return the mean over examples of the Fisher of one example."""
     return mean(per_example(module, x, y, labels, loss))
 
 
 def mas(module: nn.Module, x: Tensor) -> Params:
-    """Mean over examples of the importance of one example."""
+    """Return the mean over examples of the importance of one example."""
     return mean(per_example_mas(module, x))

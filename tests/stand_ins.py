@@ -1,4 +1,4 @@
-"""Random data in the format of torchvision's CIFAR10 and CIFAR100, for tests without the real data."""
+"""Data sets of noise with the interface of torchvision's CIFAR10 and CIFAR100, for tests without the real ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class TenClasses:
-    """Images (N, 32, 32, 3), uint8, 60 of each class."""
+    """Random images (N, 32, 32, 3), uint8, 60 of each class."""
 
     number = 10
 
@@ -19,6 +19,6 @@ class TenClasses:
 
 
 class HundredClasses(TenClasses):
-    """The same of more classes."""
+    """The same with 100 classes."""
 
     number = 100

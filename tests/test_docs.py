@@ -7,7 +7,7 @@ Three tables say what is not done as written: READER_HAS, SHORTER and NOT_RUN.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -28,7 +28,6 @@ from clbench.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FAST = ("README.md",)  # pages of the fast tier
 
 SMALL = "data.tasks=2 steps=2 trainer=cpu"
 """Added to every training command, but for what it says itself: it is composed as written, and trains two tasks for two steps."""
@@ -44,12 +43,13 @@ SHORTER = {
 """Arguments of training commands: what is written -> what is run."""
 
 READER_HAS = {
+    "statistics.md": ("mkdir outputs && cp -r tests/finished_runs/task_incremental outputs/sweep",),
     "reports.md": (
         "python -m clbench.train -m strategy=ewc,mas seed=0,1 output_dir=outputs/sweep",
         "python -m clbench.train output_dir=runs/a data.tasks=4",
         "python -m clbench.train strategy=mas output_dir=runs/b",
     ),
-    "lam.md": ("extending.md",),
+    "lam.md": ("own_strategy.md",),
 }
 """What the reader of a page has done before: commands, or files that another page shows."""
 
@@ -63,7 +63,10 @@ NOT_RUN = {
 """Commands (from their beginning) that are not run here -> why, and what runs them."""
 
 COMPOSED = {
+    r"trainer=gpu": "needs a GPU",
+    r"trainer=ddp": "starts processes; tests/training/test_processes.py does",
     r"net=resnet|net=torchvision": "trains a large net: its configuration is composed, and no run is made",
+    r"timm_model": "needs a package that is not a dependency, and a download",
 }
 """Training commands (anywhere in them) that are only composed -> why."""
 
@@ -77,6 +80,7 @@ DOWNLOADED = {
 }
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 FENCE = re.compile(r"^( *)```(bash|python|yaml)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+INSTALLED = re.compile(r"# pip install ([\w ]+)\n")
 FILE = re.compile(r"(?:# @package _global_\n)?# ([\w./-]+\.(?:py|yaml))\n")
 
 
@@ -109,6 +113,7 @@ def shell(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MPLBACKEND", "agg")
     before = set(sys.modules)
     yield lambda command: execute(command, monkeypatch)
     for name in set(sys.modules) - before:  # modules of the examples
@@ -193,14 +198,27 @@ def follow(page: Path, shell, tmp_path: Path) -> None:
             [as_file(block, tmp_path) for block in blocks(page.with_name(earlier))]
         else:
             shell(earlier)
+    missing = set()
     for block in blocks(page):
         if as_file(block, tmp_path):
             continue
-        if block.language == "python":
+        if lacks := missing_packages(block):
+            missing |= lacks
+        elif block.language == "python":
             exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
+            for figure in re.findall(r'savefig\("(.+?)"', block.text):
+                assert (tmp_path / figure).stat().st_size > 1000, f"{page.name}: {figure} is empty"
         elif block.language == "bash":
             for command in commands(block.text):
                 shell(command)
+    if missing:
+        pytest.skip(f"the blocks that need {', '.join(sorted(missing))}; all others were run")
+
+
+def missing_packages(block: Block) -> set[str]:
+    """Return the packages that a Python block names in its first line, ``# pip install NAME``, and that are not installed."""
+    named = INSTALLED.match(block.text) if block.language == "python" else None
+    return {name for name in named[1].split() if importlib.util.find_spec(name) is None} if named else set()
 
 
 def as_file(block: Block, folder: Path) -> bool:
@@ -241,9 +259,8 @@ def given(page: str) -> dict[str, Any]:
     return {"module": module, "net": module.net, "task_a": loader, "task_b": loader, "loader": loader}
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=[] if p.name in FAST else pytest.mark.slow, id=p.name) for p in PAGES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_can_be_followed_from_top_to_bottom(page, shell, tmp_path):
     follow(page, shell, tmp_path)
 
@@ -286,3 +303,16 @@ def test_a_script_has_the_options_that_the_docs_use():
             source = (ROOT / script).read_text(encoding="utf-8")
             for option in re.findall(r"--[\w-]+", arguments):
                 assert f'"{option}"' in source, f"{page.name}: {script} has no {option}"
+
+
+def test_the_citation_of_the_docs_is_that_of_the_project():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    page = (ROOT / "docs/statistics.md").read_text(encoding="utf-8")
+    for key, field in {
+        "title": r'"(.+)"',
+        "version": "(.+)",
+        "date-released": r"(\d{4})-",
+        "repository-code": "(.+)",
+    }.items():
+        value = re.search(rf"^{key}: {field}", citation, re.MULTILINE)
+        assert value is not None and f"{{{value[1]}}}" in page, key

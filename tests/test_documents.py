@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import EWC, MAS, fisher, mas
 from clbench.experiment.build import build
-from clbench.importance.general import Measured, by_loop, by_vmap
+from clbench.importance.general import Measured, loop_gradients, vmap_gradients
 from clbench.importance.outputs import default_outputs
 from clbench.params import snapshot, trainable
 from tests import references
@@ -357,4 +357,9 @@ def test_the_gradients_of_examples_from_vmap_are_those_of_a_loop():
     seeds = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.double)
     measured = Measured(net, default_outputs)
     params = {name: p.detach() for name, p in trainable(net).items()}
-    close(by_vmap(measured, params, (x, y), seeds), by_loop(measured, params, (x, y), seeds), rtol=1e-10, atol=1e-13)
+    close(
+        vmap_gradients(measured, params, (x, y), seeds),
+        loop_gradients(measured, params, (x, y), seeds),
+        rtol=1e-10,
+        atol=1e-13,
+    )

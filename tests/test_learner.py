@@ -1,4 +1,4 @@
-"""One output neuron with the binary cross-entropy, and what a step reports."""
+"""One output with the binary cross-entropy, and the values that a step returns."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_ewc_measures_the_bernoulli_fisher(composed):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["strategy=finetune", "loss=hinge"], "loss='hinge' is not one of"),
+        (["strategy=finetune", "loss=hinge"], "loss=hinge: expected one of"),
         (["strategy=finetune", "loss=binary_cross_entropy"], "two classes a task"),
         ([*BITS, "scenario=class"], "class-incremental"),
     ],
@@ -64,5 +64,5 @@ def test_an_invalid_loss_is_named(run, options, message):
 
 def test_a_net_of_several_outputs_has_no_binary_cross_entropy():
     learner = Learner(torch.nn.Identity(), torch.optim.SGD, loss="binary_cross_entropy")
-    with pytest.raises(ConfigError, match="the net gives 2"):
+    with pytest.raises(ConfigError, match="but the net has 2"):
         learner.loss(torch.zeros(3, 2), torch.zeros(3))

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from clbench.params import placed_like, size_in_bytes, snapshot, trainable, zeros_like
+from clbench.params import move_like, size_in_bytes, snapshot, trainable, zeros_like
 
 
 class Tied(nn.Module):
@@ -47,7 +47,7 @@ def test_zeros_like_keeps_names_shapes_and_dtypes():
 def test_placed_like_takes_the_device_of_the_same_name():
     """It keeps the dtype, and tensors of other names stay where they are."""
     params = {"here": torch.ones(2, dtype=torch.double), "other": torch.ones(2)}
-    moved = placed_like(params, {"here": torch.empty(2, device="meta"), "unknown": torch.empty(1)})
+    moved = move_like(params, {"here": torch.empty(2, device="meta"), "unknown": torch.empty(1)})
     assert set(moved) == {"here", "other"}
     assert (moved["here"].device.type, moved["here"].dtype) == ("meta", torch.double)
     assert moved["other"] is params["other"]

@@ -1,4 +1,4 @@
-"""The global generators, and the seeds derived from that of a run."""
+"""The global generators and the seeds derived from that of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def label_samples():
 
 
 def test_restored_states_give_the_same_random_numbers(tmp_path):
-    label_samples()  # a second gaussian is kept back by each generator
+    label_samples()  # each generator then stores the second of a pair of gaussians
     torch.save(random_states(CPU), tmp_path / "states")
     first = [label_samples() for _ in range(3)]
     set_random_states(torch.load(tmp_path / "states", weights_only=True), CPU)

@@ -1,1 +1,1 @@
-"""Parts of ``compare_fisher.py``: the formulas, Avalanche itself, a task and its training, side effects, the report."""
+"""Modules of ``compare_fisher.py``: formulas, calls of Avalanche, training on one task, side effects, report."""

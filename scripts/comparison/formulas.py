@@ -1,10 +1,9 @@
-"""What public code calls "the Fisher" in EWC: one pure function per formula, written from what the sources compute.
+"""Formulas that public code calls "the Fisher" in EWC: one pure function per formula, written from the source code.
 
-Each takes a net x -> outputs (N, C), the examples x (N, ...), y (N,) in the order of the loader, and the loader's batch
-size, and returns the importance of every trainable parameter by name. The net is measured in the mode it is in, so
-whoever calls decides between eval mode (as here for the comparison) and train mode (as some of the sources do); of the
-net, only BatchNorm's statistics can change, and those only in train mode. Augmentation, which the sources that read the
-training loader leave on, is not part of a formula.
+Each function takes a network x -> outputs (N, C), the examples x (N, ...) and y (N,) in the order of the loader, and the
+loader's batch size. It returns the importance of every trainable parameter by name. The network keeps its mode, so the caller
+chooses between eval mode (used in this comparison) and train mode (used by some sources). Only the statistics of BatchNorm can
+change, and only in train mode. Some sources read the training loader with its augmentation, which is not part of a formula.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from clbench.importance import fisher
 from clbench.params import Params, trainable, zeros_like
 
 CLAMP = 1e-4
-"""The largest importance in PyCIL."""
+"""Upper bound of an importance in PyCIL."""
 
 
 def exact(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
-    """1/N sum_n sum_c p(c|x_n) (d log p(c|x_n))^2: the Fisher itself. clbench: ``fisher=exact``."""
+    """Return the exact Fisher 1/N sum_n sum_c p(c|x_n) (d log p(c|x_n))^2. clbench: ``fisher=exact``."""
     return fisher(net, [(x, y)], labels="exact")
 
 
 def van_de_ven(net: nn.Module, x: Tensor, y: Tensor, labels: str, seed: int = 0) -> Params:
-    """GMvandeVen/continual-learning, models/cl/continual_learner.py: one example per pass, then a division by N - 1.
+    """Return the formula of GMvandeVen/continual-learning, models/cl/continual_learner.py.
 
-    Its ``--fisher-labels`` all, sample, true, pred are our ``labels`` exact, sample, empirical, predicted; the divisor is
-    the index of the last example.
+    It passes one example at a time and divides by N - 1, the index of the last example. Its ``--fisher-labels`` all, sample,
+    true, pred are our ``labels`` exact, sample, empirical, predicted.
     """
     off_by_one = len(x) / (len(x) - 1)
     return {name: f * off_by_one for name, f in fisher(net, [(x, y)], labels=labels, seed=seed).items()}
 
 
 def mammoth(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
-    """aimagelab/mammoth, models/ewc_on.py: sum_n p(y_n|x_n) (d log p(y_n|x_n))^2 / (batches * batch), y_n the true label.
+    """Return the formula of aimagelab/mammoth, models/ewc_on.py: sum_n p(y_n|x_n) (d log p(y_n|x_n))^2 / (batches * batch).
 
-    One term of the exact sum over classes; the others are left out. One example per pass, in train mode there. The
-    divisor counts the last batch as a full one.
+    y_n is the true label, so this is one term of the exact sum over classes. The source passes one example at a time, in train
+    mode. The divisor counts the last batch as a full one.
     """
     total = zeros_like(trainable(net))
     for x_n, y_n in zip(x.split(1), y.split(1), strict=True):
@@ -53,10 +52,10 @@ def mammoth(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
 
 
 def avalanche(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
-    """ContinualAI/avalanche, training/plugins/ewc.py: 1/B sum_b (d mean loss of batch b)^2, true labels.
+    """Return the formula of ContinualAI/avalanche, training/plugins/ewc.py: 1/B sum_b (d mean loss of batch b)^2, true labels.
 
-    The last batch counts as much as the others although it is smaller.
-    clbench: ``fisher=empirical fisher_batch=<batch>`` on shuffled examples, the last batch weighted by its size.
+    The last batch has the same weight as the others although it is smaller.
+    clbench: ``fisher=empirical fisher_batch=<batch>`` on shuffled examples, with the last batch weighted by its size.
     """
     total = zeros_like(trainable(net))
     for g in _batch_gradients(net, x, y, batch):
@@ -66,16 +65,17 @@ def avalanche(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
 
 
 def pycil(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
-    """G-U-N/PyCIL, models/ewc.py: the formula of Avalanche, clamped from above at 1e-4. In train mode there."""
+    """Return the formula of G-U-N/PyCIL, models/ewc.py: that of Avalanche, clamped to at most 1e-4, there in train mode."""
     return {name: f.clamp(max=CLAMP) for name, f in avalanche(net, x, y, batch).items()}
 
 
 def facil(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
-    """mmasana/FACIL, src/approach/ewc.py: sum_b n_b (d mean loss of batch b)^2 / (batches * batch), most probable labels.
+    """Return the formula of mmasana/FACIL, src/approach/ewc.py: sum_b n_b (d mean loss of batch b)^2 / (batches * batch).
 
-    Its default ``--fi-sampling-type max_pred``; true and multinomial labels are the other choices. Whole batches only, so
-    NaN with fewer examples than one batch. The head is not in the penalty: its importance is zero here. In train mode
-    there. clbench: ``fisher=predicted fisher_batch=<batch> strategy.exclude=net.head*``.
+    The labels are the most probable ones, as in its default ``--fi-sampling-type max_pred``. True and multinomial labels are the
+    alternatives. Only whole batches are used, so the result is nan with fewer examples than one batch. The penalty excludes the
+    head, so its importance is zero here. The source uses train mode.
+    clbench: ``fisher=predicted fisher_batch=<batch> strategy.exclude=net.head*``.
     """
     whole = len(x) // batch
     total = zeros_like(trainable(net))
@@ -88,11 +88,11 @@ def facil(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
 
 
 def sequel(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
-    """nik-dim/sequel, sequel/algos/pytorch/ewc.py: (sum_b d mean loss of batch b)^2 / B, true labels.
+    """Return the formula of nik-dim/sequel, sequel/algos/pytorch/ewc.py: (sum_b d mean loss of batch b)^2 / B, true labels.
 
-    Gradients are never set to zero between the batches, and each batch overwrites what the last one stored. What is kept
-    is the gradient summed over all batches, squared: B times the square of the mean gradient, which goes to zero as the
-    net converges. The gradient that the last training step left behind is in the sum too, but not here.
+    The source does not reset gradients between batches, and each batch overwrites the stored value. The result is the square of
+    the gradient summed over all batches: B times the square of the mean gradient, which approaches zero as the network
+    converges. The source also adds the gradient of the last training step, which is left out here.
     clbench: B times ``fisher=empirical fisher_batch=<N>``.
     """
     total = zeros_like(trainable(net))
@@ -103,7 +103,7 @@ def sequel(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
 
 
 def gradient(net: nn.Module, loss: Tensor) -> Params:
-    """Gradient of ``loss`` by parameter name, zeros where it does not use one; ``.grad`` is not touched."""
+    """Return the gradient of ``loss`` by parameter name, zeros for unused parameters. ``.grad`` does not change."""
     params = trainable(net)
     grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
     return {

@@ -1,4 +1,4 @@
-"""What Avalanche itself computes: its own plugins (avalanche-lib 0.6.0), called on our net and data."""
+"""Importances computed by the plugins of Avalanche (avalanche-lib 0.6.0) on our network and data."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def available() -> bool:
 
 
 def ewc(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
-    """``EWCPlugin.compute_importances``; it leaves ``net`` in train mode."""
+    """Return ``EWCPlugin.compute_importances``. It leaves ``net`` in train mode."""
     plugin = _plugins().EWCPlugin(ewc_lambda=1.0)
     found = plugin.compute_importances(net, nn.CrossEntropyLoss(), _optimizer(net), _data(x, y), "cpu", batch)
     return _tensors(net, found)
 
 
 def mas(net: nn.Module, x: Tensor, y: Tensor, batch: int) -> Params:
-    """``MASPlugin._get_importance``, with a stand-in that holds what it reads of the strategy; leaves train mode."""
+    """Return ``MASPlugin._get_importance`` of a minimal strategy object. It leaves ``net`` in train mode."""
     strategy = SimpleNamespace(
         model=net,
         experience=SimpleNamespace(dataset=_data(x, y)),

@@ -1,4 +1,4 @@
-"""The first task of a clbench data preset, a net for it, and plain training: what the comparisons in this folder share."""
+"""The first task of a clbench data preset, a network for it, and plain training, shared by the comparisons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clbench.nets import Net
 
 
 class OneTask(nn.Module):
-    """Body and head of a net for inputs of one task: x (N, ...) -> the outputs (N, C) that compete in it."""
+    """Network for inputs of one task: x (N, ...) -> the outputs (N, C) that compete in the task."""
 
     def __init__(self, net: Net, task: int = 0) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class OneTask(nn.Module):
 
 
 class Setup(NamedTuple):
-    """A net, and the examples: ``x``, ``y`` to train on, in a fixed order, ``x_test``, ``y_test`` to test on."""
+    """A network, training examples ``x``, ``y`` in a fixed order, and test examples ``x_test``, ``y_test``."""
 
     net: nn.Module
     task: Task
@@ -40,7 +40,7 @@ class Setup(NamedTuple):
 
 
 def first_task(data: str, seed: int, *overrides: str) -> Setup:
-    """Task 0 of ``data=split_<data>`` without validation data, and one output layer of which its columns compete."""
+    """Return task 0 of ``data=split_<data>`` without validation data, and a network with a single output layer."""
     fixed = ("data.validation=0", "scenario=task", "scenario.head=single", "strategy=finetune")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [f"data=split_{data}", *fixed, f"seed={seed}", *overrides])
@@ -52,7 +52,7 @@ def first_task(data: str, seed: int, *overrides: str) -> Setup:
 
 
 def training(setup: Setup, steps: list[int]) -> Iterator[int]:
-    """Train by cross-entropy with Adam 1e-3, and pause at each of ``steps`` (ascending), which are yielded."""
+    """Train by cross-entropy with Adam and lr 1e-3, and yield each of ``steps`` (ascending) when it is reached."""
     optimizer = torch.optim.Adam(setup.net.parameters(), lr=1e-3)
     batches = _forever(setup.task)
     taken = 0
@@ -68,14 +68,14 @@ def training(setup: Setup, steps: list[int]) -> Iterator[int]:
 
 
 def outputs(net: nn.Module, x: Tensor) -> Tensor:
-    """The outputs (N, C) of ``net`` in evaluation mode, in which it is left."""
+    """Return the outputs (N, C) of ``net`` in evaluation mode, which it keeps."""
     net.eval()
     with torch.no_grad():
         return torch.cat([net(part) for part in x.split(1000)])
 
 
 def accuracy(z: Tensor, y: Tensor) -> float:
-    """Share of the examples whose largest output is the true one."""
+    """Return the share of examples whose largest output is the true label."""
     return (z.argmax(1) == y).double().mean().item()
 
 

@@ -1,4 +1,4 @@
-"""The rows of compare_fisher.py as Markdown tables and as a figure; cells and lines are medians over seeds."""
+"""Markdown tables and figure of compare_fisher.py. Cells and lines are medians over seeds."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ STYLES = {
     "PyCIL": ("#000000", "x", ":"),
     "SequeL": ("#7F7F7F", "*", "--"),
 }
-"""Colour, marker and dashes of the formulas that are drawn; the others are in the tables only."""
+"""Colour, marker and line style of the formulas in the figure. The others are in the tables only."""
 
 
 def ratio(row: Row) -> float | None:
-    """Trace over that of the exact Fisher, all parameters."""
+    """Return the trace divided by that of the exact Fisher, over all parameters."""
     return row["ratio"]["all"]
 
 
 def head_ratio(row: Row) -> float | None:
-    """The same, head only."""
+    """Return the trace divided by that of the exact Fisher, over the head."""
     return row["ratio"]["head"]
 
 
 def lam_here(row: Row) -> float | None:
-    """The lam of clbench with the exact Fisher whose importances, times lam/2, have the trace that lam=1 has there."""
+    """Return the lam of clbench with the exact Fisher at which the penalty has the same trace as with lam=1 in the source."""
     return None if ratio(row) is None else ratio(row) * row["lam_factor"]
 
 
 def correlation(row: Row) -> float | None:
-    """Spearman's, all parameters."""
+    """Return Spearman's rank correlation over all parameters."""
     return row["rank_correlation"]
 
 
 def correlation_nonzero(row: Row) -> float | None:
-    """Spearman's, parameters whose exact Fisher is not zero."""
+    """Return Spearman's rank correlation over the parameters with nonzero exact Fisher."""
     return row["rank_correlation_nonzero"]
 
 
 def over_seeds(rows: Sequence[Row], formula: str, step: int, read: Read) -> list[float]:
-    """The values of one cell, one per seed; without those that are undefined."""
+    """Return the defined values of one cell, one per seed."""
     mine = (read(row) for row in rows if row["formula"] == formula and row["step"] == step)
     return [value for value in mine if value is not None]
 
 
 def table(rows: Sequence[Row], read: Read, form: str) -> str:
-    """Formulas x steps: the median over seeds, and the range if they differ."""
+    """Return a table of formulas x steps with the median over seeds, and the range if seeds differ."""
     steps = sorted({row["step"] for row in rows})
     lines = ["| step | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
     for name in dict.fromkeys(row["formula"] for row in rows):
@@ -72,23 +72,23 @@ def table(rows: Sequence[Row], read: Read, form: str) -> str:
 
 
 def report(about: str, command: str, rows: Sequence[Row], effects: Sequence[Row]) -> str:
-    """Everything in Markdown."""
+    """Return all tables in Markdown."""
     zero = [row["exact_zero"] for row in rows]
     differs = [row["rebuilt_differs"] for row in rows if "rebuilt_differs" in row]
     parts = [
         f"`{command}`",
         f"{about}. Median over seeds (range). The exact Fisher of {min(zero):.0%} to {max(zero):.0%} of the parameters is 0.",
-        "**Trace over that of the exact Fisher, all parameters**",
+        "**Trace divided by that of the exact Fisher, all parameters**",
         table(rows, ratio, ".2g"),
-        "**The same, head only**",
+        "**Trace divided by that of the exact Fisher, head only**",
         table(rows, head_ratio, ".2g"),
         "**Spearman rank correlation with the exact Fisher, all parameters**",
         table(rows, correlation, ".3f"),
-        "**The same, parameters whose exact Fisher is not 0**",
+        "**Spearman rank correlation with the exact Fisher, parameters whose exact Fisher is not 0**",
         table(rows, correlation_nonzero, ".3f"),
-        "**lam=1 there, as lam here with fisher=exact, by the trace**",
+        "**lam of clbench with fisher=exact that has the same trace as lam=1 in the source**",
         table(rows, lam_here, ".2g"),
-        "**A convolutional net with BatchNorm after one pass over the data, no weight changed**",
+        "**A convolutional network with BatchNorm after one pass over the data that changes no weight**",
         "| pass | predictions moved by | test accuracy before | after |\n|---|---|---|---|",
     ]
     parts[-1] += "".join(
@@ -97,20 +97,20 @@ def report(about: str, command: str, rows: Sequence[Row], effects: Sequence[Row]
     )
     if differs:
         parts.append(
-            f"Avalanche's importances and the rebuilt formula differ by at most {max(differs):.1g} (relative)."
+            f"The importances of Avalanche and of its formula here differ by at most {max(differs):.1g} (relative)."
         )
     return "\n\n".join(parts) + "\n"
 
 
 def draw(about: str, rows: Sequence[Row]) -> Figure:
-    """Trace ratio on a logarithmic axis, rank correlation below; strokes are the range over seeds."""
+    """Draw the trace ratio on a logarithmic axis and the rank correlation below. Vertical lines are ranges over seeds."""
     steps = sorted({row["step"] for row in rows})
     names = [name for name in STYLES if any(row["formula"] == name for row in rows)]
     figure = Figure(figsize=(8, 8), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[1.7, 1])
     upper.axhline(1, color="black", linewidth=2, label="exact Fisher")
     for i, name in enumerate(names):
-        aside = 0.06 * (i - (len(names) - 1) / 2)  # so that equal values can be told apart
+        aside = 0.06 * (i - (len(names) - 1) / 2)  # offset, so that equal values do not overlap
         _line(upper, rows, name, steps, ratio, aside)
         _line(lower, rows, name, steps, correlation_nonzero, aside)
     upper.set(yscale="log", ylabel="trace / trace of the exact Fisher")

@@ -1,4 +1,4 @@
-"""What a pass that measures importance does to a net with BatchNorm: outputs before and after, no weight changed."""
+"""Side effects of measuring importance on a network with BatchNorm: outputs before and after, with equal weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pass = Callable[[nn.Module, Tensor, Tensor, int], Any]
 
 
 def batch_norm_cnn(channels: int, classes: int) -> nn.Sequential:
-    """Two blocks of conv 3x3, BatchNorm, ReLU; average pooling to 2x2; a linear layer."""
+    """Return a network of two blocks of conv 3x3, BatchNorm and ReLU, average pooling to 2x2, and a linear layer."""
     return nn.Sequential(
         *(nn.Conv2d(channels, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(2)),
@@ -28,7 +28,7 @@ def batch_norm_cnn(channels: int, classes: int) -> nn.Sequential:
 
 
 def passes() -> dict[str, Pass]:
-    """The passes by name, each in the mode that its source has."""
+    """Return the passes by name, each in the mode that its source uses."""
     found: dict[str, Pass] = {
         "clbench fisher, mas": lambda net, x, y, b: (formulas.exact(net, x, y, b), mas(net, [(x, y)])),
         "PyCIL, FACIL: batches in train mode": lambda net, x, y, b: formulas.avalanche(net.train(), x, y, b),
@@ -41,10 +41,10 @@ def passes() -> dict[str, Pass]:
 
 
 def compare(data: str, seed: int, steps: int, examples: int) -> list[dict[str, Any]]:
-    """A row per pass, over all ten classes of ``data`` as one task: accuracy on the test examples before and after.
+    """Return a row per pass with the test accuracy before and after, for all ten classes of ``data`` as one task.
 
     ``moved`` is the mean over test examples of half the L1 distance between the predicted distributions before and after
-    (0 = the same, 1 = disjoint). Each pass begins with the same net in train mode, as training leaves it.
+    (0 if equal, 1 if disjoint). Each pass starts from the same network in train mode.
     """
     setup = first_task(data, seed, "data.tasks=1", f"batch_size={BATCH}")
     torch.manual_seed(seed)

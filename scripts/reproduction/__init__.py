@@ -1,1 +1,1 @@
-"""Published protocols, run again: what to run (plan), how (execute), what came out (verdict, collect), files (write)."""
+"""Modules of ``reproduce.py``: runs of a study (plan, execute, store), their results (collect, verdict), files (page, write)."""

@@ -1,4 +1,4 @@
-"""collect: the finished runs of a protocol -> the content of results/NAME.json."""
+"""Collect the finished runs of a protocol as the content of results/NAME.json."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from statistics import fmean, median
 from typing import Any
 
 from reproduction import verdict
-from reproduction.plan import Cell, Results, at_an_edge, final, lost, reading, search, wanted
+from reproduction.plan import Cell, Results, at_an_edge, diverged_runs, final_runs, needed_runs, read_number, search
 from reproduction.protocol import Claim, Protocol, Row, Selection
 from reproduction.verdict import summary
 
 
 def collect(protocol: Protocol, results: Results, hash_of: Callable[[Cell], str]) -> dict[str, Any]:
-    """Everything that is said about a reproduction.
+    """Return the content of results/NAME.json.
 
     Args:
-        protocol: all of whose runs are in ``results``.
-        results: metrics.json of each run, with its ``origin``.
-        hash_of: config hash of a run.
+        protocol: Protocol, whose runs are all in ``results``.
+        results: Content of metrics.json of each run, with its ``origin``.
+        hash_of: Function that returns the configuration hash of a run.
     """
     rows = [_row(protocol, row, results, hash_of) for row in protocol.rows]
     runs = {
         hash_of(cell): results[cell]
         for row in protocol.rows
-        for cell in wanted(row, results)
+        for cell in needed_runs(row, results)
         if "diverged" not in results[cell]
     }
     verdicts = [number["verdict"] for row in rows for number in row["selections"][0]["metrics"].values()]
@@ -39,7 +39,7 @@ def collect(protocol: Protocol, results: Results, hash_of: Callable[[Cell], str]
         "command": f"python scripts/reproduce.py {protocol.name.replace('-quick', ' --quick').replace('-full', ' --full')}",
         "date": datetime.now(UTC).date().isoformat(),
         "matches": verdicts.count(verdict.MATCH),
-        "compared": sum(said is not None for said in verdicts),
+        "compared": sum(one is not None for one in verdicts),
         "claims": [_claim(claim, protocol, results) for claim in protocol.claims],
         "runs": len(runs),
         "seconds": sum(run["seconds"]["total"] for run in runs.values()),
@@ -56,19 +56,19 @@ def _row(protocol: Protocol, row: Row, results: Results, hash_of: Callable[[Cell
         {
             "seed": cell.seed,
             "overrides": list(cell.overrides),
-            "values": {metric: reading(results[cell], key) for metric, key in protocol.metrics.items()},
+            "values": {metric: read_number(results[cell], key) for metric, key in protocol.metrics.items()},
             "config_hash": hash_of(cell),
             "seconds": results[cell]["seconds"]["total"],
             "commit": results[cell]["origin"]["commit"],
         }
-        for cell in (judged(row, results) if row.like else wanted(row, results))
+        for cell in (compared_runs(row, results) if row.like else needed_runs(row, results))
         if "diverged" not in results[cell]
     ]
     return {
         "name": row.name,
         "command": " ".join(["python -m clbench.train", *row.overrides]),
         "findings": row.findings.strip(),
-        "seconds": median(results[cell]["seconds"]["total"] for cell in judged(row, results)),
+        "seconds": median(results[cell]["seconds"]["total"] for cell in compared_runs(row, results)),
         "grid": {key: list(values) for key, values in row.grid.items()},
         "baseline": row.baseline,
         "published_curve": {metric: [list(point) for point in points] for metric, points in row.curve.items()},
@@ -82,26 +82,28 @@ def _row(protocol: Protocol, row: Row, results: Results, hash_of: Callable[[Cell
 def _selection(
     protocol: Protocol, row: Row, rule: Selection | None, results: Results, hash_of: Callable[[Cell], str]
 ) -> dict[str, Any]:
-    """What came out at the point that a rule chose; ``rule`` is None in a row without a grid."""
+    """Return the results at the point that a rule chose. ``rule`` is None in a row without a grid."""
     chosen: dict[str, Any] = {"by": None, "point": {}, "at_an_edge": []}
     if rule is not None:
         trials, best = search(row, rule, results)
         assert best is not None
         chosen = {"by": rule.by, "point": dict(best), "at_an_edge": at_an_edge(row, trials, best)}
-    cells = final(row, chosen["point"], rule)
-    values = {metric: [reading(results[cell], key) for cell in cells] for metric, key in protocol.metrics.items()}
+    cells = final_runs(row, chosen["point"], rule)
+    values = {metric: [read_number(results[cell], key) for cell in cells] for metric, key in protocol.metrics.items()}
     metrics = {metric: _summarised(each) | _compared(row, metric, each) for metric, each in values.items()}
     return chosen | {"config_hashes": [hash_of(cell) for cell in cells], "values": values, "metrics": metrics}
 
 
 def _trials(protocol: Protocol, row: Row, rule: Selection, results: Results) -> dict[str, Any]:
-    """Every point that a rule looked at."""
+    """Return every point of the grid that a rule compared."""
     points = []
     for point, cells in search(row, rule, results)[0]:
-        runs = [results[cell] for cell in dict.fromkeys([*cells, *lost(row, point, results)])]
+        runs = [results[cell] for cell in dict.fromkeys([*cells, *diverged_runs(row, point, results)])]
         ended = [run for run in runs if "diverged" not in run]
-        numbers = {m: _summarised([reading(run, key) for run in ended]) for m, key in protocol.metrics.items() if ended}
-        score = fmean(reading(run, rule.by) for run in runs) if len(ended) == len(runs) else None
+        numbers = {
+            m: _summarised([read_number(run, key) for run in ended]) for m, key in protocol.metrics.items() if ended
+        }
+        score = fmean(read_number(run, rule.by) for run in runs) if len(ended) == len(runs) else None
         points.append({"point": dict(point), "score": score, "diverged": len(runs) - len(ended), "metrics": numbers})
     return {"by": rule.by, "overrides": list(rule.overrides), "points": points}
 
@@ -113,16 +115,16 @@ def _summarised(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _compared(row: Row, metric: str, values: Sequence[float]) -> dict[str, Any]:
-    """The verdict, where there is a published number."""
+    """Return the comparison with the published number, if there is one."""
     theirs = row.published.get(metric)
     if theirs is None:
         return {"published": None, "difference": None, "tolerance": None, "verdict": None}
-    difference, tolerance, said = verdict.compare(summary(values), theirs)
+    difference, tolerance, outcome = verdict.compare(summary(values), theirs)
     return {
         "published": asdict(theirs),
         "difference": difference,
         "tolerance": _or_none(tolerance),
-        "verdict": said,
+        "verdict": outcome,
     }
 
 
@@ -130,22 +132,22 @@ def _claim(claim: Claim, protocol: Protocol, results: Results) -> dict[str, Any]
     key = protocol.metrics[claim.metric]
 
     def values(name: str) -> list[float]:
-        return [reading(results[cell], key) for cell in judged(protocol.row(name), results)]
+        return [read_number(results[cell], key) for cell in compared_runs(protocol.row(name), results)]
 
     if claim.share_of is not None:
-        holds, said = verdict.share(claim, values(claim.row), values(claim.share_of))
+        holds, measured = verdict.share(claim, values(claim.row), values(claim.share_of))
     elif claim.beats is not None:
-        holds, said = verdict.beats(claim, summary(values(claim.row)), summary(values(claim.beats)))
+        holds, measured = verdict.beats(claim, summary(values(claim.row)), summary(values(claim.beats)))
     else:
-        holds, said = verdict.reached(claim, values(claim.row))
-    return {"text": claim.text, "row": claim.row, "measured": said, "holds": holds}
+        holds, measured = verdict.reached(claim, values(claim.row))
+    return {"text": claim.text, "row": claim.row, "measured": measured, "holds": holds}
 
 
-def judged(row: Row, results: Results) -> list[Cell]:
-    """The final runs at the point that the first rule chose."""
+def compared_runs(row: Row, results: Results) -> list[Cell]:
+    """Return the final runs at the point that the first rule chose."""
     best = search(row, row.select[0], results)[1] if row.select else {}
     assert best is not None
-    return final(row, best)
+    return final_runs(row, best)
 
 
 def _different(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""execute: many runs over worker processes that import torch once. A worker that dies loses only its run."""
+"""Execute many runs in worker processes that import torch once. A worker that dies loses only its run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FEW = 3
 
 
 class Failure(NamedTuple):
-    """A run that did not end, and why; ``diverged``: its weights became non-finite, as they would again."""
+    """A failed run with its reason. ``diverged`` means that its weights became non-finite, which a rerun would repeat."""
 
     cell: Cell
     reason: str
@@ -30,11 +30,10 @@ class Failure(NamedTuple):
 
 
 def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> list[Failure]:
-    """Run all ``jobs``; ``done`` is called after each that ended well.
+    """Run all ``jobs`` and return the failures. ``done`` is called after each successful run.
 
-    If the first to end all fail for one reason, a data set that is missing, say, the others are not begun.
-
-    Interrupted (Ctrl-C), it ends its workers and raises on: finished runs stay, the others have written nothing half.
+    If the first runs all fail for the same reason, such as a missing data set, the others are not started. Ctrl-C ends the
+    workers and is raised again. Finished runs remain, and no file is left half written.
     """
     waiting = list(reversed(jobs))
     failures: list[Failure] = []
@@ -66,33 +65,33 @@ def execute(jobs: Sequence[Job], workers: int, done: Callable[[Cell], None]) -> 
 
 
 def feed(waiting: list[Job], busy: dict[Connection, tuple[Worker, Job]], idle: list[Worker], workers: int) -> None:
-    """Give the waiting jobs to at most ``workers`` workers, idle ones first."""
+    """Send the waiting jobs to at most ``workers`` workers, idle ones first."""
     while waiting and len(busy) < workers:
         worker = idle.pop() if idle else Worker()
         try:
             worker.connection.send(waiting[-1])
-        except OSError:  # it died while it had nothing to do
+        except OSError:  # the worker died while it was idle
             worker.end()
         else:
             busy[worker.connection] = (worker, waiting.pop())
 
 
 def hopeless(failures: Sequence[Failure]) -> bool:
-    """Whether a few runs failed for the same reason, as the others would."""
+    """Return whether the first runs failed for the same reason, so that the others would fail as well."""
     return len(failures) >= FEW and len({f.reason for f in failures}) == 1 and not failures[0].diverged
 
 
 class Worker:
-    """A process that runs what it is sent, one after the other."""
+    """Process that executes the runs it receives, one at a time."""
 
     def __init__(self) -> None:
         self.connection, theirs = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=work, args=(theirs,), daemon=True)
         self.process.start()
-        theirs.close()  # so that its death is the end of the pipe
+        theirs.close()  # so that the pipe ends when the process dies
 
     def receive(self, cell: Cell) -> Failure | None:
-        """Wait for the end of the run ``cell`` and return why it failed, None if it did not."""
+        """Wait for the end of the run ``cell`` and return its failure, None if it succeeded."""
         try:
             reason = self.connection.recv()
         except EOFError:
@@ -101,15 +100,15 @@ class Worker:
         return None if reason is None else Failure(cell, *reason)
 
     def end(self) -> None:
-        """At once; files are written atomically."""
+        """Kill the process. Files are written atomically, so none is left half written."""
         self.process.kill()
         self.process.join()
 
 
 def work(connection: Connection) -> None:
-    """The loop of a worker: receives jobs, answers None, or why a run failed and whether it diverged.
+    """Run the loop of a worker: receive a job, send None or the reason of the failure and whether the run diverged.
 
-    Ctrl-C is the parent's business.
+    The parent process handles Ctrl-C.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -129,7 +128,7 @@ def work(connection: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent takes its workers along: none keeps writing where the same command, started again, writes."""
+    """End the worker when the parent dies, so that it cannot write to the folder of a restarted command."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])

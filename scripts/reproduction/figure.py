@@ -1,4 +1,4 @@
-"""figure: theirs against ours for every row, metrics of different scales apart, and a panel for every grid of one key."""
+"""Figure of a study: measured and published values of every row, and a panel for every grid of a single option."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: told apart by everyone
-SPREAD = 2  # standard errors (or deviations, beside a single run) that a bar shows on each side
-GAP = 0.7  # lines between two rows
-PANEL = 3.6  # inches, height of a grid's panel
+from reproduction.page import label
+
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+)  # of Okabe and Ito, for colour-blind readers
+SPREAD = 2  # half length of an error bar, in standard errors (standard deviations if one run is published)
+GAP = 0.7  # vertical space between two rows, in lines
+PANEL = 3.6  # height of a grid's panel in inches
 
 
 def figure(found: dict[str, Any]) -> Figure:
-    """One picture of a reproduction."""
+    """Return the figure of a study, the content of results/NAME.png."""
     curves = [row for row in found["rows"] if len(row["grid"]) == 1 and row["trials"] and _numeric(row)]
     scales = _scales(found)
     heights = [1.3 + 0.25 * sum(len(_shown(row, scale)) + GAP for row in found["rows"]) for scale in scales]
@@ -36,14 +45,14 @@ def figure(found: dict[str, Any]) -> Figure:
 
 
 def _scales(found: dict[str, Any]) -> list[list[str]]:
-    """The metrics that share an axis: those between -1 and 1, and every other for itself."""
+    """Group the metrics by axis: those between -1 and 1 share one, every other has its own."""
     numbers = [row["selections"][0]["metrics"] for row in found["rows"]]
     shares = [m for m in found["metrics"] if all(abs(number[m]["mean"]) <= 1 for number in numbers)]
     return [*([shares] if shares else []), *([m] for m in found["metrics"] if m not in shares)]
 
 
 def _rows(axes: Axes, found: dict[str, Any], scale: list[str]) -> None:
-    """A line per row and metric: the seeds, our mean with its bar, and theirs."""
+    """Draw a line per row and metric: the seeds, our mean with its error bar, and the published value."""
     metrics = list(found["metrics"])
     y, ticks, labels = 0.0, [], []
     for row in found["rows"]:
@@ -61,19 +70,19 @@ def _rows(axes: Axes, found: dict[str, Any], scale: list[str]) -> None:
                     theirs["value"], y, xerr=error, fmt="D", color="black", mfc="none", capsize=3, markersize=8
                 )
             ticks.append(y)
-            labels.append(f"{row['name']}: {metric}")
+            labels.append(f"{label(row['name'])}: {metric}" if len(metrics) > 1 else label(row["name"]))
             y += 1
         y += GAP
     axes.set_yticks(ticks, labels, fontsize=8)
     axes.set_ylim(y - GAP, -1)
-    legend = "dot: our mean ± 2 se (± 2 sd beside a single published run), strokes: its seeds"
+    legend = "dot: our mean ± 2 se (± 2 sd if one run is published); strokes: seeds"
     published = any(number["published"] for row in found["rows"] for number in row["selections"][0]["metrics"].values())
     axes.set_xlabel(legend + ("; diamond: published" if published else ""), fontsize=8)
     axes.grid(axis="x", alpha=0.3)
 
 
 def _curve(axes: Axes, row: dict[str, Any], found: dict[str, Any], scale: list[str]) -> None:
-    """The metrics of a scale along a grid, its baseline as dashed lines, published values as diamonds."""
+    """Draw the metrics along a grid, with dashed lines for the baseline and diamonds for published values."""
     (key,) = row["grid"]
     points = [trial for trial in row["trials"][0]["points"] if trial["metrics"]]
     x = [trial["point"][key] for trial in points]
@@ -91,14 +100,16 @@ def _curve(axes: Axes, row: dict[str, Any], found: dict[str, Any], scale: list[s
     if min(x) > 0 and max(x) / min(x) > 20:
         axes.set_xscale("log")
     axes.axvline(row["selections"][0]["point"][key], color="grey", linewidth=0.8, linestyle=":")
-    axes.set_xlabel(f"{key}; dotted: chosen" + (f"; dashed: {row['baseline']}" if baseline else ""), fontsize=8)
-    axes.set_title(row["name"], fontsize=9)
+    axes.set_xlabel(
+        f"{key} (dotted: chosen" + (f"; dashed: {label(row['baseline'])})" if baseline else ")"), fontsize=8
+    )
+    axes.set_title(label(row["name"]), fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
 
 
 def _shown(row: dict[str, Any], scale: list[str]) -> list[str]:
-    """The published metrics of a row that share a scale, all of them if none is published."""
+    """Return the published metrics of a row on one axis, or all metrics on that axis if none is published."""
     metrics = row["selections"][0]["metrics"]
     shown = [metric for metric, number in metrics.items() if number["published"]] or list(metrics)
     return [metric for metric in shown if metric in scale]

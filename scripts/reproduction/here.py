@@ -1,4 +1,4 @@
-"""The command ``python -m clbench.train OVERRIDES`` in this process: composed, hashed, trained; no process is started."""
+"""Compose, hash and train the command ``python -m clbench.train OVERRIDES`` in this process."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from clbench.config.options import refuse_foreign_options
 
 @lru_cache
 def composed(overrides: tuple[str, ...]) -> DictConfig:
-    """The configuration that the command would have, Hydra's part included; not to be changed."""
+    """Return the configuration of the command, including that of Hydra. Do not modify it."""
     return compose(overrides)
 
 
 def hash_of(overrides: tuple[str, ...], seed: int) -> str:
-    """The config hash of a run.
+    """Return the configuration hash of a run.
 
     Raises:
-        ConfigError: an option that the strategy does not have.
+        ConfigError: The strategy does not have an option.
     """
     whole = composed(overrides)
     cfg = without_hydra(whole)
@@ -34,10 +34,10 @@ def hash_of(overrides: tuple[str, ...], seed: int) -> str:
 
 
 def train_here(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
-    """Train with one thread and few files, what is printed goes to FOLDER/output.log; returns metrics.json.
+    """Train with one thread and return metrics.json. Printed text goes to FOLDER/output.log.
 
-    Runs of one parent folder share their first tasks. ``checkpoints=last`` among the arguments lets a long run resume inside a
-    task; without it the run starts again.
+    Runs in the same parent folder share their first tasks. With ``checkpoints=last`` among the arguments, a long run resumes
+    within a task. Otherwise it starts again.
     """
     from clbench.train import run
 

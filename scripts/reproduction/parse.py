@@ -1,4 +1,4 @@
-"""parse: protocols/NAME.yaml -> Protocol, with every mistake in it said by name."""
+"""Parse protocols/NAME.yaml into a Protocol. Errors name the mistake."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from reproduction.protocol import Claim, Full, Protocol, Published, Quick, Row, 
 T = TypeVar("T")
 
 FOLDER = Path(__file__).with_name("protocols")
-"""One yaml for each reproduction; not in conf/, because Hydra would offer them as options of a run."""
+"""Folder with one yaml per study. It is not in conf/, where Hydra would offer the files as options of a run."""
 
 
 def names() -> list[str]:
-    """All reproductions there are."""
+    """Return the names of all studies."""
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
-def called(name: str) -> list[str]:
-    """The reproduction of that name, or all whose names begin with it: ``nccl``."""
+def find_names(name: str) -> list[str]:
+    """Return the study of that name, or all studies whose names begin with it, such as ``nccl``."""
     return [name] if name in names() else [n for n in names() if n.startswith(f"{name}_")] or [name]
 
 
 def load(name: str) -> Protocol:
-    """The protocol ``name``.
+    """Return the protocol ``name``.
 
     Raises:
-        ConfigError: there is none, or its yaml says something that has no meaning.
+        ConfigError: The protocol does not exist, or its yaml is not valid.
     """
     if name not in names():
-        raise ConfigError(f"there is no reproduction {name}: use one of {', '.join(names())}")
+        raise ConfigError(f"NAME={name}: expected a study. Try one of {', '.join(names())}.")
     content: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
     return parsed(name, content)
 
 
 def parsed(name: str, content: dict[str, Any]) -> Protocol:
-    """The protocol that the content of a yaml describes; see ``load``."""
+    """Return the protocol from the content of a yaml, see ``load``."""
     content = {"claims": [], **content, "name": name}
     for key, make in (("rows", _row), ("claims", lambda c: _made(Claim, c, f"{name}: claim"))):
         content[key] = tuple(make(part) for part in content.get(key, ()))
@@ -57,7 +57,7 @@ def parsed(name: str, content: dict[str, Any]) -> Protocol:
     for claim in protocol.claims:
         _check_claim(protocol, claim)
     if protocol.reduced and protocol.full is None:
-        raise ConfigError(f"{name}: reduced goes together with full, the form without it")
+        raise ConfigError(f"{name}: expected full together with reduced. Add full, the form without reduced.")
     return protocol
 
 
@@ -76,18 +76,18 @@ def _published(content: dict[str, Any], where: str) -> Published:
         content["se"] = content.pop("sd") / content["n"] ** 0.5
     number = _made(Published, content, where)
     if (number.n == 1) != (number.se is None):
-        raise ConfigError(f"{where}: a published number has n: 1, or n and its se (or sd)")
+        raise ConfigError(f"{where}: expected n: 1, or n > 1 with se (or sd), for a published number.")
     return number
 
 
 def _made(kind: type[T], content: dict[str, Any], where: str) -> T:
-    """An object of ``kind``, lists as tuples, a missing or unknown key said by name."""
+    """Return an object of ``kind`` with lists as tuples. Errors name a missing or unknown key."""
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}  # type: ignore[arg-type]
     if unknown := sorted(content.keys() - known):
-        raise ConfigError(f"{where} has an unknown key {unknown[0]}: use {', '.join(sorted(known))}")
+        raise ConfigError(f"{where}: unknown key {unknown[0]}. Use {', '.join(sorted(known))}.")
     if missing := sorted(needed - content.keys()):
-        raise ConfigError(f"{where} lacks {missing[0]}")
+        raise ConfigError(f"{where}: missing key {missing[0]}.")
     return kind(**{key: _tuples(value) for key, value in content.items()})
 
 
@@ -103,13 +103,13 @@ def _with_seeds(row: Row, seeds: tuple[int, ...]) -> Row:
 
 
 def _like(protocol: Protocol, row: Row) -> Row:
-    """A row that is run at the point chosen for another has that row's grid and trial runs."""
+    """Return ``row`` with the grid and trial runs of the row that it is like."""
     if row.like is None:
         return row
     other = protocol.row(row.like)
     if row.grid or row.select or not other.grid:
         raise ConfigError(
-            f"{protocol.name}: row {row.name} is like {row.like}: that row has the grid, this one has none"
+            f"{protocol.name}: row {row.name} is like {row.like}: expected a grid in that row and none in this one."
         )
     return replace(row, grid=other.grid, select=other.select, tuned=other.overrides)
 
@@ -117,18 +117,20 @@ def _like(protocol: Protocol, row: Row) -> Row:
 def _check(protocol: Protocol, row: Row) -> None:
     where = f"{protocol.name}: row {row.name}"
     if bool(row.grid) != bool(row.select):
-        raise ConfigError(f"{where}: grid and select go together")
+        raise ConfigError(f"{where}: expected grid and select together.")
     for metric in (*row.published, *row.curve):
         if metric not in protocol.metrics:
-            raise ConfigError(f"{where}: {metric} is not one of metrics: {', '.join(protocol.metrics)}")
+            raise ConfigError(f"{where}: unknown metric {metric}. Use one of {', '.join(protocol.metrics)}.")
     for key in (key for s in row.select for key in s.extend):
         if key not in row.grid:
-            raise ConfigError(f"{where}: extend {key} is not a key of its grid")
+            raise ConfigError(f"{where}: extend {key}: expected a key of the grid.")
     if row.select and row.select[0].final:
-        raise ConfigError(f"{where}: final is for rules beside the first, which is judged by the seeds of the row")
+        raise ConfigError(f"{where}: final is not allowed in the first rule, which uses the seeds of the row.")
     for metric, points in row.curve.items():
         if len(row.grid) != 1 or not all(isinstance(point, tuple) and len(point) == 2 for point in points):
-            raise ConfigError(f"{where}: the curve of {metric} has pairs, of a value of the one grid key and a number")
+            raise ConfigError(
+                f"{where}: curve of {metric}: expected pairs of a value of the single grid key and a number."
+            )
     if row.baseline is not None:
         protocol.row(row.baseline)
 
@@ -137,13 +139,13 @@ def _check_claim(protocol: Protocol, claim: Claim) -> None:
     protocol.row(claim.row)
     if claim.metric not in protocol.metrics:
         raise ConfigError(
-            f"{protocol.name}: claim on {claim.metric}, which is not one of {', '.join(protocol.metrics)}"
+            f"{protocol.name}: claim on unknown metric {claim.metric}. Use one of {', '.join(protocol.metrics)}."
         )
     if claim.other is not None:
         protocol.row(claim.other)
         if (claim.share_of is None) != (claim.at_most is None):
-            raise ConfigError(f"{protocol.name}: a claim says share_of together with at_most")
+            raise ConfigError(f"{protocol.name}: expected share_of and at_most together in a claim.")
     elif claim.reaches is None or (claim.on_at_least is None and claim.on_at_most is None):
         raise ConfigError(
-            f"{protocol.name}: a claim says beats, share_of with at_most, or reaches with on_at_least or on_at_most"
+            f"{protocol.name}: expected beats, share_of with at_most, or reaches with on_at_least or on_at_most in a claim."
         )

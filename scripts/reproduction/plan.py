@@ -1,4 +1,4 @@
-"""plan: which runs a row needs, as a pure function of the runs that are finished."""
+"""Plan the runs that a row needs, as a pure function of the finished runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Point = Mapping[str, Any]
 Results = Mapping["Cell", Mapping[str, Any]]
 
 LONGEST = 8
-"""Values by which a grid is extended at most; a metric that rises for ever ends there."""
+"""Largest number of values by which a grid is extended, for metrics that never stop rising."""
 
 
 class Cell(NamedTuple):
@@ -26,45 +26,45 @@ class Cell(NamedTuple):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What a user types."""
+        """Arguments of the command."""
         return (*self.overrides, f"seed={self.seed}")
 
 
-def wanted(row: Row, results: Results) -> list[Cell]:
-    """The runs of a row that are known to be needed, finished ones included; more may follow when these are done."""
+def needed_runs(row: Row, results: Results) -> list[Cell]:
+    """Return the runs that a row is known to need, including finished ones. More may follow when these are finished."""
     if not row.select:
-        return final(row, {})
+        return final_runs(row, {})
     cells: dict[Cell, None] = {}
     for selection in row.select:
         trials, best = search(row, selection, results)
         cells |= dict.fromkeys(cell for _, mine in trials for cell in mine)
         if best is not None:
-            cells |= dict.fromkeys(final(row, best, selection))
+            cells |= dict.fromkeys(final_runs(row, best, selection))
     return list(cells)
 
 
-def decisive(row: Row, results: Results) -> list[Cell]:
-    """The final runs of a row that no other point of a grid can stand in for: one of these may not diverge."""
+def decisive_runs(row: Row, results: Results) -> list[Cell]:
+    """Return the final runs of a row that no other point of the grid can replace. None of them may diverge."""
     if not row.select:
-        return final(row, {})
+        return final_runs(row, {})
     chosen = [search(row, selection, results)[1] for selection in row.select if row.like]
-    return [cell for best in chosen if best is not None for cell in final(row, best)]
+    return [cell for best in chosen if best is not None for cell in final_runs(row, best)]
 
 
 def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple[Point, list[Cell]]], Point | None]:
-    """The points of the grid with their trial runs, and the best point once all of these are finished.
+    """Return the points of the grid with their trial runs, and the best point once all of these are finished.
 
-    Where the best value is the smallest or largest of a key that ``selection.extend`` names, the grid is extended by that
-    factor and the search with it. A point with a run that diverged, a final one too, is not chosen; if none is left, the
-    grid is extended below the smallest rates and strengths.
+    If the best value of a key in ``selection.extend`` is the smallest or largest, the grid is extended by that factor. A point
+    is not chosen if one of its runs diverged, final runs included. If no point is left, the grid is extended below its
+    smallest learning rates and strengths.
 
     Raises:
-        ConfigError: all diverged, and the grid does not go on.
+        ConfigError: Runs diverged at all points, and the grid is not extended any further.
     """
 
     def score(trial: tuple[Point, list[Cell]]) -> float:
         point, cells = trial
-        return fmean(reading(results[cell], selection.by) for cell in [*cells, *lost(row, point, results)])
+        return fmean(read_number(results[cell], selection.by) for cell in [*cells, *diverged_runs(row, point, results)])
 
     grid = {key: list(values) for key, values in row.grid.items()}
     while True:
@@ -77,25 +77,25 @@ def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple
         edge = {key: min(grid[key]) for key in selection.extend} if all_diverged else best
         wider = _widened(grid, row, edge, selection.extend)
         if wider == grid and all_diverged:
-            raise ConfigError(f"{row.name}: runs diverged at every point of its grid, {len(points)} of them")
+            raise ConfigError(f"{row.name}: runs diverged at all {len(points)} points of the grid.")
         if wider == grid:
             return trials, best
         grid = wider
 
 
-def final(row: Row, point: Point, selection: Selection | None = None) -> list[Cell]:
-    """The runs at a point that are reported for the rule that chose it; those that are judged if none is given."""
+def final_runs(row: Row, point: Point, selection: Selection | None = None) -> list[Cell]:
+    """Return the final runs at a point that a rule chose, by default the first rule."""
     seeds = (selection.final if selection else ()) or row.seeds
     return [Cell((*row.overrides, *overrides_of(point)), seed) for seed in seeds]
 
 
-def lost(row: Row, point: Point, results: Results) -> list[Cell]:
-    """The final runs at a point that diverged, of a row that chooses for itself."""
-    return [] if row.like else [cell for cell in final(row, point) if "diverged" in results.get(cell, {})]
+def diverged_runs(row: Row, point: Point, results: Results) -> list[Cell]:
+    """Return the diverged final runs at a point, or none for a row like another."""
+    return [] if row.like else [cell for cell in final_runs(row, point) if "diverged" in results.get(cell, {})]
 
 
 def at_an_edge(row: Row, trials: Sequence[tuple[Point, Any]], best: Point) -> list[str]:
-    """The keys whose best value is the smallest or largest that was tried, of those with several numbers."""
+    """Return the keys with several numbers whose best value is the smallest or largest one."""
     edges = []
     for key in row.grid:
         values = sorted({point[key] for point, _ in trials if isinstance(point[key], int | float)})
@@ -105,10 +105,10 @@ def at_an_edge(row: Row, trials: Sequence[tuple[Point, Any]], best: Point) -> li
 
 
 def number_of_cells(protocol: Protocol) -> int:
-    """Runs of a whole reproduction, extensions not counted, equal ones counted once."""
+    """Return the number of different runs of a study, without extensions of grids."""
     cells: set[Cell] = set()
     for row in protocol.rows:
-        cells.update(wanted(row, {}))
+        cells.update(needed_runs(row, {}))
         for rule in row.select:
             again = set(rule.final or row.seeds) - (set() if rule.overrides else set(rule.seeds))
             cells.update(Cell((row.name, f"best by {rule.by}"), seed) for seed in again)
@@ -116,25 +116,25 @@ def number_of_cells(protocol: Protocol) -> int:
 
 
 def overrides_of(point: Point) -> tuple[str, ...]:
-    """``{"lam": 1e3}`` -> ``("lam=1000",)``."""
+    """Return the overrides of a point: ``{"lam": 1e3}`` -> ``("lam=1000",)``."""
     return tuple(f"{key}={text_of(value)}" for key, value in point.items())
 
 
 def text_of(value: Any) -> str:
-    """A value as short as it can be said exactly."""
+    """Return the shortest exact text of a value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value).lower() if isinstance(value, bool) else str(value)
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
 
-def reading(metrics: Mapping[str, Any], key: str) -> float:
-    """The number of metrics.json under a dotted key; ``accuracy_matrix.1.0`` is R[1][0], ``-1`` the last.
+def read_number(metrics: Mapping[str, Any], key: str) -> float:
+    """Return the number under a dotted key of metrics.json. ``accuracy_matrix.1.0`` is R[1][0], and ``-1`` is the last index.
 
-    A run that diverged is worse than every number.
+    The value of a diverged run is -inf, so it is worse than every number.
 
     Raises:
-        ConfigError: there is no such number.
+        ConfigError: There is no such number.
     """
     value: Any = metrics
     if "diverged" in metrics:
@@ -143,9 +143,9 @@ def reading(metrics: Mapping[str, Any], key: str) -> float:
         try:
             value = value[int(part)] if isinstance(value, list) else value[part]
         except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise ConfigError(f"{key} is not in metrics.json: there is no {part}") from error
+            raise ConfigError(f"{key} is not in metrics.json, which has no {part}.") from error
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{key} of metrics.json is {value}, not a number")
+        raise ConfigError(f"{key}: expected a number in metrics.json, got {value}.")
     return float(value)
 
 
@@ -167,6 +167,6 @@ def _widened(grid: dict[str, list[Any]], row: Row, best: Point, extend: Mapping[
 
 
 def _plain(value: float) -> float:
-    """.3 for .1 * 3, where floating point adds a 4 in the 17th digit; .01 / 3 has no end and stays as it is."""
+    """Return .3 for .1 * 3, where floating point adds a 4 in the 17th digit. A periodic value such as .01 / 3 is unchanged."""
     round_number = float(f"{value:.9g}")
     return round_number if math.isclose(round_number, value, rel_tol=1e-15) else value

@@ -1,4 +1,4 @@
-"""Progress: how many runs are done and how long the others will take, in a terminal one line that moves, else a line each."""
+"""Show the number of finished runs and the time left: a progress bar in a terminal, otherwise a line per run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """``with Progress(10, done=3) as progress: progress.step("row seed=0")``.
+    """Progress of the runs: ``with Progress(10, done=3) as progress: progress.step("row seed=0")``.
 
     Args:
-        total: runs altogether.
-        done: of them finished before; they say nothing about the time left.
+        total: Number of all runs.
+        done: Number of runs that were already finished. They do not count for the time left.
     """
 
     def __init__(self, total: int, done: int = 0) -> None:
@@ -40,7 +40,7 @@ class Progress:
         self.bar.stop()
 
     def step(self, what: str) -> None:
-        """One run has ended."""
+        """Report that one run has ended."""
         self.done += 1
         left = time_left(self.total - self.done, self.done - self.before, perf_counter() - self.began)
         self.console.print(f"{self.done}/{self.total}  {what}  {left} left")
@@ -48,12 +48,12 @@ class Progress:
 
 
 def time_left(remaining: int, done: int, seconds: float) -> str:
-    """``remaining`` runs at the pace of the ``done`` ones, in words."""
+    """Return the time of ``remaining`` runs at the pace of the ``done`` ones, as text."""
     return duration(remaining * seconds / done)
 
 
 def duration(seconds: float) -> str:
-    """3725 -> 1 h 02 min."""
+    """Format seconds: 3725 is 1 h 02 min."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

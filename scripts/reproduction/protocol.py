@@ -1,4 +1,4 @@
-"""Protocol: what is run and what it is compared with. Nothing here knows any single reproduction."""
+"""Data classes of a study: its runs and the published numbers with which they are compared."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from clbench.errors import ConfigError
 
 @dataclass(frozen=True)
 class Published:
-    """A published number: the mean of ``n`` runs with its standard error, or a single run (``n: 1``).
+    """Published number: the mean of ``n`` runs with its standard error, or a single run (``n: 1``).
 
     Attributes:
-        value: as a fraction where it is an accuracy.
-        n: number of runs.
-        se: standard error of the mean; in yaml ``sd`` may be given instead.
+        value: Value, a fraction for an accuracy.
+        n: Number of runs.
+        se: Standard error of the mean. The yaml may have the standard deviation ``sd`` instead.
     """
 
     value: float
@@ -26,14 +26,14 @@ class Published:
 
 @dataclass(frozen=True)
 class Selection:
-    """How a point of a row's grid is chosen.
+    """Rule that chooses a point of a row's grid.
 
     Attributes:
-        by: dotted key of metrics.json whose mean over seeds is largest.
-        seeds: of the trial runs; those of the row if empty.
-        overrides: of the trial runs only, such as other tasks or a validation share.
-        extend: grid key -> factor by which the grid is extended where the best value is at its edge.
-        final: seeds of the runs at the chosen point; those of the row if empty. Only for a rule that is not the first.
+        by: Dotted key of metrics.json. The point with the largest mean over seeds is chosen.
+        seeds: Seeds of the trial runs, those of the row if empty.
+        overrides: Overrides of the trial runs only, such as other tasks or a validation share.
+        extend: Factor per grid key, by which the grid is extended if the best value is at its edge.
+        final: Seeds of the runs at the chosen point, those of the row if empty. Not allowed in the first rule.
     """
 
     by: str
@@ -45,20 +45,20 @@ class Selection:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a published table: a configuration, or a grid of them from which one is chosen.
+    """Row of a table: a configuration, or a grid from which a configuration is chosen.
 
     Attributes:
-        name: of the row.
-        overrides: what a user types after ``python -m clbench.train``, without the seed.
-        seeds: of the final runs; those of the protocol if empty.
-        grid: key -> values; their product are the points.
-        select: rules that choose a point; the first is the one that is compared, the others are reported beside it.
-        published: metric -> number.
-        curve: metric -> published points (value of the one grid key, metric), read from a figure: drawn, not judged.
-        like: another row, whose chosen point this row is run at; it has no grid of its own.
-        tuned: overrides of the trial runs; those of the row itself if empty.
-        baseline: another row, drawn as a line beside this row's grid.
-        findings: why it differs, or what else was found.
+        name: Name of the row.
+        overrides: Overrides after ``python -m clbench.train``, without the seed.
+        seeds: Seeds of the final runs, those of the protocol if empty.
+        grid: Values per key. The points are their product.
+        select: Rules that choose a point. The first one is compared with published numbers, the others are only reported.
+        published: Published number per metric.
+        curve: Published points (value of the single grid key, metric) per metric, read from a figure. They are only drawn.
+        like: Another row, whose chosen point this row uses instead of a grid.
+        tuned: Overrides of the trial runs, those of the row if empty.
+        baseline: Another row, drawn as a line in the figure of this row's grid.
+        findings: Explanation of a difference, and other findings.
     """
 
     name: str
@@ -76,17 +76,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement that is not one number: "on at least 18 of 20 seeds", or "beats fine-tuning by 2 standard errors".
+    """Statement that is not a single number: "on at least 18 of 20 seeds", or "beats fine-tuning by 2 standard errors".
 
     Attributes:
-        text: for people.
-        row, metric: what is looked at.
-        reaches: with ``on_at_least`` or ``on_at_most``: a seed counts if its value is at least this.
-        on_at_least, on_at_most: bounds on the number of such seeds.
-        beats: another row; the difference of the means is at least ``standard_errors`` of its standard error.
-        standard_errors: see ``beats``.
-        share_of: another row, with ``at_most``: the value divided by that row's of the same seed, averaged over seeds.
-        at_most: see ``share_of``.
+        text: Statement in words.
+        row, metric: Row and metric of the claim.
+        reaches: Value that a seed must reach to be counted, with ``on_at_least`` or ``on_at_most``.
+        on_at_least, on_at_most: Bounds of the number of counted seeds.
+        beats: Another row. The difference of the means is at least ``standard_errors`` times its standard error.
+        standard_errors: See ``beats``.
+        share_of: Another row. The value divided by that of the other row, averaged over seeds, is at most ``at_most``.
+        at_most: See ``share_of``.
     """
 
     text: str
@@ -102,18 +102,18 @@ class Claim:
 
     @property
     def other(self) -> str | None:
-        """The row it compares with."""
+        """Row with which the claim compares."""
         return self.beats or self.share_of
 
 
 @dataclass(frozen=True)
 class Quick:
-    """The cut-down form: fewer seeds, the ends of every grid, and overrides that make a run short.
+    """Quick form: fewer seeds, the ends of every grid, and overrides that make runs short.
 
     Attributes:
-        overrides: added to every run.
-        seeds: instead of all others.
-        rows: names of the rows that are kept; all if empty.
+        overrides: Overrides that are added to every run.
+        seeds: Seeds that replace all others.
+        rows: Names of the rows, all if empty.
     """
 
     overrides: tuple[str, ...]
@@ -123,12 +123,12 @@ class Quick:
 
 @dataclass(frozen=True)
 class Full:
-    """The form as published (``--full``), where what runs by default is smaller.
+    """Published form (``--full``) of a study whose default form is smaller.
 
     Attributes:
-        seconds: of one run on one core.
-        seeds: of all rows, and of the trial runs that choose as published does (those with overrides of their own are ours).
-        grid: key -> values, in every row that has the key in its grid; then no grid is extended.
+        seconds: Seconds of one run on one core.
+        seeds: Seeds of all rows, and of the trial runs of published rules. Rules with overrides are not published.
+        grid: Values per key, for every row with the key in its grid. A changed grid is not extended.
     """
 
     seconds: float
@@ -138,18 +138,18 @@ class Full:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One reproduction.
+    """Definition of a study.
 
     Attributes:
-        name: of its yaml.
-        title, source, text: for people: what it is, where it was published, what was done and claimed.
-        seconds: of one run on one core, for the estimate of ``--list``.
-        metrics: name -> dotted key of metrics.json; a number in it is a position in a list.
-        seeds: of rows that give none.
-        rows, claims, quick: what is run and judged.
-        reduced: overrides of every run that make it affordable; published numbers are of the form without them, so they are
-            compared in that form only.
-        full: that form.
+        name: Name of the yaml.
+        title, source, text: Title, publication and description.
+        seconds: Seconds of one run on one core, for the estimate of ``--list``.
+        metrics: Dotted key of metrics.json per name. A number in a key is a position in a list.
+        seeds: Seeds of the rows without seeds.
+        rows, claims, quick: Rows, claims and quick form.
+        reduced: Overrides that make every run of the default form affordable. Only the form without them is compared with
+            published numbers.
+        full: Published form, without ``reduced``.
     """
 
     name: str
@@ -166,19 +166,19 @@ class Protocol:
     full: Full | None = None
 
     def row(self, name: str) -> Row:
-        """The row of that name.
+        """Return the row of that name.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: There is no such row.
         """
         for row in self.rows:
             if row.name == name:
                 return row
-        raise ConfigError(f"{self.name} has no row {name}: its rows are {', '.join(row.name for row in self.rows)}")
+        raise ConfigError(f"{self.name}: unknown row {name}. Use one of {', '.join(row.name for row in self.rows)}.")
 
 
 def usual(protocol: Protocol) -> Protocol:
-    """The form that is run by default: with what reduces it, where anything does."""
+    """Return the default form, with ``reduced`` if it is defined."""
     if not protocol.reduced:
         return protocol
     rows = tuple(
@@ -195,13 +195,13 @@ def usual(protocol: Protocol) -> Protocol:
 
 
 def full(protocol: Protocol) -> Protocol:
-    """The form as published.
+    """Return the published form.
 
     Raises:
-        ConfigError: it is the one that runs anyway.
+        ConfigError: The study has a single form.
     """
     if protocol.full is None:
-        raise ConfigError(f"{protocol.name} --full: this reproduction has one form only, leave --full out")
+        raise ConfigError(f"--full: {protocol.name} has a single form. Leave --full out.")
     rows = []
     for row in protocol.rows:
         grid = {key: tuple(protocol.full.grid.get(key, values)) for key, values in row.grid.items()}
@@ -215,7 +215,7 @@ def full(protocol: Protocol) -> Protocol:
 
 
 def quick(protocol: Protocol) -> Protocol:
-    """Its cut-down form: it shows that everything runs; the numbers mean nothing."""
+    """Return the quick form, which shows that every step runs. Its numbers mean nothing."""
     cut = protocol.quick
     rows = []
     for row in protocol.rows:

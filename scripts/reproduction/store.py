@@ -1,4 +1,4 @@
-"""store: the finished runs of a reproduction, each in a folder named by its config hash."""
+"""Store of the finished runs of a study, each in a folder named by its configuration hash."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from reproduction.plan import Cell
 
 
 class Store:
-    """``FOLDER/<config hash>/`` for each run. A run whose configuration has changed has another hash, so it runs again.
+    """Folder with ``<config hash>/`` for each run. A run with a changed configuration has another hash, so it runs again.
 
     Args:
-        folder: of one reproduction.
+        folder: Folder of the study.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,29 +30,29 @@ class Store:
         self._hashes: dict[Cell, str] = {}
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """No other process runs this reproduction here meanwhile: it would take a running run for a stopped one.
+    def locked(self) -> Iterator[None]:
+        """Lock the folder, because another process would treat a running run as an interrupted one.
 
         Raises:
-            ConfigError: another one does.
+            ConfigError: Another process uses the folder.
         """
         with alone(self.folder, str(self.folder), "name another folder by --runs"):
             yield
 
     def hash(self, cell: Cell) -> str:
-        """Config hash of a run."""
+        """Return the configuration hash of a run."""
         if cell not in self._hashes:
             self._hashes[cell] = hash_of(cell.overrides, cell.seed)
         return self._hashes[cell]
 
     def path(self, cell: Cell) -> Path:
-        """Where its files lie."""
+        """Return the folder of a run."""
         return self.folder / self.hash(cell)
 
     def metrics(self, cell: Cell) -> dict[str, Any] | None:
-        """Its metrics.json with its origin, None if it is not finished; only why, under ``diverged``, if it diverged."""
-        if (told := self.path(cell) / "diverged.txt").exists():
-            return {"diverged": told.read_text(encoding="utf-8")}
+        """Return the metrics.json of a run with its origin, None if unfinished, or the reason under ``diverged``."""
+        if (reason := self.path(cell) / "diverged.txt").exists():
+            return {"diverged": reason.read_text(encoding="utf-8")}
         try:
             metrics: dict[str, Any] = json.loads((self.path(cell) / "metrics.json").read_text(encoding="utf-8"))
             origin = json.loads((self.path(cell) / "origin.json").read_text(encoding="utf-8"))
@@ -61,17 +61,17 @@ class Store:
         return {**metrics, "origin": origin} if metrics["status"] == FINISHED else None
 
     def clear(self, cell: Cell) -> None:
-        """Remove what a run without checkpoints left when it was stopped: it starts again, its seconds too."""
+        """Remove the files of an interrupted run without checkpoints, because it starts again."""
         path = self.path(cell)
         if path.exists() and not (path / "checkpoints").exists():
             shutil.rmtree(path)
 
     def clear_shared(self) -> None:
-        """Remove what runs had in common: it is needed no more."""
+        """Remove the shared first tasks, which finished runs do not need."""
         shutil.rmtree(self.folder / "shared_first_tasks", ignore_errors=True)
 
     def finished(self, cell: Cell) -> None:
-        """Write where a run comes from; with this file it counts as finished."""
+        """Write the origin of a run, which marks it as finished."""
         text = json.dumps({"commit": self.commit, "machine": machine()}, indent=2) + "\n"
         atomically(self.path(cell) / "origin.json", partial(Path.write_text, data=text, encoding="utf-8"))
 
@@ -82,12 +82,12 @@ class Store:
 
     @cached_property
     def commit(self) -> str:
-        """Of the code, when this process began."""
+        """Commit of the code when this process started."""
         return commit()
 
 
 def commit() -> str:
-    """Short hash of the checkout, ``-dirty`` if what decides a number has changes; ``unknown`` outside of one."""
+    """Return the short hash of the checkout, with ``-dirty`` if src, conf or scripts have changes, or ``unknown``."""
     decisive = (":/src", ":/conf", ":/scripts")
     git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
     try:
@@ -101,7 +101,7 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the runs ran on."""
+    """Return a description of the machine."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

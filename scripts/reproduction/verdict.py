@@ -1,4 +1,4 @@
-"""verdict: means, standard errors, and whether a number agrees with a published one. Arithmetic only."""
+"""Means, standard errors, and agreement with published numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MATCH, DIFFERS, UNDECIDED = "match", "differs", "undecided"
 
 
 class Summary(NamedTuple):
-    """Mean, sample standard deviation (n - 1), and number of runs; sd is nan for one run."""
+    """Mean, sample standard deviation (n - 1) and number of runs. The deviation of one run is nan."""
 
     mean: float
     sd: float
@@ -28,12 +28,12 @@ class Summary(NamedTuple):
 
     @property
     def interval(self) -> float:
-        """Half the width of the 95 % Student interval of the mean."""
+        """Half-width of the 95 % Student t interval of the mean."""
         return float(t.ppf(0.975, self.n - 1)) * self.se if self.n > 1 else float("nan")
 
 
 class Comparison(NamedTuple):
-    """Ours minus theirs, how far that may be from 0, and the verdict."""
+    """Our value minus the published one, the largest difference that matches, and the verdict."""
 
     difference: float
     tolerance: float
@@ -41,15 +41,15 @@ class Comparison(NamedTuple):
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Of the values of the seeds."""
+    """Return the summary of the values of all seeds."""
     return Summary(fmean(values), stdev(values) if len(values) > 1 else float("nan"), len(values))
 
 
 def compare(ours: Summary, theirs: Published) -> Comparison:
-    """Agreement with a published number.
+    """Return the agreement with a published number.
 
-    Against a mean: |difference| <= 2 sqrt(se_ours^2 + se_theirs^2). Against a single run: it lies within our
-    mean +- 2 sd. One run of ours decides nothing.
+    A published mean matches if |difference| <= 2 sqrt(se_ours^2 + se_theirs^2). A published single run matches if it is within
+    our mean +- 2 sd. With a single run of ours, the verdict is undecided.
     """
     difference = ours.mean - theirs.value
     if ours.n < 2:
@@ -59,7 +59,7 @@ def compare(ours: Summary, theirs: Published) -> Comparison:
 
 
 def reached(claim: Claim, values: Sequence[float]) -> tuple[bool, str]:
-    """Whether enough, and not too many, seeds reach the claim's value; and the count in words."""
+    """Return whether the number of seeds that reach the claim's value is in its bounds, and the number as text."""
     assert claim.reaches is not None
     count = sum(value >= claim.reaches for value in values)
     enough = claim.on_at_least is None or count >= claim.on_at_least
@@ -68,7 +68,7 @@ def reached(claim: Claim, values: Sequence[float]) -> tuple[bool, str]:
 
 
 def share(claim: Claim, values: Sequence[float], others: Sequence[float]) -> tuple[bool, str]:
-    """Whether the mean over seeds of value / other is at most the claim's; and that mean in words."""
+    """Return whether the mean over seeds of value / other is at most that of the claim, and the mean as text."""
     assert claim.at_most is not None
     ours = summary([value / other for value, other in zip(values, others, strict=True)])
     error = "" if ours.n < 2 else f", standard error {ours.se:.4f}"
@@ -76,7 +76,7 @@ def share(claim: Claim, values: Sequence[float], others: Sequence[float]) -> tup
 
 
 def beats(claim: Claim, ours: Summary, other: Summary) -> tuple[bool, str]:
-    """Whether ours - other >= k sqrt(se_ours^2 + se_other^2), k = ``claim.standard_errors``; and the numbers in words."""
+    """Return whether ours - other >= claim.standard_errors * sqrt(se_ours^2 + se_other^2), and the numbers as text."""
     difference, se = ours.mean - other.mean, hypot(ours.se, other.se)
-    said = f"{difference:+.4f}, standard error {se:.4f}"
-    return difference > 0 and difference >= claim.standard_errors * se, said
+    measured = f"{difference:+.4f}, standard error {se:.4f}"
+    return difference > 0 and difference >= claim.standard_errors * se, measured

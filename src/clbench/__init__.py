@@ -1,4 +1,4 @@
-"""clbench: continual learning by regularisation, with importances that are verified."""
+"""clbench: continual learning by regularisation, with verified importances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from clbench.train import run
     from clbench.training.monitor import PenaltyMonitor
 
-WHERE = {
+MODULES = {
     **dict.fromkeys(("fisher", "mas", "mas_local"), "importance"),
     "AccuracyMatrix": "metrics.accuracy_matrix",
     "PenaltyMonitor": "training.monitor",
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Names are imported when they are asked for: a report needs no torch."""
-    if name in WHERE:
-        return getattr(import_module(f"clbench.{WHERE[name]}"), name)
+    """Import a name on first use, because a report needs no torch."""
+    if name in MODULES:
+        return getattr(import_module(f"clbench.{MODULES[name]}"), name)
     raise AttributeError(f"module 'clbench' has no attribute {name!r}")

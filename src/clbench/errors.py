@@ -1,4 +1,4 @@
-"""The error of a wrong input: one line that names the value, the rule and the remedy."""
+"""Errors of the user: one line with the value, the rule and the remedy."""
 
 from __future__ import annotations
 
@@ -6,42 +6,47 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """What the user asked for cannot be run; raised before training starts, shown without a traceback.
+    """The requested run is impossible. Raised before training and shown without a traceback.
 
     Attributes:
-        group: where the configuration has the Python arguments that the text names, ``strategy`` or ``data``, and ``""`` if it
-            names none. ``clbench.config.arguments`` then puts the keys of the command line in their place.
+        group: The part of the configuration, ``strategy`` or ``data``, whose Python arguments are named in the text, or ``""``.
+            ``clbench.config.arguments`` replaces these names by the options of the command line.
     """
 
     group = ""
 
 
 class StrategyError(ConfigError):
-    """An argument of a strategy, or what it needs of the run; the text names Python arguments."""
+    """Invalid argument of a strategy, or a run that does not fit it. The text names Python arguments."""
 
     group = "strategy"
 
 
 class DataError(ConfigError):
-    """An argument of a sequence or of a split, or data that cannot be used; the text names Python arguments."""
+    """Invalid argument of a sequence or a split, or unusable data. The text names Python arguments."""
 
     group = "data"
 
 
 class OtherRun(ConfigError):
-    """The folder holds the results of another configuration."""
+    """The folder contains the results of another configuration."""
 
 
 class SweepFailed(ConfigError):
-    """Some runs of a sweep are not done; the others are."""
+    """Some runs of a sweep have failed. The others are complete."""
 
 
 class Unstable(RuntimeError):
-    """Training produced non-finite weights; shown without a traceback, finished tasks are kept."""
+    """Training produced non-finite weights. Shown without a traceback. Finished tasks are kept."""
 
     group = "strategy"
 
 
 def expected(name: str, value: Any, rule: str, hint: str = "") -> str:
-    """Return the text of an error: ``name=value: expected rule, got value. hint``."""
+    """Return the text of an error: ``name=value: expected rule, got value. hint``.
+
+    Example:
+        >>> expected("lam", -1, "a finite number >= 0", "Try 100.")
+        'lam=-1: expected a finite number >= 0, got -1. Try 100.'
+    """
     return f"{name}={value}: expected {rule}, got {value!r}.{hint and ' ' + hint}"

@@ -1,4 +1,4 @@
-"""Learner: the LightningModule of a run; a net, an optimiser, and what happens to BatchNorm on later tasks."""
+"""Learner: the LightningModule of a run, with a net, an optimiser and the treatment of BatchNorm on later tasks."""
 
 from __future__ import annotations
 
@@ -14,39 +14,47 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.data import Batch, find_task, task_of
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, expected
 
 Term = Callable[[Batch, Tensor], Tensor]
-"""(batch, outputs (N, C)) -> a scalar that is added to the loss of the batch."""
+"""Function of (batch, outputs (N, C)) that returns a scalar, added to the loss of the batch."""
 
 LOSSES = ("cross_entropy", "binary_cross_entropy")
 
 
 class Learner(L.LightningModule):
-    """Learns by cross-entropy on the outputs that compete in the scenario.
+    """LightningModule that learns by cross-entropy over the outputs that compete in the scenario.
 
-    Strategies whose loss depends on data change what a step is made of, by these attributes; each strategy sets its own
-    when a fit begins:
+    A strategy whose loss depends on data changes the training step through three attributes, which it sets when a fit starts.
 
     Attributes:
-        terms: what is added to the loss, by the name it is logged under (distillation, replayed outputs).
-        extend: makes the batch that is trained on from the batch that came (rehearsal).
-        update: does the whole step itself, optimisers included (manual optimisation), and returns what is logged.
+        terms: Terms added to the loss, by the name under which they are logged (distillation, replayed outputs).
+        extend: Returns the batch to train on, given the batch of the loader (rehearsal).
+        update: Performs the whole step, including that of the optimisers (manual optimisation), and returns the values to log.
 
     Args:
-        net: ``net(x, task)`` -> outputs (N, C).
-        optimizer: makes an optimiser of parameters, for example ``partial(torch.optim.Adam, lr=1e-3)``.
-        reset_optimizer: a new optimiser for every task; else its state (Adam's moments) is carried from task to task.
-        bn: ``train``: BatchNorm follows the statistics of every task; ``freeze_after_first``: in eval mode from the
-            second task on, its statistics stay those of the first (its scale and shift still learn).
-        scheduler: makes a learning-rate scheduler of the optimiser, a new one for every task; None = a constant rate.
-        scheduler_interval: it steps every ``epoch`` or every ``step``.
-        scheduler_length: its argument that is to be the number of steps of the task, for example ``T_max``.
-        compile: compile the loss that is trained; importance and evaluation stay eager.
+        net: Module called as ``net(x, task)`` that returns outputs (N, C).
+        optimizer: Returns an optimiser of the given parameters, for example ``partial(torch.optim.Adam, lr=1e-3)``.
+        reset_optimizer: Whether every task starts with a new optimiser. Otherwise its state (the moments of Adam) is kept.
+        bn: With ``train``, BatchNorm follows the statistics of every task. With ``freeze_after_first`` it is in evaluation mode
+            from the second task on, so its statistics are those of the first task. Its scale and shift are still trained.
+        scheduler: Returns a learning-rate scheduler of the optimiser, a new one for every task. None is a constant rate.
+        scheduler_interval: When the scheduler steps, every ``epoch`` or every ``step``.
+        scheduler_length: Argument of the scheduler that is set to the number of steps of the task, for example ``T_max``.
+        compile: Whether to compile the training loss. Importance and evaluation are not compiled.
         loss: ``cross_entropy``, or ``binary_cross_entropy`` for a net with one output, the logit of label 1.
 
     Raises:
-        ConfigError: unknown ``bn`` or ``loss``; a ``scheduler_length``, which counts steps, of a scheduler that counts epochs.
+        ConfigError: ``bn``, ``loss`` or ``scheduler_interval`` is unknown, or ``scheduler_length`` is set although the scheduler
+            steps every epoch.
+
+    Example:
+        >>> from functools import partial
+        >>> from clbench.nets import MultiHead, Net, mlp
+        >>> net = Net(mlp((3,), hidden=(4,)), MultiHead(4, sizes=[2, 2]))
+        >>> learner = Learner(net, partial(torch.optim.SGD, lr=0.1))
+        >>> learner(torch.zeros(5, 3), task=1).shape
+        torch.Size([5, 2])
     """
 
     def __init__(
@@ -63,15 +71,15 @@ class Learner(L.LightningModule):
     ) -> None:
         super().__init__()
         if bn not in ("train", "freeze_after_first"):
-            raise ConfigError(f"bn={bn!r} is not one of train, freeze_after_first")
+            raise ConfigError(expected("bn", bn, "one of train, freeze_after_first"))
         if loss not in LOSSES:
-            raise ConfigError(f"loss={loss!r} is not one of {', '.join(LOSSES)}")
+            raise ConfigError(expected("loss", loss, f"one of {', '.join(LOSSES)}"))
         if scheduler_interval not in ("epoch", "step"):
-            raise ConfigError(f"scheduler.interval={scheduler_interval!r} is not one of epoch, step")
+            raise ConfigError(expected("scheduler.interval", scheduler_interval, "one of epoch, step"))
         if scheduler_length is not None and scheduler_interval != "step":
             raise ConfigError(
-                f"scheduler.length={scheduler_length} is told the number of steps: use scheduler.interval=step, or "
-                f"scheduler.length=null and scheduler.make.{scheduler_length} in epochs"
+                f"scheduler.length={scheduler_length}: expected scheduler.interval=step, because {scheduler_length} is set to a "
+                f"number of steps. Use that, or scheduler.length=null and scheduler.make.{scheduler_length} in epochs"
             )
         self.net = net
         self.bn = bn
@@ -93,22 +101,26 @@ class Learner(L.LightningModule):
         return outputs
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Mean loss of outputs (N, C) for targets (N,); C = 1 for the binary cross-entropy, else a ConfigError."""
+        """Return the mean loss of outputs (N, C) for targets (N,).
+
+        Raises:
+            ConfigError: The loss is binary cross-entropy and C is not 1.
+        """
         if self.loss_name == "binary_cross_entropy":
             if outputs.shape[1] != 1:
                 raise ConfigError(
-                    f"loss=binary_cross_entropy is of one output, the logit of label 1, but the net gives {outputs.shape[1]}: "
-                    "give it one per task, or use loss=cross_entropy"
+                    f"loss=binary_cross_entropy needs one output (the logit of class 1), but the net has {outputs.shape[1]}. "
+                    "Use a net with one output per task, or loss=cross_entropy"
                 )
             return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], y.to(outputs.dtype))
         return nn.functional.cross_entropy(outputs, y)
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """Outputs (N, C) over which a softmax gives the probabilities: the one logit z (N, 1) of label 1 becomes (0, z)."""
+        """Return outputs (N, C) whose softmax is the probabilities. A single logit z (N, 1) of label 1 becomes (0, z)."""
         return nn.functional.pad(outputs, (1, 0)) if self.loss_name == "binary_cross_entropy" else outputs
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """``loss``, what is minimised, and the parts it is made of."""
+        """Return ``loss``, which is minimised, and its parts."""
         if self.update is not None:
             return self.update(batch)
         if self.extend is not None:
@@ -124,14 +136,14 @@ class Learner(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.parameters())
-        if self.optimizer_state is not None:  # the moments are carried, the learning rate starts again
+        if self.optimizer_state is not None:  # keep the moments, restart the learning rate
             carried = deepcopy(self.optimizer_state["state"])
             optimizer.load_state_dict({**optimizer.state_dict(), "state": carried})
         if self._make_scheduler is None:
             return optimizer
         length = self._scheduler_length
-        told = {} if length is None else {length: steps_of(self.trainer)}
-        scheduler = {"scheduler": self._make_scheduler(optimizer, **told), "interval": self._scheduler_interval}
+        arguments = {} if length is None else {length: steps_of(self.trainer)}
+        scheduler = {"scheduler": self._make_scheduler(optimizer, **arguments), "interval": self._scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_start(self) -> None:
@@ -147,20 +159,21 @@ class Learner(L.LightningModule):
 
 
 def learner_of(module: L.LightningModule) -> Learner:
-    """Return ``module``, which a strategy with a loss of its own has checked to be our Learner.
+    """Return ``module`` as a Learner, for a strategy that changes the training step.
 
     Raises:
-        ConfigError: it is another LightningModule.
+        ConfigError: It is another LightningModule.
     """
     if not isinstance(module, Learner):
-        raise ConfigError(f"this needs clbench.learner.Learner, not {type(module).__name__}")
+        raise ConfigError(f"LightningModule: expected clbench.learner.Learner, got {type(module).__name__}")
     return module
 
 
 def steps_of(trainer: L.Trainer) -> int:
-    """Optimiser steps of a fit of a task, which ends after ``max_epochs`` or ``max_steps``, whichever comes first (-1: neither).
+    """Return the number of optimiser steps of one task, limited by ``max_epochs`` and ``max_steps``; -1 if neither is set.
 
-    ``Trainer.estimated_stepping_batches`` would make the loader before a checkpoint brings it to its place.
+    ``Trainer.estimated_stepping_batches`` is not used, because it would create the loader before a checkpoint has restored its
+    position.
     """
     epochs = trainer.max_epochs or 1
     if epochs < 0:
@@ -172,5 +185,5 @@ def steps_of(trainer: L.Trainer) -> int:
 
 
 def learner_outputs(learner: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(outputs (N, C) that compete, targets (N,)) of a batch: what importance and evaluation look at."""
+    """Return the outputs (N, C) that compete and the targets (N,) of a batch, for importance and evaluation."""
     return learner(batch.x, batch.task), batch.y

@@ -1,4 +1,4 @@
-"""Params: named tensors of a module, and the elementwise arithmetic that strategies are made of."""
+"""Params: named tensors of a module, and elementwise operations on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 Params = dict[str, Tensor]
-"""From parameter name to tensor, the names and shapes of ``module.named_parameters()``."""
+"""Tensors by parameter name, with the names and shapes of ``module.named_parameters()``."""
 
 
 WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -42,29 +42,29 @@ def trainable(module: nn.Module) -> Params:
 
 
 def snapshot(params: Mapping[str, Tensor]) -> Params:
-    """Detached copies, on the same device, in the same dtype."""
+    """Return detached copies, on the same devices and with the same dtypes."""
     return {name: p.detach().clone() for name, p in params.items()}
 
 
 def zeros_like(params: Mapping[str, Tensor]) -> Params:
-    """Zeros of the same names, shapes, dtypes and devices."""
+    """Return zeros with the same names, shapes, dtypes and devices."""
     return {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
 
 
-def placed_like(params: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
-    """``params`` as those of ``like`` lie, on which device and with which strides (dtypes stay); other names stay as they are.
+def move_like(params: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
+    """Return ``params`` on the devices and with the strides of ``like``. Dtypes and other names do not change.
 
-    Arithmetic on tensors that lie differently is slow.
+    Arithmetic on tensors with different strides is slow.
     """
 
-    def moved(p: Tensor, other: Tensor) -> Tensor:
+    def place(p: Tensor, other: Tensor) -> Tensor:
         if p.device == other.device and p.stride() == other.stride():
             return p
         return torch.empty_like(other, dtype=p.dtype, requires_grad=False).copy_(p)
 
-    return {name: moved(p, like[name]) if name in like else p for name, p in params.items()}
+    return {name: place(p, like[name]) if name in like else p for name, p in params.items()}
 
 
 def size_in_bytes(params: Mapping[str, Tensor]) -> int:
-    """Memory the tensors take, in bytes."""
+    """Return the memory of the tensors in bytes."""
     return sum(p.numel() * p.element_size() for p in params.values())

@@ -1,7 +1,8 @@
-"""Seeds: every random choice has a generator of its own, derived from the run's seed and what the choice is for.
+"""Derived seeds and the states of the global random generators.
 
-So a run that is resumed after task t draws what an uninterrupted run draws, and adding a random choice somewhere moves
-no other.
+Every random choice has its own generator, whose seed is derived from the run's seed and the purpose of the choice. A run
+that is resumed after task t therefore makes the same choices as an uninterrupted run, and a new random choice in the code
+does not change any other.
 """
 
 from __future__ import annotations
@@ -15,18 +16,37 @@ import torch
 
 
 def derive(seed: int, purpose: str, *numbers: int) -> int:
-    """A seed for ``purpose`` (for example ``"shuffle"``) and its numbers (task, epoch), in [0, 2^63)."""
+    """Return the seed for ``purpose`` and its numbers, an integer in [0, 2^63).
+
+    Args:
+        seed: The run's seed.
+        purpose: A word for the choice, for example ``"shuffle"``.
+        numbers: What distinguishes choices of the same purpose, for example the task and the epoch.
+
+    Example:
+        >>> derive(0, "shuffle", 1) == derive(0, "shuffle", 1)
+        True
+        >>> derive(0, "shuffle", 1) == derive(0, "shuffle", 2)
+        False
+    """
     words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers]).generate_state(2, np.uint32)
     return (int(words[0]) << 31) ^ int(words[1])
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
-    """A CPU generator seeded by ``derive(...)``: the same draws whatever the device of the run."""
+    """Return a CPU generator seeded by ``derive``. It is on the CPU so that its numbers do not depend on the device."""
     return torch.Generator().manual_seed(derive(seed, purpose, *numbers))
 
 
+def reseed(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch (on every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def random_states(device: torch.device) -> dict[str, Any]:
-    """The states of the global generators of Python, NumPy and torch (the CPU's and ``device``'s), as plain values."""
+    """Return the states of the global generators of Python, NumPy and torch (CPU and ``device``) as plain values."""
     kind, keys, *rest = np.random.get_state()
     numpy = [kind, np.asarray(keys).tolist(), *rest]
     states = {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
@@ -34,7 +54,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Bring back what ``random_states`` gave."""
+    """Restore the states returned by ``random_states``."""
     random.setstate(states["python"])
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))

@@ -86,9 +86,9 @@ def test_epochs_and_steps_are_one_number_or_one_per_task(run, tmp_path):
         (["trainer.precision=64"], "precision=64 has weights that are not float32: use 32-true"),
         (
             ["scheduler=cosine", "scheduler.interval=epoch"],
-            "T_max is told the number of steps: use scheduler.interval=step",
+            "scheduler.length=T_max: expected scheduler.interval=step",
         ),
-        (["scheduler=step", "scheduler.interval=batch"], "scheduler.interval='batch' is not one of epoch, step"),
+        (["scheduler=step", "scheduler.interval=batch"], "scheduler.interval=batch: expected one of epoch, step"),
     ],
 )
 def test_a_wrong_option_is_named(run, options, message):

@@ -16,7 +16,7 @@ def images(n=64, side=8):
 
 
 def shifts(image, padding):
-    """Every crop of a padded image, by hand."""
+    """Return every crop of a padded image."""
     padded = nn.functional.pad(image, [padding] * 4)
     side = image.shape[-1]
     return [padded[:, i : i + side, j : j + side] for i in range(2 * padding + 1) for j in range(2 * padding + 1)]
@@ -85,7 +85,7 @@ def test_a_restarted_task_sees_the_same_augmented_images(joint):
         for _ in range(2):
             for batch in loader:
                 found.append(batch.x)
-                torch.rand(noise)  # dropout draws between batches
+                torch.rand(noise)  # dropout uses the global generator between batches
         return found
 
     first, again = epochs(1), epochs(7)
@@ -93,7 +93,7 @@ def test_a_restarted_task_sees_the_same_augmented_images(joint):
 
 
 class Same:
-    """One image, many times."""
+    """Return many copies of one image."""
 
     def __init__(self, train=True, download=False):
         self.data = np.broadcast_to(np.arange(1, 65, dtype=np.uint8).reshape(1, 8, 8), (40, 8, 8)).copy()

@@ -10,7 +10,7 @@ SHAPE = (1, 2, 3)
 
 
 def part(examples, task=0, view=None, pixels=None, base=0):
-    """Labels that number the examples from ``base``; rows that are not in order; pixels that tell the row."""
+    """Return a part with labels counted from ``base``, unordered rows, and pixels equal to the row."""
     draw = torch.Generator().manual_seed(task)
     x = torch.randint(0, 256, (2 * examples, *SHAPE), generator=draw, dtype=torch.uint8)
     x[:, 0, 0, 0] = torch.arange(2 * examples)
@@ -179,5 +179,5 @@ def test_pixels_are_scaled_and_normalised_per_channel():
 
 
 def test_a_batch_is_shared_equally_by_all_processes():
-    with pytest.raises(ConfigError, match="batch_size=5 is not a multiple of the 2 processes that share a batch"):
+    with pytest.raises(ConfigError, match="batch_size=5: expected a multiple of the 2 processes that share a batch"):
         Batches([part(20)], 5, (0, 1), world=2)

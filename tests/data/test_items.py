@@ -16,7 +16,7 @@ PIXELS = {part: np.random.default_rng(part).integers(0, 256, (12, 6, 5, 3)).asty
 
 
 class Pictures:
-    """A data set with items only, each as ``form(array)``, label 0, 1, 2, 0, ..."""
+    """Data set without arrays, with images ``form(array)`` and labels 0, 1, 2, 0, ..."""
 
     def __init__(self, form, train=True, download=False):
         self.form, self.pixels = form, PIXELS[train]
@@ -31,7 +31,7 @@ class Pictures:
 
 
 class ArrayPictures:
-    """The same with arrays, as torchvision's CIFAR10."""
+    """The same data set with arrays, as torchvision's CIFAR10."""
 
     def __init__(self, channels_first=False, attribute="targets", train=True, download=False):
         self.data = PIXELS[train].transpose(0, 3, 1, 2) if channels_first else PIXELS[train]
@@ -55,7 +55,7 @@ same_images = [partial(Pictures, form) for form in FORMS] + [
 
 
 class OneToThree(ArrayPictures):
-    """Labels 1, 2, 3 in the arrays, 0, 1, 2 as the data set gives them."""
+    """Data set with labels 1, 2, 3 in its arrays that returns labels 0, 1, 2."""
 
     def __init__(self, transform=None, train=True, download=False):
         super().__init__(train=train)
@@ -111,7 +111,9 @@ def test_resized_images_are_those_of_torchvision(factory, limit):
 
 def test_images_of_different_shapes_need_resizing():
     """Without ``resize`` they are refused with an error that names it."""
-    with pytest.raises(ConfigError, match=r"data set Pictures: image \d+ has shape .* resize=\[H,W\]"):
+    with pytest.raises(
+        ConfigError, match=r"data set Pictures: expected images of one shape.* for image \d+. Set resize=\[H,W\]"
+    ):
         read(partial(Pictures, varying))
     assert read(partial(Pictures, varying), resize=4).train.shape == (3, 4, 4)
 
@@ -119,8 +121,8 @@ def test_images_of_different_shapes_need_resizing():
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        (lambda a: to_tensor(a) * 4 - 2, "Leave normalisation to mean=... and std=..."),
-        (lambda a: "a.png", "is not a data set of images"),
+        (lambda a: to_tensor(a) * 4 - 2, "Normalise with mean=... and std=..."),
+        (lambda a: "a.png", "expected a data set with a length"),
     ],
 )
 def test_an_invalid_image_is_described(form, message):

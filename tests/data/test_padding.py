@@ -14,7 +14,7 @@ from clbench.errors import ConfigError
 
 
 class Squares:
-    """Images of a shape with pixels 1 to 9."""
+    """Data set of images of a shape with pixels 1 to 9."""
 
     def __init__(self, shape=(3, 3), train=True, download=False):
         self.data = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3) * np.ones((4, 1, 1), np.uint8)
@@ -40,7 +40,7 @@ def test_data_sets_that_cannot_be_padded_are_refused():
         def __init__(self, train=True):
             self.targets = [0]
 
-    with pytest.raises(ConfigError, match="Folder has no array of images"):
+    with pytest.raises(ConfigError, match="Folder: expected images in an array data"):
         Padded(Folder, by=2, train=True)
     with pytest.raises(ConfigError, match="by=0: expected an integer >= 1"):
         Padded(Squares, by=0)

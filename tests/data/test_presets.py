@@ -1,4 +1,4 @@
-"""Every data preset as the command composes it, in every scenario; real data where they lie."""
+"""Every data preset as the command composes it, in every scenario, on real data if available."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from clbench.data.scenario import Scenario
 PRESETS = sorted(file.stem for file in (conf_dir() / "data").glob("*.yaml"))
 OFFLINE = ["bit_ops", "permuted_digits", "split_digits"]
 SCENARIOS = [Scenario("task"), Scenario("domain", "single"), Scenario("class", "single")]
-MORE = {  # of the real data: number of tasks, shape
+MORE = {  # number of tasks and image shape of the real data
     "mnist_fashion": (2, (1, 28, 28)),
     "mnist_usps": (2, (1, 28, 28)),
     "permuted_mnist": (10, (1, 28, 28)),
@@ -32,7 +32,7 @@ def built_sequence(composed, scenario, *overrides) -> TaskSequence:
 
 
 def check_batches(sequence, scenario):
-    """A training batch and the test labels of the first and the last task are what the scenario says."""
+    """Check a training batch and the test labels of the first and last task against the scenario."""
     for index in (0, len(sequence) - 1):
         offset = scenario.offset(sequence.sizes, index)
         columns = set(range(offset, offset + sequence.sizes[index]))
@@ -88,7 +88,7 @@ def test_usps_is_brought_to_the_size_of_mnist(composed, real_data):
 
 @pytest.fixture(scope="session")
 def jpeg_data():
-    """A folder with the sets of cifar10_jpeg, a module from outside; CLBENCH_JPEG_DIR names it, PYTHONPATH has the module."""
+    """Return the data folder CLBENCH_JPEG_DIR of the external module cifar10_jpeg, which must be on PYTHONPATH."""
     folder = os.environ.get("CLBENCH_JPEG_DIR", "")
     if not folder or not (Path(folder) / "cifar10_jpeg.npz").exists():
         pytest.skip("CIFAR-10: set CLBENCH_JPEG_DIR to a folder with cifar10_jpeg.npz, PYTHONPATH to its module")

@@ -65,10 +65,10 @@ def test_only_domain_incremental_tasks_share_their_outputs(scenario, shared):
 @pytest.mark.parametrize(
     ("name", "head", "message"),
     [
-        ("tasks", "multi", "scenario='tasks' is not one of task, domain, class"),
-        ("task", "both", "scenario.head='both': a task-incremental run has head multi or single"),
-        ("domain", "multi", "scenario.head='multi': a domain-incremental run has head single"),
-        ("class", "multi", "scenario.head='multi': a class-incremental run has head single"),
+        ("tasks", "multi", "scenario=tasks: expected one of task, domain, class."),
+        ("task", "both", "scenario.head=both: expected multi or single with scenario=task."),
+        ("domain", "multi", "scenario.head=multi: expected single with scenario=domain."),
+        ("class", "multi", "scenario.head=multi: expected single with scenario=class."),
     ],
 )
 def test_an_unknown_scenario_or_head_is_refused(name, head, message):
@@ -78,7 +78,7 @@ def test_an_unknown_scenario_or_head_is_refused(name, head, message):
 
 
 def test_domain_incremental_tasks_have_equally_many_classes():
-    with pytest.raises(ConfigError, match=r"the tasks have \[2, 3, 2\] classes: make them equal or use scenario=task"):
+    with pytest.raises(ConfigError, match=r"got \[2, 3, 2\]. Make them equal, or use scenario=task"):
         DOMAIN.check(SIZES)
     DOMAIN.check([2, 2, 2])
     TASK.check(SIZES)

@@ -18,7 +18,7 @@ halves = partial(TaskSequence, Digits, split, scale=16)
 
 
 class Numbered:
-    """Images whose pixels are their number, counted from ``first`` to distinguish two data sets, with labels 0, 1, 0, ..."""
+    """Data set whose pixels count the images from ``first``, to distinguish two data sets. Labels are 0, 1, 0, ..."""
 
     def __init__(self, examples=10, first=0, side=2, train=True, download=False):
         self.data = np.arange(first, first + examples, dtype=np.uint8)[:, None, None].repeat(side, 1).repeat(side, 2)
@@ -26,11 +26,11 @@ class Numbered:
 
 
 class Others(Numbered):
-    """Another data set of the same form."""
+    """Another data set of the same shape."""
 
 
 class Foreign(L.LightningModule):
-    """Anybody's module: it knows tensors and nothing of clbench."""
+    """Plain LightningModule that does not use clbench."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +58,7 @@ class Foreign(L.LightningModule):
 
 
 class StopsOnTheFirst(Foreign):
-    """Asks the trainer to stop after one epoch of the first task, as EarlyStopping does."""
+    """Stop the trainer after one epoch of the first task, as EarlyStopping does."""
 
     def on_train_epoch_end(self):
         self.trainer.should_stop = self.trainer.datamodule.index == 0
@@ -76,13 +76,13 @@ def one_trainer(**options):
 
 
 def collected(loader):
-    """All inputs, labels and the tasks of a loader's batches."""
+    """Return all inputs, labels and tasks of a loader's batches."""
     batches = list(loader)
     return torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]), {b.task for b in batches}
 
 
 def rows(task):
-    """Rows of the data set that the task trains on."""
+    """Return the rows of the data set on which the task trains."""
     (part,) = task.importance_dataloader().parts
     return part.rows.tolist()
 
@@ -227,11 +227,11 @@ def test_there_is_no_task_outside_a_sequence(index):
         ({"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
         (
             {"validation": 0.9999},
-            "validation=0.9999: task 1 has no training or test examples. Lower it, or data.tasks",
+            "validation=0.9999: expected training and test examples in every task, got none in task 1",
         ),
         (
             {"split": partial(split, classes_per_task=[3, 5]), "tasks": None, "scenario": DOMAIN},
-            "scenario=domain shares one set of labels, but the tasks have [3, 5] classes: make them equal",
+            "scenario=domain: expected tasks with equal numbers of classes, got [3, 5]",
         ),
     ],
 )
@@ -264,7 +264,7 @@ def test_any_module_really_trains_on_every_task_with_one_trainer():
     steps = 2 * -(-sequence[0].examples // 128)
     assert module.steps == {0: steps, 1: steps, 2: steps}
     assert set(module.orders) == {(task, epoch) for task in range(3) for epoch in range(2)}
-    assert len({tuple(order) for order in module.orders.values()}) == 6  # a new order in every epoch of every task
+    assert len({tuple(order) for order in module.orders.values()}) == 6  # every epoch of every task has a new order
     assert all(len(order) == sequence[0].examples for order in module.orders.values())
     assert not torch.equal(module.weights[0], module.weights[1])
     assert not torch.equal(module.weights[1], module.weights[2])
@@ -296,7 +296,7 @@ def test_a_trainer_without_steps_left_is_refused_for_a_new_task():
     module, trainer = Foreign(), one_trainer(max_steps=5)
     first, second = permuted(tasks=2)
     trainer.fit(module, datamodule=first)
-    with pytest.raises(ConfigError, match="max_steps=5.*none left for task 2.*new Trainer for each task"):
+    with pytest.raises(ConfigError, match="max_steps=5.*none is left for task 2.*new Trainer for each task"):
         trainer.fit(module, datamodule=second)
 
 

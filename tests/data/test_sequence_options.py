@@ -1,4 +1,4 @@
-"""Options of a sequence: examples per task, class order, a bigger first task, drop_last, normalisation."""
+"""Options of a sequence: examples per task, class order, a larger first task, drop_last, normalisation."""
 
 from functools import partial
 
@@ -44,8 +44,8 @@ def test_tasks_may_have_different_numbers_of_examples():
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (10_000, "examples_per_task=10000: task 1 has "),
-        (0, "examples_per_task=0: task 1 has "),
+        (10_000, "examples_per_task=10000: expected 1 to "),
+        (0, "examples_per_task=0: expected 1 to "),
         ([5, 5], "examples_per_task=[5, 5]: expected one number, or a list of 5, one per task"),
     ],
 )
@@ -95,15 +95,15 @@ def test_drop_last_drops_only_the_smaller_training_batch():
 
 
 def test_drop_last_that_would_drop_all_batches_is_refused():
-    with pytest.raises(ConfigError, match="drop_last=True with batch_size=1000 leaves no batch of a task with"):
+    with pytest.raises(ConfigError, match="drop_last=True: batch_size=1000 leaves no batch for a task with"):
         digits(split, batch_size=1000, drop_last=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": [0.5]}, "give both, or None for both"),
-        ({"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}, "3 entries, but the images have 1 channels"),
+        ({"mean": [0.5]}, "Give both, or None for both"),
+        ({"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}, "expected one value per channel .*, got 3"),
     ],
 )
 def test_normalisation_that_does_not_fit_the_channels_is_refused(options, message):
@@ -144,7 +144,7 @@ def test_angles_by_the_seed_do_not_depend_on_the_number_of_tasks():
     ("options", "tasks", "message"),
     [
         ({"angles": "odd"}, 2, "angles=odd: expected even, seed, or a list of degrees, got 'odd'."),
-        ({"angles": [1, 2, 3]}, 2, "tasks=2: angles=.* has 3 entries"),
+        ({"angles": [1, 2, 3]}, 2, "tasks=2: expected one angle per task, got angles="),
         ({}, 0, "tasks=0: expected an integer >= 1"),
     ],
 )

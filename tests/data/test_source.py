@@ -15,13 +15,13 @@ from clbench.errors import ConfigError
 
 
 class MNIST(torchvision.datasets.MNIST):
-    """MNIST with a mirror that does not answer, so it is offline wherever the tests run."""
+    """MNIST with an unreachable mirror, so that the tests are offline everywhere."""
 
     mirrors = ("http://127.0.0.1:9/",)
 
 
 class Signs:
-    """Labels -1 and 1, or a class that has test examples only."""
+    """Data set with labels -1 and 1, or with a class that has only test examples."""
 
     def __init__(self, train=True, labels=(-1, 1), unseen=1):
         self.data = np.zeros((4, 2, 2), np.uint8)
@@ -30,7 +30,7 @@ class Signs:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({}, r"has the labels \[-1\] in its training part"), ({"labels": (0, 1), "unseen": 7}, r"\[7\] in its test part")],
+    [({}, r"got \[-1\] in the training set"), ({"labels": (0, 1), "unseen": 7}, r"got \[7\] in the test set")],
 )
 def test_labels_of_no_class_with_training_examples_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
@@ -38,7 +38,7 @@ def test_labels_of_no_class_with_training_examples_are_refused(options, message)
 
 
 class Pictures:
-    """Random images of a shape, labels 0, 1, 2, 0, ..."""
+    """Data set of random images of a shape with labels 0, 1, 2, 0, ..."""
 
     def __init__(self, shape, targets=None, dtype=np.uint8, train=True, download=False):
         examples = 6 if train else 3
@@ -55,7 +55,7 @@ def idx(path: Path, array: np.ndarray) -> None:
 
 @pytest.fixture
 def mnist(tmp_path):
-    """A folder with 20 training and 10 test images in the files of MNIST."""
+    """Return a folder with 20 training and 10 test images in the files of MNIST."""
     for prefix, examples in (("train", 20), ("t10k", 10)):
         numbers = np.arange(examples)
         images = np.broadcast_to(numbers[:, None, None], (examples, 28, 28))
@@ -81,8 +81,8 @@ def test_missing_data_offline_name_data_set_folder_and_remedy(tmp_path):
         read(partial(MNIST, root=str(root)))
     message = str(error.value)
     assert message.startswith(f"data set MNIST is not in {root} and could not be downloaded (")
-    assert "put it there, set data_dir, or go online" in message
-    assert "data=permuted_digits and data=split_digits run offline" in message
+    assert "Copy it there, set data_dir, or connect to the network" in message
+    assert "data=permuted_digits and data=split_digits need no download" in message
     assert "\n" not in message
 
 
@@ -105,8 +105,8 @@ def test_a_truncated_file_is_reported_and_not_overwritten(mnist, name, left):
     with pytest.raises(ConfigError) as error:
         read(partial(MNIST, root=str(mnist)))
     message = str(error.value)
-    assert message.startswith(f"data set MNIST in {mnist} cannot be read, a file may be cut short (")
-    assert message.endswith("delete it and run again to download it again")
+    assert message.startswith(f"data set MNIST in {mnist} cannot be read, a file may be truncated (")
+    assert message.endswith("Delete it, and the next run downloads it again.")
     assert "\n" not in message
     assert file.read_bytes() == short
 
@@ -118,7 +118,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(mnist, monkeypatch):
-    """The address of a web server on this machine with the packed files of ``mnist``, and their names."""
+    """Return the address of a local web server with the packed files of ``mnist``, and their names."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     folder = mnist / "mirror"
     folder.mkdir()
@@ -161,17 +161,16 @@ def test_images_are_laid_out_channels_first(shape, layout):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": (7,)}, "data set Pictures has data (6, 7) torch.uint8 and 6 targets; it needs uint8 images"),
-        ({"shape": (2, 2, 2, 2)}, "data set Pictures has data (6, 2, 2, 2, 2) torch.uint8 and 6 targets"),
-        ({"shape": (2, 2), "dtype": np.float32}, "data set Pictures has data (6, 2, 2) torch.float32 and 6 targets"),
-        ({"shape": (2, 2), "targets": 5}, "data set Pictures has data (6, 2, 2) torch.uint8 and 5 targets"),
+        ({"shape": (7,)}, "got uint8 data (6, 7) and 6 targets"),
+        ({"shape": (2, 2, 2, 2)}, "got uint8 data (6, 2, 2, 2, 2) and 6 targets"),
+        ({"shape": (2, 2), "dtype": np.float32}, "got float32 data (6, 2, 2) and 6 targets"),
+        ({"shape": (2, 2), "targets": 5}, "got uint8 data (6, 2, 2) and 5 targets"),
     ],
 )
 def test_data_of_an_unknown_form_are_described(options, message):
     with pytest.raises(ConfigError) as error:
         read(partial(Pictures, **options))
-    assert str(error.value).startswith(message)
-    assert str(error.value).endswith("a target each")
+    assert str(error.value).endswith(f"one target each, {message}.")
 
 
 def test_the_digits_need_no_folder_and_have_disjoint_parts():

@@ -12,7 +12,7 @@ from clbench.errors import ConfigError
 
 
 class Downloaded:
-    """Ten images in one file, downloaded slowly and written in two halves; every download leaves a mark."""
+    """Data set of ten images in one file, downloaded slowly in two halves. Every download leaves a marker file."""
 
     def __init__(self, root, train=True, download=False):
         file = Path(root) / "images.npy"
@@ -32,7 +32,7 @@ class Downloaded:
 
 
 class ByName:
-    """A data set whose parts have names, as torchvision's SVHN; nothing to download."""
+    """Data set with the argument ``split``, as torchvision's SVHN, without download."""
 
     def __init__(self, root, split="train", transform=None):
         self.data = np.full((4, 2, 2), {"train": 1, "test": 2}[split], dtype=np.uint8)
@@ -50,12 +50,12 @@ def reads(root, late, done):
 
 
 def test_parallel_jobs_download_once_and_all_read_the_whole(tmp_path):
-    context = multiprocessing.get_context("fork")  # the others import everything again
+    context = multiprocessing.get_context("fork")  # the other processes import everything again
     done = context.Queue()
     jobs = [context.Process(target=reads, args=(str(tmp_path), 0.1 * k, done)) for k in (0, 0, 1, 2)]
     for job in jobs:
         job.start()
-    sums = [done.get(timeout=60) for _ in jobs]  # the later ones find the file half written
+    sums = [done.get(timeout=60) for _ in jobs]  # later processes find the file half written
     for job in jobs:
         job.join()
     assert sums == [int(np.arange(1000).astype(np.uint8).sum())] * 4
@@ -73,7 +73,7 @@ def test_data_that_another_process_downloaded_are_reused(tmp_path, monkeypatch):
         return Downloaded(root, train, True)
 
     read(partial(factory, root=str(tmp_path)))
-    assert tries == [False, False, False]  # once more for the training part, then the test part
+    assert tries == [False, False, False]  # again for the training set, then for the test set
 
 
 def test_data_sets_with_named_parts_are_opened_by_name():

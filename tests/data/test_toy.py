@@ -44,7 +44,7 @@ def test_every_operation_trains_and_tests_on_all_its_rows():
             assert batch.y.tolist() == BitOperation(list(OPERATIONS)[task.index], 3).targets
 
 
-@pytest.mark.parametrize(("options", "message"), [({"op": "imp"}, "op='imp'"), ({"op": "and", "bits": 1}, "bits=1")])
+@pytest.mark.parametrize(("options", "message"), [({"op": "imp"}, "op=imp"), ({"op": "and", "bits": 1}, "bits=1")])
 def test_an_operation_that_does_not_exist_is_named(options, message):
     with pytest.raises(ConfigError, match=message):
         BitOperation(**options)

@@ -1,4 +1,4 @@
-"""A table of small nets in float64: every kind of layer, and every way in which a closed form could go wrong."""
+"""Small nets in float64: every kind of layer, and every situation in which a closed form could be wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ N = 7
 
 
 class Tied(nn.Module):
-    """Two layers with one weight, and a layer of its own."""
+    """Two layers that share a weight, and a layer that shares none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Tied(nn.Module):
 
 
 class Twice(nn.Module):
-    """A layer called twice, and one also used as a function."""
+    """A layer that is called twice, and one whose weight is also used directly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Twice(nn.Module):
 
 
 class TwoNames(nn.Module):
-    """A layer and a part of the net have a second name each, and a layer has no closed form."""
+    """A layer and a submodule with two names each, and a layer without a closed form."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def _repeated() -> nn.Module:
 
 
 class Heads(nn.Module):
-    """Two heads of which one is used, a frozen layer, a dead call, a bare parameter."""
+    """Two heads of which one is used, a frozen layer, a call whose output is not used, a parameter outside layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Attention(nn.Module):
 
 
 class TimeFirst(nn.Module):
-    """Layers that see (time, batch, features), as many times as examples."""
+    """Layers with inputs (time, batch, features), with as many time steps as examples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class TimeFirst(nn.Module):
 
 
 class InPlaceView(nn.Module):
-    """A view of a layer's output used before an in-place change, which redirects the graph around the output."""
+    """A view of a layer's output that is used before an in-place change. The change redirects the graph around the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class InPlaceView(nn.Module):
 
 
 class Branching(nn.Module):
-    """Looks at values on its way, which torch.func cannot trace, so only a loop over examples can follow."""
+    """Branches on values. torch.func cannot trace this, so only a loop over examples works."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 
 
 def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
-    """A net in float64 and in training mode, with statistics that are not the initial ones, inputs and targets."""
+    """Return a net in float64 and training mode, with statistics that are not the initial ones, inputs and targets."""
     torch.manual_seed(seed)
     make, inputs = NETS[name]
     net = make().double()
@@ -196,5 +196,5 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def batched(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Batches of ``size``, the last one smaller where it must be."""
+    """Return batches of ``size``. The last one may be smaller."""
     return [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]

@@ -1,4 +1,4 @@
-"""Every estimator against the double loop of tests/references.py, in float64, and against other libraries."""
+"""Every estimator compared with the loops of tests/references.py, in float64, and with other libraries."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_two_opposite_gradients_do_not_cancel_in_mas() -> None:
     x = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     net2 = nn.Linear(1, 2).double()
     net2.weight.data.zero_()
-    net2.bias.data.fill_(1.0)  # d||z||^2/dW = 2 z x: of opposite sign for the two examples
+    net2.bias.data.fill_(1.0)  # d||z||^2/dW = 2 z x has opposite signs for the two examples
     assert mas(net2, [x])["weight"].min() == 2.0
     assert mas(net2, [x], fisher_batch=2)["weight"].max() == 0.0
     assert mas(net, [x])["weight"].min() > 0
@@ -203,4 +203,4 @@ def test_exact_fisher_equals_nngeometry() -> None:
     loader = DataLoader(TensorDataset(x, y), batch_size=4)
     theirs = FIM(model=net, loader=loader, representation=PMatDiag, variant="classif_logits").get_diag()
     ours = torch.cat([v.flatten() for v in fisher(net, [(x, y)]).values()])
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)  # nngeometry has float32 inside
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)  # nngeometry computes in float32

@@ -89,27 +89,27 @@ def test_every_example_is_drawn_equally_often() -> None:
 
 
 def test_drawing_keeps_no_more_than_the_samples_and_one_batch() -> None:
-    alive: list[weakref.ref[Tensor]] = []
-    held = []
+    copies: list[weakref.ref[Tensor]] = []
+    counts = []
 
     class Counting(Tensor):
-        """A tensor whose rows, copies and views are all noticed."""
+        """A tensor that records its slices, copies and views."""
 
         @classmethod
         def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = super().__torch_function__(func, types, args, kwargs or {})
             if func is Tensor.clone:
-                alive.append(weakref.ref(out))
+                copies.append(weakref.ref(out))
             return out
 
     def stream() -> Iterator[Tensor]:
         for _ in range(50):
             yield torch.zeros(10, 3).as_subclass(Counting)
-            held.append(sum(ref() is not None for ref in alive))
+            counts.append(sum(ref() is not None for ref in copies))
 
     list(subsample(stream(), 5, 0))
-    assert len(alive) > 10
-    assert max(held) <= 5
+    assert len(copies) > 10
+    assert max(counts) <= 5
 
 
 def test_the_true_mean_is_within_the_errors_of_subsamples() -> None:
@@ -145,7 +145,7 @@ def test_small_batches_of_one_kind_share_a_forward_pass() -> None:
     sizes: list[int] = []
 
     def outputs(m: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() and len(batch[0]) > 3:  # not one of the first looks at a few examples
+        if torch.is_grad_enabled() and len(batch[0]) > 3:  # skip the probe of a few examples
             sizes.append(len(batch[0]))
         return m(batch[0]) * batch[1], batch[2]
 
@@ -154,7 +154,7 @@ def test_small_batches_of_one_kind_share_a_forward_pass() -> None:
     assert sizes == [280]
     close(fisher(net, batches, outputs=outputs), expected)
     assert sizes == [280, 64, 64, 64, 64, 24]
-    mixed = [(a, 1 + (i >= 100), b) for i, (a, _, b) in enumerate(batches)]  # something else from 100 on
+    mixed = [(a, 1 + (i >= 100), b) for i, (a, _, b) in enumerate(batches)]  # another structure from example 100
     fisher(net, mixed, outputs=outputs)
     assert sizes[6:] == [64, 36, 64, 64, 52]
 

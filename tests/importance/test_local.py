@@ -1,4 +1,4 @@
-"""Local MAS in float64: against the obvious loop over examples, and against the global form where they are the same."""
+"""Local MAS in float64, compared with a loop over examples, and with the global form where both are equal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def floats(*shape: int) -> Tensor:
 
 
 def ready(net: nn.Module) -> nn.Module:
-    """In float64 and training mode, with statistics that are not the initial ones."""
+    """Return the net in float64 and training mode, with statistics that are not the initial ones."""
     for m in net.modules():
         if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
             assert m.running_mean is not None and m.running_var is not None
@@ -36,7 +36,7 @@ def ready(net: nn.Module) -> nn.Module:
 
 
 def of_layer(layer: nn.Module, pre: Tensor, post: Tensor) -> dict[str, Tensor]:
-    """Mean over examples of |gradient of ||post||^2|, with post constant in the gradient 2 post of the layer's output."""
+    """Return the mean over examples of |gradient of ||post||^2|, where the gradient at the layer's output is 2 post."""
     params = dict(layer.named_parameters())
     total = {name: torch.zeros_like(p) for name, p in params.items()}
     for a, b in zip(pre, post, strict=True):
@@ -51,7 +51,7 @@ def named(**layers: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{layer}.{name}": value for layer, values in layers.items() for name, value in values.items()}
 
 
-# --- the global form where the two are the same -----------------------------------------------------------------------
+# --- equal to the global form ----------------------------------------------------------------------------------------------
 
 ONE_LAYER: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(4, 3), (4,)),
@@ -91,11 +91,11 @@ def test_local_mas_of_an_mlp_equals_explicit_outer_products() -> None:
                 assert omega[f"{n}.weight"][j, i].item() == pytest.approx(weight)
 
 
-# --- what comes between a layer and its ReLU -----------------------------------------------------------------------------
+# --- between a layer and its ReLU --------------------------------------------------------------------------------------------
 
 
 class Functional(nn.Module):
-    """Two layers and a head; ``between`` and ``relu`` are what follows the first."""
+    """Two layers and a head. ``between`` and ``relu`` follow the first layer."""
 
     def __init__(self, relu: Callable[[Tensor], Tensor], between: nn.Module | None = None) -> None:
         super().__init__()
@@ -296,7 +296,7 @@ def test_local_mas_does_not_change_the_module(fails: bool) -> None:
     body, x = convolutional()
     net = Fragile(body)
     net(x).sum().backward()
-    body[0].eval()  # a mixture of modes
+    body[0].eval()  # different modes
     before = state(net)
 
     def batches() -> Any:
@@ -331,19 +331,19 @@ def test_half_precision_is_summed_in_float32() -> None:
     close(omega, mas(net, [x]), rtol=1e-6, atol=1e-6)
 
 
-# --- mistakes ------------------------------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("net", "x", "message"),
     [
-        (Twice(), floats(4), "'a.bias' is used by two calls of a layer.* use the global one"),
+        (Twice(), floats(4), "'a.bias' is used by two calls of a layer.* Use mas"),
         (Tied(), floats(4), "'a.weight' is used by two calls of a layer"),
         (TimeFirst(), floats(N, 4), r"the layer of 'a.bias' gets an input of shape \(7, 1, 4\) for 1 examples"),
         (nn.Sequential(nn.Embedding(3, 3), nn.Flatten()), torch.zeros(N, 1).long(), "no nn.Linear, nn.Conv1d or"),
         (nn.Linear(4, 2).requires_grad_(False), floats(4), "no nn.Linear, nn.Conv1d or"),
         (nn.Linear(4, 2), floats(4) * float("inf"), "importance of 'weight' is not finite"),
-        (nn.Linear(4, 2), floats(4)[:0], "hold 0 examples"),
+        (nn.Linear(4, 2), floats(4)[:0], "have 0 examples"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(net: nn.Module, x: Tensor, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Measuring changes nothing, also when it fails in the middle."""
+"""A measurement changes nothing, even if it fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEASURES: dict[str, Callable[..., Any]] = {
 
 
 class Fragile(nn.Module):
-    """Moves a buffer at every call, in evaluation mode too, and draws random numbers to no effect."""
+    """Changes a buffer at every call, in evaluation mode too, and draws random numbers that it does not use."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def prepared(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     body, x, y = build(name)
     net = Fragile(body)
     nn.functional.cross_entropy(net(x), y).backward()
-    next(net.body.children()).eval()  # a mixture of modes
+    next(net.body.children()).eval()  # different modes
     return net, x, y
 
 

@@ -1,4 +1,4 @@
-"""The formulas on small matrices by hand, on NumPy arrays and on tensors."""
+"""The formulas on small matrices computed by hand, on NumPy arrays and tensors."""
 
 from inspect import signature
 
@@ -16,7 +16,7 @@ LUCKY_BEFORE = [
     [0.9, 0.99, 0.1],
     [0.95, 0.8, 0.3],
     [0.7, 0.75, 0.6],
-]  # R[0][1] is the best on its task, before training
+]  # R[0][1] is the best accuracy on its task, before training on it
 INITIAL = [0.1, 0.1, 0.15]
 
 
@@ -29,10 +29,10 @@ INITIAL = [0.1, 0.1, 0.15]
         (FORGETS, "average_accuracy", (0.7 + 0.85 + 0.6) / 3),
         (FORGETS, "incremental_accuracy", (0.9 + (0.95 + 0.8) / 2 + (0.7 + 0.85 + 0.6) / 3) / 3),
         (FORGETS, "learning_accuracy", (0.9 + 0.8 + 0.6) / 3),
-        (FORGETS, "forgetting", ((0.95 - 0.7) + (0.8 - 0.85)) / 2),  # the last row is not among the maxima
+        (FORGETS, "forgetting", ((0.95 - 0.7) + (0.8 - 0.85)) / 2),  # the last row is excluded from the maxima
         (FORGETS, "backward_transfer", ((0.7 - 0.9) + (0.85 - 0.8)) / 2),
         (FORGETS, "forward_transfer", ((0.2 - 0.1) + (0.3 - 0.15)) / 2),
-        (FORGETS, "min_accuracy", (0.7 + 0.85) / 2),  # the row where a task was learned does not count
+        (FORGETS, "min_accuracy", (0.7 + 0.85) / 2),  # the row of the task itself is excluded
         (FORGETS, "worst_case_accuracy", 0.6 / 3 + 2 / 3 * (0.7 + 0.85) / 2),
         (IMPROVES, "average_accuracy", 0.8),
         (IMPROVES, "incremental_accuracy", (0.5 + 0.55 + 0.8) / 3),
@@ -41,7 +41,7 @@ INITIAL = [0.1, 0.1, 0.15]
         (IMPROVES, "backward_transfer", (0.2 + 0.3) / 2),
         (IMPROVES, "forward_transfer", ((0.0 - 0.1) + (0.0 - 0.15)) / 2),
         (IMPROVES, "min_accuracy", (0.6 + 0.8) / 2),
-        (LUCKY_BEFORE, "forgetting", ((0.95 - 0.7) + (0.8 - 0.75)) / 2),  # rows from j on: 0.99 does not count
+        (LUCKY_BEFORE, "forgetting", ((0.95 - 0.7) + (0.8 - 0.75)) / 2),  # only rows from j on, so 0.99 is excluded
         (LUCKY_BEFORE, "forward_transfer", ((0.99 - 0.1) + (0.3 - 0.15)) / 2),
     ],
 )
@@ -64,7 +64,7 @@ def test_one_task_has_accuracies_and_no_comparisons():
 def test_evaluations_inside_tasks_lower_the_worst_case():
     """They count for the worst-case accuracy and for the stability gap."""
     inside = [
-        MidTaskEvaluation(0, 5, [0.2, 0.1]),  # before the end of training on the first task: not counted
+        MidTaskEvaluation(0, 5, [0.2, 0.1]),  # excluded, because the first task is still in training
         MidTaskEvaluation(1, 5, [0.5, 0.3]),
         MidTaskEvaluation(1, 10, [0.6, 0.6]),
     ]

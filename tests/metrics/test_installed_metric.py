@@ -1,4 +1,4 @@
-"""A metric of a user, installed as a package of seven lines, is in everything that a run and a report write."""
+"""A custom metric in an installed package of seven lines is in all output of runs and reports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SMALL = ("data.tasks=2", "steps=2", "net.hidden=[8]", "trainer=cpu", "strategy=f
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """The variables of an environment with this one's packages and a small one of a user, built and installed."""
+    """Return the environment variables for a custom package that is built and installed next to the existing packages."""
     source, packages = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("packages")
     for name, text in PACKAGE.items():
         (source / name).write_text(text, encoding="utf-8")
@@ -53,7 +53,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 
 def called(environment: dict[str, str], folder: Path, *arguments: str) -> str:
-    """The standard output of ``python ARGUMENTS``, as typed in ``folder``."""
+    """Return the standard output of ``python ARGUMENTS`` in ``folder``."""
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -63,7 +63,7 @@ def called(environment: dict[str, str], folder: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def reported(environment, tmp_path_factory) -> Path:
-    """A folder with a run, its report, and what both printed."""
+    """Return a folder with a run and its report, and the printed text of both."""
     folder = tmp_path_factory.mktemp("user")
     printed = called(environment, folder, "-m", "clbench.train", *SMALL, "logger=[csv,wandb]", "output_dir=run")
     (folder / "train.txt").write_text(printed, encoding="utf-8")

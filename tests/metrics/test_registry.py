@@ -1,4 +1,4 @@
-"""The records of metrics: their order, directions and formats, metrics of users, and runs of older versions."""
+"""Records of metrics: order, directions and formats, custom metrics, and runs of older versions."""
 
 import subprocess
 import sys
@@ -98,7 +98,7 @@ def test_a_function_may_be_registered_twice():
 
 
 def of(**attributes):
-    """A function whose attributes are not all valid."""
+    """Return a function with an invalid attribute."""
 
     def metric(matrix):
         return 0.5

@@ -1,4 +1,4 @@
-"""Neuron calibration: what it computes, that it changes nothing at first, that it comes off again."""
+"""Neuron calibration: what it computes, that it initially changes nothing, and that it can be removed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ NETS = {
 
 
 def perturbed(net: nn.Module) -> nn.Module:
-    """The calibration somewhere else than at the identity."""
+    """Set the calibration to values other than the identity."""
     with torch.no_grad():
         for p in calibration(net).values():
             p.add_(0.3 * torch.randn_like(p))
@@ -58,7 +58,7 @@ def perturbed(net: nn.Module) -> nn.Module:
 
 
 def by_definition(layer: nn.Module, psi, scale, shift, x):
-    """h~ of one layer, the weight tiled by loops."""
+    """Return h~ of one layer, with the weight tiled by loops."""
     weight = layer._parameters["weight"].detach()
     tiled = torch.empty_like(weight)
     for o in range(weight.shape[0]):
@@ -141,8 +141,8 @@ def test_cached_calibrated_weights_give_the_same_gradients(name):
     perturbed(net)
     free = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
     with cached_weights(list(calibrated(net).values())):
-        held = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
-    torch.testing.assert_close(free, held, rtol=1e-9, atol=1e-12)
+        cached = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    torch.testing.assert_close(free, cached, rtol=1e-9, atol=1e-12)
 
 
 def test_the_gradient_of_psi_follows_from_calibrated_weights():
@@ -204,7 +204,7 @@ def test_the_state_loads_into_another_calibrated_net(name):
 
 
 def test_the_residual_form_equals_a_factor_that_starts_at_one():
-    """(1 + lambda) h with lambda = 0 at first, against f h with f = 1: the same under SGD without weight decay."""
+    """(1 + lambda) h from lambda = 0 equals f h from f = 1 under SGD without weight decay."""
     net = small_mlp()
     linear = [part for part in net if isinstance(part, nn.Linear)]
     theta = [[p.detach().clone().requires_grad_() for p in part.parameters()] for part in linear]
@@ -238,13 +238,13 @@ def test_feature_calibration_before_batchnorm_acts_in_eval_only():
     """In train mode BatchNorm cancels it, so its gradients are almost zero."""
     net, x = calibrated_before_bn()
     part = net[0].calibration
-    net(x)  # statistics
+    net(x)  # updates the statistics
     size = {}
     for mode in (True, False):
         net.train(mode)
         gradients = torch.autograd.grad(net(x).square().mean(), [part.scale, part.shift])
         size[mode] = [g.abs().max().item() for g in gradients]
-    assert size[True][0] < 1e-4 * size[False][0]  # what is left is BatchNorm's eps
+    assert size[True][0] < 1e-4 * size[False][0]  # the rest is caused by BatchNorm's eps
     assert size[True][1] < 1e-12 < 1e-3 < size[False][1]
     net.train()
     before = net(x)
@@ -299,7 +299,7 @@ def test_a_layer_with_its_own_forward_keeps_it():
 
 
 def test_a_calibrated_transformer_avoids_the_fast_path():
-    """Without hooks the fast path of eval mode reads the plain weights and leaves the features uncalibrated."""
+    """Without hooks its fast path reads the weights of its layers, so the features would not be calibrated."""
     torch.manual_seed(0)
     net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     x = torch.randn(3, 5, 8)
@@ -320,9 +320,9 @@ def test_a_calibrated_transformer_avoids_the_fast_path():
 
 def test_missing_or_already_calibrated_layers_are_refused():
     net = small_mlp()
-    with pytest.raises(ValueError, match="'head' is not a Linear or convolutional layer; those are 1, 3, 5"):
+    with pytest.raises(ValueError, match="'head': expected a Linear or convolutional layer. Try one of 1, 3, 5"):
         calibrate(net, ["head"])
     calibrate(net, ["1"])
-    with pytest.raises(ValueError, match="'1' is calibrated already"):
+    with pytest.raises(ValueError, match="'1' is already calibrated"):
         calibrate(net)
     assert list(calibrated(net)) == ["1"]

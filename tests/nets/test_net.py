@@ -154,12 +154,12 @@ def test_measuring_features_restores_the_mode_after_an_error():
 
 
 def test_a_body_that_does_not_flatten_is_refused():
-    with pytest.raises(ValueError, match=r"gives \(2, 8, 6, 6\) for 2 inputs; .* flatten it"):
+    with pytest.raises(ValueError, match=r"expected shape \(2, features\) for 2 inputs, got \(2, 8, 6, 6\). Flatten"):
         features_of(nn.Conv2d(1, 8, 3), (1, 8, 8))
 
 
 def test_a_body_that_gives_a_tuple_is_refused():
-    with pytest.raises(ValueError, match="gives a tuple; a head needs a tensor"):
+    with pytest.raises(ValueError, match="expected a tensor .*, got tuple"):
         features_of(nn.LSTM(3, 2), (4, 3))
 
 
@@ -174,7 +174,7 @@ def test_the_resnet_of_van_de_ven_has_1094770_parameters():
 
 
 def shapes_through(body, shape):
-    """The shape of one image after every part of a sequential body."""
+    """Return the shape of one image after every part of a sequential body."""
     x, shapes = torch.zeros(1, *shape), {}
     for name, part in body.eval().named_children():
         x = part(x)
@@ -210,7 +210,7 @@ def test_only_van_de_vens_last_block_gives_negative_values():
 
 
 def test_a_reduced_resnet_equals_torchvisions_stages():
-    """The stages of torchvision's ResNet-18 at width 20, with the weights of ours, give the same features."""
+    """The stages of torchvision's ResNet-18 at width 20 compute the same features with our weights."""
     from torchvision.models.resnet import BasicBlock, ResNet
 
     class Narrow(ResNet):
@@ -244,9 +244,9 @@ def test_the_cnn_has_one_pooling_per_convolution():
     assert [type(p).__name__ for p in cnn((1, 8, 8), (2, 3, 4), 5, 0.1)] == 3 * ["Conv2d", "ReLU", "MaxPool2d"] + [
         "Flatten", "Linear", "ReLU", "Dropout"
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="3 poolings need images of at least 8x8, not 4x9"):
+    with pytest.raises(ValueError, match="3 poolings: expected images of at least 8x8, got 4x9"):
         cnn((1, 4, 9), (2, 3, 4))
-    with pytest.raises(ValueError, match=r"takes images .* not inputs of shape \(10,\)"):
+    with pytest.raises(ValueError, match=r"expected inputs \(channels, height, width\), got shape \(10,\)"):
         cnn((10,))
 
 
@@ -306,10 +306,16 @@ def test_a_torchvision_model_is_unchanged_up_to_its_classifier():
     ("make", "message"),
     [
         (lambda: torchvision_model((3, 32, 32), "resnet19"), "Unknown model resnet19"),
-        (lambda: torchvision_model((3, 32, 32), "resnet18", weights="BEST"), "weights=BEST of resnet18 do not exist"),
-        (lambda: torchvision_model((2, 32, 32)), "1 or 3 channels, not 2"),
-        (lambda: torchvision_model((3, 32, 32), "squeezenet1_0"), "no linear layer to take off: use net=module"),
-        (lambda: module_body((3,), partial(nn.Linear, 3, 2), drop_layer="fc"), "Linear has no part 'fc'"),
+        (
+            lambda: torchvision_model((3, 32, 32), "resnet18", weights="BEST"),
+            "weights=BEST: expected weights of resnet18",
+        ),
+        (lambda: torchvision_model((2, 32, 32)), "1 or 3 channels, got 2"),
+        (lambda: torchvision_model((3, 32, 32), "squeezenet1_0"), "no linear layer to remove. Use net=module"),
+        (
+            lambda: module_body((3,), partial(nn.Linear, 3, 2), drop_layer="fc"),
+            "drop_layer=fc: expected a part of Linear",
+        ),
     ],
 )
 def test_a_body_that_cannot_be_built_is_named_with_a_remedy(make, message):
@@ -405,16 +411,16 @@ def files(folder):
 @pytest.mark.parametrize(
     ("file", "body", "message"),
     [
-        ("nowhere.pt", mlp((4,), (3,)), "nowhere.pt is not a file: give checkpoints/task_<t>.ckpt"),
+        ("nowhere.pt", mlp((4,), (3,)), "nowhere.pt: expected a file. Try checkpoints/task_<t>.ckpt"),
         (
             "module.pt",
             mlp((4,), (3,)),
-            r"cannot be read with weights_only .*save the net's state_dict\(\), not the net",
+            r"cannot be read with weights_only .*Save the net's state_dict\(\), not the net",
         ),
         ("text.pt", mlp((4,), (3,)), "cannot be read with weights_only"),
-        ("numbers.pt", mlp((4,), (3,)), "holds no state_dict"),
-        ("mlp.pt", mlp((5,), (3,)), r"1.weight is \(3, 4\) in the file, \(3, 5\) in the net\): choose the net and"),
-        ("mlp.pt", mlp((4,), (3, 3)), "the net also has 3.weight; the net also has 3.bias"),
+        ("numbers.pt", mlp((4,), (3,)), "expected a state_dict"),
+        ("mlp.pt", mlp((5,), (3,)), r"1.weight is \(3, 4\) in the file, \(3, 5\) in the net\). Use the net and"),
+        ("mlp.pt", mlp((4,), (3, 3)), "the net also has 3.weight, the net also has 3.bias"),
         ("mlp.pt", nn.Flatten(), "the file also has 1.weight"),
         ("mlp.pt", mlp((4,), (5,) * 9), "and [0-9]+ more"),
     ],
@@ -431,7 +437,7 @@ def test_weights_that_do_not_fit_are_one_error_line(tmp_path, file, body, messag
 
 
 def test_convolutions_and_their_importance_are_channels_last(run, composed, tmp_path):
-    """This is faster and changes only the order in memory, which the importance of a resumed run has too."""
+    """This layout is faster. Only the order in memory changes, also that of importances in a resumed run."""
     options = ("net=cnn", "net.channels=[4,8]", "data=split_digits", "data.tasks=2", "steps=3", "strategy=ewc")
     run(*options)
     _, learner, strategy = build(composed(*options))

@@ -1,4 +1,4 @@
-"""Reports derive from the records of metrics: a new one changes no other, a missing one is missing, a user's is there."""
+"""Reports are derived from the records of metrics: new, missing and custom metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def results_of(folder: Path) -> dict:
 
 @pytest.fixture
 def older(tmp_path) -> Path:
-    """A finished run of an older version, which a test may change."""
+    """Return a finished run of an older version, which a test may modify."""
     return Path(shutil.copytree(OLDER, tmp_path / "older"))
 
 

@@ -1,4 +1,4 @@
-"""Reports: what is read of run folders, the statistics, and what is written."""
+"""Reports: reading run folders, statistics, and written files."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ from tests.make_finished_runs import FINISHED_RUNS, edit
 
 @pytest.fixture(scope="session")
 def finished_sweep() -> Path:
-    """A sweep of 30 complete runs: fine-tuning, EWC with two Fishers and two lams, joint from scratch; five seeds."""
+    """Return a sweep of 30 complete runs: fine-tuning, EWC with two Fishers and two lams, joint from scratch, five seeds."""
     return FINISHED_RUNS / "task_incremental"
 
 
 @pytest.fixture
 def copied(finished_sweep, tmp_path) -> Path:
-    """A copy of the sweep that a test may change."""
+    """Return a copy of the sweep, which a test may modify."""
     return Path(shutil.copytree(finished_sweep, tmp_path / "sweep"))
 
 
 @pytest.fixture(scope="session")
 def reported(finished_sweep, tmp_path_factory) -> Path:
-    """The report of the finished sweep."""
+    """Return the report of the finished sweep."""
     return main(
         [str(finished_sweep), "--output", str(tmp_path_factory.mktemp("out") / "report"), "--title", "A <sweep>"]
     )
@@ -259,7 +259,7 @@ def table(*rows: tuple[str, float, int, float, float]) -> pd.DataFrame:
 def test_lam_is_selected_on_validation_data_the_oracle_on_test():
     setups = table(("ewc", 1, 3, 0.8, 0.7), ("ewc", 10, 3, 0.7, 0.9), ("ewc", 100, 2, 0.99, 0.99))
     leak_free = select_lam(setups, "validation")
-    assert list(leak_free.selected) == [True, False, False]  # lam=100 has fewer seeds: it does not compete
+    assert list(leak_free.selected) == [True, False, False]  # lam=100 has fewer seeds and is not compared
     assert list(leak_free.oracle) == [False, True, False]
     assert list(select_lam(setups, "test").selected) == [False, True, False]
 
@@ -373,7 +373,7 @@ def test_excluded_runs_are_listed_with_the_reason(copied):
         ("repeated", "same configuration and seed as a run above, so it is counted once"),
         ("failed", "weights are not finite"),
         ("running", "2 of 2 tasks done: running, or stopped"),
-        ("missing", "requested by the sweep, but there is no such run"),
+        ("missing", "requested by the sweep, but its folder does not exist"),
     }
     counts = {count["noun"]: count["number"] for count in [*run_counts(frame), *excluded_counts(frame, missing=1)]}
     assert counts == {
@@ -406,11 +406,11 @@ def test_several_versions_of_a_package_are_noted(copied):
     assert f"1.0 (1 run), {versions['torch']} (29 runs)" in texts(card["table"])
 
 
-# ---- what is written
+# ---- written files
 
 
 class Page(HTMLParser):
-    """Tables as lists of rows of texts, ids, and every address that a browser would load."""
+    """Parser of tables as rows of texts, of ids, and of every address that a browser would load."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -506,7 +506,7 @@ def test_every_part_is_on_the_page(reported):
     page = Page((reported / "report.html").read_text(encoding="utf-8"))
     for title in (
         "Strategies", "Average accuracy", "lam", "Accuracy over tasks", "Forgetting against learning", "Accuracy matrices",
-        "Paired differences", "All 6 setups", "Commands", "Versions", "What the columns mean",
+        "Paired differences", "All 6 setups", "Commands", "Versions", "Meaning of the columns",
     ):  # fmt: skip
         assert title in page.text
     assert "python -m clbench.train -m strategy=finetune,ewc,joint_from_scratch" in page.text
@@ -563,7 +563,7 @@ def test_the_terminal_shows_the_table_and_what_failed(copied, tmp_path, capsys):
 
 def test_selection_on_test_data_is_labelled_an_oracle(finished_sweep, tmp_path):
     out = main([str(finished_sweep), "--output", str(tmp_path / "out"), "--select", "test"])
-    assert "an oracle, not a result" in (out / "report.html").read_text(encoding="utf-8")
+    assert "an oracle and not a result" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_runs_of_a_sweep_that_were_not_requested_are_not_missing(finished_sweep, tmp_path):
@@ -573,7 +573,7 @@ def test_runs_of_a_sweep_that_were_not_requested_are_not_missing(finished_sweep,
     assert "missing" not in re.sub(
         "<style>.*</style>|<script>.*</script>", "", (out / "report.html").read_text(encoding="utf-8"), flags=re.S
     )
-    assert "lam selected" not in (out / "summary.tex").read_text(encoding="utf-8")  # no lam was
+    assert "lam selected" not in (out / "summary.tex").read_text(encoding="utf-8")  # no lam was selected
 
 
 def test_a_file_as_output_of_a_report_is_refused(finished_sweep, copied, tmp_path):
@@ -581,14 +581,14 @@ def test_a_file_as_output_of_a_report_is_refused(finished_sweep, copied, tmp_pat
     (copied / "sweep.json").write_text("[]", encoding="utf-8")
     assert len(read(copied)) == 30
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(ConfigError, match="--output .*file: expected a folder, got a file or a path below one"):
+    with pytest.raises(ConfigError, match="--output .*file: expected a folder, got a file or a path below a file"):
         main([str(finished_sweep), "--output", str(tmp_path / "file")])
 
 
 def test_no_complete_run_gives_one_line(copied, tmp_path):
     for file in copied.glob("*/metrics.json"):
         file.unlink()
-    with pytest.raises(ConfigError, match=r"none of 30 runs is complete; .*/finetune-seed0-.*: no metrics.json"):
+    with pytest.raises(ConfigError, match=r"got 30 incomplete ones. .*/finetune-seed0-.*: no metrics.json"):
         main([str(copied), "--output", str(tmp_path / "out")])
 
 
@@ -624,7 +624,7 @@ def test_bytes_and_values_are_formatted_for_reading():
     ]
 
 
-# ---- what a report imports
+# ---- imports of a report
 
 HEAVY = ("torch", "lightning", "hydra")
 

@@ -1,4 +1,4 @@
-"""scripts/compare_fisher.py: the formulas of other projects against loops and closed forms, and the command itself."""
+"""scripts/compare_fisher.py: formulas of other projects against loops and closed forms, and the command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from comparison import formulas, report
 
 
 class Small(nn.Module):
-    """A body and a head, as the formulas expect them."""
+    """Return a network with body and head, as the formulas expect."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,13 +41,13 @@ def net():
 
 @pytest.fixture
 def data():
-    """21 examples: at a batch size of 6 the last batch holds 3."""
+    """Return 21 examples, so that the last batch has 3 at batch size 6."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(21, 4, generator=generator, dtype=torch.float64), torch.randint(3, (21,), generator=generator)
 
 
 def batch_gradients(net, x, y, batch):
-    """(size, gradient of the mean loss) of each batch, through .grad as the projects have it."""
+    """Yield (size, gradient of the mean loss) of each batch, with .grad as in the projects."""
     found = []
     for x_b, y_b in zip(x.split(batch), y.split(batch), strict=True):
         net.zero_grad()
@@ -106,7 +106,7 @@ def test_avalanche_with_batches_of_one_is_the_empirical_fisher(net, data):
 
 
 def test_avalanche_equals_fisher_batch_where_the_groups_agree(net):
-    """Three copies of one example in every batch: whatever the shuffle, every group of three has the same gradient."""
+    """Return batches with three copies of one example, so that groups of three have equal gradients in any order."""
     x, y = torch.ones(12, 4, dtype=torch.float64), torch.ones(12, dtype=torch.long)
     close(formulas.avalanche(net, x, y, 3), fisher(net, [(x, y)], labels="empirical", fisher_batch=3))
 
@@ -201,4 +201,4 @@ def test_quick_on_digits_writes_numbers_tables_and_figure(tmp_path):
 def test_an_option_out_of_range_is_refused(capsys):
     with pytest.raises(SystemExit):
         script.arguments(["--examples", "1"])
-    assert "--examples 1 is out of range: use 2 or more" in capsys.readouterr().err
+    assert "--examples 1: expected at least 2" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""scripts/reproduce.py: the verdict by hand-computed numbers, the plan, every protocol, and the command end to end."""
+"""scripts/reproduce.py: verdicts of numbers computed by hand, the plan, every protocol, and the command."""
 
 from __future__ import annotations
 
@@ -21,13 +21,23 @@ sys.path.append(str(ROOT / "scripts"))
 from reproduction.execute import execute  # noqa: E402
 from reproduction.figure import figure  # noqa: E402
 from reproduction.here import hash_of, train_here  # noqa: E402
-from reproduction.parse import called, load, names, parsed  # noqa: E402
-from reproduction.plan import Cell, at_an_edge, decisive, final, number_of_cells, reading, search, wanted  # noqa: E402
+from reproduction.page import markdown  # noqa: E402
+from reproduction.parse import find_names, load, names, parsed  # noqa: E402
+from reproduction.plan import (  # noqa: E402
+    Cell,
+    at_an_edge,
+    decisive_runs,
+    final_runs,
+    needed_runs,
+    number_of_cells,
+    read_number,
+    search,
+)
 from reproduction.progress import duration, time_left  # noqa: E402
 from reproduction.protocol import Claim, Published, full, quick, usual  # noqa: E402
 from reproduction.store import Store  # noqa: E402
 from reproduction.verdict import beats, compare, reached, share, summary  # noqa: E402
-from reproduction.write import index, markdown  # noqa: E402
+from reproduction.write import index, with_texts  # noqa: E402
 
 from clbench.data import TaskSequence  # noqa: E402
 from clbench.errors import ConfigError  # noqa: E402
@@ -90,9 +100,9 @@ def test_one_row_beats_another_by_standard_errors():
 
 def test_a_share_is_the_mean_over_seeds_of_the_ratio_of_two_rows():
     claim = Claim("", "a", "m", share_of="b", at_most=0.5)
-    holds, said = share(claim, [1.0, 2.0], [4.0, 4.0])
+    holds, measured = share(claim, [1.0, 2.0], [4.0, 4.0])
     assert holds
-    assert said == "0.3750, standard error 0.1250"
+    assert measured == "0.3750, standard error 0.1250"
     assert not share(claim, [3.0, 2.0], [4.0, 4.0])[0]
 
 
@@ -122,12 +132,12 @@ def protocol_of(**row):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"published": {"speed": {"value": 1, "n": 1}}}, "speed is not one of metrics"),
-        ({"published": {"accuracy": {"value": 1, "n": 30}}}, "has n: 1, or n and its se"),
-        ({"publish": {}}, "row row has an unknown key publish"),
-        ({"grid": {}}, "grid and select go together"),
-        ({"baseline": "other"}, "tiny has no row other: its rows are row"),
-        ({"curve": {"accuracy": [1.0]}}, "has pairs, of a value of the one grid key"),
+        ({"published": {"speed": {"value": 1, "n": 1}}}, "unknown metric speed. Use one of accuracy, first"),
+        ({"published": {"accuracy": {"value": 1, "n": 30}}}, "expected n: 1, or n > 1 with se"),
+        ({"publish": {}}, "row row: unknown key publish"),
+        ({"grid": {}}, "expected grid and select together"),
+        ({"baseline": "other"}, "tiny: unknown row other. Use one of row"),
+        ({"curve": {"accuracy": [1.0]}}, "expected pairs of a value of the single grid key"),
     ],
 )
 def test_a_protocol_that_has_no_meaning_is_refused(row, message):
@@ -144,8 +154,8 @@ def test_the_quick_form_has_fewer_seeds_and_the_ends_of_the_grid():
     """It also has overrides of its own."""
     row = quick(protocol_of()).rows[0]
     assert row.grid == {"lam": (1.0, 100.0)}
-    assert {cell.seed for cell in wanted(row, {})} == {0}
-    assert all("epochs=1" in cell.overrides for cell in wanted(row, {}))
+    assert {cell.seed for cell in needed_runs(row, {})} == {0}
+    assert all("epochs=1" in cell.overrides for cell in needed_runs(row, {}))
 
 
 def two_forms():
@@ -158,7 +168,7 @@ def two_forms():
 def test_the_usual_form_is_not_compared_with_published_numbers():
     """It is a reduced form of a study that has a full form."""
     row = usual(two_forms()).rows[0]
-    assert all("steps=9" in cell.overrides for cell in wanted(row, {}))
+    assert all("steps=9" in cell.overrides for cell in needed_runs(row, {}))
     assert row.published == row.curve == {}
     assert usual(protocol_of()) == protocol_of()
 
@@ -168,17 +178,20 @@ def test_the_full_form_has_seeds_grid_and_published_numbers():
     row = protocol.rows[0]
     assert (protocol.name, protocol.seconds) == ("tiny-full", 60)
     assert row.grid == {"lam": (1, 3, 9, 27)}
-    assert [s.seeds for s in row.select] == [(0, 1), (7,)]  # the rule with overrides of its own is ours
+    assert [s.seeds for s in row.select] == [
+        (0, 1),
+        (7,),
+    ]  # the rule with overrides is not published, so its seeds stay
     assert not any(s.extend for s in row.select)
     assert row.published["accuracy"].value == 0.9
     assert row.curve == {"accuracy": ((1, 0.1), (3, 0.2))}
-    assert not any("steps=9" in cell.overrides for cell in wanted(row, {}))
-    with pytest.raises(ConfigError, match="has one form only"):
+    assert not any("steps=9" in cell.overrides for cell in needed_runs(row, {}))
+    with pytest.raises(ConfigError, match="tiny has a single form"):
         full(protocol_of())
 
 
 def test_a_reduced_form_needs_a_full_one():
-    with pytest.raises(ConfigError, match="reduced goes together with full"):
+    with pytest.raises(ConfigError, match="expected full together with reduced"):
         parsed("tiny", {**TINY, "rows": [GRID], "reduced": ["steps=9"]})
 
 
@@ -186,7 +199,7 @@ def test_a_reduced_form_needs_a_full_one():
 
 
 def results_of(scores, seed=7):
-    """metrics.json of trial runs by lam."""
+    """Return metrics.json of trial runs by lam."""
     overrides = ("strategy=ewc", "data.tasks=3")
     return {
         Cell((overrides[0], f"lam={lam}", overrides[1]), seed): {"average_accuracy": score}
@@ -196,39 +209,41 @@ def results_of(scores, seed=7):
 
 def test_final_runs_at_the_best_point_follow_the_trials():
     row = protocol_of().rows[0]
-    assert wanted(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))
+    assert needed_runs(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))
     found = results_of({"1": 0.5, "10": 0.9, "100": 0.7})
-    assert wanted(row, found)[3:] == [Cell(("strategy=ewc", "lam=10"), 0), Cell(("strategy=ewc", "lam=10"), 1)]
+    assert needed_runs(row, found)[3:] == [Cell(("strategy=ewc", "lam=10"), 0), Cell(("strategy=ewc", "lam=10"), 1)]
 
 
 def test_a_best_point_at_an_edge_extends_the_grid():
     """The grid grows until the best point is inside it."""
     row = protocol_of().rows[0]
     found = results_of({"1": 0.5, "10": 0.6, "100": 0.7})
-    assert wanted(row, found)[-1] == Cell(("strategy=ewc", "lam=1000", "data.tasks=3"), 7)
+    assert needed_runs(row, found)[-1] == Cell(("strategy=ewc", "lam=1000", "data.tasks=3"), 7)
     found |= results_of({"1000": 0.6})
     assert search(row, row.select[0], found)[1] == {"lam": 100.0}
     below = results_of({"1": 0.9, "10": 0.6, "100": 0.5})
-    assert Cell(("strategy=ewc", "lam=0.1", "data.tasks=3"), 7) in wanted(row, below)
+    assert Cell(("strategy=ewc", "lam=0.1", "data.tasks=3"), 7) in needed_runs(row, below)
     in_thirds = {**GRID["select"][0], "extend": {"lam": 3}}
     row = protocol_of(grid={"lam": [0.03, 0.1]}, select=[in_thirds]).rows[0]
-    assert wanted(row, results_of({"0.03": 0.5, "0.1": 0.6}))[-1].overrides[1] == "lam=0.3", "not 0.30000000000000004"
+    assert needed_runs(row, results_of({"0.03": 0.5, "0.1": 0.6}))[-1].overrides[1] == "lam=0.3", (
+        "not 0.30000000000000004"
+    )
 
 
 def test_a_second_selection_rule_may_have_its_own_seeds():
-    beside = {"by": "validation.average_accuracy", "seeds": [0], "final": [0]}
+    second = {"by": "validation.average_accuracy", "seeds": [0], "final": [0]}
     row = protocol_of(
-        seeds=[0, 1, 2], grid={"lam": [1, 10]}, select=[{"by": "average_accuracy", "seeds": [0]}, beside]
+        seeds=[0, 1, 2], grid={"lam": [1, 10]}, select=[{"by": "average_accuracy", "seeds": [0]}, second]
     ).rows[0]
     found = {
         Cell(("strategy=ewc", f"lam={lam}"), 0): {"average_accuracy": acc, "validation": {"average_accuracy": 1 - acc}}
         for lam, acc in ((1, 0.9), (10, 0.8))
     }
-    judged, reported = (final(row, search(row, rule, found)[1], rule) for rule in row.select)
+    judged, reported = (final_runs(row, search(row, rule, found)[1], rule) for rule in row.select)
     assert [cell.arguments for cell in judged] == [("strategy=ewc", "lam=1", f"seed={seed}") for seed in (0, 1, 2)]
     assert [cell.arguments for cell in reported] == [("strategy=ewc", "lam=10", "seed=0")]
-    assert set(wanted(row, found)) == {*judged, *reported}
-    with pytest.raises(ConfigError, match="final is for rules beside the first"):
+    assert set(needed_runs(row, found)) == {*judged, *reported}
+    with pytest.raises(ConfigError, match="final is not allowed in the first rule"):
         protocol_of(select=[{**GRID["select"][0], "final": [0]}])
 
 
@@ -238,7 +253,7 @@ def test_a_diverged_trial_is_the_worst_and_is_reported():
     (cell,) = results_of({"10": 0})
     found[cell] = {"diverged": "weights became non-finite"}
     assert search(row, row.select[0], found)[1] == {"lam": 1.0}
-    assert decisive(row, found) == []  # another point can replace it
+    assert decisive_runs(row, found) == []  # another point can replace it
     found |= {
         Cell(("strategy=ewc", "lam=1"), 1): {"diverged": "weights became non-finite"},
         **results_of({"1000": 0.1}),
@@ -246,25 +261,25 @@ def test_a_diverged_trial_is_the_worst_and_is_reported():
     assert search(row, row.select[0], found)[1] == {"lam": 100.0}, "a final run diverged: the next best is taken"
     for cell in found:
         found[cell] = {"diverged": "weights became non-finite"}
-    assert wanted(row, found)[0].overrides[1] == "lam=0.01", "all diverged: the grid is extended below"
+    assert needed_runs(row, found)[0].overrides[1] == "lam=0.01", "all diverged: the grid is extended below"
     fixed = {**GRID["select"][0], "extend": {}}
-    with pytest.raises(ConfigError, match="row: runs diverged at every point of its grid, 3 of them"):
+    with pytest.raises(ConfigError, match="row: runs diverged at all 3 points of the grid"):
         search(row, protocol_of(select=[fixed]).rows[0].select[0], found)
 
 
 def test_a_row_like_another_uses_the_point_chosen_for_that_row():
     ablation = {"name": "without", "like": "row", "overrides": ["strategy=mas"]}
     row = parsed("tiny", {**TINY, "rows": [GRID, ablation]}).rows[1]
-    assert wanted(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))  # the trials of that row
+    assert needed_runs(row, {}) == list(results_of({"1": 0, "10": 0, "100": 0}))  # the trials of that row
     found = results_of({"1": 0.5, "10": 0.9, "100": 0.7})
-    assert wanted(row, found)[3:] == [Cell(("strategy=mas", "lam=10"), 0), Cell(("strategy=mas", "lam=10"), 1)]
-    assert decisive(row, found) == wanted(row, found)[3:]  # no other point can replace it
+    assert needed_runs(row, found)[3:] == [Cell(("strategy=mas", "lam=10"), 0), Cell(("strategy=mas", "lam=10"), 1)]
+    assert decisive_runs(row, found) == needed_runs(row, found)[3:]  # no other point can replace it
 
 
 def test_a_row_like_another_has_no_grid_and_the_other_has_one():
     plain = {"name": "plain", "overrides": ["strategy=ewc"]}
     for rows in ([GRID, {**GRID, "name": "b", "like": "row"}], [plain, {**plain, "name": "b", "like": "plain"}]):
-        with pytest.raises(ConfigError, match="that row has the grid"):
+        with pytest.raises(ConfigError, match="expected a grid in that row"):
             parsed("tiny", {**TINY, "rows": rows})
 
 
@@ -278,9 +293,9 @@ def test_a_best_point_at_an_edge_is_reported():
 
 def test_final_runs_that_the_trials_have_made_are_not_repeated():
     row = protocol_of(select=[{"by": "average_accuracy"}]).rows[0]
-    found = {cell: {"average_accuracy": 0.5} for cell in wanted(row, {})}
+    found = {cell: {"average_accuracy": 0.5} for cell in needed_runs(row, {})}
     assert len(found) == 6
-    assert set(wanted(row, found)) == set(found)
+    assert set(needed_runs(row, found)) == set(found)
 
 
 def test_the_number_of_runs_counts_trials_and_final_runs():
@@ -290,11 +305,13 @@ def test_the_number_of_runs_counts_trials_and_final_runs():
 
 def test_a_metric_follows_a_dotted_key_through_lists():
     metrics = {"accuracy_matrix": [[0.9, None], [0.7, 0.8]], "validation": None}
-    assert reading(metrics, "accuracy_matrix.-1.0") == 0.7
-    with pytest.raises(ConfigError, match="validation.average_accuracy is not in metrics.json: there is no average"):
-        reading(metrics, "validation.average_accuracy")
-    with pytest.raises(ConfigError, match=r"accuracy_matrix.0.1 of metrics.json is None, not a number"):
-        reading(metrics, "accuracy_matrix.0.1")
+    assert read_number(metrics, "accuracy_matrix.-1.0") == 0.7
+    with pytest.raises(
+        ConfigError, match="validation.average_accuracy is not in metrics.json, which has no average_accuracy"
+    ):
+        read_number(metrics, "validation.average_accuracy")
+    with pytest.raises(ConfigError, match=r"accuracy_matrix.0.1: expected a number in metrics.json, got None"):
+        read_number(metrics, "accuracy_matrix.0.1")
 
 
 def test_the_time_left_is_that_of_the_runs_made_now():
@@ -317,7 +334,7 @@ def test_the_ends_of_every_grid_compose_to_different_runs(name):
             first = {key: values[:1] for key, values in row.grid.items()}
             ends = {key: tuple(dict.fromkeys((values[0], values[-1]))) for key, values in row.grid.items()}
             axes = [replace(row, grid={**first, key: ends[key]}) for key in row.grid] or [row]
-            runs = {cell.overrides for axis in axes for cell in wanted(axis, {})}
+            runs = {cell.overrides for axis in axes for cell in needed_runs(axis, {})}
             hashes |= {overrides: hash_of(overrides, 0) for overrides in runs - hashes.keys()}
             assert len({hashes[overrides] for overrides in runs}) == len(runs)
 
@@ -347,7 +364,7 @@ def test_every_protocol_has_an_experiment_of_its_own_in_each_row(name):
         assert (ROOT / f"conf/experiment/{row.overrides[0].partition('=')[2]}.yaml").exists()
 
 
-# --- what is committed ---------------------------------------------------------------------------------------------------
+# --- committed results ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
@@ -355,6 +372,23 @@ def test_a_committed_report_agrees_with_its_numbers(file):
     found = json.loads(file.read_text(encoding="utf-8"))
     assert file.with_suffix(".md").read_text(encoding="utf-8") == markdown(found)
     assert file.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_the_texts_of_a_result_are_those_of_its_protocol(file):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found == with_texts(found, load(file.stem)), "run python scripts/reproduce.py --index"
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_every_number_of_a_result_is_on_its_page(file):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    page = markdown(found)
+    selections = [selection["metrics"] for row in found["rows"] for selection in row["selections"]]
+    trials = [point["metrics"] for row in found["rows"] for rule in row["trials"] for point in rule["points"]]
+    for number in (number for metrics in [*selections, *trials] for number in metrics.values()):
+        assert f"{number['mean']:.4f}" in page
+        assert number["se"] is None or f"± {number['se']:.4f}" in page
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
@@ -396,18 +430,18 @@ def test_a_study_is_interrupted_resumed_and_verified(tmp_path):
     while not list(folder.glob("*/origin.json")) and monotonic() < deadline:
         sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert said.endswith("Interrupted. Rerun the same command to resume.\n")
+    assert stderr.endswith("Interrupted. Rerun the same command to resume.\n")
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("*/origin.json")}
     assert 1 <= len(finished) < 4
     assert not list((folder / "results").iterdir())
 
     process = reproduce(*command)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    assert f"{len(finished) + 1}/4" in said and "4/4" in said and f"{len(finished)}/4" not in said
-    assert "left" in said
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert f"{len(finished) + 1}/4" in stderr and "4/4" in stderr and f"{len(finished)}/4" not in stderr
+    assert "left" in stderr
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     found = json.loads((folder / "results/seed_bit_ops-quick.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in found["rows"]] == ["EWC, lam 1e6", "EWC, lam 10"]
@@ -423,8 +457,8 @@ def test_a_study_is_interrupted_resumed_and_verified(tmp_path):
 
     check = ("--verify", "seed_bit_ops-quick", "--results", folder / "results", "--seed", 1, "--row", "EWC, lam 10")
     process = reproduce(*check)
-    out, said = process.communicate(timeout=240)
-    assert process.returncode == 0, out + said
+    out, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, out + stderr
     assert out.count("identical") == 3
 
     file = folder / "results/seed_bit_ops-quick.json"
@@ -477,12 +511,12 @@ def test_runs_of_a_study_share_their_first_task(tmp_path):
 def test_a_reproduction_that_another_process_runs_is_left_alone(tmp_path):
     store = Store(tmp_path / "seed_bit_ops-quick")
     store.folder.mkdir()
-    with store.held():
+    with store.locked():
         process = reproduce("seed_bit_ops", "--quick", "--runs", tmp_path)
-        _, said = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "seed_bit_ops-quick is in use by another process: wait until it has ended, or name another folder" in said
-    assert said.count("\n") == 1
+    assert "seed_bit_ops-quick is in use by another process: wait until it has ended, or name another folder" in stderr
+    assert stderr.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -503,16 +537,16 @@ def test_the_list_names_every_study():
     for name in names():
         assert name in out
     process = reproduce("seed_nothing")
-    _, said = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert said.startswith("error: there is no reproduction seed_nothing: use one of ")
-    assert said.count("\n") == 1
+    assert stderr.startswith("error: NAME=seed_nothing: expected a study. Try one of ")
+    assert stderr.count("\n") == 1
 
 
 def test_a_common_prefix_selects_all_names_that_begin_with_it():
-    assert called("nccl") == ["nccl_permuted_mnist", "nccl_tiny_imagenet"]
-    assert called("permuted_mnist") == ["permuted_mnist"]
-    assert called("see") == ["see"]
+    assert find_names("nccl") == ["nccl_permuted_mnist", "nccl_tiny_imagenet"]
+    assert find_names("permuted_mnist") == ["permuted_mnist"]
+    assert find_names("see") == ["see"]
 
 
 def test_the_picture_of_a_committed_result_can_be_drawn():
@@ -548,7 +582,7 @@ def test_a_worker_does_not_keep_the_data_of_the_runs_before(tmp_path):
 
     gc.collect()
     before, after = alive(), []
-    gc.disable()  # else it may come by itself
+    gc.disable()  # otherwise it may run at any time
     try:
         for seed in range(3):
             train_here(("data=bit_ops", "steps=2", f"seed={seed}"), tmp_path / str(seed))

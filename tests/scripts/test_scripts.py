@@ -1,4 +1,4 @@
-"""The scripts run as a user types them."""
+"""The scripts, run from the command line."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""LwF, ER, DER, DER++, A-GEM and the references: the defining property of each, on real runs of our Learner."""
+"""LwF, ER, DER, DER++, A-GEM and the references: the defining property of each, in real runs of the Learner."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ LEARNERS = {"er": ER, "der": DER, "derpp": DERpp, "agem": AGEM, "lwf": LwF}
 
 
 def sequence(scenario="task", tasks=3, batch_size=16, **options):
-    cut = partial(split, classes_per_task=2)
+    split_in_pairs = partial(split, classes_per_task=2)
     head = "multi" if scenario == "task" else "single"
     return TaskSequence(
-        Digits, cut, tasks, Scenario(scenario, head), batch_size, scale=16.0, examples_per_task=64, **options
+        Digits, split_in_pairs, tasks, Scenario(scenario, head), batch_size, scale=16.0, examples_per_task=64, **options
     )
 
 
@@ -43,7 +43,7 @@ def learner(tasks, lr=0.1, optimizer=torch.optim.SGD):
 
 
 class Watch(L.Callback):
-    """Calls ``look(trainer, learner, outputs, batch)`` after every batch; comes after the strategy."""
+    """Calls ``look(trainer, learner, outputs, batch)`` after every batch. It comes after the strategy in the list."""
 
     def __init__(self, look):
         self.look = look
@@ -76,7 +76,7 @@ def test_er_steps_on_the_mean_loss_of_new_and_old_examples(scenario):
     strategy._with_old = record
     losses = []
     learn(tasks, module, strategy, watch=lambda t, m, outputs, b: losses.append(outputs["loss"]))
-    assert len(seen[0][1].y) == 16  # nothing is remembered yet
+    assert len(seen[0][1].y) == 16  # the memory is still empty
     for (new, both, net), loss in zip(seen[1:], losses[1:], strict=True):
         assert len(both.y) == 2 * len(new.y)
         assert torch.equal(both.x[:16], new.x)
@@ -137,7 +137,7 @@ def test_the_distance_to_kept_outputs_is_over_what_was_kept_only():
 
 @SCENARIOS
 def test_derpp_is_der_with_a_label_loss_on_another_draw(scenario):
-    """Each term from its own draw: alpha times the distance of outputs, beta times the loss on labels."""
+    """Each term uses its own draw: alpha times the distance of outputs, beta times the loss on labels."""
     tasks, parts, label_samples, nets = sequence(scenario), [], [], []
     strategy = DERpp(alpha=0.3, beta=0.7, memory=8)
     recall, module = strategy.recall, learner(tasks)
@@ -157,7 +157,7 @@ def test_derpp_is_der_with_a_label_loss_on_another_draw(scenario):
     for (index, p), (dark, replay, weights) in list(zip(parts, pairs, strict=True))[1:]:
         net.load_state_dict(weights)
         batch, rows = dark
-        z = net(batch.x, 2 if scenario == "class" else batch.task)  # all columns, those of classes to come too
+        z = net(batch.x, 2 if scenario == "class" else batch.task)  # all columns, also those of later classes
         each = [
             (row[~kept.isnan()] - kept[~kept.isnan()]).square().sum()
             for row, kept in zip(z, rows["outputs"], strict=True)
@@ -194,7 +194,7 @@ def test_a_projected_gradient_is_never_against_the_reference():
 
 @pytest.mark.parametrize("size", [1e-30, 1e-23, 1e-21, 1e20])
 def test_the_projection_does_not_depend_on_the_reference_norm(size):
-    """Its square would be 0 in float32, or infinite: examples of the memory can be that well learned."""
+    """The square of the reference underflows or overflows in float32, as for stored examples that are learned very well."""
     g, r = torch.tensor([-1.0, 2.0, 0.5]), torch.tensor([1.0, 0.25, -0.5])
     scaled, plain = [g.clone()], [g.clone()]
     assert project(scaled, [r * size])
@@ -238,14 +238,15 @@ def test_agem_never_steps_against_the_gradient_of_its_memory(scenario):
     module, strategy = learner(tasks), AGEM(memory=8)
 
     class Look(L.Callback):
-        """After the strategy's hook: the gradient that the optimiser will use."""
+        """Runs after the strategy's hook and sees the gradient that the optimiser will use."""
 
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             if trainer.datamodule.index == 0:
                 return
             memory = strategy.memory
             rows = {
-                name: t[memory.before(trainer.datamodule.index) & memory.filled] for name, t in memory.examples.items()
+                name: t[memory.slots_before(trainer.datamodule.index) & memory.filled]
+                for name, t in memory.examples.items()
             }
             context = rows["task"] if scenario == "task" else trainer.datamodule.index
             with torch.enable_grad():
@@ -262,7 +263,7 @@ def test_agem_never_steps_against_the_gradient_of_its_memory(scenario):
         trainer([strategy, Look()], max_epochs=3).fit(module, datamodule=task)
     assert len(seen) == 2 * 3 * 4
     assert min(seen) > -1e-4
-    assert any(abs(dot) < 1e-4 for dot in seen)  # some were projected
+    assert any(abs(dot) < 1e-4 for dot in seen)  # some steps were projected
 
 
 # --- LwF -----------------------------------------------------------------------------------------------------------------
@@ -296,7 +297,7 @@ def test_distillation_and_its_gradient_are_zero_at_a_task_start(scenario):
 
 
 def test_the_old_outputs_are_those_of_old_classes_in_eval_mode():
-    """In the class-incremental scenario, the columns of the newest task are not among them."""
+    """Class-incremental: the newest task has no old columns, and the old net uses neither dropout nor batch statistics."""
     tasks, strategy, seen = sequence("class"), LwF(lam=2.0), []
     torch.manual_seed(0)
     body = mlp(tasks.shape, (12,), batch_norm=True, dropout=0.5)
@@ -390,7 +391,7 @@ def test_independent_forgets_nothing_and_its_nets_share_nothing(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["strategy=independent", "scenario=class", "data=split_digits"], "net per task"),
+        (["strategy=independent", "scenario=class", "data=split_digits"], "scenario=class: expected task or domain"),
         (["strategy=independent", "bn=freeze_after_first"], "Use bn=train"),
         (["strategy=joint_from_scratch", "bn=freeze_after_first"], "Use bn=train"),
         (["strategy=ewc", "memory=10"], "has no option memory"),
@@ -408,7 +409,7 @@ def test_a_wrong_option_is_named_before_training(run, options, message):
         (lambda: ER(memory=None), "memory=None: expected an integer >= 1"),
         (lambda: ER(memory=True), "memory=True: expected an integer >= 1"),
         (lambda: ER(seed=-1), "^seed=-1: expected an integer >= 0"),
-        (lambda: AGEM(replay=None), "^replay=None: expected an integer >= 1, got None. The paper has 256.$"),
+        (lambda: AGEM(replay=None), "^replay=None: expected an integer >= 1, got None. The paper uses 256.$"),
         (lambda: ER(replay=0), "^replay=0: expected an integer >= 1 or None"),
         (lambda: ER(buffer="stack"), "expected one of reservoir, ring"),
         (lambda: DER(alpha=-1), "^alpha=-1"),
@@ -500,7 +501,9 @@ def test_an_optimizer_with_several_losses_a_step_is_refused(name):
     """The strategy draws from its memory each time the loss is computed."""
     tasks = sequence()
     strategy = NCCL() if name == "nccl" else LEARNERS[name]()
-    with pytest.raises(ConfigError, match=f"LBFGS computes the loss several .*, but {type(strategy).__name__} draws"):
+    with pytest.raises(
+        ConfigError, match=f"LBFGS computes the loss several times .*, but {type(strategy).__name__} draws"
+    ):
         learn(tasks, learner(tasks, optimizer=torch.optim.LBFGS), strategy)
 
 

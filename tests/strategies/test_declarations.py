@@ -1,4 +1,4 @@
-"""What strategies declare by class attributes is what they do; a declaration that was forgotten is the cautious one."""
+"""What strategies declare by class attributes is true, and a forgotten declaration gets the safe value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import clbench.strategies
 from clbench.config.options import conf_dir
 from clbench.errors import ConfigError
 from clbench.strategies import EWC, L2, MAS, SI, LearnerStrategy, LwF, QuadraticStrategy, RehearsalStrategy, Strategy
-from clbench.strategies.base import DECLARATIONS, INHERITED, SEE_BATCHES
+from clbench.strategies.base import BATCH_HOOKS, DECLARATIONS, INHERITED
 from tests.conftest import trainer
 from tests.strategies.test_nccl import learner_of, sequence_of
 from tests.strategies.test_penalty import Plain
@@ -47,11 +47,11 @@ CHANGED = {
         ),
     ),
 }
-"""Of the strategies whose first task depends on some options: every other option, at another value."""
+"""For the strategies whose first task depends on some options: all other options, with another value."""
 
 
 class BeforeConsolidation(L.Callback):
-    """Keeps weights and state of the strategy at the end of the first task, before the strategy's own hook."""
+    """Records weights and strategy state at the end of the first task, before the strategy's own hook."""
 
     found: ClassVar[list] = []
 
@@ -63,7 +63,7 @@ class BeforeConsolidation(L.Callback):
 
 @pytest.fixture
 def first_task(run):
-    """``first_task("si", ...)``: weights and strategy state before the first consolidation, of a run from the command line."""
+    """``first_task("si", ...)``: weights and strategy state before the first consolidation of a run from the command line."""
 
     def learn(name, *options):
         BeforeConsolidation.found.clear()
@@ -105,7 +105,7 @@ def test_strategies_that_share_the_first_task_train_it_alike(first_task):
 def test_the_first_task_depends_on_no_option_but_those_declared(first_task, name):
     parameters = set(inspect.signature(class_of(name)).parameters) - {"options"}
     changed = {option.partition("=")[0].removeprefix("strategy.") for option in CHANGED[name]}
-    assert parameters - changed - set(class_of(name).shares_first_task) <= {"seed"}  # the top-level seed always counts
+    assert parameters - changed - set(class_of(name).shares_first_task) <= {"seed"}  # the top-level seed always matters
     options = ("data.examples_per_task=70",)
     assert same(first_task(name, *options), first_task(name, *options, *CHANGED[name]))
 
@@ -114,7 +114,7 @@ MEASURED = {name: class_of(name) for name in CONFIGURED if issubclass(class_of(n
 
 
 class Shuffle(L.Callback):
-    """Gives the examples other labels once the task has been trained."""
+    """Changes the labels of the examples after the task has been trained."""
 
     def __init__(self, data: TensorDataset) -> None:
         self.data = data
@@ -161,7 +161,7 @@ def test_a_strategy_that_needs_learner_refuses_another_module(name):
     t = trainer([strategy])
     data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randint(3, (8,))), batch_size=4)
     if strategy.needs_learner:
-        with pytest.raises(ConfigError, match=r"so it needs clbench\.learner\.Learner .* not Plain"):
+        with pytest.raises(ConfigError, match=r"expected clbench\.learner\.Learner .* got Plain"):
             t.fit(Plain(), data)
     elif name not in ("joint",):
         t.fit(Plain(), data)
@@ -172,7 +172,7 @@ def test_a_strategy_of_one_process_refuses_several(name):
     strategy, sequence = class_of(name)(), sequence_of()
     t = trainer([strategy], devices=2, strategy="ddp")
     t.datamodule = sequence[0]
-    refused = pytest.raises(ConfigError, match=f"{type(strategy).__name__} works in one process, but there are 2")
+    refused = pytest.raises(ConfigError, match=f"{type(strategy).__name__}: expected one process, got 2")
     with refused if strategy.one_process else nullcontext():
         Strategy.setup(strategy, t, learner_of(sequence), "fit")
 
@@ -204,7 +204,7 @@ def test_a_subclass_with_a_hook_has_cautious_declarations(hook):
     mine = type("Mine", (EWC,), {hook: lambda self, *_: None})
     assert mine.shares_first_task is False
     assert mine.needs_labels is True
-    assert mine.one_process is mine.per_process is (hook in SEE_BATCHES)
+    assert mine.one_process is mine.per_process is (hook in BATCH_HOOKS)
     declared = type("Mine", (EWC,), {hook: lambda self, *_: None, **{name: getattr(EWC, name) for name in INHERITED}})
     assert all(getattr(declared, name) == getattr(EWC, name) for name in INHERITED)
     assert type("Later", (mine,), {}).shares_first_task is False
@@ -221,7 +221,7 @@ def test_a_subclass_with_another_importance_may_read_labels():
     assert Mine.shares_first_task is True
     assert Mine.needs_labels is True
     with pytest.raises(
-        ConfigError, match="data=test: the importance of Mine reads labels.* declares needs_labels = False"
+        ConfigError, match="data=test: .* the importance of Mine reads labels.* declare needs_labels = False"
     ):
         Mine(data="test")
 
@@ -244,7 +244,7 @@ def test_a_user_learner_strategy_is_of_one_process_by_default():
 
 
 def test_strategies_of_the_library_declare_their_cautious_values():
-    """A declaration is missing where the value differs from the inherited one and no class body has it."""
+    """A declaration is missing if the value differs from the inherited one and is in no class body."""
     for cls in {base for name in CONFIGURED for base in class_of(name).__mro__ if issubclass(base, Strategy)} - {
         Strategy
     }:

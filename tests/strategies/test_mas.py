@@ -1,4 +1,4 @@
-"""MAS as a strategy: the local form, accumulated online, on other data; EWC on other data where it is the same option."""
+"""MAS as a strategy: the local form, online accumulation and other data. EWC too, where it has the same option."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMS = {"global": mas, "local": mas_local}
 
 
 class Plain(L.LightningModule):
-    """A user's module, with dropout and BatchNorm."""
+    """A user's module with dropout and BatchNorm."""
 
     def __init__(self, manual=False):
         super().__init__()
@@ -87,18 +87,18 @@ def close(a, b):
 
 
 class Watched(L.Callback):
-    """Importance of every batch as it ends, each example of it measured by itself, and the sum over them."""
+    """Measures every example of every batch separately at the end of the batch, and sums the values."""
 
     def __init__(self, measure, outputs=None):
         self.measure, self.outputs = measure, outputs
         self.total, self.n = {}, 0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        told = {"outputs": self.outputs} if self.outputs else {}
+        options_of_measure = {"outputs": self.outputs} if self.outputs else {}
         rows = [take(batch, slice(i, i + 1)) for i in range(count(batch))]
         for row in rows:
             self.n += 1
-            for name, value in self.measure(pl_module, [row], **told).items():
+            for name, value in self.measure(pl_module, [row], **options_of_measure).items():
                 self.total[name] = self.total.get(name, 0) + value.double()
 
 
@@ -114,11 +114,11 @@ def test_the_local_form_is_mas_local_on_all_training_examples():
 @pytest.mark.parametrize("how", ["plain", "accumulation", "manual", "dicts"])
 def test_online_is_the_mean_over_the_examples_trained_on(form, how):
     """Each example is measured at the weights at which it is trained on."""
-    told = {"outputs": of_dict} if how == "dicts" else {}
-    module, strategy = Plain(manual=how == "manual"), MAS(form=form, online=True, **told)
-    for task in range(2):  # the second time from nothing, and added
+    options_of_measure = {"outputs": of_dict} if how == "dicts" else {}
+    module, strategy = Plain(manual=how == "manual"), MAS(form=form, online=True, **options_of_measure)
+    for task in range(2):  # the second task starts a new mean, which is added to the first
         before = strategy.penalty
-        watched = Watched(FORMS[form], **told)
+        watched = Watched(FORMS[form], **options_of_measure)
         batches = loader(task)
         if how == "dicts":
             batches = DataLoader([{"pixels": x, "label": y} for x, y in data(task)], batch_size=8)
@@ -177,7 +177,7 @@ def test_a_run_stopped_after_a_task_resumes_bit_identical(run, tmp_path, options
 def test_each_way_to_measure_keeps_what_fine_tuning_forgets(run, options):
     length = ("epochs=3", "data.tasks=3")
     plain = run(*length, "strategy=finetune", folder="plain")
-    result = run(*length, "strategy=mas", *options, folder="held")
+    result = run(*length, "strategy=mas", *options, folder="penalised")
     assert result["accuracy_matrix"][0] == plain["accuracy_matrix"][0]
     assert result["average_accuracy"] > plain["average_accuracy"] + 0.05
     assert result["forgetting"] < plain["forgetting"] - 0.05
@@ -235,7 +235,7 @@ def test_samples_are_drawn_from_the_data_that_is_given():
     module = Plain()
     trainer([strategy]).fit(module, loader(0))
     close(strategy.penalty.importance, mas(module, [data(7, 20).tensors], samples=5))
-    with pytest.raises(ConfigError, match="samples=21: there are 20 given examples. Use at most 20"):
+    with pytest.raises(ConfigError, match="samples=21: expected at most 20, the number of given examples. Try 20"):
         trainer([MAS(data=DataLoader(data(7, 20), batch_size=6), samples=21)]).fit(module, loader(0))
 
 
@@ -259,7 +259,7 @@ def test_data_names_a_part_of_the_task_that_was_learned(run, composed, tmp_path,
 
 
 def test_the_importance_of_all_tasks_seen_is_measured_again(run, composed, tmp_path):
-    """The authors' second form: after task 1, at its weights, Omega of task 0 with its head plus Omega of task 1."""
+    """The second form in the authors' code: at the weights after task 1, Omega of task 0 with its head plus Omega of task 1."""
     result = run(*SHORT, "strategy.data=seen", "data.examples_per_task=100")
     assert [task["examples"] for task in result["importance"]] == [100, 200]
     sequence, learner, _ = build(composed(*SHORT, "data.examples_per_task=100"))
@@ -291,7 +291,7 @@ def test_a_user_loop_can_measure_on_the_test_images_of_each_task(composed):
         close(strategy.penalty.importance, mas(module, task.test_dataloader()[task.index]))
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -300,13 +300,13 @@ def test_a_user_loop_can_measure_on_the_test_images_of_each_task(composed):
         (["strategy.form=hebbian"], "form=hebbian: expected one of global, local, got 'hebbian'."),
         (["strategy.form=local", "fisher_batch=8"], "fisher_batch=8: expected 1 with strategy.form=local"),
         (["strategy.online=maybe"], "strategy.online=maybe: expected true or false, got 'maybe'"),
-        (["strategy.online=true", "samples=10"], "strategy.online=true measures on every batch .* Leave out samples"),
+        (["strategy.online=true", "samples=10"], "strategy.online=true measures on every training batch.* Leave out samples"),
         (["strategy.online=true", "strategy.data=test"], "strategy.online=true .* Leave out data"),
         (["strategy.data=tset"], "strategy.data=tset: expected one of train, validation, test, got 'tset'"),
-        (["strategy.data=validation", "data.validation=0"], "there are no validation examples. Set data.validation above 0"),
-        (["strategy.data=test", "samples=1000"], "samples=1000: the smallest task has 360 test examples"),
+        (["strategy.data=validation", "data.validation=0"], "expected validation examples, got none. Set data.validation"),
+        (["strategy.data=test", "samples=1000"], "samples=1000: expected at most 360, the number of test examples"),
         (["strategy=ewc", "data=split_digits", "data.split.classes_per_task=[2,1]"], "task 2 has a single class"),
-        (["strategy=ewc", "fisher=empirical", "strategy.data=test"], "strategy.data=test .* of the test data. Use fisher=exact"),
+        (["strategy=ewc", "fisher=empirical", "strategy.data=test"], "strategy.data=test: .* of the test data. Use fisher=exact"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_named_in_one_line(run, options, message):
@@ -318,5 +318,5 @@ def test_a_wrong_option_is_named_in_one_line(run, options, message):
 
 
 def test_a_part_of_a_task_needs_a_task():
-    with pytest.raises(ConfigError, match="data='test' needs a task of a clbench sequence"):
+    with pytest.raises(ConfigError, match="data=test: expected a task of a clbench sequence"):
         trainer([MAS(data="test")]).fit(Plain(), loader(0))

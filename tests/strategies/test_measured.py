@@ -1,4 +1,4 @@
-"""Strategies on LightningModules that know nothing of clbench: one case per way in which people write them."""
+"""Strategies on LightningModules that do not know clbench. One case for each way in which such modules are written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import others_slow, trainer
 
 
 class Module(L.LightningModule):
-    """``net`` with a loss, as in Lightning's tutorials; the cases change one thing each."""
+    """``net`` with a loss, as in Lightning's tutorials. The cases change one thing each."""
 
     def __init__(self, net: nn.Module, loss=F.cross_entropy, lr=1e-2):
         super().__init__()
@@ -46,7 +46,7 @@ class DictBatches(Module):
 
 
 class TupleOutputs(Module):
-    """Gives its features too, as some nets for analysis do."""
+    """Returns its features too, as some nets for analysis do."""
 
     def forward(self, x):
         features = self.net[:-1](x)
@@ -58,7 +58,7 @@ class TupleOutputs(Module):
 
 
 class OneLogit(Module):
-    """One logit per example, targets 0.0 or 1.0 without a dimension of their own."""
+    """One logit per example, with targets 0.0 or 1.0 of shape (N,)."""
 
     def training_step(self, batch, batch_idx):
         x, y = batch
@@ -78,7 +78,7 @@ class Manual(Module):
 
 
 class TwoOptimizers(Module):
-    """Body and head have an optimiser each; the head's steps every second batch only, on accumulated gradients."""
+    """Body and head have one optimiser each. That of the head steps every second batch, on accumulated gradients."""
 
     def __init__(self, net):
         super().__init__(net)
@@ -121,7 +121,7 @@ def resnet():
 
 
 def vectors(task, n=40):
-    """Examples of a task: x (n, 4), and y that follows from x, by another rule in every task."""
+    """Examples of a task: x (n, 4), and y computed from x by a rule that differs between tasks."""
     generator = torch.Generator().manual_seed(task)
     x = torch.randn(n, 4, generator=generator)
     return x, (x @ torch.randn(4, 3, generator=generator)).argmax(1)
@@ -163,18 +163,18 @@ def first_output(module, batch):
 
 @dataclass
 class Case:
-    """A module, the examples of a task as one batch, the arguments a strategy needs for them, and a factor on lam."""
+    """A module, the examples of a task as one batch, further arguments of the strategy, and a factor on lam."""
 
     module: Callable[[], L.LightningModule]
     examples: Callable[[int], Any] = vectors
-    told: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
     loss: str = "cross_entropy"
     stronger: float = 1.0
 
 
 CASES = {
     "dict_batches": Case(lambda: DictBatches(mlp()), as_dicts, {"outputs": of_dict}),
-    "tuple_outputs": Case(lambda: TupleOutputs(mlp()), told={"outputs": first_output}),
+    "tuple_outputs": Case(lambda: TupleOutputs(mlp()), arguments={"outputs": first_output}),
     "bce": Case(lambda: OneLogit(mlp(1)), halves, loss="binary_cross_entropy"),
     "mse": Case(lambda: Module(mlp(2), F.mse_loss), numbers, loss="mse"),
     "manual": Case(lambda: Manual(mlp())),
@@ -187,7 +187,7 @@ STRATEGIES = {"ewc": (EWC, fisher, 1e3), "mas": (MAS, mas, 1e2)}
 
 
 def rows(examples):
-    """A batch as a list of examples, which a DataLoader takes as a data set."""
+    """Return a batch as a list of examples, which a DataLoader accepts as a data set."""
     if isinstance(examples, dict):
         return [dict(zip(examples, row, strict=True)) for row in zip(*examples.values(), strict=True)]
     return list(zip(*examples, strict=True))
@@ -206,34 +206,34 @@ def test_a_strategy_measures_and_penalises_any_module(case, name):
     make, measure, lam = STRATEGIES[name]
     only_ewc = {"loss": case.loss} if name == "ewc" else {}
     torch.manual_seed(0)
-    held, free = case.module(), case.module()
-    free.load_state_dict(held.state_dict())
+    penalised, free = case.module(), case.module()
+    free.load_state_dict(penalised.state_dict())
 
-    strategy = make(lam=lam * case.stronger, **case.told, **only_ewc)
-    fit(held, strategy, case.examples(0))
+    strategy = make(lam=lam * case.stronger, **case.arguments, **only_ewc)
+    fit(penalised, strategy, case.examples(0))
     fit(free, Strategy(), case.examples(0))
-    for p, q in zip(held.parameters(), free.parameters(), strict=True):
-        assert torch.equal(p, q)  # the first task has no penalty, and measuring changed nothing
+    for p, q in zip(penalised.parameters(), free.parameters(), strict=True):
+        assert torch.equal(p, q)  # there is no penalty in the first task, and measuring changes nothing
 
-    direct = measure(held, [case.examples(0)], **case.told, **only_ewc)
-    assert direct.keys() == trainable(held).keys()
+    direct = measure(penalised, [case.examples(0)], **case.arguments, **only_ewc)
+    assert direct.keys() == trainable(penalised).keys()
     for parameter, importance in strategy.penalty.importance.items():
         scale = direct[parameter].max().item()
         torch.testing.assert_close(importance, direct[parameter], rtol=1e-4, atol=1e-5 * scale)
     assert sum(f.sum() for f in direct.values()) > 0
 
     first = strategy.penalty
-    fit(held, strategy, case.examples(1))
+    fit(penalised, strategy, case.examples(1))
     fit(free, Strategy(), case.examples(1))
-    moved_held, moved_free = (quadratic.value(first, trainable(module)).item() for module in (held, free))
-    assert 0 < moved_held < 0.5 * moved_free
+    moved_penalised, moved_free = (quadratic.value(first, trainable(module)).item() for module in (penalised, free))
+    assert 0 < moved_penalised < 0.5 * moved_free
 
 
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("dict_batches", "a batch of type dict is not .*pass outputs=fn"),
-        ("tuple_outputs", "returned a tuple.*outputs=fn"),
+        ("dict_batches", "batch: expected .*, got dict. Pass outputs=fn"),
+        ("tuple_outputs", "expected a tensor .*, got tuple. Pass outputs=fn"),
     ],
 )
 def test_a_batch_that_cannot_be_read_is_an_error_with_a_remedy(case, message):
@@ -244,7 +244,7 @@ def test_a_batch_that_cannot_be_read_is_an_error_with_a_remedy(case, message):
 
 
 def test_fisher_of_attention_equals_the_loop_over_examples():
-    """In float64, the block's own attention included: sum over labels of p (d log p)^2, one example at a time."""
+    """In float64, with the attention of the block: sum over labels of p (d log p)^2, one example at a time."""
     torch.manual_seed(0)
     module = Module(Transformer()).double().eval()
     x, _ = tokens(0)

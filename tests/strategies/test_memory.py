@@ -1,4 +1,4 @@
-"""Memories: who is kept, who is drawn, and that nothing else can change them."""
+"""Memories: which examples are kept and drawn, and that nothing else can change them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def stream(*sizes: int) -> list[dict[str, torch.Tensor]]:
-    """Examples numbered through, in batches."""
+    """Return numbered examples in batches."""
     numbers = torch.arange(sum(sizes))
     return [{"x": batch[:, None].float(), "number": batch} for batch in numbers.split(list(sizes))]
 
 
 def uniformity(counts: torch.Tensor, p: float, repeats: int) -> float:
-    """p-value of equal inclusion: slots are shared, so counts have variance p (1 - p) and correlation -1 / (n - 1)."""
+    """Return the p-value of equal inclusion.
+
+    Slots are shared, so the counts have variance p (1 - p) and correlation -1 / (n - 1).
+    """
     n = len(counts)
     statistic = ((counts - repeats * p) ** 2 / (repeats * p * (1 - p))).sum().item() * (n - 1) / n
     return float(chi2.sf(statistic, n - 1))
@@ -58,9 +61,9 @@ def test_a_ring_keeps_the_last_examples_of_every_task(sizes, each):
             memory.add({**examples, "task": torch.full_like(examples["number"], task)}, task)
     kept = min(each, sum(sizes))
     for task in (0, 1):
-        mine = memory.examples["number"][memory.of(task) & memory.filled]
+        mine = memory.examples["number"][memory.slots_of(task) & memory.filled]
         assert sorted(mine.tolist()) == list(range(sum(sizes) - kept, sum(sizes)))
-        assert (memory.examples["task"][memory.of(task) & memory.filled] == task).all()
+        assert (memory.examples["task"][memory.slots_of(task) & memory.filled] == task).all()
 
 
 @given(st.integers(1, 30), st.integers(0, 1000))
@@ -88,8 +91,8 @@ def test_a_draw_can_be_of_earlier_tasks_only():
     assert memory.draw(4, seeded(0)) is None
     for task, examples in enumerate(stream(4, 4)):
         memory.add({**examples, "task": torch.full((4,), task)}, task)
-    assert set(memory.draw(9, seeded(0), memory.before(1))["task"].tolist()) == {0}
-    assert memory.draw(9, seeded(0), memory.of(2)) is None
+    assert set(memory.draw(9, seeded(0), memory.slots_before(1))["task"].tolist()) == {0}
+    assert memory.draw(9, seeded(0), memory.slots_of(2)) is None
 
 
 def test_where_a_slot_is_written_twice_the_later_row_stays():
@@ -129,5 +132,5 @@ def test_a_memory_without_slots_is_refused():
 
 def test_a_state_of_another_size_is_refused():
     memory = Reservoir(4)
-    with pytest.raises(ValueError, match="a state of 4 slots"):
+    with pytest.raises(ValueError, match="expected 5 slots, got 4"):
         Reservoir(5).load_state_dict(memory.state_dict())

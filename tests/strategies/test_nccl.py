@@ -1,4 +1,4 @@
-"""NCCL: every step against a slow reference, and what must hold of it whatever the numbers are."""
+"""NCCL: every step compared with a slow reference, and properties that do not depend on the numbers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from clbench.learner import Learner
 from clbench.nets import Net, features_of, mlp, resnet18_reduced
 from clbench.nets.calibration import calibrate, calibrated, calibration, remove
 from clbench.params import snapshot
-from clbench.strategies.distillation import divergence, softened
-from clbench.strategies.nccl_steps import consolidated
+from clbench.strategies.distillation import divergence, soften
+from clbench.strategies.nccl_steps import consolidation
 from tests.conftest import stopped_after, trainer
 
 
@@ -52,7 +52,7 @@ def learner_of(sequence, hidden=(6,), body=None, **options):
 
 
 def learn(strategy, sequence=None, learner=None, tasks=None, callbacks=(), **options):
-    """Fit the tasks in turn, a new Trainer each."""
+    """Fit the tasks in turn, each with a new Trainer."""
     sequence = sequence or sequence_of()
     learner = learner or learner_of(sequence)
     for index in range(tasks or len(sequence)):
@@ -62,7 +62,7 @@ def learn(strategy, sequence=None, learner=None, tasks=None, callbacks=(), **opt
 
 
 class Recorded(NCCL):
-    """NCCL that keeps, of every update, the weights before and after, the batch, and what was drawn."""
+    """NCCL that records, for every update, the weights before and after, the batch and the drawn examples."""
 
     def __init__(self, **options):
         super().__init__(**{**SMALL, **options})
@@ -92,7 +92,7 @@ class Recorded(NCCL):
 
 
 def outputs_of(w, x, tilde=None):
-    """Outputs of weights ``w`` by name, the layers 'body.1' and 'head.linear'; ``tilde`` in place of psi * theta."""
+    """Return the outputs with weights ``w`` of the layers 'body.1' and 'head.linear', with ``tilde`` instead of psi * theta."""
     h = x.flatten(1)
     for name in ("body.1", "head.linear"):
         psi, scale = w.get(f"{name}.calibration.psi", 1.0), w.get(f"{name}.calibration.scale", 0.0)
@@ -117,7 +117,7 @@ def clipped(g, largest):
 
 
 def reference(s, index, start, before, batch, label_samples, lr):
-    """The weights after an update."""
+    """Return the weights after an update."""
     w = {name: p.clone().requires_grad_() for name, p in before.items()}
     base = [name for name in w if "calibration" not in name]
     label_samples = iter(label_samples)
@@ -191,7 +191,7 @@ def test_every_update_equals_the_reference(options):
         label_samples,
         _,
         _,
-    ) in strategy.updates:  # old examples of 7 kept: 9 are asked for, then as many as in a batch
+    ) in strategy.updates:  # 7 old examples are kept; 9 are requested, then as many as a batch has
         old = [7] if index and gamma else []
         outer = [5] * strategy.outer_steps * index
         assert [len(batch.y) for batch, _ in label_samples] == [*old, *([5, *old] * (inner - 1)), *outer]
@@ -209,7 +209,7 @@ def test_term_a_has_its_value_and_the_gradient_of_autograd():
     psi = torch.rand(4, 1, requires_grad=True)
     value = 7.0 / 2 * (g.square() * (psi * theta - anchor).square()).sum()
     (expected,) = torch.autograd.grad(value, psi)
-    found, gradient = consolidated(g, (psi * theta).detach(), anchor, lam=7.0, reg=0.0)
+    found, gradient = consolidation(g, (psi * theta).detach(), anchor, lam=7.0, reg=0.0)
     torch.testing.assert_close(found, value.detach())
     torch.testing.assert_close((theta * gradient).sum(1, keepdim=True), expected)
     by_hand = (7.0 * g.square() * (psi.detach() * theta - anchor) * theta).sum(1, keepdim=True)
@@ -227,33 +227,33 @@ def test_a_psi_of_zero_gives_a_finite_step():
     assert all(p.isfinite().all() for p in learner.parameters())
 
 
-# --- who moves what ------------------------------------------------------------------------------------------------------
+# --- what each level changes ----------------------------------------------------------------------------------------------
 
 
 class Watched(NCCL):
-    """Asserts, around every inner and outer step, that the other level is where it was, bit for bit."""
+    """Asserts that an inner or outer step does not change the other level, bit for bit."""
 
     steps = 0
 
     def _inner_step(self, *arguments):
-        held = snapshot(calibration(self.learner.net))
+        before = snapshot(calibration(self.learner.net))
         result = super()._inner_step(*arguments)
-        assert all(torch.equal(p, held[name]) for name, p in calibration(self.learner.net).items())
+        assert all(torch.equal(p, before[name]) for name, p in calibration(self.learner.net).items())
         self.steps += 1
         return result
 
     def _outer_step(self, *arguments):
         own = calibration(self.learner.net)
-        held = {n: p.clone() for n, p in self.learner.net.named_parameters() if n not in own}
+        before = {n: p.clone() for n, p in self.learner.net.named_parameters() if n not in own}
         result = super()._outer_step(*arguments)
         now = dict(self.learner.net.named_parameters())
-        assert all(torch.equal(now[name], p) for name, p in held.items())
+        assert all(torch.equal(now[name], p) for name, p in before.items())
         self.steps += 1
         return result
 
 
 def test_inner_and_outer_steps_change_their_own_parameters_only():
-    """An inner step keeps the calibration and an outer step the weights, also with momentum and weight decay."""
+    """Even if the optimiser has momentum and weight decay."""
     sequence = sequence_of()
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)
     strategy = Watched(**SMALL)
@@ -268,7 +268,7 @@ def test_after_the_first_task_the_calibration_is_the_identity():
 
 
 def test_without_term_b_the_features_are_not_calibrated():
-    """Term a does not depend on them, so with it alone, as in the code that circulates, FCM stays the identity."""
+    """Term a does not depend on them. With term a alone, as in the published code, FCM therefore stays the identity."""
     learner = learn(NCCL(lam=1e6, terms=["a"], **SMALL))
     own = calibration(learner.net)
     assert all(p.eq(0).all() for name, p in own.items() if name.endswith("scale"))
@@ -305,7 +305,7 @@ def test_the_ring_keeps_the_last_examples_of_each_task():
     for task in range(3):
         seen = [u[3] for u in strategy.updates if u[0] == task]
         x, y = torch.cat([b.x for b in seen])[-7:], torch.cat([b.y for b in seen])[-7:]
-        mine = strategy.memory.of(task)
+        mine = strategy.memory.slots_of(task)
         order = torch.arange(20 - 7, 20) % 7
         assert torch.equal(strategy.memory.examples["x"][mine][order], x)
         assert torch.equal(strategy.memory.examples["y"][mine][order], y)
@@ -320,7 +320,7 @@ def test_the_softened_outputs_are_those_of_the_end_of_a_task(scenario):
     kept = {}
     for task in range(3):
         learn_one(strategy, sequence, learner, task)
-        mine = strategy.memory.of(task)
+        mine = strategy.memory.slots_of(task)
         with torch.no_grad():
             z = learner.eval().net(strategy.memory.examples["x"][mine], task)
         soft = strategy.memory.examples["soft"][mine]
@@ -330,7 +330,7 @@ def test_the_softened_outputs_are_those_of_the_end_of_a_task(scenario):
         kept[task] = soft.clone()
     for task, soft in kept.items():
         torch.testing.assert_close(
-            strategy.memory.examples["soft"][strategy.memory.of(task)], soft, rtol=0, atol=0, equal_nan=True
+            strategy.memory.examples["soft"][strategy.memory.slots_of(task)], soft, rtol=0, atol=0, equal_nan=True
         )
 
 
@@ -340,12 +340,12 @@ def learn_one(strategy, sequence, learner, task):
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_the_distillation_is_zero_in_eval_mode_after_a_task(batch_norm):
-    """Its gradient is zero too. In train mode neither is, because BatchNorm uses the statistics of the batch."""
+    """They would not be with outputs kept in train mode, where BatchNorm uses the statistics of the batch."""
     sequence = sequence_of(batch_size=10)
     learner = learner_of(sequence, body=mlp(sequence.shape, hidden=(6,), batch_norm=batch_norm))
     strategy = NCCL(**SMALL)
     learn(strategy, sequence, learner, tasks=2)
-    rows = strategy.memory.draw(9, torch.Generator(), strategy.memory.of(1))
+    rows = strategy.memory.draw(9, torch.Generator(), strategy.memory.slots_of(1))
     for training in (False, True):
         learner.train(training)
         kl = divergence(learner.net(rows["x"], 1), rows["soft"], strategy.temperature)
@@ -383,7 +383,7 @@ def test_outputs_that_do_not_compete_give_no_nan():
 
 def test_the_mean_of_torch_is_the_batch_mean_over_the_outputs():
     """It is the batch mean divided by the number of outputs."""
-    z, soft = torch.randn(8, 5), softened(torch.randn(8, 5), 5.0)
+    z, soft = torch.randn(8, 5), soften(torch.randn(8, 5), 5.0)
     mean, batch_mean = (divergence(z, soft, 5.0, scale) for scale in ("mean", "batchmean"))
     torch.testing.assert_close(mean, batch_mean / 5)
     with pytest.warns(UserWarning, match="batchmean"):
@@ -460,15 +460,15 @@ def test_what_manual_optimisation_cannot_do_is_refused(options, message):
 
 def test_what_compiles_or_scales_the_loss_is_refused():
     sequence = sequence_of()
-    with pytest.raises(ConfigError, match="compile=true compiles the loss of a step"):
+    with pytest.raises(ConfigError, match="compile=true: expected false"):
         learn(NCCL(**SMALL), sequence, learner_of(sequence, compile=True))
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-    with pytest.raises(ConfigError, match="16-mixed precision needs. Use trainer.precision=bf16-mixed"):
+    with pytest.raises(ConfigError, match="does not scale its losses. Use trainer.precision=bf16-mixed"):
         learn(NCCL(**SMALL), sequence, precision=None, plugins=[scaled])
 
 
 def test_the_outer_step_is_in_train_mode():
-    """Its old examples move the statistics of BatchNorm, as in the code, so FCM before BatchNorm is inert."""
+    """As in the published code. FCM before BatchNorm therefore has no effect."""
 
     class Statistics(NCCL):
         moved = 0
@@ -484,7 +484,7 @@ def test_the_outer_step_is_in_train_mode():
     sequence = sequence_of(tasks=2)
     strategy = Statistics(**SMALL)
     learn(strategy, sequence, learner_of(sequence, body=mlp(sequence.shape, hidden=(6,), batch_norm=True)))
-    assert strategy.moved == 4  # every step of the second task
+    assert strategy.moved == 4  # once per step of the second task
 
 
 def test_a_module_of_another_kind_is_refused():
@@ -501,7 +501,7 @@ def test_several_processes_are_refused():
     sequence = sequence_of()
     t = trainer([strategy := NCCL(**SMALL)], devices=2, strategy="ddp")
     t.datamodule = sequence[0]
-    with pytest.raises(ConfigError, match="NCCL works in one process, but there are 2"):
+    with pytest.raises(ConfigError, match="NCCL: expected one process, got 2"):
         strategy.setup(t, learner_of(sequence), "fit")
 
 
@@ -552,9 +552,9 @@ def test_patterns_choose_other_layers():
     assert len(chosen(resnet, include="*")) == 1 + 16 + 3 + 1
     assert chosen(resnet, include="*.head.*") == ["head.linear"]
     assert chosen(partial(mlp, hidden=(4, 4)), exclude=["*.head.*"]) == ["body.1", "body.3"]
-    with pytest.raises(ConfigError, match="names no weight of a Linear or convolutional layer"):
+    with pytest.raises(ConfigError, match="expected patterns that match the weight of a Linear or convolutional layer"):
         chosen(partial(mlp, hidden=(4,)), include="*.bias")
-    with pytest.raises(ConfigError, match=r"include='\*.tail.\*' matches no parameter"):
+    with pytest.raises(ConfigError, match=r"include='\*.tail.\*': expected a pattern that matches a parameter"):
         chosen(partial(mlp, hidden=(4,)), include="*.tail.*")
 
 
@@ -574,7 +574,7 @@ SHORT = ("strategy=nccl", "steps=4", "data.tasks=3", "net.hidden=[16]", "logger=
 
 @pytest.fixture
 def single():
-    """The command's own precision."""
+    """Uses the precision of the command."""
     torch.set_default_dtype(torch.float)
 
 

@@ -1,4 +1,4 @@
-"""Which parameters a penalty holds."""
+"""Selection of the parameters to penalise."""
 
 from __future__ import annotations
 
@@ -129,10 +129,13 @@ def test_one_step_pulls_only_the_penalised_parameters(name):
     [
         (
             {"exclude": ["*.haed.*"]},
-            r"exclude='\*.haed.\*' matches no parameter. The 6 there are begin with body.0",
+            r"exclude='\*.haed.\*': expected a pattern that matches a parameter. The first of 6 parameters are body.0",
         ),
-        ({"include": ["body.*", "bodies"]}, "include='bodies' matches no parameter"),
-        ({"include": ["head.*"], "exclude": ["Linear.*"]}, "leaves no parameter with a penalty. Use strategy=finetune"),
+        ({"include": ["body.*", "bodies"]}, "include='bodies': expected a pattern that matches a parameter"),
+        (
+            {"include": ["head.*"], "exclude": ["Linear.*"]},
+            "expected at least one parameter with a penalty, got none. Use strategy=finetune",
+        ),
     ],
 )
 def test_a_pattern_without_a_match_is_an_error_before_training(options, message):

@@ -1,4 +1,4 @@
-"""Strategies as callbacks on LightningModules that know nothing of clbench."""
+"""Strategies as callbacks on LightningModules that do not know clbench."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from clbench import EWC, L2, MAS, SI, OnlineEWC, fisher, mas
 from clbench.errors import ConfigError, Unstable
 from clbench.strategies import Strategy
-from clbench.strategies.measured import _rows_of_process
+from clbench.strategies.measured import _examples_of_process
 from clbench.strategies.quadratic import quadratic
 from tests.conftest import trainer
 
@@ -29,7 +29,7 @@ STRATEGIES = {
 
 
 class Plain(L.LightningModule):
-    """A user's module: one body, a head for each task, plain training steps."""
+    """A user's module with one body, one head per task and ordinary training steps."""
 
     def __init__(self, optimizer=torch.optim.SGD, lr=0.1, manual=False):
         super().__init__()
@@ -70,7 +70,7 @@ def loader(seed, n=32, batch_size=8):
 
 
 def learn(module, strategy, tasks=3, carry=False, **options):
-    """Fit ``tasks`` tasks in turn, a new Trainer each, head 1 for the last of them."""
+    """Fit ``tasks`` tasks in turn, each with a new Trainer. The last one uses head 1."""
     for task in range(tasks):
         module.task = int(task == tasks - 1)
         t = trainer([strategy], **options)
@@ -120,7 +120,7 @@ def test_a_parameter_without_a_gradient_is_pulled_to_its_anchor():
 
 
 def strategy_importance_before(strategy, module, anchor):
-    """The first task's Fisher of head 0: the second task did not use it, so it is all there is."""
+    """Return the Fisher of head 0 in the first task. The second task does not use head 0, so nothing is added."""
     return strategy.penalty.importance["heads.0.weight"]
 
 
@@ -137,7 +137,7 @@ def doubled(dataset):
 
 
 def expected_step(module, strategy, batch, lr, clip=None):
-    """Weights after one SGD step on loss + penalty, by autograd on the sum."""
+    """Return the weights after one SGD step on loss + penalty, by autograd on the sum."""
     loss = cross_entropy(module(batch[0]), batch[1]) + strategy.value(module)
     params = list(module.parameters())
     grads = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
@@ -148,7 +148,7 @@ def expected_step(module, strategy, batch, lr, clip=None):
 
 
 def trained_and_moved(strategy, **module_options):
-    """A module after one task, its weights then pushed away so that the penalty matters."""
+    """Return a module after one task, with its weights moved away from the anchor so that the penalty matters."""
     module = Plain(**module_options)
     trainer([strategy]).fit(module, loader(0))
     with torch.no_grad():
@@ -268,9 +268,9 @@ def test_l2_penalises_from_the_latest_anchor_or_from_all(anchors):
         centres.append(module.body.weight.detach().clone())
     with torch.no_grad():
         module.body.weight.add_(0.1)
-    held = centres if anchors == "all" else centres[-1:]
+    anchors_kept = centres if anchors == "all" else centres[-1:]
     others = {n: p for n, p in module.named_parameters() if n != "body.weight"}
-    expected = sum(((module.body.weight - c) ** 2).sum() for c in held)
+    expected = sum(((module.body.weight - c) ** 2).sum() for c in anchors_kept)
     rest = strategy.value(module) - expected
     if anchors == "latest":
         assert rest.abs().item() < 1e-5
@@ -308,10 +308,10 @@ def test_an_unmeasurable_module_is_refused_before_training():
     x, y = data(0).tensors
     rows = [{"pixels": a, "label": b} for a, b in zip(x, y, strict=True)]
     module, before = Dicts(), Dicts().state_dict()
-    with pytest.raises(ConfigError, match=r"EWC cannot measure importance on this module: .*pass outputs=fn"):
+    with pytest.raises(ConfigError, match=r"EWC cannot measure importance on this module: .*Pass outputs=fn"):
         trainer([EWC(lam=1.0)]).fit(module, DataLoader(rows, batch_size=8))
     assert_same(dict(module.state_dict()), dict(before))
-    with pytest.raises(ConfigError, match="samples=33: there are 32 training examples. Use at most 32"):
+    with pytest.raises(ConfigError, match="samples=33: expected at most 32, the number of training examples. Try 32"):
         trainer([EWC(lam=1.0, samples=33)]).fit(module, loader(0))
 
 
@@ -340,7 +340,7 @@ def test_weights_that_are_unfrozen_inside_a_task_are_penalised():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_penalty_gradient_is_exact_in_the_dtype_of_weights(dtype):
-    """lam = 1e7 is infinite in float16 and F d = 1e-9 is 0, but their product is right."""
+    """lam = 1e7 overflows in float16, and F d = 1e-9 underflows."""
     module, strategy = nn.Linear(2, 2, bias=False).to(dtype), L2(lam=1e7)
     optimizer = torch.optim.SGD(module.parameters())
     strategy.on_train_start(trainer([]), module)
@@ -368,7 +368,7 @@ def test_a_head_that_has_grown_under_the_same_name_is_refused():
     trainer([strategy]).fit(module, loader(0))
     module.heads[0] = nn.Linear(8, 5)
     with pytest.raises(
-        ConfigError, match=r"heads.0.weight has shape \(5, 8\), but \(3, 8\) when its importance was measured"
+        ConfigError, match=r"heads.0.weight: expected shape \(3, 8\), as when its importance was measured, got \(5, 8\)"
     ):
         trainer([strategy]).fit(module, loader(1))
 
@@ -382,7 +382,9 @@ def test_sparse_gradients_are_refused_before_anything_is_trained():
 
 def test_a_line_search_that_would_ignore_the_penalty_is_refused():
     searching = partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")
-    with pytest.raises(ConfigError, match="line_search_fn compares values of the loss, in which the penalty is not"):
+    with pytest.raises(
+        ConfigError, match="line_search_fn compares values of the loss, which do not include the penalty"
+    ):
         trainer([L2(lam=1.0)]).fit(Plain(searching), loader(0))
 
 
@@ -393,7 +395,7 @@ def test_several_loaders_are_refused_before_anything_is_trained():
 
     module, before = Several(), Several().state_dict()
     with pytest.raises(
-        ConfigError, match="a dict of loaders. Say which examples importance is measured on, data=LOADER"
+        ConfigError, match="data=train: expected one training loader, got a dict of loaders. .* data=LOADER"
     ):
         trainer([EWC(lam=1.0)]).fit(module, {"a": loader(0), "b": loader(1)})
     assert_same(dict(module.state_dict()), dict(before))
@@ -412,7 +414,7 @@ def test_a_data_set_of_whole_batches_is_read_as_it_is():
 def test_the_processes_together_measure_all_rows(world):
     """Values that belong to a whole batch are the same in every process."""
     batches = [{"x": torch.arange(first, first + 4), "scale": torch.tensor(2.0), "name": "a"} for first in (0, 4)]
-    parts = [list(_rows_of_process(batches, rank, world)) for rank in range(world)]
+    parts = [list(_examples_of_process(batches, rank, world)) for rank in range(world)]
     assert sorted(x for part in parts for batch in part for x in batch["x"].tolist()) == list(range(8))
     assert all(batch["scale"] == 2 and batch["name"] == "a" for part in parts for batch in part)
 
@@ -450,7 +452,7 @@ def test_each_of_two_optimizers_gets_its_own_penalty():
 
 def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
     strategy = L2(lam=1e8)
-    with pytest.raises(Unstable, match=r"sgd lr=0.1 with lam=1e\+08 is too stiff .*= 1e\+07.*below 2.*lower lam or lr"):
+    with pytest.raises(Unstable, match=r"sgd lr=0.1 with lam=1e\+08 is too stiff .*= 1e\+07.*below 2.*Lower lam or lr"):
         learn(Plain(), strategy, tasks=2, max_epochs=60)
 
 
@@ -461,7 +463,7 @@ def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
         (lambda: EWC(lam=float("nan")), "lam=nan"),
         (lambda: EWC(lam=1e39), r"lam=1e\+39: .* at most 3.4e38"),
         (lambda: EWC(lam=1.0, fisher="true"), "exact, sample, empirical, predicted"),
-        (lambda: EWC(lam=1.0, fisher_batch=100), "lam/100"),
+        (lambda: EWC(lam=1.0, fisher_batch=100), "divide lam by 100"),
         (lambda: EWC(lam=1.0, samples=0), "samples=0"),
         (lambda: MAS(chunk=0), "^chunk=0: expected an integer >= 1 or None, got 0.$"),
         (lambda: OnlineEWC(lam=1.0, gamma=1.5), "gamma=1.5"),
@@ -492,6 +494,6 @@ def test_chunk_bounds_a_pass_and_does_not_change_the_importance(make):
         importance[chunk] = strategy.penalty.importance
         sizes.clear()
         strategy.measure(module, loader(0), strategy.outputs_of(module), None)
-        assert (max(sizes) > 4) == (chunk is None)  # 4 in the look at the first examples
+        assert (max(sizes) > 4) == (chunk is None)  # the probe uses 4 examples
     for name, value in importance[3].items():
         torch.testing.assert_close(value, importance[None][name])

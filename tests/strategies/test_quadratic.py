@@ -41,7 +41,7 @@ def random_quadratic(seed, names=NAMES, shape=(3, 2)):
 
 
 def penalty(q, theta):
-    """sum F (theta - a)^2, number by number."""
+    """Return sum F (theta - a)^2, one number at a time."""
     return sum(
         f * (t - a) ** 2
         for name in q.importance
@@ -67,7 +67,7 @@ def copied(q):
 
 
 def assert_same(p, q, atol=0.0):
-    """The same names and numbers; exactly, unless ``atol`` is given."""
+    """Assert equal names and numbers, exactly unless ``atol`` is given."""
     for left, right in zip(p[:2], q[:2], strict=True):
         assert set(left) == set(right)
         for name in left:
@@ -105,7 +105,7 @@ def test_the_half_gradient_is_of_the_parameters_given_only():
 def test_the_half_gradient_is_the_gradient_of_half_the_value(q, theta):
     reference = half_gradient_by_autograd(lambda t: value(q, t), theta)
     for name, g in half_gradient(q, theta).items():
-        torch.testing.assert_close(g, reference[name], rtol=1e-14, atol=1e-300)  # subnormal numbers lose digits
+        torch.testing.assert_close(g, reference[name], rtol=1e-14, atol=1e-300)  # subnormal numbers are less precise
 
 
 @given(sequences(), points)
@@ -158,9 +158,9 @@ def test_where_all_importances_are_zero_the_anchor_is_the_newest():
 
 def test_at_zero_importance_the_anchor_is_that_of_the_other():
     zero, one = torch.zeros(1, dtype=torch.double), torch.ones(1, dtype=torch.double)
-    free, held = quadratic({"w": zero}, {"w": 0.1 * one}), quadratic({"w": 3 * one}, {"w": 0.7 * one})
-    assert_same(add(free, held), held)
-    assert_same(add(held, free), held)
+    free, important = quadratic({"w": zero}, {"w": 0.1 * one}), quadratic({"w": 3 * one}, {"w": 0.7 * one})
+    assert_same(add(free, important), important)
+    assert_same(add(important, free), important)
 
 
 def test_a_parameter_that_one_side_knows_is_taken_from_that_side():

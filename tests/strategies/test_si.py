@@ -1,4 +1,4 @@
-"""Synaptic intelligence. That a stopped run resumes bit-identically: tests/test_train.py, for every strategy with a yaml."""
+"""Synaptic intelligence. tests/test_train.py checks that a stopped run resumes bit-identically, for every strategy."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ OPTIMIZERS = {
     "adamw": partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1),
 }
 
-DECAYING = partial(torch.optim.SGD, weight_decay=1.0)  # pulls weights against the loss; momentum and Adam rarely do
+DECAYING = partial(
+    torch.optim.SGD, weight_decay=1.0
+)  # moves weights against the loss gradient, which momentum and Adam rarely do
 
 
 class Net(L.LightningModule):
-    """A body and a head for each of two tasks, in float64."""
+    """A body with a head for each of two tasks, in float64."""
 
     def __init__(self, optimizer=OPTIMIZERS["sgd"]):
         super().__init__()
@@ -62,20 +64,20 @@ def batches(task, size=8):
 
 
 def fit(module, strategy, task=0, size=8, **options):
-    """Learn one task; returns the weights it began with."""
+    """Learn one task and return the weights at its start."""
     start = snapshot(dict(module.named_parameters()))
     trainer([strategy], **{"precision": "64-true", **options}).fit(module, batches(task, size))
     return start
 
 
 def sums_after_one_task(strategy, start):
-    """The path integrals omega, from the importance of the only task so far: Omega (Delta^2 + xi)."""
+    """Return the path integrals omega = Omega (Delta^2 + xi) after the first task."""
     importance, anchor, _ = strategy.penalty
     return {n: f * ((anchor[n] - start[n]) ** 2 + strategy.damping) for n, f in importance.items()}
 
 
 def by_hand(optimizer, lam, tasks, epochs, damping=0.1):
-    """SI over ``tasks``, parameter by parameter: importance and anchor after the last."""
+    """Compute SI over ``tasks``, parameter by parameter. Return importance and anchor after the last task."""
     module = Net(optimizer)
     params = dict(module.named_parameters())
     importance = {n: torch.zeros_like(p) for n, p in params.items()}
@@ -261,14 +263,14 @@ def test_only_penalised_parameters_are_followed():
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_lam_0_is_fine_tuning_bit_for_bit(optimizer):
     """The module has an unused head, and the state of its optimizer is carried over to the next task."""
-    held = learn(Plain(optimizer, 1e-2), SI(lam=0.0), carry=True)
-    assert_same(held, learn(Plain(optimizer, 1e-2), Strategy(), carry=True))
+    module = learn(Plain(optimizer, 1e-2), SI(lam=0.0), carry=True)
+    assert_same(module, learn(Plain(optimizer, 1e-2), Strategy(), carry=True))
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-def test_the_first_task_is_learned_as_without_the_strategy(optimizer):
-    held = learn(Plain(optimizer, 1e-2), SI(lam=1e3), tasks=1)
-    assert_same(held, learn(Plain(optimizer, 1e-2), Strategy(), tasks=1))
+def test_the_first_task_is_learned_as_without_it(optimizer):
+    module = learn(Plain(optimizer, 1e-2), SI(lam=1e3), tasks=1)
+    assert_same(module, learn(Plain(optimizer, 1e-2), Strategy(), tasks=1))
 
 
 def test_state_dict_restores_the_strategy():
@@ -317,7 +319,7 @@ def test_no_step_is_followed_after_a_task():
 @pytest.mark.parametrize("damping", [0.0, -1.0, float("nan"), float("inf"), "a"])
 def test_damping_is_finite_and_positive_and_clamp_is_a_bool(damping):
     with pytest.raises(
-        ConfigError, match=f"^damping={damping}: expected a finite number > 0, got .* The paper has 0.1."
+        ConfigError, match=f"^damping={damping}: expected a finite number > 0, got .* The paper uses 0.1."
     ):
         SI(lam=1.0, damping=damping)
     with pytest.raises(ConfigError, match="^clamp=yes: expected True or False, got 'yes'"):
@@ -325,5 +327,5 @@ def test_damping_is_finite_and_positive_and_clamp_is_a_bool(damping):
 
 
 def test_divergence_with_negative_importance_names_remedies():
-    with pytest.raises(Unstable, match=r"lower lam or lr, .*; or clamp=True, as importance is down to -"):
+    with pytest.raises(Unstable, match=r"Lower lam or lr, .*, or clamp=True, because importance is down to -"):
         learn(Plain(DECAYING), SI(lam=1e8), tasks=2, max_epochs=30)

@@ -1,4 +1,4 @@
-"""Data: sources, their splits into tasks, and the Lightning data modules that yield their batches."""
+"""Data sets, splits that turn them into tasks, and Lightning data modules that yield batches of the tasks."""
 
 from clbench.data.batches import Batch, Batches
 from clbench.data.sequence import Task, TaskSequence, find_task, task_index, task_of

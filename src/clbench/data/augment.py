@@ -1,7 +1,7 @@
-"""Augmentation of training images: batched on the device, every example with random numbers of its own.
+"""Augmentation of training images: batched on the device, with separate random numbers for each example.
 
-The random numbers follow from the run's seed, the task, the epoch and the batch, so a resumed run sees the images of
-an uninterrupted one, and dropout draws what it draws without augmentation.
+The random numbers are derived from the run's seed, the task, the epoch and the batch. So a resumed run sees the same images as
+an uninterrupted run, and dropout draws the same random numbers with and without augmentation.
 """
 
 from __future__ import annotations
@@ -18,20 +18,25 @@ Transform = Callable[[Tensor], Tensor]
 
 
 class Batched:
-    """A transform of a whole batch (N, C, H, W) that draws for each example apart; what it draws comes from the CPU.
+    """Base class of transforms of a whole batch (N, C, H, W) that draw separately for each example, on the CPU.
 
-    A transform that is not of this kind (torchvision.transforms.v2 draws once per call) is called on each example.
+    Any other transform is called on one example at a time, because torchvision.transforms.v2 draws once per call.
     """
 
     def __call__(self, x: Tensor) -> Tensor:
-        raise TypeError(f"{type(self).__name__} does not say how it changes a batch")
+        raise TypeError(
+            f"{type(self).__name__}: expected a __call__ method. Define __call__(self, x) for images (N, C, H, W)."
+        )
 
 
 @dataclass(frozen=True)
 class RandomCrop(Batched):
-    """Each image moved by up to ``padding`` pixels in each direction; what comes in is 0.
+    """Shift each image by up to ``padding`` pixels in each direction and fill with 0.
 
-    The same as torchvision's RandomCrop(size of the image, padding) on every image.
+    Equivalent to torchvision's RandomCrop(image size, padding) on each image.
+
+    >>> RandomCrop(padding=1)(torch.ones(2, 3, 8, 8, dtype=torch.uint8)).shape
+    torch.Size([2, 3, 8, 8])
     """
 
     padding: int = 4
@@ -48,7 +53,11 @@ class RandomCrop(Batched):
 
 @dataclass(frozen=True)
 class RandomHorizontalFlip(Batched):
-    """Each image mirrored, left to right, with probability ``p``."""
+    """Flip each image left to right with probability ``p``.
+
+    >>> RandomHorizontalFlip(p=1)(torch.tensor([[[[1, 2, 3]]]]))
+    tensor([[[[3, 2, 1]]]])
+    """
 
     p: float = 0.5
 
@@ -59,28 +68,28 @@ class RandomHorizontalFlip(Batched):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Transforms in turn, with random numbers from a seed; the global generators are left as they were."""
+    """Transforms that are applied in order with random numbers from a seed. The global generators keep their state."""
 
     transforms: tuple[Transform, ...]
 
     @classmethod
     def of(cls, transforms: Transform | Sequence[Transform]) -> Augmentation:
-        """One transform or several.
+        """Return the augmentation by one transform or several.
 
         Raises:
-            ConfigError: one of them cannot be called.
+            ConfigError: A transform is not callable.
         """
         several = tuple(transforms) if isinstance(transforms, list | tuple) else (transforms,)
         for transform in several:
             if not callable(transform):
                 raise DataError(
-                    f"augment={transform} is not a transform. Give a transform or a list of them, on the command line "
+                    f"augment={transform}: expected a transform or a list of transforms. On the command line, use "
                     "data.augment._target_=..."
                 )
         return cls(several)
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
-        """Images x (N, C, H, W), uint8, changed by what ``seed`` draws."""
+        """Return the images x (N, C, H, W), uint8, transformed with random numbers from ``seed``."""
         devices = [] if x.device.type == "cpu" else [x.device]
         with torch.random.fork_rng(devices, device_type="cuda" if not devices else x.device.type):
             torch.default_generator.manual_seed(seed)

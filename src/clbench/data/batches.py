@@ -1,4 +1,4 @@
-"""Batches: minibatches cut from tensors on the device; no per-example Python, no worker processes."""
+"""Minibatches sliced from tensors on the device, without Python code per example and without worker processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ Augment = Callable[[Tensor, int], Tensor]
 
 
 class Batch(NamedTuple):
-    """x (N, C, H, W) float, y (N,) int64 output columns, task: whose outputs compete, or (N,) where that differs."""
+    """One minibatch.
+
+    Attributes:
+        x: Inputs (N, C, H, W), float.
+        y: Output columns of the labels (N,), int64.
+        task: Index of the task whose outputs compete, or (N,) if it differs between examples.
+
+    >>> x, y, task = Batch(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), task=0)
+    >>> y.tolist(), task
+    ([0, 1], 0)
+    """
 
     x: Tensor
     y: Tensor
@@ -27,27 +37,29 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Pixels:
-    """uint8 images -> what a net reads: x / scale, normalised by mean and std per channel if they are given."""
+    """Convert uint8 images to floats: x / scale, normalised by the mean and std of each channel if they are given."""
 
     scale: float = 255.0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
     def check(self, channels: int) -> None:
-        """Raise ConfigError if mean and std are not both there, for images of ``channels``, or pixels would be divided by 0."""
+        """Raise ConfigError unless mean and std are both given, match ``channels``, and no division is by 0."""
         if not self.scale > 0:
             raise DataError(expected("scale", self.scale, "a number > 0", "It is 255 for most images."))
         if (self.mean is None) != (self.std is None):
-            raise DataError(f"mean={self.mean} and std={self.std}: give both, or None for both")
+            raise DataError(f"mean={self.mean}, std={self.std}: expected both or neither. Give both, or None for both.")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, channels):
                 raise DataError(
-                    f"{name}={list(values)} has {len(values)} entries, but the images have {channels} channels. Give one "
-                    "per channel, or None"
+                    f"{name}={list(values)}: expected one value per channel ({channels} channels), got {len(values)}. Give one "
+                    "per channel, or None."
                 )
         if self.std is not None and not min(self.std) > 0:
             raise DataError(
-                expected("std", list(self.std), "standard deviations > 0", "Use mean=None and std=None for none.")
+                expected(
+                    "std", list(self.std), "standard deviations > 0", "Use mean=None and std=None for no normalisation."
+                )
             )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -60,7 +72,16 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Part:
-    """The examples of one task: ``rows`` of ``images``, their output columns ``y``, and how they are seen."""
+    """The examples of one task.
+
+    Attributes:
+        images: The data set.
+        rows: Indices of the examples in ``images`` (N,).
+        y: Output columns of their labels (N,).
+        task: Index of the task.
+        pixels: Conversion of uint8 pixels to floats.
+        view: Transformation of the images by the task, such as a permutation of pixels.
+    """
 
     images: Images | Streamed
     rows: Tensor
@@ -73,24 +94,34 @@ class Part:
         return len(self.rows)
 
     def seen(self, x: Tensor) -> Tensor:
-        """Images x (N, C, H, W), uint8, as the net reads them."""
+        """Return uint8 images x (N, C, H, W) as the input of the network."""
         x = self.pixels(x)
         return x if self.view is None else self.view(x)
 
 
 class Batches:
-    """The examples of one or more parts in minibatches; iterable again and again, each time the next epoch.
+    """Iterable of the minibatches of one or more parts. Each iteration is the next epoch.
 
-    Its state is a place among the batches: what it is loaded into continues with the next batch.
+    The state is the position among the batches. After ``load_state_dict``, iteration continues with the next batch.
 
     Args:
-        parts: the examples; several are mixed (joint training), each batch then carries a task per example.
-        batch_size: of all processes together.
-        shuffle: seed numbers of the order, a new order every epoch; None = in order.
-        rank, world: this process takes every ``world``-th example of each batch. When shuffling, what does not share
-            out equally at the end of an epoch is left out, so that all processes take the same number of steps.
-        augment: ``augment(x, seed)`` changes the uint8 images of each batch; only when shuffling.
-        drop_last: leave out the last batch of an epoch where it is smaller than the others; only when shuffling.
+        parts: Examples. Several parts are mixed (joint training), and each batch then has a task per example.
+        batch_size: Batch size over all processes.
+        shuffle: Seed numbers of the order, which changes every epoch. None keeps the order.
+        rank, world: Rank of this process and number of processes. The process takes every ``world``-th example of each batch.
+            With shuffling, a remainder at the end of an epoch that cannot be shared equally is left out, so that all
+            processes take the same number of steps.
+        augment: Function ``augment(x, seed)`` of the uint8 images of a batch. Only used with shuffling.
+        drop_last: Whether to leave out the last batch of an epoch if it is smaller. Only used with shuffling.
+
+    Raises:
+        ConfigError: ``batch_size`` is not a multiple of ``world``.
+
+    >>> from clbench.data.images import Images
+    >>> images = Images(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5))
+    >>> part = Part(images, rows=torch.arange(5), y=images.y, task=0, pixels=Pixels())
+    >>> [batch.y.tolist() for batch in Batches([part], batch_size=2)]
+    [[0, 1], [2, 3], [4]]
     """
 
     def __init__(
@@ -110,13 +141,13 @@ class Batches:
         self.world = world
         self.augment = augment
         self.epoch = 0
-        self._position = 0  # batches given of the epoch begun last
-        self._first = 0  # where the next epoch begins, > 0 after loading a state
+        self._position = 0  # number of batches already returned in the current epoch
+        self._first = 0  # index of the first batch of the next epoch, > 0 after loading a state
         self.examples = sum(len(part) for part in self.parts)
         if shuffle is not None:
             if batch_size % world:
                 raise DataError(
-                    f"batch_size={batch_size} is not a multiple of the {world} processes that share a batch"
+                    f"batch_size={batch_size}: expected a multiple of the {world} processes that share a batch."
                 )
             if drop_last or self.examples % batch_size < world:
                 self.examples -= self.examples % batch_size
@@ -140,7 +171,7 @@ class Batches:
         return self._followed(batches(shares[first:], epoch, first))
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch begun last, and how many of its batches have been given."""
+        """Return the current epoch and the number of its batches that were returned."""
         return {"epoch": max(self.epoch - 1, 0), "position": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -164,7 +195,7 @@ class Batches:
             yield Batch(part.seen(self._augmented(x, epoch, step)), y, part.task)
 
     def _mixed(self, shares: Sequence[Tensor], epoch: int, first: int) -> Iterator[Batch]:
-        """Batches over several parts, each batch ordered by part; parts of one data set are read together."""
+        """Yield batches over several parts, each ordered by part. Parts of the same data set are read together."""
         starts = torch.tensor([0] + [len(part) for part in self.parts]).cumsum(0)
         same_task = len({part.task for part in self.parts}) == 1
         chosen = [self._by_part(share, starts) for share in shares if len(share)]
@@ -186,12 +217,12 @@ class Batches:
             yield Batch(torch.cat(x), torch.cat(y), self.parts[0].task if same_task else torch.cat(task))
 
     def _by_part(self, share: Tensor, starts: Tensor) -> list[Tensor]:
-        """The examples of each part among ``share``, numbered within the part, on its device."""
+        """Return the indices of ``share`` for each part, counted within the part, on its device."""
         of = torch.bucketize(share, starts[1:], right=True)
         return [(share[of == k] - starts[k]).to(part.rows.device) for k, part in enumerate(self.parts)]
 
     def _readers(self, chosen: Sequence[Sequence[Tensor]]) -> list[tuple[Images | Streamed, Iterator[Tensor]]]:
-        """Each data set, with its images for every batch in which it has any."""
+        """Return each data set with an iterator over its images for every batch that contains any."""
         readers = []
         for images in {id(part.images): part.images for part in self.parts}.values():
             members = [k for k, part in enumerate(self.parts) if part.images is images]

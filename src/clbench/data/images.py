@@ -1,4 +1,4 @@
-"""Images: labelled uint8 images, in memory or, where they do not fit, streamed; both give the same batches."""
+"""Labelled uint8 images, in memory, or streamed if they do not fit. Both return the same batches."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from clbench.data.items import Examples
 
 @dataclass(frozen=True)
 class Images:
-    """Inputs x (N, C, H, W), uint8, and labels y (N,), int64, in memory."""
+    """Images x (N, C, H, W), uint8, and labels y (N,), int64, in memory."""
 
     x: Tensor
     y: Tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image, (C, H, W)."""
+        """Shape of one image (C, H, W)."""
         return tuple(self.x.shape[1:])
 
     def batches(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each of ``rows``, on the device of the rows."""
+        """Yield the images of each of ``rows``, on the device of the rows."""
         for chosen in rows:
             yield self.x.index_select(0, chosen.to(self.x.device)).to(chosen.device)
 
     def to(self, device: torch.device) -> Images:
-        """On ``device``; images that would take more than half of a GPU's free memory stay where they are."""
+        """Return the images on ``device``, or unmoved if they would take more than half of the GPU's free memory."""
         if device.type == "cuda" and self.x.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
             return self
         return Images(self.x.to(device), self.y.to(device))
@@ -43,12 +43,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Streamed:
-    """Images that do not fit in memory: read batch by batch, ahead of training, by worker processes.
+    """Images that do not fit in memory. Worker processes read them batch by batch, ahead of training.
 
     Args:
-        examples: the data set.
-        y: its labels (N,).
-        workers: processes per loop over batches; 0 reads in this one.
+        examples: Data set.
+        y: Labels (N,).
+        workers: Number of processes per loop over batches. 0 reads in the main process.
     """
 
     examples: Examples
@@ -57,36 +57,36 @@ class Streamed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image, (C, H, W)."""
+        """Shape of one image (C, H, W)."""
         return self.examples.shape
 
     def batches(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each of ``rows``, on the device of the rows; draws nothing from the global generator."""
+        """Yield the images of each of ``rows``, on the device of the rows, without using the global generator."""
         lists = [chosen.tolist() for chosen in rows]
         loader: DataLoader[Any] = DataLoader(
             cast("Dataset[Any]", self.examples),
             batch_sampler=lists,
             num_workers=min(self.workers, len(lists)),
             collate_fn=_stacked,
-            generator=torch.Generator(),  # else the loader takes its workers' seeds from the run's
+            generator=torch.Generator(),  # otherwise the loader would seed its workers from the run's generator
         )
         for x, chosen in zip(loader, rows, strict=True):
             yield x.to(chosen.device)
 
     def to(self, device: torch.device) -> Streamed:
-        """Itself: batches go to the device one by one."""
+        """Return itself, because every batch is moved when it is read."""
         return self
 
 
 def in_memory_or_streamed(
     examples: Examples, memory_limit: int | None = None, workers: int | None = None
 ) -> Images | Streamed:
-    """``examples`` in memory if their uint8 images take at most ``memory_limit`` bytes, else streamed.
+    """Return ``examples`` in memory if their uint8 images take at most ``memory_limit`` bytes, streamed otherwise.
 
     Args:
-        examples: the data set.
-        memory_limit: None = half of the memory that is available now.
-        workers: None = as many as there are cores, at most 4.
+        examples: Data set.
+        memory_limit: Limit in bytes. None is half of the memory that is available now.
+        workers: Number of worker processes. None is one per core, at most 4.
     """
     limit = available_memory() // 2 if memory_limit is None else memory_limit
     if len(examples) * prod(examples.shape) <= limit:
@@ -95,7 +95,7 @@ def in_memory_or_streamed(
 
 
 def available_memory() -> int:
-    """Bytes that can be used without swapping; 4 GiB where the system does not say."""
+    """Return the number of bytes that can be used without swapping, 4 GiB if the system does not report it."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
@@ -106,7 +106,7 @@ def available_memory() -> int:
 
 
 def _workers() -> int:
-    if multiprocessing.current_process().daemon:  # a daemon may not start processes
+    if multiprocessing.current_process().daemon:  # a daemon process cannot start processes
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 4)

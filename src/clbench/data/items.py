@@ -1,4 +1,4 @@
-"""Examples of a torchvision-like data set as uint8 (C, H, W), from its arrays where it has them, else item by item."""
+"""Read a torchvision-like data set as uint8 images (C, H, W), from its arrays if it has them, otherwise item by item."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from clbench.errors import DataError, expected
 
 CHUNK = 1000
-"""Images resized at a time."""
+"""Number of images that are resized at a time."""
 
 
 class Examples(Protocol):
-    """Images of one ``shape`` (C, H, W) with their labels; a map-style data set."""
+    """Map-style data set of images of one ``shape`` (C, H, W) with labels."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -26,20 +26,25 @@ class Examples(Protocol):
     def __getitem__(self, row: int, /) -> tuple[Tensor, int]: ...
 
     def labels(self) -> Tensor:
-        """All labels (N,), int64."""
+        """Return all labels (N,), int64."""
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """All images (N, C, H, W), uint8, and labels (N,), int64."""
+        """Return all images (N, C, H, W), uint8, and labels (N,), int64."""
 
 
 def read_examples(dataset: Any, name: str, resize: int | Sequence[int] | None = None) -> Examples:
-    """The examples of ``dataset``, every image brought to ``resize`` if it is given.
+    """Return the examples of ``dataset``, with every image resized to ``resize`` if it is given.
 
-    A data set with arrays ``data`` and ``targets`` (or ``labels``) and without a transform of its own is read from
-    these; any other one item by item, each a pair of an image (PIL, array or tensor) and a label.
+    A data set with arrays ``data`` and ``targets`` (or ``labels``) and without a transform is read from these arrays. Any other
+    data set is read item by item. An item is a pair of an image (PIL, array or tensor) and a label.
+
+    Args:
+        dataset: Map-style data set.
+        name: Name for messages.
+        resize: Side of a square, or height and width.
 
     Raises:
-        ConfigError: not a data set of images of one shape.
+        ConfigError: The data set does not contain images of one shape.
     """
     size = None if resize is None else [resize, resize] if isinstance(resize, int) else list(resize)
     if size is not None and (len(size) != 2 or min(size) < 1):
@@ -62,8 +67,8 @@ class Arrays:
         self.y = torch.as_tensor(np.asarray(targets), dtype=torch.long)
         if self.data.dtype != np.uint8 or self.data.ndim not in (3, 4) or len(self.data) != len(self.y):
             raise DataError(
-                f"data set {name} has data {self.data.shape} torch.{self.data.dtype} and {len(self.y)} targets; it needs "
-                "uint8 images (N, H, W) or (N, H, W, C) and a target each"
+                f"data set {name}: expected uint8 images (N, H, W) or (N, H, W, C) and one target each, got "
+                f"{self.data.dtype} data {self.data.shape} and {len(self.y)} targets."
             )
         self.shape: tuple[int, ...] = tuple(self._images(slice(0, 1)).shape[1:])
 
@@ -87,13 +92,13 @@ class Arrays:
         x = torch.from_numpy(data if data.flags.writeable else data.copy())
         if x.ndim == 3:
             x = x[:, None]
-        elif x.shape[-1] <= 4 or x.shape[1] > 4:  # channels last, unless only the first place can be channels
+        elif x.shape[-1] <= 4 or x.shape[1] > 4:  # channels last, unless only the first dimension can be channels
             x = x.permute(0, 3, 1, 2)
         return resized(x.contiguous(), self.size)
 
 
 class Items:
-    """Examples of a data set that is read item by item."""
+    """Examples of a data set that can only be read item by item."""
 
     def __init__(self, dataset: Any, targets: Any = None, name: str = "", size: Sequence[int] | None = None) -> None:
         self.dataset, self.targets, self.name, self.size = dataset, targets, name, size
@@ -102,7 +107,7 @@ class Items:
             self.shape: tuple[int, ...] = tuple(self._image(dataset[0][0], 0).shape)
         except (TypeError, IndexError, KeyError) as error:
             raise DataError(
-                f"data set {name} is not a data set of images ({error}): it needs a length, and dataset[i] = (image, label)"
+                f"data set {name}: expected a data set with a length and dataset[i] = (image, label), got {error}."
             ) from error
 
     def __len__(self) -> int:
@@ -113,8 +118,8 @@ class Items:
         x = self._image(image, row)
         if x.shape != self.shape:
             raise DataError(
-                f"data set {self.name}: image {row} has shape {tuple(x.shape)}, image 0 {self.shape}. Bring them to one size "
-                "with resize=[H,W], to one number of channels with a transform of the data set"
+                f"data set {self.name}: expected images of one shape, got {self.shape} for image 0 and {tuple(x.shape)} for "
+                f"image {row}. Set resize=[H,W] for equal sizes, or a transform of the data set for equal numbers of channels."
             )
         return x, int(label)
 
@@ -132,7 +137,10 @@ class Items:
 
     def _image(self, image: Any, row: int) -> Tensor:
         if not isinstance(image, Tensor):
-            if getattr(image, "mode", "RGB") not in ("L", "RGB"):  # PIL's palettes, transparency, single bits
+            if getattr(image, "mode", "RGB") not in (
+                "L",
+                "RGB",
+            ):  # PIL modes with a palette, transparency or single bits
                 image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
             image = torch.from_numpy(np.array(image))
             image = image if image.ndim == 2 else image.permute(2, 0, 1)
@@ -141,17 +149,17 @@ class Items:
             x = x.mul(255).round().to(torch.uint8)
         if x.dtype != torch.uint8 or x.ndim != 3:
             raise DataError(
-                f"data set {self.name}: image {row} is {tuple(x.shape)} {x.dtype}; it needs uint8 pixels, or floats in "
-                "[0, 1]. Leave normalisation to mean=... and std=..."
+                f"data set {self.name}: expected uint8 pixels, or floats in [0, 1], got {x.dtype} {tuple(x.shape)} for image "
+                f"{row}. Normalise with mean=... and std=... instead of a transform."
             )
         return resized(x[None], self.size)[0]
 
 
 def resized(x: Tensor, size: Sequence[int] | None) -> Tensor:
-    """Images (N, C, h, w), uint8, brought to ``size`` (H, W) by antialiased bilinear interpolation."""
+    """Return uint8 images (N, C, h, w) resized to ``size`` (H, W) by antialiased bilinear interpolation."""
     if size is None or list(x.shape[-2:]) == list(size):
         return x
-    from torchvision.transforms.v2.functional import resize  # takes long to import: only when it is used
+    from torchvision.transforms.v2.functional import resize  # slow to import, so only when it is used
 
     images: Tensor = resize(x, list(size), antialias=True)
     return images

@@ -1,8 +1,8 @@
-"""Scenarios: which outputs compete, and what the net is told about the task (van de Ven and Tolias 2019).
+"""Scenarios: which outputs compete, and whether the task is known at test time (van de Ven and Tolias 2019).
 
-task    the task of an example is known at test time; each task has outputs of its own.
-domain  one output layer with the same labels in every task; the task is not told.
-class   one output layer over all classes; those seen so far compete; the task is not told.
+task    The task of an example is known at test time. Each task has separate outputs.
+domain  One output layer has the same labels in every task. The task is unknown at test time.
+class   One output layer has all classes, and those seen so far compete. The task is unknown at test time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ class Scenario:
 
     Args:
         name: task, domain or class.
-        head: ``multi``, a layer per task (task-incremental only), or ``single``, one layer of which the columns that
-            compete are used.
+        head: ``multi`` for one layer per task (task-incremental only), or ``single`` for one layer whose competing columns
+            are selected.
 
     Raises:
-        ConfigError: unknown name or head, or ``multi`` outside task-incremental.
+        ConfigError: The name or head is unknown, or ``multi`` is not task-incremental.
+
+    >>> Scenario("class", head="single").slices([2, 2])  # competing columns after each task of two classes
+    [(0, 2), (0, 4)]
     """
 
     name: str = "task"
@@ -35,34 +38,32 @@ class Scenario:
 
     def __post_init__(self) -> None:
         if self.name not in ("task", "domain", "class"):
-            raise ConfigError(f"scenario={self.name!r} is not one of task, domain, class")
+            raise ConfigError(f"scenario={self.name}: expected one of task, domain, class.")
         allowed = ("multi", "single") if self.name == "task" else ("single",)
         if self.head not in allowed:
-            raise ConfigError(
-                f"scenario.head={self.head!r}: a {self.name}-incremental run has head {' or '.join(allowed)}"
-            )
+            raise ConfigError(f"scenario.head={self.head}: expected {' or '.join(allowed)} with scenario={self.name}.")
 
     def check(self, sizes: Sequence[int]) -> None:
-        """Raise ConfigError if tasks with these numbers of classes cannot be run in this scenario."""
+        """Raise ConfigError if tasks with these numbers of classes are not possible in this scenario."""
         if self.name == "domain" and len(set(sizes)) > 1:
             raise ConfigError(
-                f"scenario=domain shares one set of labels, but the tasks have {list(sizes)} classes: make them equal "
-                "or use scenario=task or scenario=class"
+                f"scenario=domain: expected tasks with equal numbers of classes, got {list(sizes)}. Make them equal, or use "
+                "scenario=task or scenario=class."
             )
 
     def offset(self, sizes: Sequence[int], task: int) -> int:
-        """What is added to a label 0..C-1 of ``task`` to give its output column."""
+        """Return the number that is added to a label 0..C-1 of ``task`` to get its output column."""
         return sum(sizes[:task]) if self.name == "class" else 0
 
     def context(self, on: int, after: int) -> int:
-        """The ``task`` a batch of task ``on`` carries when the newest task is ``after``: it selects the outputs.
+        """Return the ``task`` of a batch of task ``on`` when the newest task is ``after``. It selects the competing outputs.
 
-        Class-incremental examples compete among all classes seen so far, so they carry the newest task.
+        In the class-incremental scenario, all classes seen so far compete, so this is the newest task.
         """
         return after if self.name == "class" else on
 
     def slices(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
-        """Columns of one output layer that compete in the context of each task."""
+        """Return the range of columns of one output layer that compete for each ``context``."""
         ends = list(accumulate(sizes))
         if self.name == "task":
             return [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
@@ -71,12 +72,12 @@ class Scenario:
         return [(0, sizes[0])] * len(sizes)
 
     def build_head(self, features: int, sizes: Sequence[int]) -> nn.Module:
-        """The head for tasks with ``sizes`` classes, on a body that gives ``features``."""
+        """Return the head for tasks with ``sizes`` classes, on a body with ``features`` outputs."""
         if self.head == "multi":
             return MultiHead(features, sizes)
         return SlicedHead(features, self.slices(sizes))
 
     @property
     def shares_outputs(self) -> bool:
-        """Whether a task's outputs are trained before the task (then forward transfer is defined)."""
+        """Whether earlier tasks train the outputs of later tasks. Only then is forward transfer defined."""
         return self.name == "domain"

@@ -1,4 +1,4 @@
-"""Task and TaskSequence: Lightning data modules, one per task, that any LightningModule can be fitted on."""
+"""Sequences of tasks. Each task is a Lightning data module on which any LightningModule can be trained."""
 
 from __future__ import annotations
 
@@ -24,14 +24,21 @@ EVALUATION_BATCH = 1000
 
 
 class Task(L.LightningDataModule):
-    """One task of a sequence: its training data, and the validation and test data of every task.
+    """Data module of one task: its training data, and the validation and test data of every task.
 
     Batches are ``Batch(x, y, task)``, already on the trainer's device.
 
     Attributes:
-        index: position in the sequence, from 0.
-        name: for printed text, where tasks count from 1.
-        classes: of the data set, in the order of the task's outputs.
+        index: Position in the sequence, from 0.
+        name: Name in printed text, where tasks count from 1.
+        classes: Classes of the data set, in the order of the task's outputs.
+
+    >>> from clbench.data import chain
+    >>> from clbench.data.toy import BitOperation
+    >>> sequence = TaskSequence(partial(BitOperation, op="and"), chain, validation=0, scale=1, batch_size=4)
+    >>> task = sequence[0]
+    >>> task.name, task.examples, task.classes
+    ('task 1', 4, (0, 1))
     """
 
     def __init__(self, sequence: TaskSequence, index: int, training: Sequence[Part]) -> None:
@@ -49,18 +56,18 @@ class Task(L.LightningDataModule):
 
     @property
     def mixed(self) -> bool:
-        """Whether the training data is that of several tasks, each example with its own."""
+        """Whether the training data mixes several tasks."""
         return len(self._training) > 1
 
     def setup(self, stage: str | None = None) -> None:
-        """Let a Trainer that has fitted an earlier task start this one again (it would train 0 steps, without a word)."""
+        """Reset the loops of a Trainer that has trained an earlier task. Otherwise it would silently train 0 steps."""
         trainer = self.trainer
         if stage != "fit" or trainer is None:
             return
         if 0 < trainer.max_steps <= trainer.global_step:
             raise ConfigError(
-                f"Trainer(max_steps={trainer.max_steps}) counts over all tasks and has none left for {self.name}: make a "
-                "new Trainer for each task, or give max_epochs"
+                f"Trainer(max_steps={trainer.max_steps}) counts the steps of all tasks, and none is left for {self.name}. Create "
+                "a new Trainer for each task, or use max_epochs."
             )
         loop = trainer.fit_loop
         if loop.epoch_progress.current.ready:
@@ -69,7 +76,7 @@ class Task(L.LightningDataModule):
             trainer.should_stop = False
 
     def train_dataloader(self) -> Batches:
-        """Shuffled, augmented minibatches of the training examples: a new order every epoch, by the sequence's seed."""
+        """Return shuffled and augmented minibatches of the training examples, in a new order every epoch."""
         batches = self._batches(
             self._training,
             self.sequence.batch_size,
@@ -77,30 +84,30 @@ class Task(L.LightningDataModule):
             augment=self.sequence.augment,
             drop_last=self.sequence.drop_last,
         )
-        if self.trainer is not None:  # a fit that resumes from a checkpoint does not begin with the first epoch
+        if self.trainer is not None:  # a fit that resumes from a checkpoint starts at a later epoch
             batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return batches
 
     def importance_dataloader(self) -> Batches:
-        """The same examples in a fixed order, all of them in every process, for measuring importance."""
+        """Return the training examples in a fixed order, all of them in every process, for measuring importance."""
         return self._batches(self._training, EVALUATION_BATCH, shared=False)
 
     def val_dataloader(self) -> list[Batches]:
-        """Validation data of every task, as it competes after this one; empty without validation data."""
+        """Return the validation data of every task as evaluated after this task, or an empty list without validation data."""
         if not self.sequence.has_validation:
             return []
         return [self._batches([part], EVALUATION_BATCH) for part in self.sequence.examples_of("validation", self.index)]
 
     def test_dataloader(self) -> list[Batches]:
-        """Test data of every task, as it competes after this one."""
+        """Return the test data of every task as evaluated after this task."""
         return [self._batches([part], EVALUATION_BATCH) for part in self.sequence.examples_of("test", self.index)]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Nothing to move: the tensors lie on the device."""
+        """Return the batch unchanged, because its tensors are already on the device."""
         return batch
 
     def _batches(self, parts: Sequence[Part], batch_size: int, shared: bool = True, **training: Any) -> Batches:
-        """Batches on the trainer's device; ``shared``: each process gets its part."""
+        """Return batches on the trainer's device. If ``shared``, each process gets its share."""
         trainer = self.trainer
         if trainer is None:
             return Batches(parts, batch_size, **training)
@@ -110,53 +117,79 @@ class Task(L.LightningDataModule):
 
 
 def find_task(trainer: L.Trainer) -> Task | None:
-    """Return the task of a clbench sequence that ``trainer`` is fitting, None if it is fitting other data."""
+    """Return the task of a ``TaskSequence`` that ``trainer`` is fitting, None if it is fitting other data.
+
+    >>> find_task(L.Trainer(logger=False, enable_checkpointing=False)) is None
+    True
+    """
     task = getattr(trainer, "datamodule", None)
     return task if isinstance(task, Task) else None
 
 
 def task_index(trainer: L.Trainer) -> int | None:
-    """Return the index of the task that ``trainer`` is fitting, None if its data does not say."""
+    """Return the index of the task that ``trainer`` is fitting, None if its data module has no ``index``.
+
+    >>> task_index(L.Trainer(logger=False, enable_checkpointing=False)) is None
+    True
+    """
     index = getattr(getattr(trainer, "datamodule", None), "index", None)
     return index if isinstance(index, int) else None
 
 
 def task_of(trainer: L.Trainer) -> Task:
-    """Return the task of a clbench sequence that ``trainer`` is fitting.
+    """Return the task of a ``TaskSequence`` that ``trainer`` is fitting.
 
     Raises:
-        ConfigError: it is fitting other data.
+        ConfigError: The trainer is fitting other data.
+
+    >>> from clbench.data import chain
+    >>> from clbench.data.toy import BitOperation
+    >>> sequence = TaskSequence(partial(BitOperation, op="and"), chain, validation=0, scale=1, batch_size=4)
+    >>> trainer = L.Trainer(logger=False, enable_checkpointing=False)
+    >>> trainer.datamodule = sequence[0]  # as trainer.fit(learner, datamodule=sequence[0]) does
+    >>> task_of(trainer).name
+    'task 1'
     """
     if (task := find_task(trainer)) is None:
-        raise ConfigError("this needs a task of a TaskSequence: trainer.fit(learner, datamodule=sequence[0])")
+        raise ConfigError("expected a task of a TaskSequence. Try trainer.fit(learner, datamodule=sequence[0]).")
     return task
 
 
 class TaskSequence:
-    """Tasks to learn one after the other: ``for task in sequence: trainer.fit(module, datamodule=task)``.
+    """Sequence of tasks to learn one after the other: ``for task in sequence: trainer.fit(module, datamodule=task)``.
 
     Args:
-        source: one torchvision-like data set (a class or partial that takes ``train`` and ``download``), or several.
-        split: how it becomes tasks: ``clbench.data.split``, ``permute`` or ``chain`` (or a partial of one).
-        tasks: how many; None is up to the split.
-        scenario: which outputs compete; task-incremental if None.
-        batch_size: training examples per step.
-        validation: share of the training examples set aside, in [0, 1).
-        seed: of everything random in the data: pixels, class order, validation split, shuffling.
-        scale: the pixel value that becomes 1.
-        mean, std: per channel, of the scaled pixels; None = not normalised.
-        examples_per_task: training examples of each task, drawn by the seed: one number, or one per task; None = all.
-        augment: changes the uint8 images of training batches, one transform or several in turn; see
+        source: One torchvision-like data set (a class or partial that takes ``train`` and ``download``), or several.
+        split: Function that turns data sets into tasks: ``clbench.data.split``, ``permute``, ``rotate`` or ``chain``, or a
+            partial of one.
+        tasks: Number of tasks. With None, the split decides.
+        scenario: Scenario, which decides which outputs compete. None is task-incremental.
+        batch_size: Number of training examples per step.
+        validation: Share of the training examples set aside for validation, in [0, 1).
+        seed: Seed of all randomness in the data: pixel orders, class order, validation examples, shuffling.
+        scale: Pixel value that becomes 1.
+        mean, std: Mean and standard deviation of the scaled pixels per channel. With None, they are not normalised.
+        name: Name of the sequence in metrics.json and printed text.
+        examples_per_task: Number of training examples per task, drawn with the seed: one number, or one per task. None is all.
+        augment: Transform of the uint8 images of training batches, or several that are applied in order, see
             ``clbench.data.augment``. Importance, validation and test batches are not augmented.
-        drop_last: leave out the last training batch of an epoch where it is smaller than the others.
-        resize: height and width that every image is brought to once, when it is read; None = as it is.
-        memory_limit: bytes of uint8 images above which a part of a data set is not read into memory but streamed by
-            worker processes, with the same batches; None = half of the memory available.
-        workers: such processes; None = as many as there are cores, at most 4.
-        name: for people and metrics.json.
+        drop_last: Whether to leave out the last training batch of an epoch if it is smaller.
+        resize: Side, or height and width, to which every image is resized when it is read. None keeps the size.
+        memory_limit: Limit in bytes. If the uint8 images of a data set take more, worker processes stream them instead; the
+            batches are the same. None is half of the available memory.
+        workers: Number of these processes. None is one per core, at most 4.
 
     Raises:
-        ConfigError: data missing or unreadable; a number of tasks, share or scenario that the data cannot have.
+        ConfigError: The data are missing or unreadable, or do not allow the number of tasks, share or scenario.
+
+    >>> from clbench.data import chain
+    >>> from clbench.data.toy import BitOperation
+    >>> sources = [partial(BitOperation, op="and"), partial(BitOperation, op="or")]
+    >>> sequence = TaskSequence(sources, chain, validation=0, scale=1, batch_size=4)
+    >>> [task.name for task in sequence], sequence.sizes, sequence.shape
+    (['task 1', 'task 2'], [2, 2], (1, 1, 2))
+    >>> next(iter(sequence[0].train_dataloader())).x.shape
+    torch.Size([4, 1, 1, 2])
     """
 
     def __init__(
@@ -200,7 +233,8 @@ class TaskSequence:
         for index, parts in enumerate(self._parts):
             if not len(parts["train"]) or not len(parts["test"]):
                 raise DataError(
-                    f"validation={validation}: task {index + 1} has no training or test examples. Lower it, or data.tasks"
+                    f"validation={validation}: expected training and test examples in every task, got none in task {index + 1}. "
+                    "Lower it, or data.tasks."
                 )
         if examples_per_task is not None:
             for index, number in enumerate(self._numbers(examples_per_task)):
@@ -208,8 +242,8 @@ class TaskSequence:
         fewest = min(len(parts["train"]) for parts in self._parts)
         if drop_last and fewest < batch_size:
             raise DataError(
-                f"drop_last=True with batch_size={batch_size} leaves no batch of a task with {fewest} training examples. "
-                f"Use a batch_size of at most {fewest}, or drop_last=False"
+                f"drop_last=True: batch_size={batch_size} leaves no batch for a task with {fewest} training examples. "
+                f"Use a batch_size of at most {fewest}, or drop_last=False."
             )
 
     def __len__(self) -> int:
@@ -224,7 +258,7 @@ class TaskSequence:
         return Task(self, index, [self._seen_from(self._parts[index]["train"], index)])
 
     def joint(self, index: int) -> Task:
-        """The training data of all tasks up to ``index`` mixed: the reference that forgets nothing."""
+        """Return a task with the mixed training data of all tasks up to ``index``, for joint training."""
         return Task(self, index, [self._seen_from(self._parts[j]["train"], index) for j in range(index + 1)])
 
     @property
@@ -234,14 +268,15 @@ class TaskSequence:
 
     @property
     def has_validation(self) -> bool:
+        """Whether every task has validation data."""
         return all(len(parts["validation"]) for parts in self._parts)
 
     def examples_of(self, which: str, after: int) -> list[Part]:
-        """The ``validation``, ``test`` or ``train`` examples of every task, as they compete after task ``after``."""
+        """Return the ``validation``, ``test`` or ``train`` examples of every task, as evaluated after task ``after``."""
         return [self._seen_from(parts[which], after) for parts in self._parts]
 
     def on_device(self, part: Part, device: torch.device) -> Part:
-        """``part`` with its tensors on ``device``; a data set is copied there once, whatever the number of tasks."""
+        """Return ``part`` with its tensors on ``device``. A data set is copied once for all tasks."""
         key = (id(part.images), device)
         if key not in self._moved:
             self._moved[key] = part.images.to(device)
@@ -266,11 +301,11 @@ class TaskSequence:
         return numbers
 
     def _some(self, part: Part, number: int) -> Part:
-        """``number`` examples of a part, drawn by the seed, in their order."""
+        """Return ``number`` examples of a part, drawn with the seed and in their original order."""
         if not 1 <= number <= len(part):
             raise DataError(
-                f"examples_per_task={number}: task {part.task + 1} has {len(part)} training examples. Use 1 to {len(part)}, "
-                "or None for all"
+                f"examples_per_task={number}: expected 1 to {len(part)}, the training examples of task {part.task + 1}. "
+                "Lower it, or use None for all."
             )
         order = torch.randperm(len(part), generator=generator(self.seed, "examples", part.task))
         chosen = order[:number].sort().values

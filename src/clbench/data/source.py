@@ -1,4 +1,4 @@
-"""Data sets in torchvision's form: opened or downloaded by one process at a time, and read as training and test images."""
+"""Open, download and read torchvision-like data sets. Only one process downloads at a time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from clbench.data.images import Images, Streamed, in_memory_or_streamed
 from clbench.data.items import read_examples
 from clbench.errors import ConfigError, DataError
 
-OFFLINE = "data=permuted_digits and data=split_digits run offline"
+OFFLINE = "The data sets data=permuted_digits and data=split_digits need no download"
 
 
 def dataset_name(factory: Callable[..., Any]) -> str:
-    """The name of the class, or function, behind ``factory``; of a wrapper (``Padded``) that of the data set it wraps."""
+    """Return the name of the class or function in ``factory``, for a wrapper such as ``Padded`` that of the wrapped data set."""
     inner = factory.func if isinstance(factory, partial) else factory
     if isinstance(factory, partial) and "dataset" in factory.keywords:
         return dataset_name(factory.keywords["dataset"])
@@ -27,18 +27,18 @@ def dataset_name(factory: Callable[..., Any]) -> str:
 
 
 def open_dataset(factory: Callable[..., Any], train: bool) -> Any:
-    """The training or the test part of the data set ``factory`` makes.
+    """Return the training or test set that ``factory`` creates.
 
-    It is tried without a download first. If that fails, again when no other process is downloading into its root:
-    what was missing or half written may be there by then. Only then is it downloaded.
+    The first attempt does not download. If it fails, the second attempt waits until no other process is downloading into the
+    same root, because that process may have completed the files. Only the third attempt downloads.
 
     Args:
-        factory: takes ``train`` (or ``split``: train, test) and, where there is something to download, ``download``
-            and ``root``; usually a partial of a class of torchvision.datasets with its ``root``.
-        train: the training part or the test part.
+        factory: Function that takes ``train`` (or ``split``: train, test) and, if it can download, ``download`` and ``root``.
+            Usually a partial of a class of torchvision.datasets with its ``root``.
+        train: Whether to return the training set instead of the test set.
 
     Raises:
-        ConfigError: missing and not downloadable, or unreadable.
+        ConfigError: The data set is missing and cannot be downloaded, or it is unreadable.
     """
     name = dataset_name(factory)
     keywords = factory.keywords if isinstance(factory, partial) else {}
@@ -53,12 +53,12 @@ def open_dataset(factory: Callable[..., Any], train: bool) -> Any:
     if root is None:
         if not _missing(first):
             raise _unreadable(name, root, first) from first
-        raise DataError(f"data set {name} not found, and it has no root folder to download to. Set root=...")
+        raise DataError(f"data set {name} not found, and there is no root folder to download it to. Set root=<folder>.")
     try:
         folder = Path(root).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f".{name}.lock").acquire()
-    except OSError as error:  # a folder that is not ours to write to: nobody downloads there
+    except OSError as error:  # the folder is not writable, so no process can download to it
         raise _not_there(name, root, error) if _missing(first) else _unreadable(name, root, first) from error
     with lock:
         try:
@@ -75,7 +75,7 @@ def open_dataset(factory: Callable[..., Any], train: bool) -> Any:
 def _arguments(
     factory: Callable[..., Any], name: str, keywords: dict[str, Any], train: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments that choose the part, arguments that download it too), by what ``factory`` takes."""
+    """Return the arguments that select the training or test set, and those that also download it."""
     parameters = inspect.signature(factory).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     stays, downloads = ({"download": d} if "download" in parameters or anything else {} for d in (False, True))
@@ -85,7 +85,7 @@ def _arguments(
         return {"split": "train" if train else "test", **stays}, downloads
     raise DataError(
         f"data set {name} has no train or split argument, so its test set cannot be loaded. Wrap it in a function "
-        "(train, download) -> data set"
+        "(train, download) that returns the data set."
     )
 
 
@@ -97,15 +97,15 @@ def _missing(error: Exception) -> bool:
 
 def _not_there(name: str, root: str, error: Exception) -> DataError:
     return DataError(
-        f"data set {name} is not in {root} and could not be downloaded ({_reason(error)}): put it there, set data_dir, "
-        f"or go online; {OFFLINE}"
+        f"data set {name} is not in {root} and could not be downloaded ({_reason(error)}). Copy it there, set data_dir, "
+        f"or connect to the network. {OFFLINE}."
     )
 
 
 def _unreadable(name: str, root: str | None, error: Exception) -> DataError:
     return DataError(
-        f"data set {name} in {root} cannot be read, a file may be cut short ({_reason(error)}): delete it and run again "
-        "to download it again"
+        f"data set {name} in {root} cannot be read, a file may be truncated ({_reason(error)}). Delete it, and the next run "
+        "downloads it again."
     )
 
 
@@ -115,7 +115,7 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """One data set: its name, training and test images, and number of classes."""
+    """A data set: its name, training and test images, and number of classes."""
 
     name: str
     train: Images | Streamed
@@ -129,15 +129,16 @@ def read(
     memory_limit: int | None = None,
     workers: int | None = None,
 ) -> Source:
-    """The training and the test part of a torchvision-like data set, read into memory once, or streamed.
+    """Return the training and test set of a torchvision-like data set, read into memory or streamed.
 
     Args:
-        factory: makes the data set; see ``open_dataset``.
-        resize: height and width that every image is brought to.
-        memory_limit, workers: see ``in_memory_or_streamed``.
+        factory: Function that creates the data set, see ``open_dataset``.
+        resize: Side, or height and width, to which every image is resized.
+        memory_limit, workers: See ``in_memory_or_streamed``.
 
     Raises:
-        ConfigError: missing and not downloadable, unreadable, or not images of one shape with a label 0, 1, ... each.
+        ConfigError: The data set is missing and cannot be downloaded, is unreadable, or does not contain images of one shape
+            with labels 0, 1, ....
     """
     name = dataset_name(factory)
     train, test = (
@@ -149,7 +150,7 @@ def read(
         wrong = y[(y < 0) | (y >= classes)].unique().tolist()
         if wrong:
             raise DataError(
-                f"data set {name} has the labels {wrong[:5]} in its {part} part: labels are 0, 1, ..., and a class has training "
-                "examples; map them in the data set"
+                f"data set {name}: expected labels 0, 1, ... that occur in the training set, got {wrong[:5]} in the {part} set. "
+                "Map them in the data set."
             )
     return Source(name, train, test, classes)

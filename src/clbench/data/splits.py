@@ -1,4 +1,4 @@
-"""Splits: how one or more data sets become a sequence of tasks. A split is a pure function of sources and a seed."""
+"""Splits: pure functions of data sets and a seed that return the definitions of a sequence of tasks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from clbench.seeding import generator
 
 
 class TaskDefinition(NamedTuple):
-    """One task: the examples of ``source`` whose label is in ``classes``, seen through ``view``.
+    """Definition of a task: the examples of ``source`` with a label in ``classes``, transformed by ``view``.
 
-    ``classes`` are in the order of the task's outputs.
+    Attributes:
+        source: Data set.
+        classes: Classes, in the order of the task's outputs.
+        view: Transformation of the images, None for none.
     """
 
     source: Source
@@ -26,16 +29,21 @@ class TaskDefinition(NamedTuple):
 
 
 def permute(source: Source, tasks: int | None = None, seed: int = 0, first: str = "identity") -> list[TaskDefinition]:
-    """All classes in every task, the pixels of each task in an order of its own.
+    """Split into tasks that have all classes and a different pixel order each.
 
     Args:
-        source: one data set.
-        tasks: how many; 5 if None.
-        seed: of the pixel orders.
-        first: ``identity``: the first task is the data set as it is; ``permuted``: it has an order of its own too.
+        source: One data set.
+        tasks: Number of tasks. None is 5.
+        seed: Seed of the pixel orders.
+        first: ``identity`` leaves the first task unchanged, ``permuted`` permutes it as well.
 
     Raises:
-        ConfigError: unknown ``first``, several sources, or no task.
+        ConfigError: ``first`` is unknown, there are several sources, or there is no task.
+
+    >>> from clbench.data.source import read
+    >>> from clbench.data.toy import Digits
+    >>> [task.view is None for task in permute(read(Digits), tasks=3)]
+    [True, False, False]
     """
     _one_source("permute", source)
     if first not in ("identity", "permuted"):
@@ -57,24 +65,29 @@ def rotate(
     angles: str | Sequence[float] = "even",
     degrees: float = 180,
 ) -> list[TaskDefinition]:
-    """All classes in every task, the images of each task turned by an angle of its own, counterclockwise.
+    """Split into tasks that have all classes and rotate the images counterclockwise by a different angle each.
 
     Args:
-        source: one data set.
-        tasks: how many; the number of ``angles`` if they are given, else 5.
-        seed: of the angles.
-        angles: ``even``: 0, degrees/tasks, 2 degrees/tasks, ...; ``seed``: uniform in [0, degrees); or a list of them.
-        degrees: the range.
+        source: One data set.
+        tasks: Number of tasks. None is the number of ``angles`` if they are a list, otherwise 5.
+        seed: Seed of the angles.
+        angles: ``even`` for 0, degrees/tasks, 2 degrees/tasks, ...; ``seed`` for uniform in [0, degrees); or a list of angles.
+        degrees: Range of the angles.
 
     Raises:
-        ConfigError: unknown ``angles``, not one angle per task, several sources, or no task.
+        ConfigError: ``angles`` is unknown or not one per task, there are several sources, or there is no task.
+
+    >>> from clbench.data.source import read
+    >>> from clbench.data.toy import Digits
+    >>> [task.view is None for task in rotate(read(Digits), angles=[0, 45, 90])]
+    [True, False, False]
     """
     _one_source("rotate", source)
     number = None if tasks is None else _at_least_one(tasks)
     if not isinstance(angles, str):
         turns = [float(angle) for angle in angles]
         if not turns or number not in (None, len(turns)):
-            raise DataError(f"tasks={tasks}: angles={turns} has {len(turns)} entries. Make them agree")
+            raise DataError(f"tasks={tasks}: expected one angle per task, got angles={turns}. Make them agree.")
     elif angles == "even":
         turns = [degrees * task / (number or 5) for task in range(number or 5)]
     elif angles == "seed":
@@ -95,19 +108,24 @@ def split(
     order: str | Sequence[int] = "natural",
     first_task: int | None = None,
 ) -> list[TaskDefinition]:
-    """The classes of one data set, a few per task.
+    """Split the classes of one data set into tasks of a few classes each.
 
     Args:
-        source: one data set.
-        tasks: how many; None follows from ``classes_per_task``, or is 5.
-        seed: of the class order.
-        classes_per_task: one number, or one per task; None shares the classes out equally.
-        order: of the classes: ``natural``, ``seed`` for a shuffle by the seed, or a list; classes that it leaves out
-            are not used.
-        first_task: number of classes of the first task, where it is a bigger one; the others share what is left.
+        source: One data set.
+        tasks: Number of tasks. None follows from ``classes_per_task``, or is 5.
+        seed: Seed of the class order.
+        classes_per_task: Number of classes per task, or one number for each task. None divides the classes equally.
+        order: Order of the classes: ``natural``, ``seed`` to shuffle with the seed, or a list. Classes missing from the
+            list are not used.
+        first_task: Number of classes of the first task, if it is larger. The other tasks divide the rest.
 
     Raises:
-        ConfigError: more tasks or classes than there are, or shares that are not equal and not given.
+        ConfigError: There are not enough classes, or they cannot be divided equally.
+
+    >>> from clbench.data.source import read
+    >>> from clbench.data.toy import Digits
+    >>> [task.classes for task in split(read(Digits), tasks=2)]
+    [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
     """
     _one_source("split", source)
     classes = _ordered(source.classes, order, seed)
@@ -118,8 +136,8 @@ def split(
         if not 1 <= first_task < len(classes) or number == 1 or isinstance(classes_per_task, Sequence):
             raise DataError(
                 f"first_task={first_task} with tasks={tasks}, classes_per_task={classes_per_task}: expected 1 to "
-                f"{len(classes) - 1} of the {len(classes)} classes, followed by equal tasks. Give unequal tasks by "
-                "classes_per_task=[...] alone"
+                f"{len(classes) - 1} of the {len(classes)} classes, followed by equal tasks. For unequal tasks, use only "
+                "classes_per_task=[...]."
             )
         others = None if number is None else number - 1
         shares = [first_task, *_shares(len(classes) - first_task, others, classes_per_task)]
@@ -128,24 +146,38 @@ def split(
 
 
 def chain(source: Sequence[Source], tasks: int | None = None, seed: int = 0) -> list[TaskDefinition]:
-    """One task per data set, in the order given; ``tasks`` takes the first few, ``seed`` is not used.
+    """Return one task per data set, in the given order.
+
+    Args:
+        source: Data sets.
+        tasks: Number of tasks, taken from the beginning. None is all.
+        seed: Not used.
 
     Raises:
-        ConfigError: more tasks than data sets, or images of different shapes.
+        ConfigError: There are more tasks than data sets, or the images have different shapes.
+
+    >>> from functools import partial
+    >>> from clbench.data.source import read
+    >>> from clbench.data.toy import BitOperation
+    >>> sources = [read(partial(BitOperation, op=op)) for op in ("and", "or")]
+    >>> [task.classes for task in chain(sources)]
+    [(0, 1), (0, 1)]
     """
     sources = list(source) if isinstance(source, Sequence) else [source]
     number = len(sources) if tasks is None else _at_least_one(tasks)
     if number > len(sources):
-        raise DataError(f"tasks={number}: there are {len(sources)} data sets. Lower it or add a data set")
+        raise DataError(
+            f"tasks={number}: expected at most {len(sources)}, the number of data sets. Lower it or add a data set."
+        )
     shapes = [(s.name, s.train.shape) for s in sources]
     if len({shape for _, shape in shapes}) > 1:
         named = ", ".join(f"{name} {shape}" for name, shape in shapes)
-        raise DataError(f"the data sets have different image shapes, {named}. Bring them to one with resize=[H,W]")
+        raise DataError(f"expected data sets with one image shape, got {named}. Try resize=[H,W].")
     return [TaskDefinition(s, tuple(range(s.classes))) for s in sources[:number]]
 
 
 def _ordered(classes: int, order: str | Sequence[int], seed: int) -> list[int]:
-    """The classes 0..classes-1 that are used, in their order."""
+    """Return the classes that are used, in order."""
     if not isinstance(order, str):
         listed = list(order)
         if not listed or len(set(listed)) < len(listed) or not set(listed) <= set(range(classes)):
@@ -159,25 +191,26 @@ def _ordered(classes: int, order: str | Sequence[int], seed: int) -> list[int]:
 
 
 def _shares(classes: int, tasks: int | None, per_task: int | Sequence[int] | None) -> list[int]:
-    """Number of classes of each task."""
+    """Return the number of classes of each task."""
     if per_task is None:
         number = tasks or 5
         if number > classes:
-            raise DataError(f"tasks={number}: there are {classes} classes. Use at most {classes}")
+            raise DataError(f"tasks={number}: expected at most {classes}, the number of classes.")
         if classes % number:
             raise DataError(
-                f"tasks={number} does not divide {classes} classes equally. Use a divisor of {classes}, or give "
-                "classes_per_task=[...]"
+                f"tasks={number}: expected a divisor of the {classes} classes. Use a divisor, or give "
+                "classes_per_task=[...]."
             )
         return [classes // number] * number
     shares = (
         [per_task] * (tasks or max(classes // max(per_task, 1), 1)) if isinstance(per_task, int) else list(per_task)
     )
     if tasks is not None and tasks != len(shares):
-        raise DataError(f"tasks={tasks}: classes_per_task={shares} has {len(shares)} entries. Make them agree")
+        raise DataError(f"tasks={tasks}: expected one entry per task, got classes_per_task={shares}. Make them agree.")
     if not shares or min(shares) < 1 or sum(shares) > classes:
         raise DataError(
-            f"classes_per_task={shares} needs {sum(shares)} classes, there are {classes}. Each is >= 1, their sum <= {classes}"
+            f"classes_per_task={shares}: expected numbers >= 1 with a sum of at most {classes}, the number of classes, got "
+            f"{sum(shares)}."
         )
     return shares
 
@@ -191,5 +224,5 @@ def _at_least_one(tasks: int) -> int:
 def _one_source(split: str, source: Source) -> None:
     if isinstance(source, Sequence):
         raise DataError(
-            f"split={split} takes one data set, source=... has {len(source)}. Use clbench.data.chain for several"
+            f"split={split}: expected one data set, got {len(source)} in source=.... Use clbench.data.chain for several."
         )

@@ -1,4 +1,4 @@
-"""Data sets that need no download: scikit-learn's digits, and truth tables of functions of bits."""
+"""Data sets without download: the digits of scikit-learn, and truth tables of functions of bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clbench.errors import ConfigError
 OPERATIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "and": lambda bits: bits.all(1),
     "or": lambda bits: bits.any(1),
-    "xor": lambda bits: bits.sum(1) % 2 == 1,  # of n bits: their parity
+    "xor": lambda bits: bits.sum(1) % 2 == 1,  # the parity for more than two bits
     "nand": lambda bits: ~bits.all(1),
     "nor": lambda bits: ~bits.any(1),
     "xnor": lambda bits: bits.sum(1) % 2 == 0,
@@ -21,16 +21,16 @@ OPERATIONS: dict[str, Callable[[np.ndarray], Any]] = {
 
 
 class BitOperation:
-    """All 2^bits rows of the truth table of ``op``, images of one row of pixels 0 or 1; training and test are the same.
+    """Truth table of ``op`` with 2^bits examples, as images of height 1 with pixels 0 or 1. Training and test set are equal.
 
     Args:
-        op: and, or, xor (parity), nand, nor, xnor.
-        bits: number of inputs, 2 to 16.
-        code: further inputs, the same in every row: they tell the net which operation it is.
-        train, download: not used; there is one part, and nothing to read.
+        op: Operation: and, or, xor (parity), nand, nor, xnor.
+        bits: Number of inputs, 2 to 16.
+        code: Further inputs, the same in every example, from which the network can recognise the operation.
+        train, download: Not used.
 
     Raises:
-        ConfigError: unknown ``op``, or ``bits`` out of range.
+        ConfigError: ``op`` is unknown, or ``bits`` is out of range.
 
     >>> BitOperation("nand").targets
     [1, 1, 1, 0]
@@ -40,9 +40,9 @@ class BitOperation:
         self, op: str, bits: int = 2, train: bool = True, download: bool = False, code: Sequence[int] = ()
     ) -> None:
         if op not in OPERATIONS:
-            raise ConfigError(f"op={op!r} of bits is not one of {', '.join(OPERATIONS)}")
+            raise ConfigError(f"op={op}: expected one of {', '.join(OPERATIONS)}.")
         if not 2 <= bits <= 16:
-            raise ConfigError(f"bits={bits}: an operation has 2 to 16 bits")
+            raise ConfigError(f"bits={bits}: expected 2 to 16.")
         table = np.arange(2**bits)[:, None] >> np.arange(bits)[::-1] & 1
         codes = np.tile(np.array(code, dtype=np.uint8), (len(table), 1))
         self.data = np.hstack([table.astype(np.uint8), codes])[:, None]
@@ -56,12 +56,15 @@ TEST = 360
 
 
 class Digits:
-    """1,797 digits of 8x8 pixels, values 0 to 16: 1,437 to train, 360 to test, by a fixed shuffle.
+    """The 1,797 digits of scikit-learn, 8x8 pixels from 0 to 16: 1,437 for training and 360 for testing, by a fixed shuffle.
 
     Args:
-        root: not used; there is nothing to read.
-        train: the training part or the test part.
-        download: not used.
+        root: Not used.
+        train: Whether to return the training set instead of the test set.
+        download: Not used.
+
+    >>> len(Digits()), len(Digits(train=False))
+    (1437, 360)
     """
 
     def __init__(self, root: str | None = None, train: bool = True, download: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Views: how a task sees an image. A view is a function of a batch on a device; it draws nothing."""
+"""Deterministic transformations of a task's images, such as a permutation of the pixels or a rotation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class View(Protocol):
-    """How a task sees an image: a function of a batch (N, C, H, W) on a device."""
+    """Transformation of a batch of images (N, C, H, W) on a device."""
 
     def __call__(self, x: Tensor, /) -> Tensor: ...
 
@@ -20,7 +20,14 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Permutation:
-    """The same shuffle of the pixels for every image: (N, C, H, W) -> (N, C, H, W)."""
+    """Permute the pixels of every image in the same way: (N, C, H, W) -> (N, C, H, W).
+
+    Args:
+        order: Source pixel of each pixel, over channels, rows and columns (C*H*W,).
+
+    >>> Permutation(torch.tensor([1, 0, 2]))(torch.tensor([[[[5, 6, 7]]]]))
+    tensor([[[[6, 5, 7]]]])
+    """
 
     order: Tensor
 
@@ -33,21 +40,24 @@ class Permutation:
 
 @dataclass(frozen=True)
 class Rotation:
-    """Images turned counterclockwise about their centre, bilinear: (N, C, H, W) -> (N, C, H, W).
+    """Rotate images counterclockwise about their centre with bilinear interpolation: (N, C, H, W) -> (N, C, H, W).
 
-    What comes in from outside the image is 0: black, or the mean colour where pixels are normalised by mean and std.
+    Pixels from outside the image are 0. That is black, or the mean colour if pixels are normalised by mean and std.
 
     Args:
-        grid: (1, H, W, 2), where each pixel comes from, float64; see ``of``.
+        grid: Source position of each pixel (1, H, W, 2), float64, see ``of``.
+
+    >>> Rotation.of(90, height=2, width=2)(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])).round().int().tolist()
+    [[[[2, 4], [1, 3]]]]
     """
 
     grid: Tensor
 
     @classmethod
     def of(cls, degrees: float, height: int, width: int) -> Rotation:
-        """The rotation of images (height, width) by ``degrees``."""
+        """Return the rotation of images (height, width) by ``degrees``."""
         sin, cos = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-        # affine_grid counts in half heights and half widths: the ratio keeps angles where an image is not square
+        # affine_grid uses units of half heights and half widths, so the ratio preserves angles in images that are not square
         rows = [[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]]
         theta = torch.tensor([rows], dtype=torch.double)
         return cls(nn.functional.affine_grid(theta, [1, 1, height, width], align_corners=False))

@@ -20,9 +20,8 @@ from clbench.errors import ConfigError
 from clbench.experiment.checks import check_optimizer, check_small_batches
 from clbench.learner import Learner
 from clbench.nets import Net, features_of, init_from
-from clbench.seeding import derive
+from clbench.seeding import derive, reseed
 from clbench.strategies import Strategy
-from clbench.training.loop import reseed
 
 
 def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:

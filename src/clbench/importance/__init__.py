@@ -1,4 +1,4 @@
-"""Importance of each parameter for what a module does on some data: exact, fast, without side effects."""
+"""Importance of each parameter for the outputs of a module on some data: exact, fast and without side effects."""
 
 from clbench.importance.batching import subsample
 from clbench.importance.fisher import fisher, fisher_and_error

@@ -1,4 +1,7 @@
-"""Count, slice, move and stack the examples of a batch of any structure, and draw a subsample independent of batching."""
+"""Operations on batches of any structure: count, slice, move and stack examples, and draw a subsample.
+
+The subsample depends on a seed and the order of the examples, and not on the batch size.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
+from clbench.errors import expected
+
 
 class Same(NamedTuple):
-    """A leaf that all examples of a batch share, such as the index of the task."""
+    """A leaf shared by all examples of a batch, such as the task index."""
 
     value: Any
 
 
 Example = tuple[list[Any], TreeSpec]
-"""One example taken out of its batch: the leaves (tensors without the batch dimension) and the structure they had."""
+"""One example of a batch: its leaves (tensors without the batch dimension) and the structure of the batch."""
 
 
 def _has_examples(leaf: Any) -> bool:
@@ -25,58 +30,62 @@ def _has_examples(leaf: Any) -> bool:
 
 
 def count(batch: Any) -> int:
-    """Number of examples: the first dimension of the tensors in ``batch``; other leaves do not count.
+    """Return the number of examples of ``batch``, the first dimension of its tensors. Other leaves are ignored.
 
     Raises:
-        ValueError: there is no tensor in the batch, or the first dimensions differ.
+        ValueError: The batch has no tensor, or the first dimensions differ.
     """
     sizes = {leaf.shape[0] for leaf in tree_flatten(batch)[0] if _has_examples(leaf)}
     if not sizes:
         raise ValueError(
-            f"a batch of type {type(batch).__name__} holds no tensor with a batch dimension; "
-            "yield a tensor, tuple, NamedTuple or dict of tensors"
+            f"a batch of type {type(batch).__name__} has no tensor with a batch dimension. "
+            "Yield a tensor, tuple, NamedTuple or dict of tensors"
         )
     if len(sizes) > 1:
         raise ValueError(
-            f"the tensors of a batch have first dimensions {sorted(sizes)}, but dimension 0 must be the examples; "
-            "put per-batch values in 0-dimensional tensors or plain numbers"
+            f"the tensors of a batch have first dimensions {sorted(sizes)}, but dimension 0 must be the examples. "
+            "Put values that all examples share in 0-dimensional tensors or plain numbers"
         )
     return int(sizes.pop())
 
 
 def shapes(batch: Any) -> tuple[Any, ...]:
-    """What two batches must share to be of one kind: the shapes of a row of each tensor."""
+    """Return the shape of one example of each tensor of ``batch``, which two batches of one kind share."""
     return tuple(leaf.shape[1:] for leaf in tree_flatten(batch)[0] if _has_examples(leaf))
 
 
 def take(batch: Any, index: slice | Tensor) -> Any:
-    """The examples ``index`` of every tensor; other leaves pass through."""
+    """Return the batch with the examples ``index`` of every tensor. Other leaves are kept as they are."""
     return tree_map(lambda leaf: leaf[index] if _has_examples(leaf) else leaf, batch)
 
 
-def merged(batches: Iterable[Any], size: int) -> Iterator[Any]:
-    """Neighbours of one kind put together until they have ``size`` examples; larger batches pass through untouched.
+def merge_batches(batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """Yield consecutive batches of one kind merged until they have ``size`` examples. Larger batches are yielded unchanged.
 
-    What waits for its neighbours is copied, since whoever yields batches may fill the same memory again.
+    Batches that wait to be merged are copied, because a loader may reuse the memory of its last batch.
     """
-    held: list[Any] = []
+    waiting: list[Any] = []
     examples = 0
     for batch in batches:
-        if held and (count(batch) >= size or not _joins(held[-1], batch)):
-            yield _joined(held)
-            held, examples = [], 0
+        if waiting and (count(batch) >= size or not _can_merge(waiting[-1], batch)):
+            yield _concatenate(waiting)
+            waiting, examples = [], 0
         examples += count(batch)
-        waits = examples < size
-        held.append(tree_map(lambda leaf: leaf.clone() if _has_examples(leaf) else leaf, batch) if waits else batch)
-        if not waits:
-            yield _joined(held)
-            held, examples = [], 0
-    if held:
-        yield _joined(held)
+        is_small = examples < size
+        copied = tree_map(lambda leaf: leaf.clone() if _has_examples(leaf) else leaf, batch) if is_small else batch
+        waiting.append(copied)
+        if not is_small:
+            yield _concatenate(waiting)
+            waiting, examples = [], 0
+    if waiting:
+        yield _concatenate(waiting)
 
 
-def _joins(a: Any, b: Any) -> bool:
-    """Same structure, examples of the same shape, and equal plain values; what cannot be compared safely does not join."""
+def _can_merge(a: Any, b: Any) -> bool:
+    """Return whether the batches have the same structure, examples of the same shape and equal plain values.
+
+    Leaves of other types cannot be compared safely, so batches with such leaves are not merged.
+    """
     (left, one), (right, other) = tree_flatten(a), tree_flatten(b)
 
     def same(x: Any, y: Any) -> bool:
@@ -87,7 +96,7 @@ def _joins(a: Any, b: Any) -> bool:
     return one == other and all(same(x, y) for x, y in zip(left, right, strict=True))
 
 
-def _joined(many: list[Any]) -> Any:
+def _concatenate(many: list[Any]) -> Any:
     if len(many) == 1:
         return many[0]
     columns = zip(*(tree_flatten(batch)[0] for batch in many), strict=True)
@@ -95,8 +104,8 @@ def _joined(many: list[Any]) -> Any:
     return tree_unflatten(leaves, tree_flatten(many[0])[1])
 
 
-def moved(batch: Any, device: torch.device) -> Any:
-    """The batch on ``device``, without gradient history, usable by autograd although made in inference mode."""
+def move_to(batch: Any, device: torch.device) -> Any:
+    """Return the batch on ``device``, without gradient history. Tensors made in inference mode are copied for autograd."""
 
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -108,14 +117,14 @@ def moved(batch: Any, device: torch.device) -> Any:
 
 
 def split_examples(batch: Any, which: Sequence[int]) -> Iterator[Example]:
-    """Copies of single examples, so that keeping one does not keep its whole batch alive."""
+    """Yield copies of single examples, so that keeping an example does not keep its whole batch in memory."""
     leaves, spec = tree_flatten(batch)
     for i in which:
         yield [leaf[i].clone() if _has_examples(leaf) else Same(leaf) for leaf in leaves], spec
 
 
-def stacked(many: Sequence[Example], size: int) -> Iterator[Any]:
-    """Batches of at most ``size`` examples, in the order of ``many``; another shape or structure begins a new one."""
+def stack_examples(many: Sequence[Example], size: int) -> Iterator[Any]:
+    """Yield batches of at most ``size`` examples, in the order of ``many``. A new shape or structure starts a new batch."""
     start = 0
     for stop in range(1, len(many) + 1):
         if stop == len(many) or stop - start == size or not _alike(many[start], many[stop]):
@@ -138,9 +147,11 @@ def _alike(a: Example, b: Example) -> bool:
 
 
 class Counted:
-    """Passes batches through and counts their examples, so that a one-shot iterable is read once.
+    """Yields the batches of an iterable unchanged and counts their examples, so that a one-shot iterable is read once.
 
-    ``total`` is the number of examples seen so far, ``largest`` the size of the largest batch.
+    Attributes:
+        total: Number of examples so far.
+        largest: Size of the largest batch so far.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
@@ -156,54 +167,62 @@ class Counted:
             if size:
                 yield batch
         if self.total == 0:
-            raise ValueError("the batches hold 0 examples, at least 1 is needed; is the loader empty or used up?")
+            raise ValueError("the batches have 0 examples: expected at least 1. Is the loader empty or used up?")
 
 
 def subsample(batches: Iterable[Any], samples: int | None, seed: int) -> Iterator[Any]:
-    """Batches with exactly ``samples`` examples drawn without replacement; ``None`` passes all of them through.
+    """Yield batches with exactly ``samples`` examples, drawn without replacement.
 
-    Every position in the iteration order gets a random key from a generator seeded with ``seed``, and the ``samples``
-    smallest keys win (Fan, Muller and Rezucha 1962; Vitter 1985 calls it a random sort). So the choice depends on the
-    seed and the position only, whatever the batch size, in one pass, with at most ``samples`` plus one batch of
-    examples in memory. The examples come in the order of their positions, in batches no larger than those that came.
+    Every position in the iteration order gets a random key from a generator seeded with ``seed``, and the examples with the
+    ``samples`` smallest keys are kept (Fan, Muller and Rezucha 1962; Vitter 1985 calls this a random sort). The choice
+    therefore depends on the seed and the position only, not on the batch size. It takes one pass and keeps at most ``samples``
+    examples plus one batch in memory. The examples come in the order of their positions, in batches no larger than the
+    original ones.
+
+    Args:
+        batches: Any iterable of batches.
+        samples: Number of examples, None for all of them.
+        seed: Random seed of the choice.
 
     Raises:
-        ValueError: ``samples`` is below 1 or above the number of examples there are.
+        ValueError: ``samples`` is below 1 or above the number of examples.
+
+    Example:
+        >>> [len(batch) for batch in subsample(torch.arange(100).split(10), 12, seed=0)]
+        [10, 2]
     """
     if samples is None:
         yield from Counted(batches)
         return
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(
-            f"samples={samples!r} is not a number of examples; use an integer of at least 1, or None for all"
-        )
+        raise ValueError(expected("samples", samples, "an integer >= 1, or None for all examples"))
     counted = Counted(batches)
     kept = _smallest_keys(counted, samples, seed)
     if counted.total < samples:
         raise ValueError(
-            f"samples={samples} but there are {counted.total} examples, drawn without replacement; "
-            f"use samples={counted.total} or fewer, or None for all"
+            f"samples={samples}: expected at most {counted.total}, the number of examples. "
+            f"Use samples={counted.total}, or None for all"
         )
-    yield from stacked(kept, counted.largest)
+    yield from stack_examples(kept, counted.largest)
 
 
 def _smallest_keys(counted: Counted, samples: int, seed: int) -> list[Example]:
-    """The examples with the ``samples`` smallest keys, in the order of their positions."""
+    """Return the examples with the ``samples`` smallest keys, in the order of their positions."""
     generator = torch.Generator().manual_seed(seed)
     keys = torch.empty(0, dtype=torch.float64)
     positions = torch.empty(0, dtype=torch.int64)
     slots: dict[int, Example] = {}
     for batch in counted:
         size = count(batch)
-        fresh = torch.rand(size, generator=generator, dtype=torch.float64)
-        keys = torch.cat([keys, fresh])
+        new_keys = torch.rand(size, generator=generator, dtype=torch.float64)
+        keys = torch.cat([keys, new_keys])
         positions = torch.cat([positions, torch.arange(counted.total - size, counted.total)])
         if len(keys) > samples:
             best = keys.topk(samples, largest=False, sorted=False).indices.sort().values
             keys, positions = keys[best], positions[best]
-        alive = set(positions.tolist())
-        for gone in slots.keys() - alive:
-            del slots[gone]
-        new = sorted(alive - slots.keys())
+        kept_positions = set(positions.tolist())
+        for dropped in slots.keys() - kept_positions:
+            del slots[dropped]
+        new = sorted(kept_positions - slots.keys())
         slots.update(zip(new, split_examples(batch, [p - (counted.total - size) for p in new]), strict=True))
     return [slots[p] for p in sorted(slots)]

@@ -1,4 +1,4 @@
-"""The autograd graph of a forward pass: which parameters the outputs use, and the inputs of each layer with a closed form."""
+"""The autograd graph of a forward pass: which parameters the outputs use, and the input of each layer with a closed form."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from clbench.importance.layers import fits, form_of
 
 
 def trace(outputs: Tensor) -> tuple[set[Node], Counter[int]]:
-    """Every node behind ``outputs``, and for each leaf tensor (by ``id``) how many operations use it.
+    """Return all nodes behind ``outputs`` and, by ``id`` of each leaf tensor, the number of operations that use it.
 
-    A weight tied to another, used twice or used through a function of it shows as a count other than one, or as a
-    count that no layer call accounts for.
+    A weight that is tied, used twice or used through a function of it has a count other than one, or a count that no layer call
+    explains.
 
     Raises:
-        ValueError: the graph hides parameters inside a re-entrant checkpoint.
+        ValueError: The graph hides parameters inside a re-entrant checkpoint.
     """
     seen: set[Node] = set()
     uses: Counter[int] = Counter()
@@ -33,7 +33,7 @@ def trace(outputs: Tensor) -> tuple[set[Node], Counter[int]]:
         if node.name() == "CheckpointFunctionBackward":
             raise ValueError(
                 "the module uses torch.utils.checkpoint with use_reentrant=True, which hides its parameters from "
-                "autograd.grad; use use_reentrant=False"
+                "autograd.grad. Use use_reentrant=False"
             )
         for following, _ in node.next_functions:
             if following is None:
@@ -47,7 +47,7 @@ def trace(outputs: Tensor) -> tuple[set[Node], Counter[int]]:
 
 
 class Call(NamedTuple):
-    """One call of a layer. The version counters tell whether a tensor was changed in place afterwards."""
+    """One call of a layer. The version counters show whether a tensor was changed in place afterwards."""
 
     layer: nn.Module
     input: Tensor
@@ -57,20 +57,23 @@ class Call(NamedTuple):
     output_version: int
     output_is_view: bool
 
-    def intact(self) -> bool:
-        """Input still what the layer saw; an output changed in place is fine unless it is a view (its edge is bypassed)."""
+    def is_unchanged(self) -> bool:
+        """Return whether the input is still what the layer received.
+
+        An output may be changed in place, unless it is a view: autograd then bypasses its edge.
+        """
         changed = self.output_is_view and self.output._version != self.output_version
         return self.input._version == self.input_version and not changed
 
 
 class Recorder:
-    """Hooks on the layers with a closed form and a trainable parameter of their own; active only inside ``run``."""
+    """Records the calls of layers that have a closed form and a trainable parameter. Active only inside ``run``."""
 
     def __init__(self) -> None:
         self.calls: list[Call] | None = None
 
     def run(self, forward: Callable[[], Any]) -> tuple[Any, list[Call]]:
-        """The result of ``forward()`` and the layer calls it made (a checkpoint's second forward comes too late to count)."""
+        """Return the result of ``forward()`` and the layer calls it made, without those of a checkpoint's second forward pass."""
         calls: list[Call] = []
         self.calls = calls
         try:
@@ -79,7 +82,7 @@ class Recorder:
             self.calls = None
 
     def hook(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook, run before the user's hooks so that it sees the layer's own output."""
+        """Forward hook of the layers. It runs before the user's hooks, so that it gets the unchanged output of the layer."""
         if self.calls is None or not isinstance(output, Tensor) or not output.requires_grad:
             return
         a = (args[0] if args else kwargs["input"]).detach()
@@ -90,7 +93,7 @@ class Recorder:
 
 @contextmanager
 def recording(module: nn.Module) -> Iterator[Recorder]:
-    """A recorder hooked to ``module``; the hooks are gone afterwards."""
+    """Yield a recorder whose hooks are on ``module``, and remove the hooks at the end."""
     recorder = Recorder()
     handles = [
         layer.register_forward_hook(recorder.hook, prepend=True, with_kwargs=True)
@@ -105,21 +108,29 @@ def recording(module: nn.Module) -> Iterator[Recorder]:
 
 
 class Plan(NamedTuple):
-    """Which parameters go which way: closed forms by layer call, the general path by name. The rest is unused (zero)."""
+    """The method for each parameter. Parameters in neither list are not used by the outputs and have importance zero.
 
-    closed: list[tuple[Call, dict[str, str]]]  # (call, local name -> full name)
+    Attributes:
+        closed: Layer calls with a closed form, each with the local and full names of its parameters.
+        general: Names of the parameters that need ``General``.
+    """
+
+    closed: list[tuple[Call, dict[str, str]]]
     general: list[str]
 
 
 def plan(outputs: Tensor, calls: list[Call], names: dict[int, str], n: int, excluded: set[int]) -> Plan:
-    """Closed form only for a parameter used once, by a layer called once, whose output is live and has ``n`` rows.
+    """Return the method for each parameter.
+
+    The closed form is used for a parameter that is used once, by a layer that is called once and whose output has ``n`` rows and
+    is part of the graph.
 
     Args:
-        outputs: (n, C).
-        calls: the layer calls of the forward pass.
-        names: full name by ``id`` of the trainable parameter.
-        n: number of examples.
-        excluded: ``id`` of layers whose rows are not examples.
+        outputs: Outputs of the module, (n, C).
+        calls: Layer calls of the forward pass.
+        names: Full name of each trainable parameter, by its ``id``.
+        n: Number of examples.
+        excluded: ``id`` of the layers whose rows are not examples.
     """
     nodes, uses = trace(outputs)
     times = Counter(id(call.layer) for call in calls)
@@ -127,16 +138,16 @@ def plan(outputs: Tensor, calls: list[Call], names: dict[int, str], n: int, excl
     done: set[str] = set()
     for call in calls:
         layer = call.layer
-        if times[id(layer)] > 1 or id(layer) in excluded or not call.intact() or call.edge.node not in nodes:
+        if times[id(layer)] > 1 or id(layer) in excluded or not call.is_unchanged() or call.edge.node not in nodes:
             continue
         if not fits(layer, call.input, n) or call.output.shape[0] != n:
             continue
-        own = {
+        found = {
             local: names[id(p)]
             for local in ("weight", "bias")
             if (p := layer._parameters.get(local)) is not None and id(p) in names and uses[id(p)] == 1
         }
-        if own:
-            closed.append((call, own))
-            done.update(own.values())
+        if found:
+            closed.append((call, found))
+            done.update(found.values())
     return Plan(closed, [name for key, name in names.items() if uses[key] and name not in done])

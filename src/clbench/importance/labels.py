@@ -1,4 +1,4 @@
-"""Which labels the Fisher takes its expectation over: every combination of ``labels`` and ``loss`` as output gradients."""
+"""Output gradients for every combination of the options ``labels`` and ``loss`` of the Fisher."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from clbench.errors import expected
 from clbench.importance.output_gradients import (
     OutputGradients,
     bernoulli_deviation,
@@ -23,53 +24,55 @@ GRADIENTS = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cros
 
 
 def check_options(*, labels: str, loss: str, fisher_batch: int, label_samples: int) -> None:
-    """Look at the options of ``fisher`` before anything is computed.
+    """Check options of ``fisher`` before anything is computed.
 
     Raises:
-        ValueError: an option is unknown or out of range, or the combination has no meaning.
+        ValueError: An option is unknown or out of range, or the combination has no meaning.
+
+    Example:
+        >>> check_options(labels="exact", loss="cross_entropy", fisher_batch=1, label_samples=1)
     """
     if labels not in LABELS:
-        raise ValueError(f"labels={labels!r} is unknown; choose one of {', '.join(LABELS)}")
+        raise ValueError(expected("labels", labels, f"one of {', '.join(LABELS)}"))
     if loss not in LOSSES:
-        raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+        raise ValueError(expected("loss", loss, f"one of {', '.join(LOSSES)}"))
     for name, value in (("fisher_batch", fisher_batch), ("label_samples", label_samples)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} is not a count; use an integer of at least 1")
+            raise ValueError(expected(name, value, "an integer >= 1"))
     if loss == "mse" and labels == "predicted":
         raise ValueError(
-            "labels='predicted' has no meaning with loss='mse': the prediction is the mean, so the Fisher would be zero; "
-            "use labels='exact'"
+            "labels=predicted with loss=mse: the prediction is the mean, so the Fisher would be zero. Use labels=exact"
         )
     if labels == "exact" and fisher_batch > 1:
         raise ValueError(
-            f"fisher_batch={fisher_batch} with labels='exact' is exactly 1/{fisher_batch} of the value at fisher_batch=1, "
-            f"as labels are independent; use fisher_batch=1 and lam/{fisher_batch}"
+            f"fisher_batch={fisher_batch} with labels=exact is exactly 1/{fisher_batch} of the value at fisher_batch=1, "
+            f"because labels are independent. Use fisher_batch=1 and divide lam by {fisher_batch}"
         )
 
 
 def output_gradients_for(labels: str, loss: str, label_samples: int, seed: int) -> tuple[OutputGradients, TargetCheck]:
-    """Output gradients of the Fisher, and the check of the targets whose ``finish`` is to be called at the end."""
+    """Return the output gradients of the Fisher and the check of the targets. Call its ``finish`` at the end."""
     check = TargetCheck(loss)
     if labels == "exact":
         counts = {"cross_entropy": lambda c: c - 1, "binary_cross_entropy": lambda c: 1, "mse": lambda c: c}
-        return OutputGradients(counts[loss], lambda z, y: exact(check.outputs(z), loss)), check
+        return OutputGradients(counts[loss], lambda z, y: exact_columns(check.outputs(z), loss)), check
     if labels == "sample":
         generator = torch.Generator().manual_seed(seed)
         return OutputGradients(
-            lambda c: label_samples, lambda z, y: sample(check.outputs(z), loss, label_samples, generator)
+            lambda c: label_samples, lambda z, y: sample_columns(check.outputs(z), loss, label_samples, generator)
         ), check
     if labels == "predicted":
         return OutputGradients(
-            lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, predicted(check.outputs(z), loss))])
+            lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, predict_labels(check.outputs(z), loss))])
         ), check
     return OutputGradients(lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, check(check.outputs(z), y))])), check
 
 
-def exact(z: Tensor, loss: str) -> Iterator[Tensor]:
-    """Columns of a factor of the covariance of the gradient at the outputs, under the model's own distribution.
+def exact_columns(z: Tensor, loss: str) -> Iterator[Tensor]:
+    """Yield the columns of a factor of the covariance of the output gradients under the model's own distribution.
 
-    Softmax: Cholesky factor of diag(p) - p p^T. Bernoulli: sqrt(p (1 - p)). Mean squared error mean_c (z - y)^2 is
-    -log of a Gaussian with variance C/2 up to a constant, so its covariance is (2/C) I.
+    Softmax: Cholesky factor of diag(p) - p p^T. Bernoulli: sqrt(p (1 - p)). The mean squared error mean_c (z - y)^2 is, up to
+    a constant, -log of a Gaussian with variance C/2, so its covariance is (2/C) I.
     """
     if loss == "cross_entropy":
         yield from multinomial_factor(z)
@@ -83,11 +86,11 @@ def exact(z: Tensor, loss: str) -> Iterator[Tensor]:
             yield column
 
 
-def sample(z: Tensor, loss: str, label_samples: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Gradients at labels sampled from the model's distribution, divided by sqrt(label_samples), so that their squares average.
+def sample_columns(z: Tensor, loss: str, label_samples: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield gradients at labels sampled from the model, divided by sqrt(label_samples) so that their squares average.
 
-    The generator gives a fixed number of float64 uniforms per example in the order of the examples, so the labels do
-    not depend on how the examples are batched.
+    The generator gives a fixed number of float64 uniforms per example, in the order of the examples. The labels therefore do
+    not depend on the batch size.
     """
     n, c = z.shape
     width = c if loss == "mse" else 1
@@ -102,8 +105,8 @@ def sample(z: Tensor, loss: str, label_samples: int, generator: torch.Generator)
         yield column / label_samples**0.5
 
 
-def predicted(z: Tensor, loss: str) -> Tensor:
-    """The most probable label, (N,)."""
+def predict_labels(z: Tensor, loss: str) -> Tensor:
+    """Return the most probable label, (N,)."""
     return z.argmax(1) if loss == "cross_entropy" else z[:, 0] > 0
 
 
@@ -113,28 +116,28 @@ def _are_probabilities(z: Tensor) -> bool:
 
 
 class TargetCheck:
-    """Shapes and dtypes at once; ranges collected on the device and looked at once, in ``finish``, without a stall."""
+    """Checks targets. Shapes and dtypes are checked at once, ranges in ``finish``, so that no batch waits for the device."""
 
     def __init__(self, loss: str) -> None:
         self.loss = loss
-        self.faults: list[Tensor] = []
+        self.range_errors: list[Tensor] = []
         self.classes = 0
 
     def outputs(self, z: Tensor) -> Tensor:
-        """Z itself, if its number of outputs suits the loss.
+        """Return ``z`` if its number of outputs suits the loss.
 
         Raises:
-            ValueError: it does not.
+            ValueError: It does not.
         """
         c = z.shape[1]
         if self.loss == "cross_entropy" and c < 2:
             raise ValueError(
-                "loss='cross_entropy' over 1 output is always zero; use loss='binary_cross_entropy' for a single logit"
+                "loss=cross_entropy over 1 output is always zero. Use loss=binary_cross_entropy for a single logit"
             )
         if self.loss == "binary_cross_entropy" and c != 1:
             raise ValueError(
-                f"loss='binary_cross_entropy' is for one logit (N, 1), the outputs have {c} columns; "
-                "use loss='cross_entropy', or outputs=fn that picks one"
+                f"loss=binary_cross_entropy: expected one logit (N, 1), got {c} columns. "
+                "Use loss=cross_entropy, or select one column with outputs=..."
             )
         if self.loss == "cross_entropy" and not self.classes and _are_probabilities(z):
             raise ValueError(
@@ -146,59 +149,57 @@ class TargetCheck:
         return z
 
     def __call__(self, z: Tensor, y: Tensor | None) -> Tensor:
-        """The true targets in the form the gradient takes.
+        """Return the true targets in the form that the gradient needs.
 
         Raises:
-            ValueError: there are none, or shape or dtype is wrong.
+            ValueError: There are no targets, or their shape or dtype is wrong.
         """
         n, c = z.shape
         if y is None:
             raise ValueError(
-                "labels='empirical' needs targets and the batches have none; yield (x, y), or use labels='exact'"
+                "labels=empirical needs targets, but the batches have none. Yield (x, y), or use labels=exact"
             )
         if not isinstance(y, Tensor):
-            raise ValueError(f"targets are a {type(y).__name__}, but must be a tensor with one entry per example")
+            raise ValueError(f"targets: expected a tensor with one entry per example, got {type(y).__name__}")
         y = y.to(z.device)
         if self.loss == "cross_entropy":
             if y.dim() != 1 or len(y) != n or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
                 raise ValueError(
-                    f"targets have shape {tuple(y.shape)} and dtype {y.dtype}, but cross_entropy takes class numbers: "
-                    f"integers of shape ({n},)"
+                    f"targets of cross_entropy: expected class indices, integers of shape ({n},), got shape {tuple(y.shape)} "
+                    f"and dtype {y.dtype}"
                 )
             self._note(y, (y < 0) | (y >= c))
         elif self.loss == "binary_cross_entropy":
             if tuple(y.shape) not in ((n,), (n, 1)):
                 raise ValueError(
-                    f"targets have shape {tuple(y.shape)}, but binary_cross_entropy takes ({n},) or ({n}, 1)"
+                    f"targets of binary_cross_entropy: expected shape ({n},) or ({n}, 1), got {tuple(y.shape)}"
                 )
             y = y.reshape(n)
             self._note(y, (y != 0) & (y != 1))
         else:
             if tuple(y.shape) != (n, c) and not (c == 1 and tuple(y.shape) == (n,)):
-                raise ValueError(f"targets have shape {tuple(y.shape)}, but mse takes that of the outputs, ({n}, {c})")
+                raise ValueError(f"targets of mse: expected the shape of the outputs, ({n}, {c}), got {tuple(y.shape)}")
             y = y.reshape(n, c).to(z.dtype)
         return y
 
     def _note(self, y: Tensor, bad: Tensor) -> None:
-        self.faults.append(torch.stack([bad.any().double(), y[bad.double().argmax()].double()]))
+        self.range_errors.append(torch.stack([bad.any().double(), y[bad.double().argmax()].double()]))
 
     def finish(self) -> None:
-        """Look at the collected ranges.
+        """Check the ranges that were collected.
 
         Raises:
-            ValueError: a target was out of range.
+            ValueError: A target was out of range.
         """
-        if not self.faults:
+        if not self.range_errors:
             return
-        faults = torch.stack(self.faults).cpu()
-        if not faults[:, 0].any():
+        range_errors = torch.stack(self.range_errors).cpu()
+        if not range_errors[:, 0].any():
             return
-        value = faults[faults[:, 0].argmax(), 1].item()
+        value = range_errors[range_errors[:, 0].argmax(), 1].item()
         if self.loss == "cross_entropy":
             raise ValueError(
-                f"target {value:.0f} is outside 0..{self.classes - 1}, the {self.classes} outputs; "
-                "number the classes from 0 among the outputs that compete (outputs=fn can renumber)"
+                f"target {value:.0f}: expected 0 to {self.classes - 1}, because there are {self.classes} outputs. "
+                "Number the classes from 0 among the outputs that compete, for example in outputs=..."
             )
-        raise ValueError(
-            f"target {value:g} is neither 0 nor 1, which binary_cross_entropy needs; threshold the targets"
-        )
+        raise ValueError(f"target {value:g}: expected 0 or 1 with binary_cross_entropy. Threshold the targets")

@@ -1,13 +1,13 @@
 """Closed forms: per-example parameter gradients of a layer from its input and the gradient at its output.
 
-With input a and output gradients g of example n (k stands for several gradients of the same example, p for positions
-that share the weight), everything here is the chain rule at one layer:
+For the input a and the output gradients g of example n, where k numbers the gradients of an example and p the positions that
+share the weight, the chain rule at one layer gives
 
-    linear, convolution    dW[n, k] = sum_p g[n, k, :, p] a[n, :, p]^T      (a unfolded into patches for a convolution)
+    linear, convolution    dW[n, k] = sum_p g[n, k, :, p] a[n, :, p]^T      (a is unfolded into patches for a convolution)
     normalisation          dw[n, k] = sum_p g[n, k, :, p] xhat[n, :, p]
     every bias             db[n, k] = sum_p g[n, k, :, p]
 
-Goodfellow 2015 (arXiv:1510.01799) for the linear layer; Rochette et al. 2019 (arXiv:1912.06015) for convolutions.
+See Goodfellow 2015 (arXiv:1510.01799) for the linear layer and Rochette et al. 2019 (arXiv:1912.06015) for convolutions.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Gradients = dict[str, Tensor]
-"""Per-example gradients (n, K, *shape of the parameter) by local name, in memory of their own."""
+"""Per-example gradients (n, K, *shape of the parameter) by local name. They share no memory with other tensors."""
 
 
 def linear(layer: nn.Linear, a: Tensor, g: Tensor, want: set[str]) -> Gradients:
-    """A (n, ..., I), g (n, K, ..., O) -> weight (n, K, O, I), bias (n, K, O)."""
+    """Return the gradients for inputs a (n, ..., I) and g (n, K, ..., O): weight (n, K, O, I), bias (n, K, O)."""
     n, k, o = g.shape[0], g.shape[1], g.shape[-1]
     g = g.reshape(n, k, -1, o)
     out = {}
@@ -37,13 +37,17 @@ def linear(layer: nn.Linear, a: Tensor, g: Tensor, want: set[str]) -> Gradients:
 
 
 def convolution(layer: nn.Conv1d | nn.Conv2d, a: Tensor, g: Tensor, want: set[str]) -> Gradients:
-    """A (n, I, *in), g (n, K, O, *out) -> weight (n, K, O, I/groups, *kernel), bias (n, K, O)."""
+    """Return the gradients for inputs a (n, I, *in) and g (n, K, O, *out).
+
+    Returns:
+        weight (n, K, O, I/groups, *kernel) and bias (n, K, O).
+    """
     n, k, o = g.shape[:3]
     g = g.reshape(n, k, o, -1)
     out = {}
     if "weight" in want:
         groups = layer.groups
-        patches = unfolded(layer, a).reshape(n * groups, -1, g.shape[-1])  # (n G, I/G kernel, P)
+        patches = extract_patches(layer, a).reshape(n * groups, -1, g.shape[-1])  # (n G, I/G kernel, P)
         by_group = g.reshape(n, k, groups, o // groups, -1).transpose(1, 2).reshape(n * groups, -1, g.shape[-1])
         w = torch.bmm(by_group, patches.transpose(1, 2))  # (n G, K O/G, I/G kernel)
         w = w.view(n, groups, k, o // groups, -1).transpose(1, 2)
@@ -53,10 +57,10 @@ def convolution(layer: nn.Conv1d | nn.Conv2d, a: Tensor, g: Tensor, want: set[st
     return out
 
 
-def unfolded(layer: nn.Conv1d | nn.Conv2d, a: Tensor) -> Tensor:
-    """The patches that the kernel sees: (n, I, *in) -> (n, I * kernel, P)."""
+def extract_patches(layer: nn.Conv1d | nn.Conv2d, a: Tensor) -> Tensor:
+    """Return the patches seen by the kernel: (n, I, *in) -> (n, I * kernel, P)."""
     kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
-    pad = layer._reversed_padding_repeated_twice  # for 'same' and numbers alike, last dimension first
+    pad = layer._reversed_padding_repeated_twice  # also set for padding='same'; last dimension first
     if any(pad):
         a = F.pad(a, pad, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     if len(kernel) == 1:
@@ -77,7 +81,7 @@ def unfolded(layer: nn.Conv1d | nn.Conv2d, a: Tensor) -> Tensor:
 
 
 def batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor, g: Tensor, want: set[str]) -> Gradients:
-    """In evaluation mode: a (n, C, ...), g (n, K, C, ...) -> weight and bias (n, K, C)."""
+    """Return the gradients in evaluation mode for a (n, C, ...) and g (n, K, C, ...): weight and bias (n, K, C)."""
     assert layer.running_mean is not None
     assert layer.running_var is not None
     mean, var = layer.running_mean.to(a.dtype)[:, None], layer.running_var.to(a.dtype)
@@ -93,7 +97,11 @@ def batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor, g: Tensor, wan
 
 
 def layer_norm(layer: nn.LayerNorm, a: Tensor, g: Tensor, want: set[str]) -> Gradients:
-    """A (n, ..., *normalised), g (n, K, ..., *normalised) -> weight and bias (n, K, *normalised)."""
+    """Return the gradients for a (n, ..., *normalised) and g (n, K, ..., *normalised).
+
+    Returns:
+        weight and bias (n, K, *normalised).
+    """
     n, k, shape = g.shape[0], g.shape[1], tuple(layer.normalized_shape)
     g = g.reshape(n, k, -1, *shape)
     out = {}
@@ -106,7 +114,7 @@ def layer_norm(layer: nn.LayerNorm, a: Tensor, g: Tensor, want: set[str]) -> Gra
 
 
 def group_norm(layer: nn.GroupNorm, a: Tensor, g: Tensor, want: set[str]) -> Gradients:
-    """A (n, C, ...), g (n, K, C, ...) -> weight and bias (n, K, C)."""
+    """Return the gradients for a (n, C, ...) and g (n, K, C, ...): weight and bias (n, K, C)."""
     n, k, c = g.shape[:3]
     g = g.reshape(n, k, c, -1)
     out = {}
@@ -127,11 +135,14 @@ FORMS: dict[type[nn.Module], Callable[..., Gradients]] = {
     nn.LayerNorm: layer_norm,
     nn.GroupNorm: group_norm,
 }
-"""Per-example gradients by layer type; embeddings have their own file because theirs are sparse."""
+"""Per-example gradients by layer type. Those of embeddings are sparse, see ``embedding``."""
 
 
 def form_of(layer: nn.Module) -> type[nn.Module] | None:
-    """The layer type whose closed form holds: a subclass counts if it keeps the forward pass of its parent."""
+    """Return the layer type whose closed form applies, or None.
+
+    It applies to a subclass too if the subclass keeps the forward pass of its parent.
+    """
     kinds: tuple[type[nn.Module], ...] = (*FORMS, nn.Embedding)
     for kind in kinds:
         if isinstance(layer, kind) and type(layer).forward is kind.forward:
@@ -140,7 +151,7 @@ def form_of(layer: nn.Module) -> type[nn.Module] | None:
 
 
 def fits(layer: nn.Module, a: Tensor, n: int) -> bool:
-    """Whether the input has the layout the closed form expects: a batch of ``n`` in front, all dimensions there."""
+    """Return whether the input has the layout that the closed form expects: ``n`` examples first, and all dimensions."""
     if a.dim() == 0 or a.shape[0] != n:
         return False
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
@@ -155,20 +166,20 @@ def fits(layer: nn.Module, a: Tensor, n: int) -> bool:
 
 
 def embedding(
-    layer: nn.Embedding, tokens: Tensor, g: Tensor, size: Callable[[Tensor], Tensor]
+    layer: nn.Embedding, tokens: Tensor, g: Tensor, square_or_abs: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Values of the rows that the examples touch.
+    """Return the values of the rows that the examples use.
 
-    Gradients of equal tokens of one example add up before ``size`` (square or absolute value) is taken.
+    Gradients of equal tokens of one example are added before ``square_or_abs`` is applied.
 
     Args:
-        layer: the table (V, D).
-        tokens: (n, ...).
-        g: gradients at the output, (n, K, ..., D).
-        size: elementwise.
+        layer: The table (V, D).
+        tokens: Row indices, (n, ...).
+        g: Gradients at the output, (n, K, ..., D).
+        square_or_abs: Elementwise function of a gradient.
 
     Returns:
-        Rows (m,) and their values (m, D), summed over K; each pair of example and row once.
+        Row indices (m,) and their values (m, D), summed over K. Each pair of example and row comes once.
     """
     n, k, d = g.shape[0], g.shape[1], g.shape[-1]
     tokens = tokens.reshape(n, -1)
@@ -179,4 +190,4 @@ def embedding(
     keys = torch.arange(n, device=tokens.device)[:, None] * layer.num_embeddings + tokens
     unique, where = keys.reshape(-1).unique(return_inverse=True)
     sums = g.new_zeros(len(unique), k, d).index_add_(0, where, g)
-    return unique % layer.num_embeddings, size(sums).sum(1)
+    return unique % layer.num_embeddings, square_or_abs(sums).sum(1)

@@ -1,4 +1,4 @@
-"""Local Memory Aware Synapses: each layer as a function of its own, from what goes in and what comes out, no gradients."""
+"""Local Memory Aware Synapses: each layer is a function of its own, so inputs and outputs suffice and no gradient is needed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from clbench.importance.batching import count, moved, subsample, take
+from clbench.importance.batching import count, move_to, subsample, take
 from clbench.importance.engine import budgets
 from clbench.importance.example_statistics import ExampleStatistics
 from clbench.importance.general import Outputs
 from clbench.importance.layers import FORMS, fits, form_of
-from clbench.importance.measure import finite
+from clbench.importance.measure import check_finite
 from clbench.importance.outputs import default_outputs
 from clbench.importance.preserve_state import preserve_state
 from clbench.importance.probe import check_independent
@@ -28,21 +28,28 @@ RELU = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 NORMALISATION = {F.batch_norm, F.group_norm, F.layer_norm}
 POOLING = {F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d}
 
-Found = Callable[[nn.Module, Tensor, Tensor], None]
-"""Takes a layer, its input and its activated output, each a tensor of its own."""
+OnActivated = Callable[[nn.Module, Tensor, Tensor], None]
+"""Called with a layer, its input and its activated output, in separate memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a layer, with copies of its input and output, which may be changed in place afterwards."""
+    """One call of a layer, with copies of its input and output because both may be changed in place afterwards."""
 
     layer: nn.Module
     input: Tensor
     output: Tensor
 
 
-class Followed(NamedTuple):
-    """What a tensor is: the output of ``call``, as ``value``, or only its ``columns``; while it has this version."""
+class Tracked(NamedTuple):
+    """The origin of a tensor.
+
+    Attributes:
+        call: The layer call it comes from.
+        value: Its value before pooling.
+        version: Version counter of the tensor when it was tracked.
+        columns: Index by which the tensor was cut from ``value``, None if it was not.
+    """
 
     call: Call
     value: Tensor
@@ -51,66 +58,66 @@ class Followed(NamedTuple):
 
 
 class Activations(TorchFunctionMode):
-    """Follows the outputs of layers by identity to a ReLU, through normalisation and maximum pooling.
+    """Tracks the outputs of layers to a ReLU, through normalisation and maximum pooling.
 
-    As ReLU and maximum pooling may change places, what is handed on is activated but not pooled.
+    ReLU and maximum pooling commute. The activated output that is passed to ``on_activated`` is therefore never pooled.
     """
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, on_activated: OnActivated) -> None:
         super().__init__()
-        self.found = found
-        self.open: dict[Call, None] = {}  # in the order of the calls
-        self.followed = WeakTensorKeyDictionary()
+        self.on_activated = on_activated
+        self.pending: dict[Call, None] = {}  # an ordered set, in the order of the calls
+        self.tracked = WeakTensorKeyDictionary()
 
-    def called(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def forward_hook(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Forward hook of the layers."""
         call = Call(layer, (args[0] if args else kwargs["input"]).clone(), output.clone())
-        self.open[call] = None
-        self.followed[output] = Followed(call, call.output, output._version)
+        self.pending[call] = None
+        self.tracked[output] = Tracked(call, call.output, output._version)
 
-    def of(self, t: Any) -> Followed | None:
-        """What ``t`` is, if it is followed and has not been changed in place since."""
-        known = self.followed.get(t) if isinstance(t, Tensor) else None
+    def origin(self, t: Any) -> Tracked | None:
+        """Return the origin of ``t``, or None if it is not tracked or was changed in place since."""
+        known = self.tracked.get(t) if isinstance(t, Tensor) else None
         return known if known is not None and known.version == t._version else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known = self.of(args[0] if args else kwargs.get("input"))
+        known = self.origin(args[0] if args else kwargs.get("input"))
         out = func(*args, **kwargs)
         if known is None or known.columns is not None or not isinstance(out, Tensor):
             return out
         if func in RELU:
-            if known.call in self.open:
-                del self.open[known.call]
-                self.found(known.call.layer, known.call.input, F.relu(known.value))
+            if known.call in self.pending:
+                del self.pending[known.call]
+                self.on_activated(known.call.layer, known.call.input, F.relu(known.value))
         elif func in NORMALISATION:
-            self.followed[out] = Followed(known.call, out, out._version)
+            self.tracked[out] = Tracked(known.call, out, out._version)
         elif func in POOLING:
-            self.followed[out] = known._replace(version=out._version)
+            self.tracked[out] = known._replace(version=out._version)
         elif func is Tensor.__getitem__:
-            self.followed[out] = known._replace(version=out._version, columns=args[1])
+            self.tracked[out] = known._replace(version=out._version, columns=args[1])
         return out
 
-    def end(self, outputs: Tensor) -> None:
-        """Hand on the layers that no ReLU has followed, when the module has returned ``outputs``."""
-        last = self.of(outputs)
-        for call in self.open:
+    def finish(self, outputs: Tensor) -> None:
+        """Report the layers that no ReLU has followed. Call it when the module has returned ``outputs``."""
+        last = self.origin(outputs)
+        for call in self.pending:
             post = call.output
             if last is not None and last.call is call and last.columns is not None:
                 post = torch.zeros_like(post)
                 post[last.columns] = outputs
-            self.found(call.layer, call.input, post)
+            self.on_activated(call.layer, call.input, post)
 
 
 @contextmanager
-def activations(layers: Iterable[nn.Module], found: Found) -> Iterator[Activations]:
-    """Calls ``found`` for each call of one of ``layers`` that a ReLU follows; the others come with ``end``.
+def activations(layers: Iterable[nn.Module], on_activated: OnActivated) -> Iterator[Activations]:
+    """Track the calls of ``layers``: report each one that a ReLU follows, and the others in ``finish``.
 
-    A layer that goes into something else first, or is changed in place, has no ReLU: it is handed on with its own
-    output; of the last one, cut to the module's outputs by an index, with zeros in the other places.
+    A layer whose output enters another operation first, or is changed in place, counts as a layer without a ReLU and is reported
+    with its own output. If an index cuts the last output to the outputs of the module, the other places are zero.
     """
-    mode = Activations(found)
-    handles = [layer.register_forward_hook(mode.called, prepend=True, with_kwargs=True) for layer in layers]
+    mode = Activations(on_activated)
+    handles = [layer.register_forward_hook(mode.forward_hook, prepend=True, with_kwargs=True) for layer in layers]
     try:
         with mode:
             yield mode
@@ -128,71 +135,73 @@ def mas_local(
     outputs: Outputs = default_outputs,
     chunk: int | None = None,
 ) -> Params:
-    """The local (Hebbian) form of ``mas``: 2 * mean over examples of |pre_i * post_j|.
+    """Return the local (Hebbian) form of ``mas``: 2 * mean over examples of |pre_i * post_j|.
 
-    A linear layer and the ReLU after it are taken as a function of their own, post = relu(W pre + b). Then
-    d ||post||^2 / dW_ji = 2 post_j pre_i and d ||post||^2 / db_j = 2 post_j (Aljundi et al. 2018, ECCV, section 4.2), so on a
-    net of one such layer this is ``mas``. A convolution shares its weights over positions p, so its value for an example
-    is |2 sum_p patch_p post_p|, and so is that of a linear layer applied to several positions.
+    A linear layer and the ReLU after it are taken as a function post = relu(W pre + b). Then d ||post||^2 / dW_ji =
+    2 post_j pre_i and d ||post||^2 / db_j = 2 post_j (Aljundi et al. 2018, ECCV, section 4.2), which equals ``mas`` on a net of
+    one such layer. A convolution shares its weights over positions p, so the value of an example is |2 sum_p patch_p post_p|.
+    The same holds for a linear layer that is applied to several positions.
 
-    - pre is the layer's own input, post its activated output: what the ReLU gives (``nn.ReLU`` or a function), also
-      when BatchNorm, GroupNorm, LayerNorm or a maximum pooling comes between the two (post is then normalised, not
-      pooled).
-    - A layer whose output goes into something else first (the head, the last convolution of a residual branch, another
-      activation) is linear: post is its output. Of a head that is cut to the columns that compete, only these count.
-    - Parameters of other layers (normalisation, embedding, attention, recurrent, transposed or 3D convolution) have no
-      such form and get zeros, as do those that are not used. Only calls of a layer count, not other uses of its weight.
+    - pre is the input of the layer. post is its activated output: the output of the ReLU (``nn.ReLU`` or a function), also if
+      BatchNorm, GroupNorm, LayerNorm or maximum pooling comes in between. post is then normalised, but not pooled.
+    - A layer whose output enters another operation first (the head, the last convolution of a residual branch, another
+      activation) counts as linear, so post is its output. If a head is cut to the columns that compete, only these count.
+    - Parameters of other layers (normalisation, embedding, attention, recurrent, transposed or 3D convolution) have no local
+      form and get zeros, as do unused parameters. Only calls of a layer count, not other uses of its weight.
 
     Args:
-        module, batches, samples, seed, outputs, chunk: as in ``mas``; targets may be None.
+        module, batches, samples, seed, outputs, chunk: See ``mas``.
 
     Returns:
-        By parameter name, as in ``mas``.
+        The importance by parameter name, see ``mas``.
 
     Raises:
-        ValueError: as in ``mas``; a layer is called twice or shares a parameter, so it is no function of its own; a
-            layer's input does not have the examples first; there is no linear or convolutional layer.
+        ValueError: See ``mas``. Also if a layer is called twice or shares a parameter, if the first dimension of a layer's input
+            is not the examples, or if there is no linear or convolutional layer.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
-        >>> mas_local(net, [torch.randn(5, 3)])["0.weight"].shape
-        torch.Size([2, 3])
+        >>> net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU())
+        >>> _ = nn.init.ones_(net[0].weight)
+        >>> mas_local(net, [torch.tensor([[1.0, 2.0]])])  # post = 3
+        {'0.weight': tensor([[ 6., 12.]])}
     """
     with preserve_state(module), torch.no_grad():
         local = Local(module, outputs, chunk)
         for batch in subsample(batches, samples, seed):
             local.add(batch)
-        return finite(local.statistics.mean())
+        return check_finite(local.statistics.mean())
 
 
 class Local:
-    """Sums the values of one module; used inside ``preserve_state``."""
+    """Sums the values of one module. Must be used inside ``preserve_state``."""
 
     def __init__(self, module: nn.Module, outputs: Outputs, chunk: int | None) -> None:
         self.module, self.outputs, self.chunk = module, outputs, chunk
         params = trainable(module)
-        names = {id(p): name for name, p in params.items()}
-        self.own: dict[nn.Module, dict[str, str]] = {}  # of each layer: local name -> full name
+        full_name = {id(p): name for name, p in params.items()}
+        self.names: dict[nn.Module, dict[str, str]] = {}  # layer -> local name -> full name
         for layer in module.modules():
-            own = {local: names[id(p)] for local, p in layer.named_parameters(recurse=False) if id(p) in names}
-            if own and form_of(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d):
-                self.own[layer] = own
-        if not self.own:
+            names = {
+                local: full_name[id(p)] for local, p in layer.named_parameters(recurse=False) if id(p) in full_name
+            }
+            if names and form_of(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d):
+                self.names[layer] = names
+        if not self.names:
             raise ValueError(
-                "no nn.Linear, nn.Conv1d or nn.Conv2d of the module has a trainable parameter, so there is no local form; "
-                "use the global one"
+                "no nn.Linear, nn.Conv1d or nn.Conv2d of the module has a trainable parameter, so there is no local form. "
+                "Use mas instead (form=global)"
             )
         self.device = next(iter(params.values())).device
         self.forward_budget, self.inner_budget = budgets(self.device)
         self.statistics = ExampleStatistics(params, second=False)
-        self.each = 0  # bytes that an example takes
+        self.each = 0  # bytes of an example
 
     def add(self, batch: Any) -> None:
         """Add the values of every example of ``batch``.
 
-        The very first example comes alone: it shows how many fit the memory, and where dimension 0 is not the examples.
+        The first example is measured alone. It shows how many examples fit in memory, and whether dimension 0 is the examples.
         """
-        batch = moved(batch, self.device)
+        batch = move_to(batch, self.device)
         if not self.each:
             check_independent(self.module, lambda some: self.outputs(self.module, some), batch)
         start, n = 0, count(batch)
@@ -203,54 +212,53 @@ class Local:
             start = stop
 
     def _piece(self, batch: Any) -> None:
-        n, held = count(batch), 0
+        n, used = count(batch), 0
         done: set[str] = set()
 
-        def found(layer: nn.Module, a: Tensor, post: Tensor) -> None:
-            nonlocal held
-            held += (a.numel() + 2 * post.numel()) * a.element_size()
+        def on_activated(layer: nn.Module, a: Tensor, post: Tensor) -> None:
+            nonlocal used
+            used += (a.numel() + 2 * post.numel()) * a.element_size()
             self._check(layer, a, n, done)
-            done.update(self.own[layer].values())
-            self._layer(layer, _wide(a), 2 * _wide(post))
+            done.update(self.names[layer].values())
+            self._layer(layer, _widen(a), 2 * _widen(post))
 
-        with activations(self.own, found) as following:
+        with activations(self.names, on_activated) as tracker:
             z, _ = self.outputs(self.module, batch)
-        following.end(z)
-        self.each = max(1, held // n)
+        tracker.finish(z)
+        self.each = max(1, used // n)
         self.statistics.examples += n
 
     def _check(self, layer: nn.Module, a: Tensor, n: int, done: set[str]) -> None:
-        """Raise ValueError if a parameter of the layer is among those ``done``, or the rows of its input are not examples."""
-        own = set(self.own[layer].values())
-        if shared := own & done:
+        """Raise ValueError if a parameter of the layer is in ``done``, or the rows of its input are not the examples."""
+        names = set(self.names[layer].values())
+        if shared := names & done:
             raise ValueError(
-                f"{min(shared)!r} is used by two calls of a layer, so that layer is not a function of its own and has no local "
-                "form; use the global one"
+                f"{min(shared)!r} is used by two calls of a layer, so it has no local form. Use mas instead (form=global)"
             )
         if not fits(layer, a, n):
             raise ValueError(
-                f"the layer of {min(own)!r} gets an input of shape {tuple(a.shape)} for {n} examples, but dimension 0 must be "
-                "the examples (batch_first=True); else use the global form"
+                f"the layer of {min(names)!r} gets an input of shape {tuple(a.shape)} for {n} examples, but dimension 0 must be "
+                "the examples. Use batch_first=True, or mas instead (form=global)"
             )
 
     def _layer(self, layer: nn.Module, a: Tensor, g: Tensor) -> None:
-        """Add the values |sum_p g_p a_p^T| of a layer, from its inputs a (n, ...) and g = 2 post (n, ...)."""
-        own, kind = self.own[layer], form_of(layer)
+        """Add the values |sum_p g_p a_p^T| of a layer with inputs a (n, ...) and g = 2 post (n, ...)."""
+        names, kind = self.names[layer], form_of(layer)
         if kind is nn.Linear and a.dim() == 2:
             g = g.abs()
-            if "weight" in own:
-                self.statistics.add_outer(own["weight"], g, a.abs())
-            if "bias" in own:
-                self.statistics.add(own["bias"], g.unsqueeze(1))
+            if "weight" in names:
+                self.statistics.add_outer(names["weight"], g, a.abs())
+            if "bias" in names:
+                self.statistics.add(names["bias"], g.unsqueeze(1))
             return
         numel = sum(p.numel() for p in layer.parameters(recurse=False))
-        each = a.element_size() * (numel + g[0].numel() + 9 * a[0].numel())  # nine: the patches of a 3x3 kernel
+        each = a.element_size() * (numel + g[0].numel() + 9 * a[0].numel())  # patches of a 3x3 kernel
         size = max(1, self.inner_budget // each)
         for some, posts in zip(a.split(size), g.split(size), strict=True):
-            for local, value in FORMS[kind](layer, some, posts.unsqueeze(1), set(own)).items():  # type: ignore[index]
-                self.statistics.add(own[local], value.abs())
+            for local, value in FORMS[kind](layer, some, posts.unsqueeze(1), set(names)).items():  # type: ignore[index]
+                self.statistics.add(names[local], value.abs())
 
 
-def _wide(t: Tensor) -> Tensor:
-    """In float32 or wider."""
+def _widen(t: Tensor) -> Tensor:
+    """Return ``t`` in float32 or wider."""
     return t.to(torch.promote_types(t.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Memory Aware Synapses: how much the outputs move with each parameter, without labels."""
+"""Memory Aware Synapses: the sensitivity of the outputs to each parameter, without labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clbench.importance.outputs import default_outputs
 from clbench.params import Params
 
 SQUARED_NORM = OutputGradients(lambda c: 1, lambda z, y: iter([2 * z]))
-"""Gradient of ||z||^2 at the outputs."""
+"""The gradient of ||z||^2 at the outputs, 2 z."""
 
 
 def mas(
@@ -29,31 +29,34 @@ def mas(
     outputs: Outputs = default_outputs,
     chunk: int | None = None,
 ) -> Params:
-    """Mean over examples of the absolute gradient of the squared L2 norm of the raw outputs.
+    """Return the mean over examples of the absolute gradient of the squared L2 norm of the outputs.
 
-    Omega_i = 1/N sum_n | d ||f(x_n)||^2 / d theta_i |  (Aljundi et al. 2018, ECCV, eq. 3 and section 4.1). The absolute
-    value is inside the sum: the authors' code takes it of a batch mean instead, where gradients of opposite sign cancel;
-    that is ``fisher_batch`` = their batch size. Targets are not looked at, so unlabelled data will do.
+    Omega_i = 1/N sum_n | d ||f(x_n)||^2 / d theta_i |
 
-    Other code has further factors. Hsu et al. 2018 take batch means and the mean over the C outputs instead of their sum,
-    which is 1/C of this with ``fisher_batch``; FACIL takes the norm instead of its square, which divides the gradient of
-    example n by 2 ||f(x_n)||, so no constant translates it.
+    This is eq. 3 with section 4.1 of Aljundi et al. 2018 (ECCV). The absolute value is inside the sum. The authors' code takes
+    the absolute value of a batch mean instead, in which gradients of opposite sign cancel. ``fisher_batch`` set to their batch
+    size gives that. Targets are not used, so unlabelled data suffices.
+
+    Other code differs by further factors. Hsu et al. 2018 use batch means, and the mean over the C outputs instead of the sum,
+    which gives 1/C of this value with ``fisher_batch``. FACIL uses the norm instead of its square, which divides the gradient of
+    example n by 2 ||f(x_n)||, so no constant converts one into the other.
 
     Args:
-        module, batches, samples, seed, outputs, chunk: as in ``fisher``; targets may be None.
-        fisher_batch: b > 1 takes the absolute gradient of the mean over groups of b shuffled examples; for comparison.
-            It is at most the per-example value.
+        module, batches, samples, seed, outputs, chunk: See ``fisher``. Targets may be None.
+        fisher_batch: Group size b. Values above 1 use the absolute gradient of the mean over groups of b shuffled examples,
+            which is at most the per-example value. For comparison with code that does so.
 
     Returns:
-        By parameter name, as in ``fisher``.
+        The importance by parameter name, see ``fisher``.
 
     Raises:
-        ValueError: an argument, the batches or the outputs are not as described, or the result is not finite.
+        ValueError: An argument, the batches or the outputs are invalid, or the result is not finite.
 
     Example:
-        >>> net = nn.Linear(3, 2)
-        >>> mas(net, [torch.randn(5, 3)])["bias"].shape
-        torch.Size([2])
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.ones_(net.weight)
+        >>> mas(net, [torch.tensor([[1.0, 2.0]])])  # 2 z x with z = 3
+        {'weight': tensor([[ 6., 12.]])}
     """
     options = Measurement(samples, fisher_batch, seed, outputs, chunk)
     return measure(module, batches, SQUARED_NORM, torch.abs, options)[0]
@@ -69,17 +72,22 @@ def mas_and_error(
     outputs: Outputs = default_outputs,
     chunk: int | None = None,
 ) -> tuple[Params, Params]:
-    """``mas`` and the standard error of each entry, as in ``fisher_and_error``.
+    """Return ``mas`` and the standard error of each entry, see ``fisher_and_error``.
 
     Args:
-        module, batches, samples, seed, outputs, chunk: as in ``mas``.
-        fisher_batch: 1; groups have no error over examples.
+        module, batches, samples, seed, outputs, chunk: See ``mas``.
+        fisher_batch: Must be 1, because the error is defined over examples.
 
     Returns:
         The importance and its standard error, each by parameter name.
 
     Raises:
-        ValueError: as in ``mas``; fewer than two examples; groups.
+        ValueError: See ``mas``. Also if there are fewer than two examples, or ``fisher_batch`` is above 1.
+
+    Example:
+        >>> omega, error = mas_and_error(nn.Linear(2, 1), [torch.randn(8, 2)])
+        >>> error["weight"].shape
+        torch.Size([1, 2])
     """
     options = Measurement(samples, fisher_batch, seed, outputs, chunk, error=True)
     return measure(module, batches, SQUARED_NORM, torch.abs, options)

@@ -1,4 +1,4 @@
-"""The steps that every importance shares: draw the examples, measure inside ``preserve_state``, check the result."""
+"""The steps shared by all importances: draw the examples, measure inside ``preserve_state`` and check the result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from clbench.importance.batching import Counted, Example, count, moved, split_examples, stacked, subsample
+from clbench.importance.batching import Counted, Example, count, move_to, split_examples, stack_examples, subsample
 from clbench.importance.engine import Engine
 from clbench.importance.example_statistics import ExampleStatistics
 from clbench.importance.general import Measured
@@ -21,29 +21,28 @@ from clbench.importance.probe import check_independent
 from clbench.params import Params, trainable
 
 
-def grouped(
+def measure_groups(
     module: nn.Module,
     batches: Iterable[Any],
     output_gradients: OutputGradients,
     square_or_abs: Callable[[Tensor], Tensor],
     options: Measurement,
 ) -> ExampleStatistics:
-    """Return the sum over groups g of n_g * sum_k size(mean over the group of J^T v_k).
+    """Return the sum over groups g of n_g * sum_k square_or_abs(mean over the group of J^T v_k).
 
-    Groups are ``fisher_batch`` shuffled examples.
-
-    The last group may be smaller and weighs as many examples as it has. One ordinary backward pass per group and
-    column; all examples used are held in memory for the shuffle, which depends on ``seed`` and their order alone.
+    A group is ``fisher_batch`` shuffled examples. The last group may be smaller and is weighted by its number of examples. Each
+    group and column takes one ordinary backward pass. All examples are kept in memory for the shuffle, which depends on ``seed``
+    and their order only.
     """
     params = trainable(module)
     if not params:
-        raise ValueError("no parameter of the module requires grad, so there is nothing to measure; set requires_grad")
+        raise ValueError("no parameter of the module requires grad, so there is nothing to measure. Set requires_grad")
     device = next(iter(params.values())).device
     measured = Measured(module, options.outputs)
     examples: list[Example] = []
     for batch in batches:
         if not examples:
-            check_independent(module, measured, moved(batch, device))
+            check_independent(module, measured, move_to(batch, device))
         examples.extend(split_examples(batch, range(count(batch))))
     keys = torch.rand(len(examples), generator=torch.Generator().manual_seed(options.seed), dtype=torch.float64)
     order = keys.argsort(stable=True).tolist()
@@ -51,7 +50,7 @@ def grouped(
     statistics = ExampleStatistics(params, second=False)
     for start in range(0, len(order), options.fisher_batch):
         group = [examples[i] for i in order[start : start + options.fisher_batch]]
-        sums = _column_sums(measured, leaves, stacked(group, options.chunk or len(group)), output_gradients)
+        sums = _column_sums(measured, leaves, stack_examples(group, options.chunk or len(group)), output_gradients)
         for column in sums:
             for name, total in column.items():
                 statistics.first[name] += len(group) * square_or_abs(total / len(group))
@@ -66,7 +65,7 @@ def _column_sums(
     device = next(iter(leaves.values())).device
     sums: list[dict[str, Tensor]] = []
     for batch in batches:
-        batch = moved(batch, device)
+        batch = move_to(batch, device)
         z, y = measured.with_params(leaves, batch)
         check_outputs(z, count(batch))
         check_differentiable(z)
@@ -93,10 +92,10 @@ def measure(
     square_or_abs: Callable[[Tensor], Tensor],
     options: Measurement,
 ) -> tuple[Params, Params]:
-    """Return the mean over the examples used and, if ``error``, the standard error of each entry (else an empty dict).
+    """Return the mean over the examples used and, with ``options.error``, the standard error of each entry (else an empty dict).
 
     Raises:
-        ValueError: the draw of the examples is impossible, or an entry is not finite.
+        ValueError: The examples cannot be drawn, or an entry of the result is not finite.
     """
     for name, p in module.named_parameters():
         if is_lazy(p):
@@ -107,22 +106,22 @@ def measure(
     with preserve_state(module):
         used = subsample(counted, options.samples, options.seed)
         if options.fisher_batch > 1:
-            statistics = grouped(module, used, output_gradients, square_or_abs, options)
+            statistics = measure_groups(module, used, output_gradients, square_or_abs, options)
         else:
             statistics = Engine(module, output_gradients, square_or_abs, options).run(used)
-        return finite(statistics.mean()), statistics.standard_error(counted.total) if options.error else {}
+        return check_finite(statistics.mean()), statistics.standard_error(counted.total) if options.error else {}
 
 
-def finite(importance: Params) -> Params:
-    """``importance`` itself, if it is finite.
+def check_finite(importance: Params) -> Params:
+    """Return ``importance`` if all of it is finite.
 
     Raises:
-        ValueError: an entry is not.
+        ValueError: An entry is not finite.
     """
     for name, value in importance.items():
-        if not bool(value.sum().isfinite()):  # nothing in it is negative
+        if not bool(value.sum().isfinite()):  # no entry is negative, so infinities cannot cancel
             raise ValueError(
-                f"the importance of {name!r} is not finite; the weights have diverged or an output is infinite: "
-                "lower the learning rate or scale the inputs"
+                f"the importance of {name!r} is not finite, because the weights have diverged or an output is infinite. "
+                "Lower the learning rate or scale the inputs"
             )
     return importance

@@ -1,27 +1,28 @@
-"""Measurement: the options that every importance has, handed down as one object."""
+"""Measurement: the options shared by all importances, in one object."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clbench.errors import expected
 from clbench.importance.general import Outputs
 from clbench.importance.outputs import default_outputs
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """How an importance is measured. The meaning of each option stands at ``fisher``.
+    """Options of a measurement, explained at ``fisher``.
 
     Args:
-        samples: number of examples; None = all.
-        fisher_batch: 1 = per example; b = groups of b shuffled examples.
-        seed: seed of the draw of examples and of groups.
-        outputs: maps module and batch to outputs and targets.
-        chunk: most examples per forward pass; None lets the memory decide.
-        error: also compute the standard error of each entry.
+        samples: Number of examples, None for all.
+        fisher_batch: Group size, 1 for per-example values.
+        seed: Random seed of the examples and of the groups.
+        outputs: Function that maps module and batch to outputs and targets.
+        chunk: Largest number of examples per forward pass. None lets the memory decide.
+        error: Whether to compute the standard error of each entry.
 
     Raises:
-        ValueError: a value is out of range; standard errors of groups.
+        ValueError: A value is out of range, or ``error`` is combined with groups.
     """
 
     samples: int | None = None
@@ -34,8 +35,6 @@ class Measurement:
     def __post_init__(self) -> None:
         for name, value in (("fisher_batch", self.fisher_batch), ("chunk", self.chunk)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r} is not a number of examples; use an integer of at least 1")
+                raise ValueError(expected(name, value, "an integer >= 1"))
         if self.error and self.fisher_batch > 1:
-            raise ValueError(
-                f"standard errors are over examples, not over groups of fisher_batch={self.fisher_batch}; use 1"
-            )
+            raise ValueError(f"fisher_batch={self.fisher_batch}: expected 1, because standard errors are over examples")

@@ -1,4 +1,4 @@
-"""Gradients at the outputs: for each example the columns v whose pulled-back squares J^T v add up to its Fisher."""
+"""Gradients at the outputs: for each example, the columns v for which the squares of J^T v add up to its Fisher."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 
 class OutputGradients(NamedTuple):
-    """What to pull back through the module.
+    """The gradients at the outputs that are sent backward through the module.
 
-    ``count(C)`` is the number K of columns; ``columns(z, y)`` yields them, each (N, C), for outputs z (N, C) and
-    targets y (N,) or None.
+    Attributes:
+        count: Maps the number of outputs C to the number of columns K.
+        columns: Yields K columns, each (N, C), for outputs z (N, C) and targets y (N,) or None.
     """
 
     count: Callable[[int], int]
@@ -22,16 +23,17 @@ class OutputGradients(NamedTuple):
 
 
 def multinomial_factor(z: Tensor) -> Iterator[Tensor]:
-    """Columns l_k of the Cholesky factor of diag(p) - p p^T with p = softmax(z): C - 1 of (N, C), the last is zero.
+    """Yield the columns l_k of the Cholesky factor of diag(p) - p p^T with p = softmax(z).
 
-    With q_k = p_k + ... + p_{C-1} the tail sums (zero-based; Tanabe and Sagae 1992, J. R. Stat. Soc. B 54(1), "exact
-    Cholesky decomposition of the covariance of the multinomial distribution"):
+    There are C - 1 columns (N, C), because the last one is zero. With the tail sums q_k = p_k + ... + p_{C-1} (zero-based;
+    Tanabe and Sagae 1992, J. R. Stat. Soc. B 54(1), "exact Cholesky decomposition of the covariance of the multinomial
+    distribution"):
 
-        l_k[k] = sqrt(p_k q_{k+1} / q_k),        l_k[i] = -p_i sqrt(p_k / (q_k q_{k+1}))   for i > k,   0 before.
+        l_k[k] = sqrt(p_k q_{k+1} / q_k),     l_k[i] = -p_i sqrt(p_k / (q_k q_{k+1})) for i > k,     l_k[i] = 0 for i < k.
 
-    In log space, so that nothing is divided by a probability that underflowed. The Fisher of softmax outputs,
-    sum_y p_y (J^T (e_y - p))^2, is J^T (diag(p) - p p^T) J on its diagonal, hence sum_k (J^T l_k)^2: one backward pass
-    fewer than there are classes.
+    They are computed in log space, so that no division by an underflowed probability occurs. The Fisher of softmax outputs,
+    sum_y p_y (J^T (e_y - p))^2, is the diagonal of J^T (diag(p) - p p^T) J and therefore sum_k (J^T l_k)^2. This takes one
+    backward pass fewer than there are classes.
     """
     logp = F.log_softmax(z, 1)
     tails = logp.flip(1).logcumsumexp(1).flip(1)
@@ -40,30 +42,30 @@ def multinomial_factor(z: Tensor) -> Iterator[Tensor]:
         column[:, k] = (0.5 * (logp[:, k] + tails[:, k + 1] - tails[:, k])).exp()
         rest = 0.5 * (logp[:, k] - tails[:, k] - tails[:, k + 1])
         column[:, k + 1 :] = -(logp[:, k + 1 :] + rest[:, None]).exp()
-        yield column.masked_fill_(z == -torch.inf, 0.0)  # masked out: no share, where -inf - -inf is nan
+        yield column.masked_fill_(z == -torch.inf, 0.0)  # masked outputs, where -inf - -inf is nan
 
 
 def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
-    """Gradient of -log softmax(z)[y] at the outputs: softmax(z) - e_y; (N, C), (N,) -> (N, C)."""
+    """Return the gradient of -log softmax(z)[y] at the outputs, softmax(z) - e_y; (N, C), (N,) -> (N, C)."""
     return z.softmax(1) - (y[:, None] == torch.arange(z.shape[1], device=z.device)).to(z.dtype)
 
 
 def binary_cross_entropy(z: Tensor, y: Tensor) -> Tensor:
-    """Gradient of the Bernoulli -log p(y) at the one logit: sigmoid(z) - y; (N, 1), (N,) -> (N, 1)."""
+    """Return the gradient of the Bernoulli -log p(y) at the logit, sigmoid(z) - y; (N, 1), (N,) -> (N, 1)."""
     return z.sigmoid() - y[:, None].to(z.dtype)
 
 
 def bernoulli_deviation(z: Tensor) -> Tensor:
-    """sqrt(p (1 - p)) with p = sigmoid(z), finite where p underflows; (N, 1) -> (N, 1)."""
+    """Return sqrt(p (1 - p)) with p = sigmoid(z), finite even if p underflows; (N, 1) -> (N, 1)."""
     return (0.5 * (F.logsigmoid(z) + F.logsigmoid(-z))).exp()
 
 
 def mse(z: Tensor, y: Tensor) -> Tensor:
-    """Gradient of mean_c (z - y)^2 at the outputs: 2/C (z - y); (N, C), (N, C) -> (N, C)."""
+    """Return the gradient of mean_c (z - y)^2 at the outputs, 2/C (z - y); (N, C), (N, C) -> (N, C)."""
     return 2 / z.shape[1] * (z - y)
 
 
 def inverse_cdf(z: Tensor, u: Tensor) -> Tensor:
-    """Labels drawn from softmax(z) by uniforms u in [0, 1): (N, C), (N,) -> (N,)."""
+    """Return labels drawn from softmax(z) with uniforms u in [0, 1); (N, C), (N,) -> (N,)."""
     cumulative = z.double().softmax(1).cumsum(1)
     return (cumulative[:, :-1] <= u[:, None]).sum(1)

@@ -1,4 +1,4 @@
-"""From a batch to outputs and targets, and what they must look like."""
+"""From a batch to outputs and targets, and checks of the outputs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ from torch import Tensor, nn
 
 
 def default_outputs(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
-    """``x, y = batch[0], batch[1]``; outputs ``module(x)`` (N, C), targets ``y``. A bare tensor is a batch without labels.
+    """Return the outputs ``module(x)`` (N, C) and the targets ``y`` of a batch ``(x, y, ...)``.
+
+    A bare tensor, or a sequence with one tensor, is a batch without targets.
+
+    Args:
+        module: The module.
+        batch: A tensor ``x``, or a tuple or list that starts with ``x`` and ``y``.
 
     Raises:
-        ValueError: the batch is neither a tensor nor a sequence that starts with one.
+        ValueError: The batch is neither a tensor nor a sequence that starts with one.
+
+    Example:
+        >>> import torch
+        >>> z, y = default_outputs(nn.Linear(3, 2), [torch.ones(4, 3), torch.tensor([0, 1, 1, 0])])
+        >>> z.shape, y.shape
+        (torch.Size([4, 2]), torch.Size([4]))
     """
     if isinstance(batch, Tensor):
         return module(batch), None
@@ -24,8 +36,8 @@ def default_outputs(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | Non
             )
         return module(batch[0]), batch[1] if len(batch) > 1 else None
     raise ValueError(
-        f"a batch of type {type(batch).__name__} is not (x, y) or x; "
-        "pass outputs=fn with fn(module, batch) -> (outputs (N, C), targets (N,) or None)"
+        f"batch: expected (x, y) or x, got {type(batch).__name__}. "
+        "Pass outputs=fn with fn(module, batch) -> (outputs (N, C), targets (N,) or None)"
     )
 
 
@@ -40,32 +52,34 @@ def takes_more_inputs(module: nn.Module) -> bool:
 
 
 def check_outputs(z: Any, n: int) -> None:
-    """Outputs are a floating tensor (N, C).
+    """Check that the outputs ``z`` of ``n`` examples are a floating-point tensor (N, C).
 
     Raises:
-        ValueError: they are not.
+        ValueError: They are not.
     """
     if not isinstance(z, Tensor):
         raise ValueError(
-            f"the module returned a {type(z).__name__}, but its outputs must be a tensor (N, C); "
-            "pass outputs=fn that picks it"
+            f"outputs of the module: expected a tensor (N, C), got {type(z).__name__}. "
+            "Pass outputs=fn that selects the tensor"
         )
     if z.dim() != 2 or z.shape[0] != n:
         raise ValueError(
-            f"outputs have shape {tuple(z.shape)} for {n} examples, but must be (N, C) = ({n}, C); "
-            "pass outputs=fn that brings them into this shape"
+            f"outputs of the module: expected shape ({n}, C) for {n} examples, got {tuple(z.shape)}. "
+            "Pass outputs=fn that reshapes them"
         )
     if not z.is_floating_point():
-        raise ValueError(f"outputs have dtype {z.dtype}, but must be floating (raw outputs, not predicted labels)")
+        raise ValueError(
+            f"outputs of the module: expected a floating-point dtype, got {z.dtype}. Return raw outputs, not predicted labels"
+        )
 
 
 def check_differentiable(z: Tensor) -> None:
-    """Outputs depend on a trainable parameter.
+    """Check that the outputs depend on a trainable parameter.
 
     Raises:
-        ValueError: they do not.
+        ValueError: They do not.
     """
     if z.grad_fn is None:
         raise ValueError(
-            "the outputs depend on no trainable parameter; set requires_grad, and do not detach them or use no_grad inside"
+            "the outputs depend on no trainable parameter. Set requires_grad, and use neither detach nor no_grad in the module"
         )

@@ -1,4 +1,4 @@
-"""Measuring without side effects."""
+"""Measuring a module without side effects."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from torch import nn
 
 @contextmanager
 def preserve_state(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients on, after which everything is as before, also when the body raises.
+    """Set evaluation mode and enable gradients inside the block, and restore everything afterwards, even after an exception.
 
-    Restored: the training flag of every submodule (one by one, so that mixtures survive), every buffer bit for bit, and
-    the random states of torch (CPU and the module's GPUs), NumPy and Python. The body runs outside ``no_grad``,
-    ``inference_mode`` and ``autocast`` whatever the caller is in: a measurement has the precision of the parameters.
-    cuDNN's recurrent layers cannot go backward in evaluation mode, so nets that have them run without cuDNN inside.
+    Restored are the training flag of every submodule, every buffer bit for bit, and the random states of torch (the CPU and
+    the module's GPUs), NumPy and Python. Any ``no_grad``, ``inference_mode`` or ``autocast`` of the caller is disabled inside, so
+    a measurement has the precision of the parameters. cuDNN cannot differentiate recurrent layers in evaluation mode, so it is
+    disabled for nets that have such layers.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
+        >>> with preserve_state(net):
+        ...     net.training
+        False
+        >>> net.training
+        True
     """
     modes = [(m, m.training) for m in module.modules()]
     buffers = [

@@ -1,4 +1,4 @@
-"""A look at two or three examples before the work begins: are rows examples, are they independent, how large are they."""
+"""A check of two or three examples before the measurement: are the rows examples, are they independent, how large are they?"""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ from clbench.importance.outputs import check_differentiable, check_outputs
 
 
 class Probe(NamedTuple):
-    """``excluded``: ids of layers whose rows are not the examples; bytes per example kept by the forward pass (``saved``)
-    and taken by one gradient at the outputs of the layers (``edges``); ``width``: the number of outputs.
+    """The result of the check.
+
+    Attributes:
+        excluded: ``id`` of the layers whose rows are not the examples.
+        saved: Bytes per example that the forward pass keeps.
+        edges: Bytes per example of one gradient at the outputs of the layers.
+        width: Number of outputs.
     """
 
     excluded: set[int]
@@ -26,17 +31,17 @@ class Probe(NamedTuple):
 
 
 def probe(forward: Callable[[Any], tuple[Tensor, Any]], recorder: Recorder, batch: Any, storages: set[int]) -> Probe:
-    """Run the first examples and see.
+    """Run the first examples and return what they show.
 
-    A layer may get its input with another dimension in front (time first, or one table for all examples) that happens
-    to be as long as the batch. So the gradient of one example's outputs is taken at every layer: it must be zero outside
-    that example's row.
+    The input of a layer may have another first dimension (time, or one table for all examples) that happens to be as long as the
+    batch. To find such layers, the gradient of one example's outputs is computed at every layer. It must be zero outside that
+    example's row.
 
     Args:
-        forward: batch to outputs (N, C) and targets.
-        recorder: hooked to the module.
-        batch: at least one example; three are enough.
-        storages: data pointers of the parameters and buffers, which do not count as memory.
+        forward: Function that maps a batch to outputs (N, C) and targets.
+        recorder: Recorder whose hooks are on the module.
+        batch: A batch of at least one example, of which up to three are used.
+        storages: Data pointers of the parameters and buffers, which do not count as memory.
     """
     few = take(batch, slice(0, 3))
     n = count(few)
@@ -52,7 +57,7 @@ def probe(forward: Callable[[Any], tuple[Tensor, Any]], recorder: Recorder, batc
         (z, _), calls = recorder.run(lambda: forward(few))
     check_outputs(z, n)
     check_differentiable(z)
-    trace(z)  # refuses a graph that autograd.grad cannot follow
+    trace(z)  # raises for a graph that autograd.grad cannot follow
     excluded: set[int] = set()
     for row in {0, n - 1}:
         v = torch.zeros_like(z)
@@ -68,16 +73,16 @@ def probe(forward: Callable[[Any], tuple[Tensor, Any]], recorder: Recorder, batc
 
 
 def check_independent(module: nn.Module, forward: Callable[[Any], tuple[Tensor, Any]], batch: Any) -> None:
-    """Outputs of the first examples must be the same without the others.
+    """Check that the outputs of the first examples do not change without the other examples.
 
     Raises:
-        ValueError: the examples of a batch are coupled, so that a quantity of one example does not exist.
+        ValueError: The examples of a batch are coupled, so a value of a single example does not exist.
     """
     for name, m in module.named_modules():
         if isinstance(m, _BatchNorm) and m.running_mean is None:
             raise ValueError(
                 f"layer {name or type(m).__name__!r} normalises by the statistics of its batch (track_running_stats=False), "
-                "so examples are coupled and an importance per example does not exist; use running statistics or GroupNorm"
+                "so the examples are coupled and have no importance of their own. Use running statistics or GroupNorm"
             )
     n = count(batch)
     if n < 2:
@@ -93,6 +98,6 @@ def check_independent(module: nn.Module, forward: Callable[[Any], tuple[Tensor, 
     tolerance = 100 * torch.finfo(together.dtype).eps ** 0.75 * float(scale)
     if not torch.allclose(alone.double(), together.double(), rtol=0.0, atol=tolerance, equal_nan=True):
         raise ValueError(
-            "an example's outputs change with the other examples of its batch (or from call to call), so an importance per "
-            "example does not exist; take out what mixes examples or draws random numbers in evaluation mode"
+            "the outputs of an example change with the other examples of its batch, or from call to call, so it has no "
+            "importance of its own. Remove layers that mix examples or draw random numbers in evaluation mode"
         )

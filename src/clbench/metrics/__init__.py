@@ -1,1 +1,1 @@
-"""Metrics: formulas on the accuracy matrix, their records, and intervals over seeds."""
+"""Metrics computed from the accuracy matrix, their records, and confidence intervals over seeds."""

@@ -1,4 +1,4 @@
-"""Metrics of users: functions that become records, from ``metrics.extra``, installed packages, or a finished metrics.json.
+"""Custom metrics: functions from ``metrics.extra`` or installed packages, or descriptions in a metrics.json.
 
 def worst_task(matrix):
     "lowest accuracy on a task at the end"
@@ -23,7 +23,7 @@ from clbench.metrics.formulas import MidTaskEvaluation
 from clbench.metrics.metric import INPUTS, Function, Metric
 
 GROUP = "clbench.metrics"
-"""Entry points of this group are metrics: ``[project.entry-points."clbench.metrics"]`` in a pyproject.toml."""
+"""Group of the entry points that are metrics: ``[project.entry-points."clbench.metrics"]`` in a pyproject.toml."""
 
 RESERVED = {
     *("accuracy_matrix", "initial_accuracy", "per_task", "within_tasks", "validation", "extra_metrics"),
@@ -32,7 +32,7 @@ RESERVED = {
     *("folder", "problem", "scenario", "tasks", "chance", "overrides", "config", "options"),
     *("benchmark", "method", "setup", "lam", "gamma", "fisher", "samples", "fisher_batch", "memory"),
 }
-"""Names that mean something else in metrics.json or in the columns of ``clbench.read``."""
+"""Names that metrics.json or the columns of ``clbench.read`` already use."""
 
 EVERYWHERE = ("run", "terminal", "tex")
 
@@ -46,7 +46,7 @@ def from_paths(paths: Iterable[str]) -> list[Metric]:
 
 @cache
 def from_entry_points() -> tuple[Metric, ...]:
-    """Return the metrics of the installed packages, sorted by name; a function that is named twice counts once."""
+    """Return the metrics of the installed packages, sorted by name. A function with two entry points counts once."""
     found = {}
     for point in sorted(entry_points(group=GROUP)):
         origin = f"entry point {point.name} = {point.value} of {GROUP}"
@@ -55,7 +55,7 @@ def from_entry_points() -> tuple[Metric, ...]:
 
 
 def from_description(name: str, about: Mapping[str, Any]) -> Metric:
-    """Return the record of a metric that a metrics.json describes, see ``describe``; it is read, not computed."""
+    """Return the record of a metric that a metrics.json describes, see ``describe``. It has no function."""
     return Metric(
         name,
         str(about.get("meaning", "")),
@@ -67,22 +67,22 @@ def from_description(name: str, about: Mapping[str, Any]) -> Metric:
 
 
 def describe(metric: Metric) -> dict[str, Any]:
-    """Return what ``from_description`` needs, as plain data."""
+    """Return the description of a metric for metrics.json, which ``from_description`` reads."""
     return {"meaning": metric.meaning, "higher_is_better": metric.higher_is_better, "format": metric.format}
 
 
 def make_metric(function: Function, origin: str) -> Metric:
     """Return the record of a user's function.
 
-    Its name is the function's, its meaning the first line of the docstring, and it may have the attributes
-    ``higher_is_better`` (True, False or None) and ``format`` (a format specification such as ".1%").
+    The metric has the name of the function, and its meaning is the first line of the docstring. The function may have the
+    attributes ``higher_is_better`` (True, False or None) and ``format`` (a format specification such as ".1%").
 
     Args:
-        function: takes any of ``INPUTS`` and returns a number, or None where the metric is undefined.
-        origin: where it comes from, for messages.
+        function: Function of any of ``INPUTS`` that returns a number, or None where the metric is undefined.
+        origin: Origin of the function, for messages.
 
     Raises:
-        ConfigError: it is not such a function; its name or an attribute is not valid; it fails on a small example.
+        ConfigError: The function, its name or an attribute is not valid, or it fails on a small example.
     """
     name = getattr(function, "__name__", "")
     if not callable(function) or not name.isidentifier():
@@ -121,7 +121,7 @@ def _import(path: str, origin: str) -> Any:
 
 
 def _check(metric: Metric, origin: str) -> None:
-    """Raise ConfigError for what would fail after training: attributes, and the function on small accuracy matrices."""
+    """Check the attributes, and the function on small accuracy matrices, before training."""
     if metric.higher_is_better not in (True, False, None):
         raise ConfigError(f"{origin}: higher_is_better={metric.higher_is_better!r}: expected True, False or None.")
     try:

@@ -1,4 +1,4 @@
-"""The tables of docs/metrics.md: ``python -m clbench.metrics.markdown docs/metrics.md`` writes them between their markers."""
+"""Write the tables of docs/metrics.md between their markers: ``python -m clbench.metrics.markdown docs/metrics.md``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clbench.metrics.registry import BUILT_IN
 
 
 def tables() -> dict[str, str]:
-    """Return the table of each marker: ``computed`` from accuracies, and ``other`` metrics."""
+    """Return the table of each marker: ``computed`` for metrics that are computed from accuracies, ``other`` for the rest."""
     return {
         "computed": table(metric for metric in BUILT_IN.values() if metric.function is not None),
         "other": table(metric for metric in BUILT_IN.values() if metric.function is None),

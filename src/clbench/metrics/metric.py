@@ -1,4 +1,4 @@
-"""The record of a metric: what it is called, how it is computed or read, which direction is better, how it is shown."""
+"""The record of a metric: its name, formula, better direction and format."""
 
 from __future__ import annotations
 
@@ -14,29 +14,35 @@ from clbench.metrics.formulas import MidTaskEvaluation
 
 Function = Callable[..., float | None]
 Results = Mapping[str, Any]
-"""The contents of metrics.json, of this version or an older one."""
+"""Content of a metrics.json of this version or an older one."""
 
 INPUTS = ("matrix", "initial", "mid_task")
-"""Parameters that the function of a metric may have, see ``formulas``."""
+"""Parameters that the function of a metric may take, see ``formulas``."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """All that is known about a metric.
+    """Record of a metric.
 
     Attributes:
-        name: key in metrics.json, and column of ``clbench.read`` and summary.csv.
-        meaning: what it tells, in a few words.
-        formula: on R[i][j] (accuracy on task j after training task i), b (untrained net) and T (tasks), indices from 0.
-        source: the paper that defines it.
-        function: computes it from any of ``INPUTS``; None if it is computed elsewhere.
-        read: takes it from metrics.json; None = the value under ``name``, or ``function`` of the accuracies there.
-        higher_is_better: the better direction, None if there is none.
-        unit: what it is measured in; metrics of one unit can share an axis.
-        format: a format specification, or a function that formats a value.
-        heading: heading of its column; by default the name.
-        shown: the short tables that contain it: the ``run`` summary, the ``terminal`` table and the ``tex`` table of a report.
-        needs_shared_outputs: whether it is undefined if each task has outputs of its own.
+        name: Key in metrics.json, and column of ``clbench.read`` and summary.csv.
+        meaning: Meaning in a few words.
+        formula: Formula on R[i][j] (accuracy on task j after training task i), b (untrained network) and T (number of tasks),
+            with indices from 0.
+        source: Paper that defines the metric.
+        function: Function of any of ``INPUTS`` that computes the metric, None if it is computed elsewhere.
+        read: Function that reads the metric from metrics.json. None reads the value under ``name``, or computes ``function``
+            from the accuracies there.
+        higher_is_better: Better direction, None if there is none.
+        unit: Unit. Metrics with the same unit can share an axis.
+        format: Format specification, or a function that formats a value.
+        heading: Heading of the column, by default the name.
+        shown: Short tables that contain the metric: the ``run`` summary, the ``terminal`` and ``tex`` tables of a report.
+        needs_shared_outputs: Whether the metric is undefined if each task has separate outputs.
+
+    >>> metric = Metric("worst_task", "lowest accuracy at the end", function=lambda matrix: matrix[-1].min())
+    >>> metric.compute(np.array([[0.9, 0.1], [0.6, 0.8]]), initial=None, mid_task=[], shares_outputs=False)
+    0.6
     """
 
     name: str
@@ -78,13 +84,13 @@ class Metric:
         Args:
             matrix: R (T, T) without gaps.
             initial: b (T,), None if undefined.
-            mid_task: the evaluations inside tasks.
-            shares_outputs: whether all tasks have the same outputs (domain-incremental).
+            mid_task: Evaluations during tasks.
+            shares_outputs: Whether all tasks have the same outputs (domain-incremental).
         """
         if self.function is None or (self.needs_shared_outputs and not shares_outputs):
             return None
         matrix = matrix.view()
-        matrix.flags.writeable = False  # one metric cannot change what the next one sees
+        matrix.flags.writeable = False  # a metric must not change the matrix for the next one
         given = {"matrix": matrix, "initial": initial, "mid_task": mid_task}
         value = self.function(**{name: given[name] for name in signature(self.function).parameters})
         return None if value is None else float(value)
@@ -92,7 +98,7 @@ class Metric:
     def read_from(self, results: Results) -> float:
         """Return the value of a run from its metrics.json, nan if there is none.
 
-        A run of an older version may lack the key: then the value is computed if all that ``function`` takes is there.
+        A run of an older version may lack the key. Then the value is computed if all inputs of ``function`` are available.
         """
         if self.read is not None:
             value = self.read(results)

@@ -1,4 +1,4 @@
-"""The registry of metrics: one record each, from which metrics.json, logs, reports, tables and docs are derived."""
+"""Registry of metrics. metrics.json, logs, reports, tables and docs are derived from its records."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _RECORDS = (
     ),
     Metric(
         "forgetting",
-        "drop from the best accuracy on a task before the end to that at the end; undefined for one task",
+        "drop from the best accuracy on a task before the last task to that at the end; undefined for one task",
         formula="mean_{j<T-1} ( max_{j<=i<=T-2} R[i][j] - R[T-1][j] )",
         source="Chaudhry et al. 2018",
         function=formulas.forgetting,
@@ -92,7 +92,7 @@ _RECORDS = (
     ),
     Metric(
         "forward_transfer",
-        "accuracy on a task just before it is learned minus that of the untrained net; only if tasks share outputs "
+        "accuracy on a task just before it is learned minus that of the untrained network; only if tasks share outputs "
         "(domain-incremental)",
         formula="mean_{j>=1} ( R[j-1][j] - b[j] )",
         source="Lopez-Paz and Ranzato 2017",
@@ -103,7 +103,7 @@ _RECORDS = (
     ),
     Metric(
         "min_accuracy",
-        "lowest accuracy on a task at any evaluation after it was learned, inside later tasks only with eval_every",
+        "lowest accuracy on a task at any evaluation after it was learned; during later tasks only with eval_every",
         formula="mean_{j<T-1} min_{i>j} R[i][j]",
         source="De Lange et al. 2023",
         function=formulas.min_accuracy,
@@ -111,7 +111,7 @@ _RECORDS = (
     ),
     Metric(
         "worst_case_accuracy",
-        "accuracy on the last task, and min_accuracy on the others",
+        "weighted mean of the accuracy on the last task and min_accuracy on the others",
         formula="R[T-1][T-1] / T + (1 - 1/T) min_accuracy",
         source="WC-ACC of De Lange et al. 2023",
         function=formulas.worst_case_accuracy,
@@ -128,8 +128,8 @@ _RECORDS = (
     ),
     Metric(
         "intransigence",
-        "what the run did not learn but the reference run R* of the same benchmark and seed did: joint_from_scratch, else "
-        "joint, else independent",
+        "accuracy right after learning a task, reference run R* minus this run; R* is of the same benchmark and seed: "
+        "joint_from_scratch, else joint, else independent",
         formula="mean_j ( R*[j][j] - R[j][j] )",
         source="Chaudhry et al. 2018",
         read=lambda results: None,
@@ -158,8 +158,8 @@ _RECORDS = (
         heading="validation accuracy",
         shown=("run",),
     ),
-    _make_seconds("total", "seconds", "the whole run, including reading data", shown=("terminal", "tex")),
-    _make_seconds("train", "training", "seconds of the task loop that are neither importance nor evaluation"),
+    _make_seconds("total", "seconds", "seconds of the whole run, including reading data", shown=("terminal", "tex")),
+    _make_seconds("train", "training", "seconds of the task loop without importance and evaluation"),
     _make_seconds("importance", "importance", "seconds of measuring importance"),
     _make_seconds("evaluation", "evaluation", "seconds of evaluation"),
     Metric(
@@ -173,24 +173,27 @@ _RECORDS = (
 )
 
 BUILT_IN = {metric.name: metric for metric in _RECORDS}
-"""The metrics of clbench by name, in the order of columns."""
+"""Built-in metrics by name, in the order of columns."""
 
 _registered: dict[str, Metric] = {}
 
 
 def register(function: Function) -> Function:
-    """Add a metric to all that this process computes and reads; also a decorator.
+    """Register a metric in this process, for example as a decorator.
 
     >>> @register
     ... def worst_task(matrix):
     ...     "lowest accuracy on a task at the end"
     ...     return matrix[-1].min()
+    >>> load_metrics()["worst_task"].meaning
+    'lowest accuracy on a task at the end'
+    >>> _ = _registered.pop("worst_task")  # remove the metric again after this example
 
     Raises:
-        ConfigError: it is no metric, or another metric has its name.
+        ConfigError: The function is not a metric, or another metric has its name.
     """
     metric = extra.make_metric(function, f"register({getattr(function, '__name__', function)})")
-    _registered.pop(metric.name, None)  # a cell of a notebook runs again
+    _registered.pop(metric.name, None)  # so that a notebook cell can run again
     _registered[metric.name] = _unused(metric, load_metrics())
     return function
 
@@ -198,14 +201,17 @@ def register(function: Function) -> Function:
 def load_metrics(paths: Iterable[str] = ()) -> dict[str, Metric]:
     """Return all metrics by name, in the order of columns.
 
-    They are the built-in ones, those of installed packages (entry points of the group ``clbench.metrics``), those added by
-    ``register``, and those of ``paths``. Those of users come after the built-in ones that are computed from R.
+    These are the built-in metrics, those of installed packages (entry points of the group ``clbench.metrics``), those added by
+    ``register``, and those of ``paths``. Custom metrics come after the built-in metrics that are computed from R.
 
     Args:
-        paths: ``metrics.extra`` of the configuration, dotted paths of functions.
+        paths: Dotted paths of functions, the option ``metrics.extra``.
 
     Raises:
-        ConfigError: one of them cannot be imported, is no metric, or has the name of another.
+        ConfigError: A metric cannot be imported, is not valid, or has the name of another.
+
+    >>> list(load_metrics())[:2]
+    ['average_accuracy', 'incremental_accuracy']
     """
     users: dict[str, Metric] = {}
     for metric in (*extra.from_entry_points(), *_registered.values(), *extra.from_paths(paths)):
@@ -217,7 +223,7 @@ def load_metrics(paths: Iterable[str] = ()) -> dict[str, Metric]:
 def metrics_of(descriptions: Iterable[Mapping[str, Mapping[str, object]] | None]) -> dict[str, Metric]:
     """Return the metrics of finished runs: those of this process, and those that a metrics.json describes.
 
-    Nothing is imported for the latter, so a report can be made where their functions are not installed.
+    The described metrics need no import, so a report does not need their functions.
 
     Args:
         descriptions: ``extra_metrics`` of each metrics.json, None where it has none.
@@ -237,14 +243,17 @@ def summarize(
     mid_task: Sequence[MidTaskEvaluation] = (),
     shares_outputs: bool = False,
 ) -> dict[str, float | None]:
-    """Return the metrics that are computed from accuracies, by name; None where undefined, as all are if R has gaps.
+    """Return the metrics that are computed from accuracies, by name. Undefined metrics, and all if R contains nan, are None.
 
     Args:
-        metrics: the records; those without a function are left out.
+        metrics: Records by name. Those without a function are left out.
         matrix: R (T, T), nan where nothing was evaluated yet.
-        initial: b (T,), accuracy of the untrained net; None where undefined.
-        mid_task: the evaluations inside tasks.
-        shares_outputs: whether all tasks have the same outputs (domain-incremental).
+        initial: b (T,), the accuracy of the untrained network, None if undefined.
+        mid_task: Evaluations during tasks.
+        shares_outputs: Whether all tasks have the same outputs (domain-incremental).
+
+    >>> summarize({"forgetting": BUILT_IN["forgetting"]}, [[0.9, 0.1], [0.4, 0.8]])
+    {'forgetting': 0.5}
     """
     r, b = np.asarray(matrix, dtype=float), None if initial is None else np.asarray(initial, dtype=float)
     computed = [metric for metric in metrics.values() if metric.function is not None]
@@ -254,7 +263,7 @@ def summarize(
 
 
 def add_metrics(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """Return metrics.json of a finished run with those of ``metrics`` that it lacks, computed from its accuracies."""
+    """Return the metrics.json of a finished run with the missing ``metrics``, computed from its accuracies."""
     missing = {name: metric for name, metric in metrics.items() if metric.function is not None and name not in results}
     shares_outputs, validation = results["data"]["scenario"] == "domain", results["validation"]
     initial = None if None in results["initial_accuracy"] else results["initial_accuracy"]
@@ -272,12 +281,12 @@ def _computed(metric: Metric, *inputs: Any) -> float | None:
     except Exception as error:
         raise ConfigError(
             f"metric {metric.name} fails on the accuracies of this run: {type(error).__name__}: {error}. Correct it or leave "
-            "it out, and rerun the same command to finish the run"
+            "it out, and rerun the same command to finish the run."
         ) from error
 
 
 def describe_extra(metrics: Mapping[str, Metric]) -> dict[str, dict[str, object]]:
-    """Return what metrics.json says about the metrics that are not built in, see ``metrics_of``."""
+    """Return the descriptions of the custom metrics for metrics.json, see ``metrics_of``."""
     return {name: extra.describe(metric) for name, metric in metrics.items() if name not in BUILT_IN}
 
 

@@ -1,17 +1,16 @@
-"""Neuron calibration (Yin, Yang and Li 2021): few parameters, put onto the layers of any net from outside, that rescale
-its weights and its features.
+"""Neuron calibration (Yin, Yang and Li 2021): a few parameters, added to the layers of any net, that rescale it.
 
 A calibrated layer computes
 
     weights    theta~ = tile(psi) * theta                      WCM; tiled over inputs (Linear) or the kernel (Conv)
     features   h~ = (1 + scale) * (layer(x; theta~) + shift)   FCM; tiled over batch and positions, shift on Conv only
 
-psi = 1, scale = 0 and shift = 0 at first, so nothing changes when it is put on. theta stays the parameter ``weight`` of the
-layer, under its name; ``layer.weight`` read as an attribute is theta~, and writing into that (``nn.init``,
-``reset_parameters``) changes nothing: theta is ``layer.theta``.
+Initially psi = 1, scale = 0 and shift = 0, so adding calibration changes nothing. theta is still the layer's parameter
+``weight``. The attribute ``layer.weight`` returns theta~, and writing to it (``nn.init``, ``reset_parameters``) has no effect.
+theta is also available as ``layer.theta``.
 
-The residual form h + scale * h is that of the paper (eq. 4: Omega_lambda(h) (+) h) with lambda = 0 at first. The code that
-circulates multiplies by f = 1 at first, which is the same function and the same trajectory under SGD.
+The residual form h + scale * h is that of the paper (eq. 4, Omega_lambda(h) (+) h) with lambda = 0 initially. The published code
+multiplies by f, initially 1. Both are the same function and follow the same trajectory under SGD.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Calibration(nn.Module):
-    """What calibrates one layer; the part ``calibration`` of it.
+    """The calibration of one layer, stored as its submodule ``calibration``.
 
     Args:
-        weight: of the layer, (O, I) of a Linear layer, (O, I, *kernel) of a convolution.
-        weights, features: calibrate these; else psi, or scale and shift, are None.
+        weight: Weight of the layer, (O, I) of a Linear layer or (O, I, *kernel) of a convolution.
+        weights, features: Whether to calibrate weights and features. Otherwise psi, or scale and shift, are None.
 
     Attributes:
-        psi: (O, 1) of a Linear layer, one per neuron; (O, I, 1, ...) of a convolution, one per pair of channels.
-        scale: lambda, one per neuron or channel, (O,) or (O, 1, ...) as it is broadcast over features.
-        shift: the same, of a convolution; None of a Linear layer, which has a bias.
+        psi: (O, 1) for a Linear layer, one per neuron. (O, I, 1, ...) for a convolution, one per pair of channels.
+        scale: lambda, one per neuron or channel, (O,) or (O, 1, ...) so that it broadcasts over features.
+        shift: One per channel of a convolution, with the shape of ``scale``. None for a Linear layer, which has a bias.
     """
 
     def __init__(self, weight: Tensor, weights: bool = True, features: bool = True) -> None:
@@ -53,26 +52,26 @@ class Calibration(nn.Module):
         self.shift = nn.Parameter(weight.new_zeros(outputs, *ones)) if features and ones else None
 
     def weight(self, theta: Tensor) -> Tensor:
-        """theta~."""
+        """Return theta~."""
         return theta if self.psi is None else self.psi * theta
 
     def forward(self, h: Tensor) -> Tensor:
-        """h~ of features h, (..., O) of a Linear layer, (N, O, *positions) of a convolution."""
+        """Return h~ of features h, (..., O) of a Linear layer or (N, O, *positions) of a convolution."""
         if self.shift is not None:
             h = h + self.shift
         return h if self.scale is None else torch.addcmul(h, self.scale, h)
 
 
 class Calibrated(nn.Module):
-    """Goes before the class of a layer that is calibrated.
+    """Mixin for the class of a calibrated layer.
 
     Attributes:
-        held: theta~ while ``cached_weights`` holds it.
+        cached: theta~ inside ``cached_weights``, else None.
     """
 
     calibration: Calibration
-    held: Tensor | None = None
-    _called: RemovableHandle
+    cached: Tensor | None = None
+    _unused_hook: RemovableHandle
 
     @property
     def theta(self) -> Tensor:
@@ -84,19 +83,23 @@ class Calibrated(nn.Module):
     @property
     def weight(self) -> Tensor:
         """theta~."""
-        return self.calibration.weight(self.theta) if self.held is None else self.held
+        return self.calibration.weight(self.theta) if self.cached is None else self.cached
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.calibration.forward(super().forward(*args, **kwargs))
 
     def psi_gradient(self, gradient: Tensor) -> Tensor:
-        """dL/dpsi of dL/dtheta~, which is overwritten: the sum of theta * dL/dtheta~ over what psi is tiled over."""
+        """Return dL/dpsi, the sum of theta * dL/dtheta~ over the dimensions that psi is tiled over.
+
+        Args:
+            gradient: dL/dtheta~, which is overwritten.
+        """
         assert self.calibration.psi is not None
         return gradient.mul_(self.theta.detach()).sum_to_size(self.calibration.psi.shape)
 
 
 class CalibratedNeurons(Calibrated):
-    """A Linear layer: psi is one number per neuron, so it can multiply the neuron's sum, and theta~ is not formed.
+    """A calibrated Linear layer. psi is one number per neuron and can multiply its output, so theta~ is not computed.
 
     psi * x theta^T + bias = psi * (x theta^T + bias) + (1 - psi) * bias, exact at psi = 1.
     """
@@ -104,7 +107,7 @@ class CalibratedNeurons(Calibrated):
     bias: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.held is not None or self.calibration.psi is None:
+        if self.cached is not None or self.calibration.psi is None:
             return super().forward(x)
         psi = self.calibration.psi[:, 0]
         h = nn.functional.linear(x, self.theta, self.bias)
@@ -112,9 +115,9 @@ class CalibratedNeurons(Calibrated):
 
 
 def layers(net: nn.Module) -> dict[str, nn.Module]:
-    """The layers of ``net`` that can be calibrated, by name.
+    """Return the layers of ``net`` that can be calibrated, by name.
 
-    Not the output layer of nn.MultiheadAttention: it is never called, only its weight is read.
+    The output layer of nn.MultiheadAttention is not among them, because it is never called and only its weight is read.
     """
     never_called = nn.modules.linear.NonDynamicallyQuantizableLinear
     return {
@@ -125,12 +128,12 @@ def layers(net: nn.Module) -> dict[str, nn.Module]:
 
 
 def calibrated(net: nn.Module) -> dict[str, Calibrated]:
-    """The layers of ``net`` that are calibrated, by name."""
+    """Return the calibrated layers of ``net``, by name."""
     return {name: layer for name, layer in net.named_modules() if isinstance(layer, Calibrated)}
 
 
 def calibration(net: nn.Module) -> Params:
-    """The parameters of the calibration of ``net``, live, by name: psi, scale and shift of every calibrated layer."""
+    """Return the calibration parameters of ``net`` by name (not copies): psi, scale and shift of every calibrated layer."""
     return {
         f"{name}.calibration.{kind}".removeprefix("."): p
         for name, layer in calibrated(net).items()
@@ -141,16 +144,18 @@ def calibration(net: nn.Module) -> Params:
 def calibrate(
     net: nn.Module, names: Iterable[str] | None = None, *, weights: bool = True, features: bool = True
 ) -> None:
-    """Put calibration onto layers of ``net``, in place. Such a net is copied and saved by its state_dict, not pickled whole.
+    """Add calibration to layers of ``net``, in place.
+
+    A calibrated net can be copied and saved as a state_dict, but not pickled.
 
     Args:
-        net: any module.
-        names: of the layers, among ``layers(net)``; None = all of them.
-        weights: calibrate weights (WCM).
-        features: calibrate features (FCM).
+        net: Any module.
+        names: Names of the layers, among ``layers(net)``. None selects all.
+        weights: Whether to calibrate weights (WCM).
+        features: Whether to calibrate features (FCM).
 
     Raises:
-        ValueError: there is no such layer; it is calibrated already, or its weight is not a parameter of its own.
+        ValueError: There is no such layer, it is already calibrated, or its weight is not a parameter of the layer.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
@@ -158,43 +163,46 @@ def calibrate(
         >>> sum(p.numel() for p in calibration(net).values())  # psi and scale, one of each per neuron
         6
     """
-    there = layers(net)
-    chosen = list(there) if names is None else list(names)
+    available = layers(net)
+    chosen = list(available) if names is None else list(names)
     for name in chosen:
-        if name not in there:
-            raise ValueError(f"{name!r} is not a Linear or convolutional layer; those are {', '.join(there)}")
-        if isinstance(there[name], Calibrated) or there[name]._parameters.get("weight") is None:
-            raise ValueError(f"layer {name!r} is calibrated already, or its weight is not a parameter of its own")
+        if name not in available:
+            raise ValueError(f"{name!r}: expected a Linear or convolutional layer. Try one of {', '.join(available)}")
+        if isinstance(available[name], Calibrated) or available[name]._parameters.get("weight") is None:
+            raise ValueError(f"layer {name!r} is already calibrated, or its weight is not a parameter of the layer")
     for name in chosen:
-        layer = there[name]
+        layer = available[name]
         layer.register_module("calibration", Calibration(layer._parameters["weight"], weights, features))  # type: ignore[arg-type]
         layer.__class__ = _calibrated_class(type(layer))  # type: ignore[arg-type]
-        layer._called = layer.register_forward_hook(_called)  # type: ignore[assignment]
+        layer._unused_hook = layer.register_forward_hook(_unused_hook)  # type: ignore[assignment]
 
 
 def remove(net: nn.Module) -> None:
-    """Take all calibration off: ``net`` is what it was, with the values that theta has now."""
+    """Remove all calibration from ``net``. It is then the net it was, with the current values of theta."""
     for layer in calibrated(net).values():
-        layer._called.remove()
-        del layer._called
+        layer._unused_hook.remove()
+        del layer._unused_hook
         del layer._modules["calibration"]
         layer.__class__ = type(layer).__bases__[1]
 
 
 @contextmanager
 def cached_weights(layers: Sequence[Calibrated]) -> Iterator[list[Tensor]]:
-    """theta~ of ``layers``, computed once for all passes inside: tensors of the graph, to differentiate with respect to."""
+    """Compute theta~ of ``layers`` once for all forward passes inside the block, and yield them.
+
+    The tensors are part of the graph, so gradients with respect to them can be computed.
+    """
     try:
         for layer in layers:
-            layer.held = layer.weight
+            layer.cached = layer.weight
         yield [layer.weight for layer in layers]
     finally:
         for layer in layers:
-            layer.held = None
+            layer.cached = None
 
 
-def _called(layer: nn.Module, inputs: Any, output: Any) -> None:
-    """Nothing; but nn.TransformerEncoderLayer, which in eval mode only reads a layer's weight, calls one that has a hook."""
+def _unused_hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+    """Do nothing. In eval mode nn.TransformerEncoderLayer calls a layer only if it has a hook, else it reads its weight."""
 
 
 @cache

@@ -10,22 +10,26 @@ from torch import nn
 def cnn(
     shape: Sequence[int], channels: Sequence[int] = (32, 64), width: int = 128, dropout: float = 0.0
 ) -> nn.Sequential:
-    """Body for small images: per entry of ``channels`` Conv 3x3, ReLU, max-pooling 2x2; then Linear, ReLU (, Dropout).
+    """Return a body for small images: Conv 3x3, ReLU and 2x2 max-pooling per entry of ``channels``, then Linear and ReLU.
 
     Args:
-        shape: of one image, (C, H, W); height and width at least ``2 ** len(channels)``.
-        channels: of the convolutions, two or three for 28x28 or 32x32.
-        width: of the features.
-        dropout: probability on the features.
+        shape: Shape of one image, (C, H, W). Height and width are at least ``2 ** len(channels)``.
+        channels: Output channels of the convolutions. Two or three suit images of 28x28 or 32x32.
+        width: Number of features.
+        dropout: Dropout probability of the features.
 
     Raises:
-        ValueError: ``shape`` is not that of an image large enough.
+        ValueError: ``shape`` is not that of an image, or the image is too small.
+
+    Example:
+        >>> cnn((1, 8, 8), channels=(4, 8), width=16)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 16])
     """
     depth, height, width_of_image = image(shape)
     shrink = 2 ** len(channels)
     if min(height, width_of_image) < shrink:
         raise ValueError(
-            f"{len(channels)} poolings need images of at least {shrink}x{shrink}, not {height}x{width_of_image}"
+            f"{len(channels)} poolings: expected images of at least {shrink}x{shrink}, got {height}x{width_of_image}"
         )
     layers: list[nn.Module] = []
     for outputs in channels:
@@ -39,12 +43,12 @@ def cnn(
 
 
 def image(shape: Sequence[int]) -> tuple[int, int, int]:
-    """``shape`` as (C, H, W).
+    """Return ``shape`` as (C, H, W).
 
     Raises:
-        ValueError: it is not three numbers.
+        ValueError: It is not three numbers.
     """
     if len(shape) != 3:
-        raise ValueError(f"it takes images (channels, height, width), not inputs of shape {tuple(shape)}")
+        raise ValueError(f"this net needs images: expected inputs (channels, height, width), got shape {tuple(shape)}")
     depth, height, width = shape
     return depth, height, width

@@ -8,30 +8,41 @@ import torch
 from torch import Tensor, nn
 
 Slice = tuple[int, int]
+"""First column, and last column plus one."""
 
 
 class MultiHead(nn.Module):
-    """A linear layer of its own for every task: a head that a batch of one task does not use gets no gradient.
+    """One linear layer per task. The heads of other tasks get no gradient from a batch of one task.
 
-    With a task for each example all heads are run, so that nothing waits for the device: those that no example uses
-    get a gradient of zeros.
+    If every example has its own task, all heads are computed so that nothing waits for the device. Heads that no example uses
+    then get a gradient of zeros.
 
     Args:
-        features: width of the body's output.
-        sizes: number of outputs of each task.
+        features: Number of features of the body.
+        sizes: Number of outputs of each task.
+
+    Example:
+        >>> head = MultiHead(4, sizes=[2, 3])
+        >>> head(torch.zeros(5, 4), task=1).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, features: int, sizes: Sequence[int]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(nn.Linear(features, size) for size in sizes)
-        self.equal = len(set(sizes)) == 1
+        self.has_equal_sizes = len(set(sizes)) == 1
 
     def forward(self, features: Tensor, task: int | Tensor) -> Tensor:
-        """Features (N, F); task: one for the whole batch, or (N,) -> outputs (N, C); -inf where a task has fewer."""
+        """Return the outputs (N, C) that compete. Outputs that a task does not have are -inf.
+
+        Args:
+            features: (N, F).
+            task: One task for the batch, or one per example, (N,).
+        """
         if isinstance(task, int):
             return self._outputs(task, features)
         outputs = [self._outputs(k, features) for k in range(len(self.heads))]
-        if not self.equal:
+        if not self.has_equal_sizes:
             width = max(z.shape[1] for z in outputs)
             outputs = [nn.functional.pad(z, (0, width - z.shape[1]), value=float("-inf")) for z in outputs]
         rows = torch.arange(len(features), device=features.device)
@@ -45,12 +56,17 @@ class MultiHead(nn.Module):
 class SlicedHead(nn.Module):
     """One linear layer, of which the columns ``slices[task]`` compete.
 
-    Domain-incremental: the same columns for every task. Class-incremental: all columns up to the newest class.
-    Task-incremental with one output layer (van de Ven 2025): the task's own columns.
+    In domain-incremental runs these are the same columns for every task, in class-incremental runs all columns up to the newest
+    class, and in task-incremental runs with one output layer (van de Ven 2025) the columns of the task.
 
     Args:
-        features: width of the body's output.
-        slices: first and last-plus-one column of each task.
+        features: Number of features of the body.
+        slices: First column and last column plus one, for each task.
+
+    Example:
+        >>> head = SlicedHead(4, slices=[(0, 2), (0, 4)])  # class-incremental
+        >>> head(torch.zeros(5, 4), task=0).shape, head(torch.zeros(5, 4), task=1).shape
+        (torch.Size([5, 2]), torch.Size([5, 4]))
     """
 
     columns: Tensor
@@ -67,7 +83,12 @@ class SlicedHead(nn.Module):
         self.register_buffer("absent", absent, persistent=False)
 
     def forward(self, features: Tensor, task: int | Tensor) -> Tensor:
-        """Features (N, F); task: one for the whole batch, or (N,) -> outputs (N, C); -inf where a task has fewer."""
+        """Return the outputs (N, C) that compete. Outputs that a task does not have are -inf.
+
+        Args:
+            features: (N, F).
+            task: One task for the batch, or one per example, (N,).
+        """
         outputs: Tensor = self.linear(features)
         if isinstance(task, int):
             start, stop = self.slices[task]

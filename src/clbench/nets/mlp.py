@@ -12,21 +12,25 @@ from torch import nn
 def mlp(
     shape: Sequence[int], hidden: Sequence[int] = (200, 200), batch_norm: bool = False, dropout: float = 0.0
 ) -> nn.Sequential:
-    """Multi-layer perceptron body: Linear, ReLU (, BatchNorm) (, Dropout) per hidden layer.
+    """Return a multi-layer perceptron body: Linear, ReLU and optionally BatchNorm and Dropout per hidden layer.
 
-    BatchNorm comes after the ReLU, as in the seed document of EWC on MNIST and Fashion-MNIST.
+    BatchNorm comes after the ReLU, as in the tutorial on EWC for MNIST and Fashion-MNIST that this project reproduces first.
 
     Args:
-        shape: of one input, flattened by the net.
-        hidden: widths, at least one.
-        batch_norm: a BatchNorm1d after each ReLU.
-        dropout: probability after each hidden layer.
+        shape: Shape of one input, which is flattened.
+        hidden: Widths of the hidden layers, at least one.
+        batch_norm: Whether a BatchNorm1d follows each ReLU.
+        dropout: Dropout probability after each hidden layer.
 
     Raises:
-        ValueError: ``batch_norm`` is a word such as ``no``, which would count as true.
+        ValueError: ``batch_norm`` is not a bool. A word such as ``no`` would count as true.
+
+    Example:
+        >>> mlp((1, 8, 8), hidden=(16, 4))(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 4])
     """
     if not isinstance(batch_norm, bool):
-        raise ValueError(f"batch_norm={batch_norm} is not true or false")
+        raise ValueError(f"batch_norm={batch_norm}: expected true or false, got {batch_norm!r}")
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [prod(shape), *hidden]
     for inputs, outputs in pairwise(widths):

@@ -1,4 +1,4 @@
-"""Net: a body with a head on it."""
+"""Net: a body with a head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from torch import Tensor, nn
 
 
 class Net(nn.Module):
-    """``head(body(x), task)``: inputs (N, ...) and their task -> the outputs (N, C) that compete."""
+    """``head(body(x), task)``: inputs (N, ...) and their task -> the outputs (N, C) that compete.
+
+    Args:
+        body: Maps inputs (N, ...) to features (N, F).
+        head: Maps features and task to outputs, for example ``MultiHead``.
+
+    Example:
+        >>> from clbench.nets import MultiHead, mlp
+        >>> net = Net(mlp((3,), hidden=(4,)), MultiHead(4, sizes=[2, 2]))
+        >>> net(torch.zeros(5, 3), task=0).shape
+        torch.Size([5, 2])
+    """
 
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -22,12 +33,17 @@ class Net(nn.Module):
 
 
 def features_of(body: nn.Module, shape: Sequence[int]) -> int:
-    """Width of what ``body`` makes of one input of ``shape``, by a dry run in evaluation mode on two inputs of zeros.
+    """Return the number of features that ``body`` computes from one input of ``shape``.
 
-    The mode of every part is as before, statistics and random states too; lazy layers get their shapes.
+    It runs the body in evaluation mode on two inputs of zeros. Modes, statistics and random states do not change; lazy layers are
+    initialised.
 
     Raises:
-        ValueError: the body does not give a tensor (2, features); whatever the body raises.
+        ValueError: The output of the body is not a tensor (2, features). Exceptions of the body are not caught.
+
+    Example:
+        >>> features_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8))
+        10
     """
     modes = [(part, part.training) for part in body.modules()]
     body.eval()
@@ -39,8 +55,10 @@ def features_of(body: nn.Module, shape: Sequence[int]) -> int:
             part.training = training
     if not isinstance(features, Tensor):
         raise ValueError(
-            f"the body gives a {type(features).__name__}; a head needs a tensor (2, features) for 2 inputs"
+            f"body: expected a tensor (2, features) for 2 inputs, got {type(features).__name__}. Return the features alone"
         )
     if features.ndim != 2 or len(features) != 2:
-        raise ValueError(f"the body gives {tuple(features.shape)} for 2 inputs; a head needs (2, features): flatten it")
+        raise ValueError(
+            f"body: expected shape (2, features) for 2 inputs, got {tuple(features.shape)}. Flatten the output"
+        )
     return features.shape[1]

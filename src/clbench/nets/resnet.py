@@ -1,4 +1,4 @@
-"""The two reduced ResNet-18 of the continual-learning literature, a quarter to a third as wide as He et al. 2016's."""
+"""The two reduced ResNet-18 of the continual-learning literature, a quarter to a third as wide as that of He et al. 2016."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ STRIDES = (1, 2, 2, 2)
 
 
 class BasicBlock(nn.Module):
-    """``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``; shortcut: conv 1x1 and BatchNorm where the shape changes.
+    """``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``. If the shape changes, the shortcut is Conv 1x1 and BatchNorm.
 
     Args:
-        inputs, outputs: channels.
-        stride: of ``conv1`` and of the shortcut.
-        last_relu: False leaves the sum as it is.
+        inputs, outputs: Numbers of channels.
+        stride: Stride of ``conv1`` and of the shortcut.
+        last_relu: Whether a ReLU follows the sum.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, last_relu: bool = True) -> None:
@@ -42,17 +42,21 @@ class BasicBlock(nn.Module):
 
 
 def resnet18_reduced(shape: Sequence[int], width: int = 20) -> nn.Sequential:
-    """ResNet-18 with ``width``, 2, 4 and 8 times as many channels, a maximum pooling after the stem; 8 ``width`` features.
+    """Return the reduced ResNet-18 of GEM and CTN, with ``width`` to 8 ``width`` channels and 8 ``width`` features.
 
-    As in the code of CTN (Pham et al. 2021), model/common.py: stem conv 3x3 without bias, BatchNorm, ReLU, max-pooling
-    3x3 with stride 2; two blocks per stage; global average pooling. With 85 classes 1,106,825 parameters.
+    It follows model/common.py in the code of CTN (Pham et al. 2021): a stem of Conv 3x3 without bias, BatchNorm, ReLU and 3x3
+    max-pooling with stride 2, two blocks per stage, and global average pooling. With 85 classes it has 1,106,825 parameters.
 
     Args:
-        shape: of one image, (C, H, W).
-        width: channels of the stem.
+        shape: Shape of one image, (C, H, W).
+        width: Channels of the stem.
 
     Raises:
         ValueError: ``shape`` is not that of an image.
+
+    Example:
+        >>> resnet18_reduced((3, 32, 32), width=4)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 32])
     """
     depth, _, _ = image(shape)
     stem = _stem(depth, width, bias=False)
@@ -60,17 +64,21 @@ def resnet18_reduced(shape: Sequence[int], width: int = 20) -> nn.Sequential:
 
 
 def resnet18_vandeven(shape: Sequence[int], width: int = 20) -> nn.Sequential:
-    """The reduced ResNet-18 of van de Ven 2025, "On the computation of the Fisher information in continual learning".
+    """Return the reduced ResNet-18 of van de Ven 2025, "On the computation of the Fisher information in continual learning".
 
-    Stem conv 3x3 with bias, BatchNorm, ReLU, no pooling; two blocks per stage, no ReLU after the last block; global
-    average pooling; PyTorch's default initialisation. With 10 classes 1,094,770 parameters.
+    It has a stem of Conv 3x3 with bias, BatchNorm and ReLU without pooling, two blocks per stage, no ReLU after the last block,
+    global average pooling and PyTorch's default initialisation. With 10 classes it has 1,094,770 parameters.
 
     Args:
-        shape: of one image, (C, H, W).
-        width: channels of the stem; the features are 8 times as many.
+        shape: Shape of one image, (C, H, W).
+        width: Channels of the stem. There are 8 ``width`` features.
 
     Raises:
         ValueError: ``shape`` is not that of an image.
+
+    Example:
+        >>> resnet18_vandeven((3, 32, 32), width=4)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 32])
     """
     depth, _, _ = image(shape)
     return nn.Sequential(_stem(depth, width, bias=True) | _stages(width, last_relu=False) | _pooling())
@@ -82,7 +90,7 @@ def _stem(depth: int, width: int, bias: bool) -> OrderedDict[str, nn.Module]:
 
 
 def _stages(width: int, last_relu: bool = True) -> OrderedDict[str, nn.Module]:
-    """Four stages of two blocks; ``last_relu`` is about the very last block."""
+    """Return four stages of two blocks. ``last_relu`` is that of the very last block."""
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     inputs = width
     for i, stride in enumerate(STRIDES):

@@ -1,4 +1,4 @@
-"""Weights of a body from a file."""
+"""Load the weights of a body from a file."""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ from torch import Tensor, nn
 
 from clbench.errors import ConfigError
 
-HOLDERS = ("learner", "state_dict")
-"""Where a checkpoint keeps the weights: ``task_<t>.ckpt`` of a run, a checkpoint of Lightning."""
+KEYS = ("learner", "state_dict")
+"""Keys of the weights in a checkpoint: in ``task_<t>.ckpt`` of a run, in a checkpoint of Lightning."""
 
 PREFIXES = ("net.body.", "body.")
-"""What the names of a body's weights begin with in a learner, and in a net."""
+"""Prefixes of the names of a body's weights in a learner, and in a net."""
 
 
 def init_from(body: nn.Module, path: str | Path) -> None:
-    """Load the weights and statistics of ``body`` from ``path``; whatever heads the file has are left alone.
+    """Load the weights and statistics of ``body`` from ``path``. Heads in the file are ignored.
 
     Args:
-        body: changed in place.
-        path: ``checkpoints/task_<t>.ckpt`` of a run, a checkpoint of Lightning, or a saved ``state_dict()`` of a learner,
-            of a net, or of a body alone. Read with ``weights_only``, so it can run no code.
+        body: The body, changed in place.
+        path: ``checkpoints/task_<t>.ckpt`` of a run, a checkpoint of Lightning, or a saved ``state_dict()`` of a learner, a net
+            or a body. It is read with ``weights_only``, so it cannot run code.
 
     Raises:
-        ConfigError: there is no such file, it holds no weights, or they are not exactly those of ``body``.
+        ConfigError: There is no such file, it contains no weights, or the weights do not fit ``body`` exactly.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(nn.Linear(3, 2).state_dict(), f"{folder}/body.pt")
+        ...     init_from(nn.Linear(3, 2), f"{folder}/body.pt")
     """
     path = Path(path).expanduser()
     wanted = body.state_dict()
@@ -45,34 +51,34 @@ def init_from(body: nn.Module, path: str | Path) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ConfigError(
-            f"init_from={path} does not fit the body ({'; '.join(wrong[:3])}{more}): choose the net and the shape of input "
-            "it was saved from, or save body.state_dict() of this net"
+            f"init_from={path}: expected the weights of this body ({', '.join(wrong[:3])}{more}). Use the net and the input "
+            "shape with which it was saved, or save body.state_dict() of this net"
         )
     body.load_state_dict(found)
 
 
 def _weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the body in the file, by their names in the body."""
+    """Return the weights of the body in the file, by their names in the body."""
     if not path.is_file():
         raise ConfigError(
-            f"init_from={path} is not a file: give checkpoints/task_<t>.ckpt of a run, or a saved state_dict"
+            f"init_from={path}: expected a file. Try checkpoints/task_<t>.ckpt of a run, or a saved state_dict"
         )
     try:
-        held: Any = torch.load(path, map_location="cpu", weights_only=True)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ConfigError(
-            f"init_from={path} cannot be read with weights_only ({str(error).splitlines()[0]}): save the net's state_dict(), "
+            f"init_from={path} cannot be read with weights_only ({str(error).splitlines()[0]}). Save the net's state_dict(), "
             "not the net"
         ) from error
-    for holder in HOLDERS:
-        if isinstance(held, Mapping) and isinstance(held.get(holder), Mapping):
-            held = held[holder]
-    if not (isinstance(held, Mapping) and held and all(isinstance(value, Tensor) for value in held.values())):
-        raise ConfigError(f"init_from={path} holds no state_dict (names with tensors): save the net's state_dict()")
-    if held.keys() == wanted.keys():  # a body may have a part of its own that is called body
-        return dict(held)
+    for key in KEYS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not (isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values())):
+        raise ConfigError(f"init_from={path}: expected a state_dict (tensors by name). Save the net's state_dict()")
+    if found.keys() == wanted.keys():  # a body may itself have a part named body
+        return dict(found)
     for prefix in PREFIXES:
-        part = {name.removeprefix(prefix): tensor for name, tensor in held.items() if name.startswith(prefix)}
+        part = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
         if part:
             return part
-    return dict(held)
+    return dict(found)

@@ -1,1 +1,1 @@
-"""Report: folders of runs -> tables, figures and one page. ``python -m clbench.report FOLDER...``."""
+"""Reports of run folders: tables, figures and an HTML page. ``python -m clbench.report FOLDER...``."""

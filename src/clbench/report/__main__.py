@@ -1,4 +1,4 @@
-"""``python -m clbench.report FOLDER...``: write report.html, summary.csv, summary.tex and figures of runs, print a table."""
+"""Write report.html, summary.csv, summary.tex and figures of runs: ``python -m clbench.report FOLDER...``."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from clbench.report.benchmark import Benchmark
 
 MAX_PRINTED = 5
-"""Excluded runs that are printed; the page lists more."""
+"""Largest number of excluded runs that are printed. The page lists more."""
 
 MAX_DRAWN = 6
-"""Benchmarks with figures, those with the most runs; the figures of one take a second or two."""
+"""Largest number of benchmarks with figures, because those of one benchmark take a second or two."""
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Write the report and return its folder.
 
     Raises:
-        ConfigError: a folder contains no runs, no run is complete, or the output cannot be a folder.
+        ConfigError: A folder contains no runs, no run is complete, or the output cannot be a folder.
     """
     options = make_parser().parse_args(arguments)
-    # these imports take a second: --help and wrong arguments are answered without them
+    # these imports take a second, which --help and wrong arguments do not need
     from clbench.metrics.registry import metrics_of
     from clbench.report import tables
     from clbench.report.benchmark import split_benchmarks
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     complete = runs[runs.status == "complete"]
     if complete.empty:
         first = runs.iloc[0]
-        raise ConfigError(f"none of {len(runs)} runs is complete; {first.folder}: {first.problem}")
+        raise ConfigError(f"expected a complete run, got {len(runs)} incomplete ones. {first.folder}: {first.problem}")
     setups = select_lam(summarize_seeds(complete), options.select)
     rows = selected_rows(setups)
     benchmarks = split_benchmarks(complete, setups, options.select)
@@ -61,11 +61,11 @@ def write_page(title: str, note: str, runs: DataFrame, benchmarks: Sequence[Benc
     """Write ``output``/report.html and the figures in ``output``/figures.
 
     Args:
-        title: the page's title.
-        note: when and from which folders the report was made.
-        runs: all runs, from ``read``.
-        benchmarks: the results of the complete runs, from ``split_benchmarks``.
-        output: an existing folder with a folder ``figures``.
+        title: Title of the page.
+        note: Date and source folders of the report.
+        runs: All runs, from ``read``.
+        benchmarks: Results of the complete runs, from ``split_benchmarks``.
+        output: Existing folder with a folder ``figures``.
     """
     from clbench.report.benchmark import section_context
     from clbench.report.figures import draw_figures
@@ -87,17 +87,15 @@ def make_parser() -> argparse.ArgumentParser:
         "clbench-report",
         description="Write report.html, summary.csv, summary.tex and figures of runs, and print a table.",
     )
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="runs, sweeps, or any folder above them")
-    parser.add_argument(
-        "--output", default="report", metavar="FOLDER", help="the folder of the report (default: report)"
-    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders of runs or sweeps, or any parent folder")
+    parser.add_argument("--output", default="report", metavar="FOLDER", help="folder of the report (default: report)")
     parser.add_argument(
         "--select",
         choices=("validation", "test"),
         default="validation",
-        help="the data lam is selected on; test is an oracle and labelled as one (default: validation)",
+        help="data on which lam is selected; test is labelled as an oracle (default: validation)",
     )
-    parser.add_argument("--title", default="clbench report", help="the page's title (default: clbench report)")
+    parser.add_argument("--title", default="clbench report", help="title of the page (default: clbench report)")
     return parser
 
 
@@ -105,7 +103,7 @@ def _make_folder(output: Path) -> None:
     try:
         (output / "figures").mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ConfigError(f"--output {output}: expected a folder, got a file or a path below one") from None
+        raise ConfigError(f"--output {output}: expected a folder, got a file or a path below a file.") from None
 
 
 def _describe_sources(folders: Sequence[Path]) -> str:
@@ -114,12 +112,12 @@ def _describe_sources(folders: Sequence[Path]) -> str:
 
 
 def _print_summary(tables: Sequence[Table], runs: DataFrame, output: Path) -> None:
-    """Print the tables, the excluded runs, and the path of the page."""
+    """Print the tables, the excluded runs and the path of the page."""
     terminal = console()
     for table in tables:
         terminal.print(table)
     if len(tables) > MAX_DRAWN:
-        terminal.print(f"figures are drawn for {MAX_DRAWN} of {len(tables)} benchmarks, those with the most runs")
+        terminal.print(f"figures are drawn only for the {MAX_DRAWN} of {len(tables)} benchmarks with the most runs")
     excluded = runs[runs.status != "complete"]
     for row in excluded.head(MAX_PRINTED).itertuples():
         terminal.print(f"{row.status}: {row.folder}: {row.problem}", soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""A benchmark on the page: the main result in a sentence, the strategies, the curves, all setups."""
+"""The section of a benchmark on the page: main result, strategies, curves and all setups."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Benchmark:
     """The results of one benchmark.
 
     Args:
-        name: the benchmark's name.
-        setups: its setups, from ``select_lam``.
-        rows: its setups in the first table, from ``selected_rows``.
-        runs: its complete runs.
-        differences: the paired differences of ``rows``.
-        select: the data lam was selected on, validation or test.
-        metrics: the metrics by name.
+        name: Name of the benchmark.
+        setups: Setups, from ``select_lam``.
+        rows: Setups in the first table, from ``selected_rows``.
+        runs: Complete runs.
+        differences: Paired differences of ``rows``.
+        select: Data on which lam was selected, validation or test.
+        metrics: Metrics by name.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Benchmark:
 
 
 def split_benchmarks(complete: DataFrame, setups: DataFrame, select: str) -> list[Benchmark]:
-    """Return the benchmarks of the complete runs; those with the most runs come first."""
+    """Return the benchmarks of the complete runs, in descending order of their numbers of runs."""
     rows = selected_rows(setups)
     differences = paired_differences(complete, rows)
     return [
@@ -70,13 +70,13 @@ def split_benchmarks(complete: DataFrame, setups: DataFrame, select: str) -> lis
 def section_context(
     number: int, benchmark: Benchmark, figures: Mapping[str, str], colours: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return what the template ``section.html`` shows of a benchmark.
+    """Return the context of the template ``section.html`` for a benchmark.
 
     Args:
-        number: the benchmark's position on the page.
-        benchmark: its results.
-        figures: svg by name: ranking, lam_curves, over_tasks, tradeoff, matrices; those that were drawn.
-        colours: a colour per strategy.
+        number: Position of the benchmark on the page.
+        benchmark: Results of the benchmark.
+        figures: SVG of each figure that was drawn, by name: ranking, lam_curves, over_tasks, tradeoff, matrices.
+        colours: Colour of each strategy.
     """
     setups, rows = benchmark.setups, benchmark.rows
     cards = [
@@ -131,7 +131,7 @@ def card(title: str, note: str, figure: str | None = None, table: html_tables.Ta
 
 
 def lead_context(benchmark: Benchmark) -> dict[str, Any]:
-    """Return the parts of the main result: the best method, its accuracy, and how it compares with the baselines."""
+    """Return the parts of the main result: the best method, its accuracy, and the accuracies of the baselines."""
     rows = benchmark.rows
     contestants = rows[~rows.strategy.map(is_reference) & (rows.strategy != "finetune")]
     best = (contestants if len(contestants) else rows).iloc[0]
@@ -158,7 +158,11 @@ def lead_context(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def count_noun(number: int, noun: str) -> str:
-    """Return 1 seed, 3 seeds."""
+    """Return the number with its noun in singular or plural.
+
+    >>> count_noun(1, "seed"), count_noun(3, "seed")
+    ('1 seed', '3 seeds')
+    """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -167,7 +171,7 @@ def _fraction(value: float) -> str:
 
 
 def _progress(best: Series, compared: Mapping[str, float], upper: str) -> list[str]:
-    """Return where the best method is between fine-tuning and joint training, if both were run and differ."""
+    """Return the position of the best method between fine-tuning and joint training, if both were run and differ."""
     if len(compared) < 2 or compared[upper] <= compared["finetune"]:
         return []
     share = (best.average_accuracy - compared["finetune"]) / (compared[upper] - compared["finetune"])
@@ -175,20 +179,20 @@ def _progress(best: Series, compared: Mapping[str, float], upper: str) -> list[s
 
 
 def _lam_details(best: Series, benchmark: Benchmark) -> list[str]:
-    """Return how lam was selected, and a warning if it is the first or last of those tried."""
+    """Return how lam was selected, and a warning if it is the smallest or largest of the tried values."""
     if best.lam_count <= 1:
         return []
     details = [_selection(bool(best.selected), benchmark.select)]
     tried = benchmark.setups[benchmark.setups.method == best.method].lam
     if best.selected and best.lam == tried.min():
-        details.append("It is the smallest lam that was tried, and a smaller one may be better.")
+        details.append("It is the smallest lam that was tried. A smaller one may be better.")
     elif best.selected and best.lam == tried.max():
-        details.append("It is the largest lam that was tried, and a larger one may be better.")
+        details.append("It is the largest lam that was tried. A larger one may be better.")
     return details
 
 
 def _strategies_note(benchmark: Benchmark) -> str:
-    """Return how to read the table of strategies."""
+    """Return the note of the table of strategies."""
     note = "Mean ± half-width of the 95 % Student t interval over seeds. Bold: best, references excluded."
     with_lams = benchmark.rows[benchmark.rows.lam_count > 1]
     selections = dict.fromkeys(_selection(bool(selected), benchmark.select) for selected in with_lams.selected)
@@ -197,7 +201,7 @@ def _strategies_note(benchmark: Benchmark) -> str:
 
 def _selection(is_selected: bool, data: str) -> str:
     if not is_selected:
-        return "There is no validation data to select lam on, so every lam is shown."
+        return "Without validation data, lam is not selected and every lam is shown."
     if data == "validation":
         return "lam is selected on validation data."
-    return "lam is selected on test data: an oracle, not a result."
+    return "lam is selected on test data, so the numbers are an oracle and not a result."

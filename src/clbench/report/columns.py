@@ -1,4 +1,4 @@
-"""Which metrics a table of a report shows, its best setups, and a mean with its interval as text."""
+"""Columns of report tables: metrics with values, best setups, and means with intervals as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Metrics = Mapping[str, Metric]
 
 
 def format_mean(row: Any, metric: Metric) -> tuple[str, str]:
-    """Return the mean of a metric and the half-width of its interval as text, "" for a number that is undefined."""
+    """Return the mean of a metric and the half-width of its interval as text, "" where undefined."""
     mean, half = getattr(row, metric.name), getattr(row, f"{metric.name}_ci")
     return (
         "" if math.isnan(mean) else metric.text(mean),
@@ -25,13 +25,13 @@ def format_mean(row: Any, metric: Metric) -> tuple[str, str]:
 
 
 def format_interval(row: Any, name: str) -> str:
-    """Format a built-in metric as 0.873 ± 0.011, or as 0.873 if it is of one seed."""
+    """Format a built-in metric as 0.873 ± 0.011, or as 0.873 for a single seed."""
     mean, half = format_mean(row, BUILT_IN[name])
     return f"{mean} ± {half}" if half else mean
 
 
 def filled_metrics(rows: DataFrame, metrics: Iterable[Metric]) -> list[Metric]:
-    """Return the metrics that at least one row has, without bytes that are 0 in every row (nothing is rehearsed)."""
+    """Return the metrics with a value in at least one row, without bytes that are 0 in every row."""
     filled = [metric for metric in metrics if rows[metric.name].notna().any()]
     return [metric for metric in filled if metric.unit != "bytes" or rows[metric.name].any()]
 

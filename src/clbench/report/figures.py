@@ -1,4 +1,4 @@
-"""The figures of a benchmark: average accuracy, forgetting against learning; lam and tasks are in modules of their own."""
+"""Figures of a benchmark: average accuracy, and forgetting against learning. Further figures are in other modules."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from clbench.report.style import (
 )
 from clbench.report.summary import is_reference, pareto_front
 
-NAME_WIDTH = 42  # characters of a line next to a dot; more would leave too little room for the data
+NAME_WIDTH = 42  # characters per line of a name; more would leave too little space for the data
 
 
 def draw_figures(benchmark: Benchmark, colours: Colours, folder: Path, prefix: str) -> dict[str, str]:
-    """Write ``folder``/``prefix``NAME.png and .svg of each figure that has data, and return its svg for the page by NAME."""
+    """Write ``folder``/``prefix``NAME.png and .svg of each figure with data, and return the SVG for the page by NAME."""
     setups, rows, runs = benchmark.setups, benchmark.rows, benchmark.runs
     with report_style():
         drawn = {
@@ -50,7 +50,7 @@ def draw_figures(benchmark: Benchmark, colours: Colours, folder: Path, prefix: s
 
 
 def draw_ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> LabelledFigure:
-    """Draw the average accuracy of each row, the best at the top: mean, 95 % interval, and a small dot per seed."""
+    """Draw the average accuracy of each row, best at the top: mean, 95 % interval, and a small dot per seed."""
     rows = rows.sort_values("average_accuracy", ignore_index=True)
     names = [wrap(setup, NAME_WIDTH) for setup in rows.setup]
     line_breaks = max(name.count("\n") for name in names)
@@ -102,7 +102,7 @@ def draw_ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> Labelled
 
 
 def draw_tradeoff(setups: DataFrame, colours: Colours) -> LabelledFigure | None:
-    """Draw forgetting against learning accuracy, one point per setup, with the Pareto front; selected setups are filled."""
+    """Draw forgetting against learning accuracy with the Pareto front. Points are setups, filled if selected."""
     setups = setups[setups.forgetting.notna()]
     if len(setups) < 2:
         return None

@@ -1,4 +1,4 @@
-"""The figure of average accuracy against lam."""
+"""Figure of average accuracy against lam."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from clbench.report.columns import format_interval
 from clbench.report.style import COLOURS, PAPER, WIDTH, Colours, LabelledFigure, add_legend_below
 from clbench.runs.names import BASELINE_LABELS, format_value
 
-MAX_BANDS = 4  # a panel with more curves has no bands, which would hide each other
+MAX_BANDS = 4  # with more curves in a panel, bands would overlap and are left out
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 MAX_TICKS = 6  # with more values of lam, the ticks are powers of ten
 
 
 def draw_lam_curves(setups: DataFrame, colours: Colours) -> LabelledFigure | None:
-    """Draw average accuracy against lam, one panel per strategy, one line per method; best and selected lam are marked.
+    """Draw average accuracy against lam, one panel per strategy and one line per method, with best and selected lam.
 
-    A strategy with a single method has its own colour; otherwise a colour means the same options in every panel.
+    A strategy with a single method has the colour of the strategy. Otherwise, equal options have the same colour in every panel.
     """
     curves = setups[setups.lam_count > 1]
     strategies = sorted(set(curves.strategy))
@@ -58,7 +58,7 @@ def draw_lam_curves(setups: DataFrame, colours: Colours) -> LabelledFigure | Non
 
 
 def _draw_curve(axes: Axes, curve: DataFrame, style: dict[str, Any], label: str | None, gid: str, band: bool) -> None:
-    """Draw the line of one method, its best lam as a star, and its selected lam in a ring."""
+    """Draw the line of one method, with a star at its best lam and a ring at its selected lam."""
     colour, half = style["color"], curve.average_accuracy_ci.fillna(0)
     if band:
         low, high = curve.average_accuracy - half, curve.average_accuracy + half
@@ -70,7 +70,7 @@ def _draw_curve(axes: Axes, curve: DataFrame, style: dict[str, Any], label: str 
 
 
 def _draw_baselines(axes: Axes, setups: DataFrame, colours: Colours, is_named: bool) -> None:
-    """Draw fine-tuning and joint training as horizontal lines, with their names to the right."""
+    """Draw fine-tuning and joint training as horizontal lines, labelled on the right."""
     for row in setups[setups.strategy.isin(list(BASELINE_LABELS))].itertuples():
         colour = colours[row.strategy]
         axes.axhline(row.average_accuracy, color=colour, ls="--", lw=1)
@@ -81,7 +81,7 @@ def _draw_baselines(axes: Axes, setups: DataFrame, colours: Colours, is_named: b
 
 
 def _styles(curves: DataFrame) -> dict[str, dict[str, Any]]:
-    """Return colour and line style of each method's options: a colour per Fisher type, a line style per other options."""
+    """Return colour and line style of each method: a colour per Fisher type, a line style per other options."""
     fishers: dict[str, list[str]] = {}
     for row in curves.itertuples():
         of_fisher = fishers.setdefault(row.fisher if isinstance(row.fisher, str) else "", [])
@@ -98,7 +98,7 @@ def _styles(curves: DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def _scale_lam_axis(axes: Axes, lams: Sequence[float]) -> None:
-    """Make the axis logarithmic; with lam=0, linear below the smallest positive lam."""
+    """Make the axis logarithmic, or with lam=0, linear below the smallest positive lam."""
     positive = [lam for lam in lams if lam > 0]
     if len(positive) == len(lams):
         axes.set_xscale("log")

@@ -13,11 +13,11 @@ from clbench.report.style import MUTED, WIDTH, Colours, LabelledFigure, add_lege
 MAX_LINES = 8  # with more rows, only the best of each strategy is drawn over tasks
 MAX_MATRICES = 12
 TITLE_WIDTH = 16  # characters of a line in the title of a heatmap
-MAX_NUMBERED = 6  # with more tasks, no numbers are written into a heatmap
+MAX_NUMBERED = 6  # largest number of tasks for which a heatmap contains numbers
 
 
 def draw_over_tasks(runs: DataFrame, rows: DataFrame, colours: Colours) -> LabelledFigure | None:
-    """Draw average accuracy on the tasks so far after each task, mean and interval over seeds, with chance."""
+    """Draw average accuracy on the tasks so far after each task: mean and interval over seeds, and chance."""
     if rows.tasks.max() < 2:
         return None
     if len(rows) > MAX_LINES:
@@ -47,7 +47,7 @@ def draw_over_tasks(runs: DataFrame, rows: DataFrame, colours: Colours) -> Label
 
 
 def draw_matrices(runs: DataFrame, rows: DataFrame) -> LabelledFigure:
-    """Draw R of each row, the mean over seeds."""
+    """Draw the accuracy matrix of each row, averaged over seeds."""
     rows = rows.head(MAX_MATRICES)
     columns = min(len(rows), 4)
     lines = -(-len(rows) // columns)
@@ -65,7 +65,7 @@ def draw_matrices(runs: DataFrame, rows: DataFrame) -> LabelledFigure:
         axes.spines[:].set_visible(False)
         axes.set_title(wrap(row.setup, TITLE_WIDTH), fontsize=8.5)
         tasks = len(r)
-        ticks = [t - 1 for t in _ticks(tasks, 10 if tasks <= 10 else 5)]  # numbers of two digits are wide
+        ticks = [t - 1 for t in _ticks(tasks, 10 if tasks <= 10 else 5)]  # two-digit numbers are wide
         axes.set(xticks=ticks, yticks=ticks)
         axes.tick_params(length=0, labelsize=8)
         if tasks <= MAX_NUMBERED:

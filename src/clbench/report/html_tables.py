@@ -1,4 +1,4 @@
-"""Tables of the page as plain data: headings and rows of cells, which the template ``tables.html`` renders."""
+"""Tables of the page as plain data, rendered by the template ``tables.html``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Cell(NamedTuple):
     """A cell of a table.
 
     Attributes:
-        text: the number or name.
-        sort: what the table is sorted by if not by ``text``; "" sorts last.
-        half: half-width of an interval, shown after ``text``.
-        options: options of a strategy, shown small after ``text``.
-        is_bold: whether ``text`` is bold.
-        is_reference: whether the cell is marked as a reference.
+        text: Number or name.
+        sort: Value for sorting, by default ``text``. "" sorts last.
+        half: Half-width of an interval, shown after ``text``.
+        options: Options of a strategy, shown in small type after ``text``.
+        is_bold: Whether ``text`` is bold.
+        is_reference: Whether the cell is marked as a reference.
         colour: CSS variable of the strategy's colour.
     """
 
@@ -39,7 +39,7 @@ class Cell(NamedTuple):
 
 
 class Heading(NamedTuple):
-    """A heading: text, meaning, whether the column is text, and whether the first click sorts in ascending order."""
+    """A heading with its meaning, whether the column is text, and whether the first click sorts in ascending order."""
 
     text: str
     meaning: str = ""
@@ -48,14 +48,14 @@ class Heading(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The cells of a row, and the row's CSS class."""
+    """Cells of a row, and its CSS class."""
 
     cells: Sequence[Cell]
     css: str = ""
 
 
 class Table(NamedTuple):
-    """A table with its CSS classes; ``sort`` makes its headings buttons, ``pin`` keeps the first column in view."""
+    """A table with its CSS classes. ``sort`` turns headings into buttons, ``pin`` keeps the first column visible."""
 
     headings: Sequence[Heading]
     rows: Sequence[Row]
@@ -72,7 +72,7 @@ EMPTY = Cell("", sort="")
 
 
 def strategies_table(rows: DataFrame, metrics: Metrics, chance: float, colours: Mapping[str, str]) -> Table:
-    """Return the selected rows and a row with the accuracy of guessing; the best mean of each metric is bold."""
+    """Return the selected rows and a row for guessing. The best mean of each metric is bold."""
     columns, has_lam = filled_metrics(rows, metrics.values()), rows.lam.notna().any()
     best = find_best_setups(rows, columns)
     lam = [Heading("lam")] if has_lam else []
@@ -96,7 +96,7 @@ def strategies_table(rows: DataFrame, metrics: Metrics, chance: float, colours: 
 
 
 def setups_table(setups: DataFrame, metrics: Metrics, colours: Mapping[str, str]) -> Table:
-    """Return every setup; those whose lam was selected are tinted."""
+    """Return all setups. Those with the selected lam are highlighted."""
     columns = filled_metrics(setups, metrics.values())
     headings = [Heading("strategy", is_text=True), Heading("lam"), Heading("seeds"), *_metric_headings(columns)]
     rows = [
@@ -115,7 +115,7 @@ def setups_table(setups: DataFrame, metrics: Metrics, colours: Mapping[str, str]
 
 
 def lam_table(setups: DataFrame) -> Table:
-    """Return the lam selected on validation data and the test oracle of each method, with their test accuracies."""
+    """Return, for each method, the lam selected on validation data and that of the test oracle, with test accuracies."""
     headings = [
         Heading("method", is_text=True),
         Heading("lam selected on validation"),
@@ -141,7 +141,7 @@ def lam_table(setups: DataFrame) -> Table:
 
 
 def differences_table(differences: DataFrame) -> Table:
-    """Return paired differences; those whose interval does not contain 0 are bold."""
+    """Return the paired differences. Those whose interval excludes 0 are bold."""
     headings = [
         Heading("a", is_text=True),
         Heading("b", is_text=True),
@@ -162,7 +162,7 @@ def differences_table(differences: DataFrame) -> Table:
 
 
 def sort_value(value: float) -> str:
-    """Format a number for sorting, "" for nan."""
+    """Format a number for sorting, or "" for nan."""
     return "" if math.isnan(value) else f"{value:.10g}"
 
 

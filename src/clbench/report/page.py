@@ -1,4 +1,4 @@
-"""The page: its context as plain data, and the templates that render it. Every number is also in summary.csv."""
+"""Context of the page as plain data, and its rendering by templates. Every number is also in summary.csv."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from clbench.report.summary import SETUP_KEYS
 
 MAX_COMMANDS = 20
 MAX_LISTED = 200
-"""Rows of each kind in the table of failed and missing runs; all of them are counted."""
+"""Largest number of rows of each kind in the table of failed and missing runs."""
 
 
 def make_environment() -> Environment:
-    """Return the environment of the templates: every value is escaped, and an undefined name is an error."""
+    """Return the environment of the templates. Every value is escaped, and an undefined name is an error."""
     return Environment(
         loader=PackageLoader("clbench.report"),
         autoescape=True,
@@ -33,18 +33,18 @@ def make_environment() -> Environment:
 
 
 def render_page(context: dict[str, Any]) -> str:
-    """Return the html of the page, one document that loads nothing."""
+    """Return the HTML of the page, a single file without external resources."""
     return make_environment().get_template("page.html").render(context)
 
 
 def page_context(title: str, note: str, runs: DataFrame, sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the template ``page.html`` shows.
+    """Return the context of the template ``page.html``.
 
     Args:
-        title: the page's title.
-        note: when and from which folders the report was made.
-        runs: all runs, from ``read``.
-        sections: one context per benchmark, from ``section_context``.
+        title: Title of the page.
+        note: Date and source folders of the report.
+        runs: All runs, from ``read``.
+        sections: Context of each benchmark, from ``section_context``.
     """
     missing = find_missing_runs(runs)
     return {
@@ -66,7 +66,7 @@ def page_context(title: str, note: str, runs: DataFrame, sections: Sequence[dict
 
 
 def colour_variables() -> dict[str, dict[str, str]]:
-    """Return the CSS variables of the figures' colours, on light and on dark."""
+    """Return the CSS variables of the figures' colours in light and dark mode."""
     names = [VARIABLES[colour] for colour in (*COLOURS, *REFERENCE_COLOURS.values())]
     return {
         "light": dict(zip(names, (*COLOURS, *REFERENCE_COLOURS.values()), strict=True)),
@@ -75,7 +75,7 @@ def colour_variables() -> dict[str, dict[str, str]]:
 
 
 def run_counts(runs: DataFrame) -> list[dict[str, str]]:
-    """Return how many runs, setups and seeds are complete."""
+    """Return the numbers of complete runs, of setups and of seeds."""
     complete = runs[runs.status == "complete"]
     counts = {
         "complete run": len(complete),
@@ -87,7 +87,7 @@ def run_counts(runs: DataFrame) -> list[dict[str, str]]:
 
 
 def excluded_counts(runs: DataFrame, missing: int) -> list[dict[str, str]]:
-    """Return how many runs are excluded from the statistics, by reason; reasons without a run are left out."""
+    """Return the number of runs that are excluded from the statistics, for each reason with such runs."""
     by_status = runs.status.value_counts()
     statuses = {"unfinished": "running", "failed": "failed", "repeated": "repeated"}
     counts = {reason: by_status.get(status, 0) for reason, status in statuses.items()} | {"missing": missing}
@@ -95,15 +95,15 @@ def excluded_counts(runs: DataFrame, missing: int) -> list[dict[str, str]]:
 
 
 def failures_card(runs: DataFrame, missing: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
-    """Return the table of the runs that are excluded from the statistics and why, or None if there are none.
+    """Return the table of the runs that are excluded from the statistics with the reasons, or None if there are none.
 
     Args:
-        runs: all runs, from ``read``.
-        missing: folder and overrides of the runs that do not exist, from ``find_missing_runs``.
+        runs: All runs, from ``read``.
+        missing: Folder and overrides of the runs that do not exist, from ``find_missing_runs``.
     """
     bad = runs[runs.status != "complete"]
     listed = [(row.folder, row.setup, row.seed, row.status, row.problem) for row in bad.head(MAX_LISTED).itertuples()]
-    reason = "requested by the sweep, but there is no such run"
+    reason = "requested by the sweep, but its folder does not exist"
     listed += [(folder, overrides, "", "missing", reason) for folder, overrides in missing[:MAX_LISTED]]
     if not listed:
         return None
@@ -141,13 +141,13 @@ def warnings_table(runs: DataFrame) -> Table | None:
 
 
 def commands_context(runs: DataFrame) -> dict[str, Any]:
-    """Return the first commands with their numbers of runs, and how many more there are."""
+    """Return the first commands with their numbers of runs, and the number of further commands."""
     commands = [{"command": text, "runs": count_noun(number, "run")} for text, number in count_commands(runs).items()]
     return {"listed": commands[:MAX_COMMANDS], "more": f"{max(len(commands) - MAX_COMMANDS, 0):,}"}
 
 
 def versions_card(runs: DataFrame) -> dict[str, Any]:
-    """Return the table of package versions, with a note where runs of several versions are averaged."""
+    """Return the table of package versions, with a note if runs of different versions are averaged."""
     versions = count_versions(runs)
     rows = [
         Row([Cell(package), Cell(_list_versions(counts) if len(counts) > 1 else next(iter(counts)))])

@@ -1,4 +1,4 @@
-"""Where runs come from: their commands, their versions, and the runs that a sweep requested and that do not exist."""
+"""Provenance of runs: commands, package versions, and runs that a sweep requested but that do not exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clbench.runs.sweep_index import read_index
 
 
 def count_commands(runs: DataFrame) -> dict[str, int]:
-    """Return the commands that started the runs, each with its number of runs; the commands of a sweep are one entry."""
+    """Return the commands that started the runs with their numbers of runs. The commands of a sweep are one entry."""
     sweeps = {
         folder: "\n".join(shlex.join(["python", "-m", "clbench.train", "-m", *typed]) for typed in index["commands"])
         for folder in _parent_folders(runs)
@@ -26,7 +26,7 @@ def count_commands(runs: DataFrame) -> dict[str, int]:
 
 
 def count_versions(runs: DataFrame) -> dict[str, Counter[str]]:
-    """Return the versions of each package, each with its number of runs."""
+    """Return the versions of each package with their numbers of runs."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for versions in runs.versions.dropna():
         for package, version in versions.items():
@@ -35,7 +35,7 @@ def count_versions(runs: DataFrame) -> dict[str, Counter[str]]:
 
 
 def find_missing_runs(runs: DataFrame) -> list[tuple[str, str]]:
-    """Return (folder of the sweep, overrides) of each run that a sweep requested and that has no folder."""
+    """Return (sweep folder, overrides) of each run that a sweep requested and that has no folder."""
     missing = []
     for folder in _parent_folders(runs):
         requested: dict[str, list[str]] = read_index(Path(folder))["runs"]

@@ -1,4 +1,4 @@
-"""Style of the figures: light colours in files, CSS variables in the svg of the page, which follow light and dark mode."""
+"""Style of the figures: light colours in files, and CSS variables for light and dark mode in the SVG of the page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VARIABLES = {
     **{colour: f"--c-{name.replace('_', '-')}" for name, colour in REFERENCE_COLOURS.items()},
 }
 
-WIDTH = 6.4  # inches of a figure
+WIDTH = 6.4  # width of a figure in inches
 
 RC: Any = {
     "font.size": 10.5,
@@ -70,7 +70,7 @@ RC: Any = {
 
 
 class LabelledFigure(NamedTuple):
-    """A figure, its label for screen readers, and the titles of the markers of its lines (by gid)."""
+    """A figure, its label for screen readers, and the titles of the markers of its lines by gid."""
 
     figure: Figure
     label: str
@@ -78,7 +78,7 @@ class LabelledFigure(NamedTuple):
 
 
 def is_near(chance: float, accuracy: Series) -> bool:
-    """Return whether chance can be drawn without compressing the accuracies."""
+    """Return whether chance is close enough to be drawn without compressing the accuracies."""
     return bool(accuracy.min() - chance <= max(1.2 * (accuracy.max() - accuracy.min()), 0.1))
 
 
@@ -88,7 +88,7 @@ def wrap(text: str, width: int) -> str:
 
 
 def add_legend_below(figure: Figure) -> None:
-    """Add a legend below the axes, where it takes no width, and increase the height of the figure accordingly."""
+    """Add a legend below the axes and increase the height of the figure accordingly."""
     named = {
         wrap(label, 65): handle
         for axes in figure.axes
@@ -104,20 +104,20 @@ def add_legend_below(figure: Figure) -> None:
 
 @contextmanager
 def report_style() -> Iterator[None]:
-    """Apply the style of reports to the figures that are drawn inside."""
+    """Apply the style of reports to figures in this context."""
     with matplotlib.rc_context(RC):
         yield
 
 
 def assign_colours(strategies: Iterable[str]) -> dict[str, str]:
-    """Return a colour per strategy, in the order of their names; the references and fine-tuning are grey."""
+    """Return a colour per strategy, in the order of names. References and fine-tuning are grey."""
     names = sorted(set(strategies))
     coloured = [name for name in names if name not in REFERENCE_COLOURS]
     return {**REFERENCE_COLOURS, **{name: COLOURS[i % len(COLOURS)] for i, name in enumerate(coloured)}}
 
 
 def save_figure(figure: Figure, path: Path) -> str:
-    """Write ``path``.png and ``path``.svg on white and return the svg without a background."""
+    """Write ``path``.png and ``path``.svg with a white background and return the SVG without a background."""
     text = io.StringIO()
     with report_style():
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -130,13 +130,13 @@ def save_figure(figure: Figure, path: Path) -> str:
 
 
 def inline_svg(svg: str, label: str, titles: Mapping[str, Sequence[str]], prefix: str) -> str:
-    """Convert an svg of matplotlib for the page: without a header, with the page's colours and font.
+    """Convert an SVG of matplotlib for the page: remove the header and use the page's colours and font.
 
     Args:
-        svg: the return value of ``save_figure``.
-        label: the text for screen readers.
-        titles: for the gid of a line, the titles of its markers, in their order.
-        prefix: the beginning of every id; unique on the page.
+        svg: Return value of ``save_figure``.
+        label: Text for screen readers.
+        titles: Titles of the markers of each line in order, by gid.
+        prefix: Prefix of every id, unique on the page.
     """
     body = svg[svg.index("<svg ") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
@@ -147,7 +147,7 @@ def inline_svg(svg: str, label: str, titles: Mapping[str, Sequence[str]], prefix
     body = re.sub(r"<svg [^>]*>", opening, body, count=1)
     for gid, texts in titles.items():
         body = _add_titles(body, gid, texts)
-    body = re.sub(r'(<image [^>]*?) id="[^"]*"', r"\1", body)  # equal pictures have equal ids
+    body = re.sub(r'(<image [^>]*?) id="[^"]*"', r"\1", body)  # equal images have equal ids
     body = re.sub(r'\bid="', f'id="{prefix}', body)
     body = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{prefix}", body)
     body = re.sub(r"font(-family)?: ([\d.]+px )?[^;\"]*'DejaVu Sans'[^;\"]*", _page_font, body)
@@ -163,7 +163,7 @@ def _page_font(match: re.Match[str]) -> str:
 
 
 def _add_titles(body: str, gid: str, titles: Sequence[str]) -> str:
-    """Add a title to each marker (``<use .../>``) of the group ``gid``."""
+    """Add a title to each marker (``<use .../>``) in the group ``gid``."""
     start = body.find(f'<g id="{gid}">')  # an empty line is <g id="..."/>
     if start < 0:
         return body

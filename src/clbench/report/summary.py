@@ -15,7 +15,7 @@ from clbench.runs.names import REFERENCES
 
 SETUP_KEYS = ["benchmark", "setup"]
 MIN_PAIRED_SEEDS = 5
-"""With fewer shared seeds, the interval of a paired difference is too wide to be useful."""
+"""Smallest number of shared seeds. With fewer, the interval of a paired difference is too wide to be useful."""
 
 
 def summarize_seeds(runs: DataFrame) -> DataFrame:
@@ -36,9 +36,9 @@ def select_lam(setups: DataFrame, data: str) -> DataFrame:
     """Add the columns ``selected``, ``oracle`` and ``lam_count`` (lams of the method) to ``setups``.
 
     The selected lam of a method has the best average accuracy, a mean over seeds, on validation data
-    (``data="validation"``) or on test data (``data="test"``). The oracle always has the best one on test data.
-    Only lams with the most seeds compete, so that none wins by an easy seed; in a tie the smallest lam wins. A method
-    with several lams and no validation data has none selected on validation data.
+    (``data="validation"``) or on test data (``data="test"``). The oracle has the best one on test data. Only lams with the
+    largest number of seeds are compared, so that none wins by an easy seed. In a tie, the smallest lam is selected. Without
+    validation data, a method with several lams has none selected on validation data.
     """
     column = {"validation": "validation_average_accuracy", "test": "average_accuracy"}[data]
     setups = setups.assign(selected=False, oracle=False, lam_count=0)
@@ -56,7 +56,7 @@ def select_lam(setups: DataFrame, data: str) -> DataFrame:
 def selected_rows(setups: DataFrame) -> DataFrame:
     """Return the setup at the selected lam of each method, or all its setups if no lam is selected.
 
-    The rows of a benchmark are sorted by average accuracy, the best first.
+    The rows of a benchmark are sorted by average accuracy in descending order.
     """
     has_selected = setups.groupby(["benchmark", "method"]).selected.transform("any")
     rows = setups[setups.selected | ~has_selected]
@@ -64,14 +64,15 @@ def selected_rows(setups: DataFrame) -> DataFrame:
 
 
 def is_reference(strategy: str) -> bool:
-    """Return whether the strategy has what others do not have: old data, or one net per task."""
+    """Return whether the strategy is a reference, which uses all old data or one network per task."""
     return strategy in REFERENCES
 
 
 def pareto_front(learning: Sequence[float], forgetting: Sequence[float]) -> list[int]:
-    """Return the positions that no other dominates by more learning accuracy and less forgetting.
+    """Return the positions on the Pareto front of high learning accuracy and low forgetting, by ascending learning accuracy.
 
-    They are sorted by learning accuracy, the lowest first.
+    >>> pareto_front(learning=[0.9, 0.8, 0.7], forgetting=[0.3, 0.1, 0.2])
+    [1, 0]
     """
     front: list[int] = []
     for i in sorted(range(len(learning)), key=lambda i: (-learning[i], forgetting[i])):
@@ -83,7 +84,7 @@ def pareto_front(learning: Sequence[float], forgetting: Sequence[float]) -> list
 def paired_differences(
     runs: DataFrame, rows: DataFrame, metrics: Sequence[str] = ("average_accuracy", "forgetting")
 ) -> DataFrame:
-    """Return the differences a - b between each two of ``rows`` of a benchmark that share at least five seeds.
+    """Return the differences a - b of all pairs of ``rows`` of a benchmark with at least five shared seeds.
 
     The columns are ``benchmark, a, b, seeds`` and, for each metric, ``M`` (mean over seeds), ``M_ci`` (half-width of the
     Student t interval) and ``M_p`` (two-sided paired t-test, not corrected for multiple comparisons). The largest
@@ -108,7 +109,9 @@ def paired_differences(
 
 
 def paired_difference(by_seed: Series, metric: str) -> dict[str, float]:
-    """Return mean, half-width of the interval and p of the paired t-test of differences; nan where undefined."""
+    """Return mean, half-width of the interval and p of the paired t-test of differences, nan where undefined."""
     n, mean, std = by_seed.count(), by_seed.mean(), by_seed.std()
-    p = 2 * stdtr(n - 1, -abs(mean) / (std / np.sqrt(n))) if std > 0 else np.nan  # no spread: the test is undefined
+    p = (
+        2 * stdtr(n - 1, -abs(mean) / (std / np.sqrt(n))) if std > 0 else np.nan
+    )  # without spread, the test is undefined
     return {metric: mean, f"{metric}_ci": float(half_width(np.array(std), np.array(n))), f"{metric}_p": float(p)}

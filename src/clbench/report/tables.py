@@ -1,4 +1,4 @@
-"""Tables over seeds as CSV, LaTeX and for the terminal."""
+"""Tables over seeds in CSV, LaTeX and the terminal."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from clbench.report.columns import Metrics, filled_metrics, find_best_setups, fo
 
 
 def write_csv(setups: DataFrame, metrics: Metrics, path: Path) -> None:
-    """Write every setup in full precision: ``M`` is the mean over seeds, ``M_ci`` the half-width of its 95 % interval."""
+    """Write all setups in full precision. ``M`` is the mean over seeds, ``M_ci`` the half-width of its 95 % interval."""
     numbers = [column for name in metrics for column in (name, f"{name}_ci")]
     columns = ["benchmark", "method", "strategy", "lam", "fisher", "samples", "seeds", "selected", "oracle", *numbers]
     setups[columns].to_csv(path, index=False)
 
 
 def write_tex(rows: DataFrame, metrics: Metrics, select: str, path: Path) -> None:
-    """Write the selected rows, one booktabs table per benchmark, for ``input`` in a document that loads booktabs."""
-    tables = ["% mean and half-width of the 95 % Student t interval over seeds; needs \\usepackage{booktabs}"]
+    """Write the selected rows as one booktabs table per benchmark, for ``input`` in a LaTeX document."""
+    tables = ["% mean and half-width of the 95 % Student t interval over seeds; requires \\usepackage{booktabs}"]
     tables += [
         _tex_table(str(name), of_benchmark, metrics, select)
         for name, of_benchmark in rows.groupby("benchmark", sort=False)
@@ -50,7 +50,11 @@ def _tex_table(benchmark: str, rows: DataFrame, metrics: Metrics, select: str) -
 
 
 def escape_tex(text: str) -> str:
-    """Escape text for LaTeX."""
+    r"""Escape text for LaTeX.
+
+    >>> print(escape_tex("average_accuracy"))
+    average\_accuracy
+    """
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(c, f"\\{c}" if c in "_%&#${}" else c) for c in text)
 

@@ -1,4 +1,4 @@
-"""Strategies: Lightning callbacks that work on any LightningModule."""
+"""Strategies for continual learning. Each one is a Lightning callback."""
 
 from clbench.strategies.agem import AGEM
 from clbench.strategies.base import Strategy

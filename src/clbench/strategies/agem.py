@@ -1,4 +1,4 @@
-"""A-GEM: the step may not go against the gradient on old examples."""
+"""A-GEM: keep each step from increasing the loss on old examples."""
 
 from __future__ import annotations
 
@@ -19,21 +19,35 @@ from clbench.strategies.rehearsal import RehearsalStrategy
 class AGEM(RehearsalStrategy):
     """Averaged gradient episodic memory (Chaudhry et al. 2019, "Efficient lifelong learning with A-GEM").
 
-    With g the gradient on the batch and r that on examples of earlier tasks: if g . r < 0, then
-    g <- g - (g . r / r . r) r (eq. 11), so that the loss on the memory does not rise to first order. Accumulated gradients
-    are projected once, before the optimiser's step.
+    Let g be the gradient on the batch and r the gradient on examples of earlier tasks. If g . r < 0, then g is replaced by
+    g - (g . r / r . r) r (eq. 11), so that the loss on the old examples does not increase to first order. Accumulated
+    gradients are projected once, before the step of the optimiser.
 
     Args:
-        memory: examples kept of each task, its last ones.
-        replay: examples drawn for r; the paper has 256.
-        seed: see ``RehearsalStrategy``.
+        memory: Examples kept per task, the last ones.
+        replay: Examples drawn to compute r. The paper uses 256.
+        seed: Random seed of the draw.
+
+    Raises:
+        ConfigError: A value is below its minimum. When a fit starts, see ``RehearsalStrategy``.
+
+    Example:
+        >>> import lightning as L
+        >>> from clbench.config.compose import compose
+        >>> from clbench.experiment.build import build
+        >>> sequence, learner, _ = build(compose(["data=bit_ops", "data.tasks=2", "data.validation=0"]))
+        >>> agem = AGEM(memory=2)
+        >>> for task in sequence:
+        ...     L.Trainer(max_epochs=1, barebones=True, callbacks=[agem]).fit(learner, datamodule=task)
+        >>> agem.memory.seen  # examples of each task that were offered to the memory
+        [4, 4]
     """
 
-    shares_first_task = ("memory",)  # it draws none of them, as there is no earlier task
+    shares_first_task = ("memory",)  # the other options act on examples of earlier tasks
     per_process = False
 
     def __init__(self, memory: int = 50, replay: int = 256, seed: int = 0) -> None:
-        check_integer("replay", replay, hint="The paper has 256.")
+        check_integer("replay", replay, hint="The paper uses 256.")
         super().__init__(memory, replay, "ring", seed)
 
     def on_train_batch_end(
@@ -45,34 +59,34 @@ class AGEM(RehearsalStrategy):
         learner = learner_of(pl_module)
         assert isinstance(self.memory, Ring)
         assert self.replay is not None
-        recalled = self.recall(self.replay, self.memory.before(self._index))
-        if recalled is None:
+        drawn = self.recall(self.replay, self.memory.slots_before(self._index))
+        if drawn is None:
             return
-        old, _ = recalled
+        old, _ = drawn
         params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         with torch.enable_grad():
-            with trainer.precision_plugin.forward_context():  # the hook lies outside that of the step
+            with trainer.precision_plugin.forward_context():  # the hook runs outside the precision context of the step
                 loss = learner.loss(learner.net(old.x, old.task), old.y)
             reference = torch.autograd.grad(loss, params, allow_unused=True)
         pairs = [(p, r) for p, r in zip(params, reference, strict=True) if r is not None]
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p, _ in pairs]
         if project(gradient, [r for _, r in pairs]):
             for (p, _), g in zip(pairs, gradient, strict=True):
-                p.grad = g  # of an old head too, which else stays without one and is not moved, by weight decay neither
+                p.grad = g  # a head of an old task gets a gradient only here, and is then also subject to weight decay
 
 
 def project(gradient: list[Tensor], reference: list[Tensor]) -> bool:
-    """Take from ``gradient``, in place, its part against ``reference``; both a list of tensors, of the same shapes.
+    """Remove from ``gradient``, in place, the component opposite to ``reference``. Both are lists of tensors of the same shapes.
 
     Returns:
-        Whether there was one.
+        Whether there was such a component.
     """
     dot = torch.stack([(g * r).sum() for g, r in zip(gradient, reference, strict=True)]).sum()
     if dot >= 0:
         return False
-    # squares of r itself may be 0 or infinite in float32
+    # the squares of r may underflow or overflow in float32, so r is scaled first
     largest = torch.stack([r.abs().max() for r in reference]).max()
-    unit = largest / (2 * torch.frexp(largest).mantissa)  # a power of two, which rounds nothing
+    unit = largest / (2 * torch.frexp(largest).mantissa)  # a power of two, so scaling is exact
     square = torch.stack([(r / unit).square().sum() for r in reference]).sum()
     for g, r in zip(gradient, reference, strict=True):
         g.sub_(dot / unit / square * (r / unit))

@@ -1,6 +1,6 @@
-"""Checks of the arguments of strategies. Each returns the value, or raises a StrategyError that names value, rule and remedy.
+"""Checks of the arguments of strategies. Each returns the value or raises a StrategyError with value, rule and remedy.
 
-``name`` is the Python argument (``damping``). On the command line ``clbench.config.arguments`` puts the key in its place.
+``name`` is the Python argument (``damping``). ``clbench.config.arguments`` replaces it by the option of the command line.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from clbench.errors import StrategyError, expected
 
 
 def check_strength(name: str, value: Any) -> float:
-    """Return the factor of a term of the loss: a number >= 0 that is finite in float32."""
+    """Return the factor of a loss term, a number >= 0 that is finite in float32."""
     if not (_is_number(value) and 0 <= value <= torch.finfo(torch.float32).max):
         raise StrategyError(expected(name, value, "a finite number >= 0, at most 3.4e38"))
     return float(value)
 
 
 def check_positive(name: str, value: Any, hint: str = "") -> float:
-    """Return a finite number > 0; ``hint`` names the usual one."""
+    """Return a finite number > 0. ``hint`` names the usual value."""
     if not (_is_number(value) and value > 0):
         raise StrategyError(expected(name, value, "a finite number > 0", hint))
     return float(value)
@@ -36,14 +36,14 @@ def check_fraction(name: str, value: Any) -> float:
 
 
 def check_integer(name: str, value: Any, least: int = 1, hint: str = "") -> int:
-    """Return an integer that is at least ``least``."""
+    """Return an integer >= ``least``."""
     if isinstance(value, bool) or not (isinstance(value, int) and value >= least):
         raise StrategyError(expected(name, value, f"an integer >= {least}", hint))
     return value
 
 
 def check_integer_or_none(name: str, value: Any, hint: str = "") -> int | None:
-    """Return None or an integer that is at least 1."""
+    """Return None or an integer >= 1."""
     if value is None:
         return None
     if isinstance(value, bool) or not (isinstance(value, int) and value >= 1):

@@ -1,4 +1,4 @@
-"""DER and DER++: replay of outputs."""
+"""DER and DER++: replay of old examples with the outputs they had."""
 
 from __future__ import annotations
 
@@ -17,25 +17,36 @@ from clbench.strategies.rehearsal import RehearsalOptions, RehearsalStrategy
 
 
 class DEROptions(RehearsalOptions, total=False):
-    """Options of DER, which DER++ passes on; their meaning stands at ``DER``."""
+    """Options of ``DER`` that ``DERpp`` passes on."""
 
     alpha: float
 
 
 class DER(RehearsalStrategy):
-    """Dark experience replay (Buzzega et al. 2020): old examples keep the outputs they had when they were remembered.
+    """Dark experience replay (Buzzega et al. 2020): old examples should keep the outputs they had when they were stored.
 
-    loss + alpha * mean over drawn examples of ||z(x) - z_kept||^2, with z the raw outputs of the example's own head, or of
-    the one output layer: all its columns, those of classes to come too, so that new classes cannot push themselves in
-    front on old examples. Kept outputs are those of the training pass, before its step, and are never refreshed. The
-    authors' code averages over the C outputs as well, so their alpha is C times ours.
+    The loss is task loss + alpha * mean over drawn examples of ||z(x) - z_kept||^2. z are the outputs of the example's own head
+    or, if there is one output layer, all its columns. The latter includes the classes of later tasks, so that new classes cannot
+    gain large outputs on old examples. z_kept are the outputs of the training pass, before its step, and are never updated. The
+    authors' code also averages over the C outputs, so their alpha is C times ours.
 
     Args:
-        alpha: strength, >= 0.
-        options: ``memory``, ``replay``, ``buffer``, ``seed``, see ``RehearsalStrategy``.
+        alpha: Strength of the distance, >= 0.
+        options: ``memory``, ``replay``, ``buffer`` and ``seed`` of ``RehearsalStrategy``.
 
     Raises:
-        ConfigError: ``alpha`` negative or not finite.
+        ConfigError: ``alpha`` is negative or not finite. See also ``RehearsalStrategy``.
+
+    Example:
+        >>> import lightning as L
+        >>> from clbench.config.compose import compose
+        >>> from clbench.experiment.build import build
+        >>> sequence, learner, _ = build(compose(["data=bit_ops", "data.tasks=2", "data.validation=0"]))
+        >>> der = DER(alpha=0.1, memory=2)
+        >>> for task in sequence:
+        ...     L.Trainer(max_epochs=1, barebones=True, callbacks=[der]).fit(learner, datamodule=task)
+        >>> der.memory.examples["outputs"].shape  # 2 examples per task, 2 outputs
+        torch.Size([4, 2])
     """
 
     per_process = False
@@ -43,32 +54,32 @@ class DER(RehearsalStrategy):
     def __init__(self, alpha: float = 0.1, **options: Unpack[RehearsalOptions]) -> None:
         super().__init__(**options)
         self.alpha = check_strength("alpha", alpha)
-        self._fresh: Tensor
+        self._outputs: Tensor
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         learner = learner_of(pl_module)
         super().on_train_start(trainer, pl_module)
-        learner.terms["dark"] = self._dark
+        learner.terms["dark"] = self._distance
         if self.sequence.scenario.name == "class":
             self.features = Features(learner.net)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.remember(batch, outputs=self._fresh)
+        self.remember(batch, outputs=self._outputs)
 
-    def _dark(self, batch: Batch, outputs: Tensor) -> Tensor:
-        self._fresh = self._kept_form(outputs)
-        recalled = self.recall(len(batch.y))
-        if recalled is None:
+    def _distance(self, batch: Batch, outputs: Tensor) -> Tensor:
+        self._outputs = self._outputs_to_keep(outputs)
+        drawn = self.recall(len(batch.y))
+        if drawn is None:
             return outputs.new_zeros(())
-        old, examples = recalled
-        newest = len(self.sequence) - 1  # in whose context every class competes
+        old, examples = drawn
+        newest = len(self.sequence) - 1  # every class competes in the context of the last task
         z = self.learner.net(old.x, old.task if self.features is None else newest)
         return self.alpha * squared_distance(z, examples["outputs"])
 
-    def _kept_form(self, outputs: Tensor) -> Tensor:
-        """Outputs (N, C) of the batch -> (N, W), as wide as any task's, nan where there is no output."""
+    def _outputs_to_keep(self, outputs: Tensor) -> Tensor:
+        """Return the outputs (N, C) of the batch as (N, W), where W is the largest width of a task. Missing outputs are nan."""
         sequence = self.sequence
         if self.features is not None:
             head: nn.Module = self.learner.net.head  # type: ignore[assignment]
@@ -79,14 +90,25 @@ class DER(RehearsalStrategy):
 
 
 class DERpp(DER):
-    """DER++ (Buzzega et al. 2020): DER, and beta times the loss on the labels of another draw.
+    """DER++ (Buzzega et al. 2020): DER plus ``beta`` times the loss on the labels of a second draw of old examples.
 
     Args:
-        beta: strength, >= 0.
-        options: ``alpha``, ``memory``, ``replay``, ``buffer``, ``seed``, see ``DER``.
+        beta: Strength of the loss on old labels, >= 0.
+        options: ``alpha``, ``memory``, ``replay``, ``buffer`` and ``seed`` of ``DER``.
 
     Raises:
-        ConfigError: ``alpha`` or ``beta`` negative or not finite.
+        ConfigError: ``alpha`` or ``beta`` is negative or not finite. See also ``RehearsalStrategy``.
+
+    Example:
+        >>> import lightning as L
+        >>> from clbench.config.compose import compose
+        >>> from clbench.experiment.build import build
+        >>> sequence, learner, _ = build(compose(["data=bit_ops", "data.tasks=2", "data.validation=0"]))
+        >>> derpp = DERpp(beta=0.5, alpha=0.1, memory=2)
+        >>> for task in sequence:
+        ...     L.Trainer(max_epochs=1, barebones=True, callbacks=[derpp]).fit(learner, datamodule=task)
+        >>> sorted(derpp.memory.examples)
+        ['outputs', 'task', 'x', 'y']
     """
 
     def __init__(self, beta: float = 0.5, **options: Unpack[DEROptions]) -> None:
@@ -99,14 +121,19 @@ class DERpp(DER):
         learner.terms["replay"] = self._replay
 
     def _replay(self, batch: Batch, outputs: Tensor) -> Tensor:
-        recalled = self.recall(len(batch.y))
-        if recalled is None:
+        drawn = self.recall(len(batch.y))
+        if drawn is None:
             return outputs.new_zeros(())
-        old, _ = recalled
+        old, _ = drawn
         return self.beta * self.learner.loss(self.learner.net(old.x, old.task), old.y)
 
 
 def squared_distance(z: Tensor, kept: Tensor) -> Tensor:
-    """Mean over examples of ||z - kept||^2 over the outputs that were kept; z (N, C), kept (N, W), nan where none was."""
+    """Return the mean over examples of ||z - kept||^2 over the outputs that were kept.
+
+    Args:
+        z: Outputs (N, C).
+        kept: Kept outputs (N, W), nan where there was none.
+    """
     kept = kept[:, : z.shape[1]]
     return torch.where(kept.isnan(), 0.0, z - kept).square().sum(1).mean()

@@ -1,4 +1,4 @@
-"""Distillation: how far outputs are from what they were."""
+"""Distillation: the distance of outputs from earlier outputs."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import math
 from torch import Tensor, nn
 
 
-def softened(outputs: Tensor, temperature: float) -> Tensor:
-    """softmax(outputs / temperature) of outputs (N, C)."""
+def soften(outputs: Tensor, temperature: float) -> Tensor:
+    """Return softmax(outputs / temperature) of outputs (N, C)."""
     return (outputs / temperature).softmax(1)
 
 
-def padded(soft: Tensor, width: int) -> Tensor:
-    """(N, C) -> (N, width), nan where there is no output."""
+def pad_outputs(soft: Tensor, width: int) -> Tensor:
+    """Return ``soft`` (N, C) as (N, width), nan where there is no output."""
     return nn.functional.pad(soft, (0, width - soft.shape[1]), value=math.nan)
 
 
 def divergence(outputs: Tensor, soft: Tensor, temperature: float, scale: str = "mean") -> Tensor:
-    """KL( soft || softmax(outputs / temperature) ) over the outputs that ``soft`` has, averaged over the examples.
+    """Return KL( soft || softmax(outputs / temperature) ) over the outputs of ``soft``, averaged over the examples.
 
     Args:
-        outputs: (N, C).
-        soft: (N, W), W >= C, nan where the example had no such output.
-        temperature: > 0.
-        scale: ``mean`` divides each example by its number of outputs, so that it is nn.KLDivLoss() where those are equal;
-            ``batchmean`` does not.
+        outputs: Outputs (N, C).
+        soft: Target probabilities (N, W) with W >= C, nan where the example has no such output.
+        temperature: Temperature of the softmax, > 0.
+        scale: ``mean`` divides the value of each example by its number of outputs. If those numbers are equal, this is
+            nn.KLDivLoss(). ``batchmean`` does not divide.
     """
     soft = soft[:, : outputs.shape[1]]
     absent = soft.isnan()

@@ -18,7 +18,7 @@ from clbench.strategies.quadratic import Quadratic
 
 
 class FisherOptions(ImportanceOptions, total=False):
-    """Options of EWC but for ``lam``, which Online EWC passes on; their meaning stands at ``EWC``."""
+    """Options of ``EWC`` that ``OnlineEWC`` passes on, without ``lam``."""
 
     fisher: str
     fisher_batch: int
@@ -27,24 +27,33 @@ class FisherOptions(ImportanceOptions, total=False):
 
 
 class EWC(ImportanceStrategy):
-    """Elastic weight consolidation (Kirkpatrick et al. 2017): one Fisher-weighted penalty per task.
+    """Elastic weight consolidation (Kirkpatrick et al. 2017): one penalty per task, weighted by the Fisher information.
 
-    lam/2 * sum_t sum_i F_t,i (theta_i - theta*_t,i)^2, kept in two tensors per parameter (``quadratic.add``). One object goes
-    through all tasks and keeps the penalty of earlier ones.
+    The penalty is lam/2 * sum_t sum_i F_t,i (theta_i - theta*_t,i)^2, stored in two tensors per parameter (``quadratic.add``).
+    Use one object for all tasks, because it keeps the penalty of the earlier ones.
 
     Args:
-        lam: strength, >= 0. The Laplace approximation has lam = N_old with a loss summed over the task, and N_old / N_new
-            with a mean loss (N examples of the old and the new task).
-        fisher: labels of the Fisher: ``exact`` (expectation under the model), ``sample``, ``empirical``, ``predicted``.
-            ``empirical`` reads labels and cannot be combined with ``data="test"``.
-        fisher_batch: 1 = per example; b = squared gradient of the mean over b, as much public code has it.
-        label_samples: labels per example with ``fisher="sample"``.
+        lam: Strength of the penalty, >= 0. In the Laplace approximation lam = N_old if the loss is summed over the task, and
+            N_old / N_new if it is averaged, for N_old and N_new examples of the old and the new task.
+        fisher: Labels of the Fisher: ``exact`` (expectation under the model), ``sample``, ``empirical`` or ``predicted``, see
+            ``clbench.importance.fisher``. ``empirical`` needs labels and cannot be combined with ``data="test"``.
+        fisher_batch: Group size. 1 squares per-example gradients; b squares the gradient of the mean over b examples, as much
+            published code does.
+        label_samples: Labels per example with ``fisher="sample"``.
         loss: ``cross_entropy``, ``binary_cross_entropy`` (one logit) or ``mse``.
-        options: ``samples``, ``outputs``, ``seed``, ``data``, ``chunk``, see ``ImportanceStrategy``; ``include``, ``exclude``,
-            see ``QuadraticStrategy``.
+        options: ``samples``, ``outputs``, ``seed``, ``data`` and ``chunk`` of ``ImportanceStrategy``, and ``include`` and
+            ``exclude`` of ``QuadraticStrategy``.
 
     Raises:
-        ConfigError: a value outside its range.
+        ConfigError: A value is out of range. See also ``ImportanceStrategy``.
+
+    Example:
+        >>> import lightning as L
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> ewc, module = EWC(lam=100.0), BoringModel()  # any LightningModule
+        >>> L.Trainer(max_epochs=1, barebones=True, callbacks=[ewc]).fit(module)
+        >>> {name: f.shape for name, f in ewc.penalty.importance.items()}
+        {'layer.weight': torch.Size([2, 32]), 'layer.bias': torch.Size([2])}
     """
 
     shares_first_task = True
@@ -66,7 +75,7 @@ class EWC(ImportanceStrategy):
         if fisher == "empirical":
             if isinstance(data := options.get("data"), str) and data == "test":
                 raise StrategyError(
-                    "data=test with fisher=empirical reads the labels of the test data. Use fisher=exact"
+                    "data=test: fisher=empirical would read the labels of the test data. Use fisher=exact"
                 )
             self.needs_labels = True
         super().__init__(lam, **options)
@@ -80,8 +89,8 @@ class EWC(ImportanceStrategy):
         competing = [stop - start for start, stop in sequence.scenario.slices(sequence.sizes)]
         if self.loss == "cross_entropy" and 1 in competing:
             raise StrategyError(
-                f"task {competing.index(1) + 1} has a single class, so its loss and its Fisher are zero. Begin with at least two "
-                "(data.split.first_task=2), or give each task more (data.split.classes_per_task)"
+                f"task {competing.index(1) + 1} has a single class, so its loss and its Fisher are zero. Use at least two, "
+                "by data.split.first_task=2 or data.split.classes_per_task"
             )
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
@@ -100,15 +109,27 @@ class EWC(ImportanceStrategy):
 
 
 class OnlineEWC(EWC):
-    """Online EWC (Schwarz et al. 2018): one penalty, lam/2 * sum_i gamma F_i (theta_i - theta*_i)^2 at the newest anchor.
+    """Online EWC (Schwarz et al. 2018): one penalty, centred at the weights after the latest task.
 
-    F = gamma * F_old + F_new. gamma = 1 is the recursive Laplace approximation (Huszar 2018); gamma = 0 penalises
-    nothing, because gamma multiplies the stored Fisher in the penalty too (Schwarz et al. 2018, eq. 9).
+    The penalty is lam/2 * sum_i gamma F_i (theta_i - theta*_i)^2, and a new task sets F = gamma * F_old + F_new. gamma = 1 is the
+    recursive Laplace approximation (Huszar 2018). gamma = 0 disables the penalty, because gamma multiplies the stored Fisher in
+    the penalty too (Schwarz et al. 2018, eq. 9).
 
     Args:
-        lam: strength, >= 0.
-        gamma: decay of the importance of earlier tasks, in [0, 1].
-        options: ``fisher``, ``samples``, ``fisher_batch`` and the others of ``EWC``.
+        lam: Strength of the penalty, >= 0.
+        gamma: Decay of the importance of earlier tasks, in [0, 1].
+        options: ``fisher``, ``samples``, ``fisher_batch`` and the other options of ``EWC``.
+
+    Raises:
+        ConfigError: A value is out of range. See also ``ImportanceStrategy``.
+
+    Example:
+        >>> import lightning as L
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> online, module = OnlineEWC(lam=100.0, gamma=0.9), BoringModel()  # any LightningModule
+        >>> L.Trainer(max_epochs=1, barebones=True, callbacks=[online]).fit(module)
+        >>> online.strength  # lam * gamma
+        90.0
     """
 
     shares_first_task = True

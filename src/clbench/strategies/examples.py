@@ -33,16 +33,16 @@ from clbench.errors import StrategyError
 from clbench.importance.batching import count, take
 
 Data = str | Iterable[Any] | Callable[[L.Trainer], Iterable[Any]]
-"""A part of the task by name, or batches, or what makes them of the trainer when a task has ended."""
+"""A part of the task by name, or batches, or a function that returns batches given the Trainer when a task has ended."""
 
 PARTS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def batches_of(data: Data, trainer: L.Trainer, seed: int = 0, samples: int | None = None) -> Iterable[Any]:
-    """Return the batches that ``data`` stands for, all of them in every process, before they are moved to the device.
+    """Return the batches that ``data`` selects, all of them in every process, before they are moved to the device.
 
     Raises:
-        ConfigError: validation or test examples of something that is not a task of clbench.
+        ConfigError: Validation or test examples are needed, but the datamodule is not a task of a TaskSequence.
     """
     if callable(data):
         return data(trainer)
@@ -52,21 +52,21 @@ def batches_of(data: Data, trainer: L.Trainer, seed: int = 0, samples: int | Non
         return training_examples(trainer, seed, samples)
     if (task := find_task(trainer)) is None:
         raise StrategyError(
-            f"data={data!r} needs a task of a clbench sequence as datamodule. Else pass batches as data="
+            f"data={data}: expected a task of a clbench sequence as datamodule. Try that, or pass batches, data=LOADER"
         )
     part = task.sequence.on_device(examples_of(task, data), trainer.strategy.root_device)
     return Batches([part], EVALUATION_BATCH)
 
 
 def examples_of(task: Task, which: str) -> Part:
-    """Return the ``validation`` or ``test`` examples of ``task`` itself.
+    """Return the ``validation`` or ``test`` examples of ``task``.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: There are none.
     """
     part = task.sequence.examples_of(which, task.index)[task.index]
     if not len(part):
-        raise StrategyError(f"data={which}: there are no {which} examples. Set data.validation above 0")
+        raise StrategyError(f"data={which}: expected {which} examples, got none. Set data.validation above 0")
     return part
 
 
@@ -92,8 +92,8 @@ def training_examples(trainer: L.Trainer, seed: int = 0, samples: int | None = N
     assert loader is not None  # the Trainer has just trained on it
     if isinstance(loader, Mapping | list | tuple):
         raise StrategyError(
-            f"the Trainer has a {type(loader).__name__} of loaders. Say which examples importance is measured on, data=LOADER or "
-            "a function of the Trainer"
+            f"data=train: expected one training loader, got a {type(loader).__name__} of loaders. Choose the examples with "
+            "data=LOADER or a function of the Trainer"
         )
     limit = trainer.num_training_batches
     if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__ or is_unbatched(loader):
@@ -231,9 +231,9 @@ def reread(loader: DataLoader[Any], **selection: Any) -> DataLoader[Any]:
 
 
 def transferred(trainer: L.Trainer, batches: Iterable[Any]) -> Iterator[Any]:
-    """Yield ``batches`` as the module gets them: cast, moved and changed by the hooks of the module and of the data module.
+    """Yield ``batches`` as the module gets them: cast, moved and changed by the hooks of the module or the data module.
 
-    ``trainer.training`` is False meanwhile, as hooks that augment ask for it.
+    ``trainer.training`` is False in these hooks, so that they do not augment.
     """
     for batch in batches:
         stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
@@ -252,8 +252,8 @@ def are_equal(a: Any, b: Any) -> bool:
     return all(torch.equal(x, y) for x, y in pairs if isinstance(x, Tensor) and isinstance(y, Tensor))
 
 
-def share_of_process(batches: Iterable[Any], rank: int, world: int) -> Iterator[Any]:
-    """Yield every ``world``-th example, counted over all batches, from ``rank`` on."""
+def examples_of_process(batches: Iterable[Any], rank: int, world: int) -> Iterator[Any]:
+    """Yield every ``world``-th example, counted over all batches, starting with example ``rank``."""
     seen = 0
     for batch in batches:
         first = (rank - seen) % world

@@ -15,7 +15,6 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 
 from clbench.errors import StrategyError
-from clbench.params import Params
 
 SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
@@ -101,21 +100,3 @@ def return_state(trainer: L.Trainer, key: str, state: dict[str, Any]) -> None:
     """Send ``state`` back with the Trainer's own, from the process of rank 0."""
     if trainer.is_global_zero:
         trainer.state.clbench = Returned(key, state)  # type: ignore[attr-defined]
-
-
-def grown(old: Params, shapes: Mapping[str, torch.Size]) -> Params:
-    """Return ``old`` with zeros added where a shape of ``shapes`` is larger in some dimension."""
-    return {name: _padded(tensor, shapes[name]) if name in shapes else tensor for name, tensor in old.items()}
-
-
-def _padded(tensor: Tensor, shape: torch.Size) -> Tensor:
-    if tensor.shape == shape:
-        return tensor
-    larger = tensor.new_zeros(shape)
-    larger[tuple(slice(0, size) for size in tensor.shape)] = tensor
-    return larger
-
-
-def can_grow(old: torch.Size, new: torch.Size) -> bool:
-    """Return whether a tensor of shape ``old`` is the first part of one of shape ``new``."""
-    return len(old) == len(new) and all(a <= b for a, b in zip(old, new, strict=True))

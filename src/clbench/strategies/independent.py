@@ -1,4 +1,4 @@
-"""Independent: a net for every task, the reference without any transfer or forgetting."""
+"""Independent: one net per task, the reference without transfer or forgetting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clbench.strategies.joint import refuse_frozen_statistics
 
 
 class PerTask(nn.Module):
-    """As many copies of a net as there are tasks; ``forward(x, task)`` asks that of the task."""
+    """One copy of a net per task. ``forward(x, task)`` calls the copy of the task."""
 
     def __init__(self, net: nn.Module, tasks: int) -> None:
         super().__init__()
@@ -28,16 +28,27 @@ class PerTask(nn.Module):
 
 
 class Independent(Strategy):
-    """A net of its own for every task, all from the same first weights; nothing is shared, so nothing is forgotten.
+    """One net per task, all with the same initial weights. The nets share nothing, so nothing is forgotten.
 
-    In a domain-incremental run it is told the task, which no continual strategy is there: a reference only.
+    In a domain-incremental run it uses the task of an example, which continual strategies do not get. It is a reference only.
 
     Raises:
-        ConfigError: a class-incremental run, in which nets that know some of the classes cannot compete;
+        ConfigError: The run is class-incremental, where nets that know some of the classes cannot compete, or
             ``bn=freeze_after_first``.
+
+    Example:
+        >>> import lightning as L
+        >>> from clbench.config.compose import compose
+        >>> from clbench.experiment.build import build
+        >>> sequence, learner, _ = build(compose(["data=bit_ops", "data.tasks=2", "data.validation=0"]))
+        >>> independent = Independent()
+        >>> for task in sequence:
+        ...     L.Trainer(max_epochs=1, barebones=True, callbacks=[independent]).fit(learner, datamodule=task)
+        >>> len(learner.net.nets)
+        2
     """
 
-    shares_first_task = False  # its net has another form
+    shares_first_task = False  # its net has other parameters
     needs_labels = False
     needs_learner = True
 
@@ -48,8 +59,8 @@ class Independent(Strategy):
     def check(self, sequence: TaskSequence) -> None:
         if sequence.scenario.name == "class":
             raise StrategyError(
-                "strategy=independent has a net per task, so classes of different tasks cannot compete. Use scenario=task "
-                "or domain, or strategy=joint_from_scratch"
+                "scenario=class: expected task or domain with strategy=independent, because the classes of separate nets "
+                "cannot compete. Use one of these, or strategy=joint_from_scratch"
             )
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:

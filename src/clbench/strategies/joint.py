@@ -1,4 +1,4 @@
-"""The references that are allowed to see old data: joint, and joint from scratch."""
+"""References that may see old data: joint, and joint from scratch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,21 @@ from clbench.strategies.base import Strategy
 
 
 class Joint(Strategy):
-    """Trains on, on the mixed data of all tasks so far; an upper reference, not a continual strategy."""
+    """Continue training on the mixed data of all tasks so far. An upper reference, not a continual strategy.
 
-    shares_first_task = True  # the mixed data of one task
+    Example:
+        >>> import lightning as L
+        >>> from clbench.config.compose import compose
+        >>> from clbench.experiment.build import build
+        >>> sequence, learner, _ = build(compose(["data=bit_ops", "data.tasks=2", "data.validation=0"]))
+        >>> joint = Joint()
+        >>> for task in sequence:
+        ...     L.Trainer(max_epochs=1, barebones=True, callbacks=[joint]).fit(learner, datamodule=task)
+        >>> joint.training_data(sequence, 1).examples, sequence[1].examples
+        (8, 4)
+    """
+
+    shares_first_task = True  # the data of the first task is not mixed with other data
     needs_labels = False
 
     def training_data(self, sequence: TaskSequence, index: int) -> Task:
@@ -24,15 +36,26 @@ class Joint(Strategy):
 
 
 class JointFromScratch(Joint):
-    """The mixed data of all tasks so far, each time from the first weights: the usual "offline" reference.
+    """Train on the mixed data of all tasks so far, each time from the initial weights. The usual "offline" reference.
 
-    Row i of R is the net that has learned tasks 0 to i together, so the last row is all tasks at once.
+    Row i of the accuracy matrix R belongs to a net that learned tasks 0 to i together, so the last row is all tasks at once.
 
     Raises:
-        ConfigError: ``bn=freeze_after_first``: the statistics would be frozen before anything was learned.
+        ConfigError: ``bn=freeze_after_first``, which would freeze the statistics of a net that has learned nothing.
+
+    Example:
+        >>> import lightning as L
+        >>> from clbench.config.compose import compose
+        >>> from clbench.experiment.build import build
+        >>> sequence, learner, _ = build(compose(["data=bit_ops", "data.tasks=2", "data.validation=0"]))
+        >>> scratch = JointFromScratch()
+        >>> for task in sequence:
+        ...     L.Trainer(max_epochs=1, barebones=True, callbacks=[scratch]).fit(learner, datamodule=task)
+        >>> scratch.training_data(sequence, 1).examples
+        8
     """
 
-    shares_first_task = True  # it begins the first task with the first weights too
+    shares_first_task = True  # the first task starts from the initial weights in any case
     needs_labels = False
 
     def __init__(self) -> None:
@@ -55,6 +78,8 @@ class JointFromScratch(Joint):
 
 
 def refuse_frozen_statistics(learner: Learner, name: str) -> None:
-    """Raise ConfigError if BatchNorm would be frozen in a net that starts a later task with fresh weights."""
+    """Raise ConfigError if BatchNorm would be frozen in a net that starts a later task with initial weights."""
     if learner.bn != "train":
-        raise StrategyError(f"bn={learner.bn}: strategy={name} begins each task with fresh weights. Use bn=train")
+        raise StrategyError(
+            f"bn={learner.bn}: expected train, because strategy={name} starts each task with new weights. Use bn=train"
+        )

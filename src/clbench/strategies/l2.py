@@ -1,4 +1,4 @@
-"""L2: every parameter is equally important; the baseline that shows what a measured importance adds."""
+"""L2: all parameters are equally important. The baseline for measured importances."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ from clbench.strategies.quadratic import Quadratic
 
 
 class L2(QuadraticStrategy):
-    """lam/2 * ||theta - theta*||^2: importance 1 at the newest anchor (Hsu et al. 2018), or at the anchor of every task.
+    """The penalty lam/2 * ||theta - theta*||^2 with importance 1 (Hsu et al. 2018).
 
     Args:
-        lam: strength, >= 0.
-        anchors: ``latest`` or ``all``.
-        options: ``include``, ``exclude``, see ``QuadraticStrategy``.
+        lam: Strength of the penalty, >= 0.
+        anchors: ``latest`` anchors the weights at their values after the latest task. ``all`` has one penalty per task.
+        options: ``include`` and ``exclude`` of ``QuadraticStrategy``.
 
     Raises:
-        ConfigError: ``lam`` negative or not finite; unknown ``anchors``.
+        ConfigError: ``lam`` is negative or not finite, or ``anchors`` is unknown.
+
+    Example:
+        >>> import lightning as L
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> l2, module = L2(lam=0.1), BoringModel()  # any LightningModule
+        >>> L.Trainer(max_epochs=1, barebones=True, callbacks=[l2]).fit(module)
+        >>> l2.penalty.importance["layer.bias"]
+        tensor([1., 1.])
     """
 
     shares_first_task = True

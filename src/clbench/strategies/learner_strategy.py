@@ -1,4 +1,4 @@
-"""LearnerStrategy: a strategy whose loss depends on data, so that it needs our Learner and our tasks."""
+"""LearnerStrategy: a strategy whose loss depends on data, so that it needs clbench's Learner and TaskSequence."""
 
 from __future__ import annotations
 
@@ -14,22 +14,29 @@ from clbench.strategies.base import Strategy
 
 
 class LearnerStrategy(Strategy):
-    """Changes what a step of the Learner does (``terms``, ``extend``, ``update``), for the length of a fit.
+    """Base of strategies that change the training step of the Learner (``terms``, ``extend``, ``update``) during a fit.
 
-    A subclass that is right in several processes declares ``one_process = False``.
+    A subclass that works in several processes declares ``one_process = False``.
 
     Raises:
-        ConfigError: when a fit begins, a module or data of another kind, or several processes.
+        ConfigError: When a fit starts, the module or the data is of another kind, or there are several processes.
+
+    Example:
+        >>> class ActivityPenalty(LearnerStrategy):
+        ...     def on_train_start(self, trainer, learner):
+        ...         learner.terms["activity"] = lambda batch, outputs: 0.01 * outputs.square().mean()
+        >>> ActivityPenalty.needs_learner
+        True
     """
 
-    shares_first_task: bool | tuple[str, ...] = False  # what a subclass adds to a step, it may add in the first task
+    shares_first_task: bool | tuple[str, ...] = False  # a subclass may change the steps of the first task too
     needs_labels = True
     needs_learner = True
     one_process = True
     features: Features | None = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Lightning does not tear down after an exception or Ctrl-C: the learner would keep this strategy."""
+        """Tear down. Lightning does not do so after an exception or Ctrl-C, and the learner would keep the changed step."""
         if isinstance(pl_module, Learner):
             self.teardown(trainer, pl_module, "fit")
 
@@ -42,17 +49,17 @@ class LearnerStrategy(Strategy):
 
 
 class Features:
-    """What the body of a net gave last, for asking other heads without another pass; a hook keeps it.
+    """Stores the last output of a net's body, so that other heads can use it without another forward pass.
 
     Raises:
-        ConfigError: the net is not a body with a head.
+        ConfigError: The net is not a body with a head.
     """
 
     last: Tensor
 
     def __init__(self, net: nn.Module) -> None:
         if not isinstance(net, Net):
-            raise StrategyError(f"a clbench.nets.Net of body and head is needed, not {type(net).__name__}")
+            raise StrategyError(f"net: expected a clbench.nets.Net of body and head, got {type(net).__name__}")
         self.handle = net.body.register_forward_hook(self._keep)
 
     def _keep(self, body: nn.Module, args: Any, features: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""LwF: learning without forgetting, by distillation on the new task's data."""
+"""LwF: learning without forgetting, by distillation on the data of the new task."""
 
 from __future__ import annotations
 
@@ -14,25 +14,36 @@ from clbench.learner import Learner, learner_of
 from clbench.nets import Net
 from clbench.params import size_in_bytes, snapshot
 from clbench.strategies.argument_checks import check_positive, check_strength
-from clbench.strategies.distillation import divergence, softened
+from clbench.strategies.distillation import divergence, soften
 from clbench.strategies.learner_strategy import Features, LearnerStrategy
 
 
 class LwF(LearnerStrategy):
-    """Learning without forgetting (Li and Hoiem 2016): the old outputs on new data should stay what they were.
+    """Learning without forgetting (Li and Hoiem 2016): the old outputs on new data should not change.
 
-    loss + lam * sum over old outputs of KL( softmax(z_old / T) || softmax(z / T) ), mean over examples, where z_old are the
-    outputs of the net as it was before the task, in evaluation mode. The paper writes the cross-entropy of the two, which
-    has the same gradient. Old outputs are the heads of all earlier tasks (task-incremental), the columns of the classes
-    seen before (class-incremental), or the shared outputs (domain-incremental). The paper's warm-up of a new head with
-    everything else frozen is left out. Keeps one copy of the net.
+    The loss is task loss + lam * sum over old outputs of KL( softmax(z_old / T) || softmax(z / T) ), averaged over examples.
+    z_old are the outputs, in evaluation mode, of the net as it was before the task. The paper uses the cross-entropy of the two
+    distributions, which has the same gradient. Old outputs are the heads of all earlier tasks (task-incremental), the columns of
+    the classes seen before (class-incremental) or the shared outputs (domain-incremental). The paper first trains a new head with
+    everything else frozen; this warm-up is left out. One copy of the net is kept.
 
     Args:
-        lam: strength, >= 0; lambda_o in the paper, which has 1.
-        temperature: T, > 0; the paper has 2.
+        lam: Strength of the distillation, >= 0. The paper calls it lambda_o and uses 1.
+        temperature: Temperature T, > 0. The paper uses 2.
 
     Raises:
-        ConfigError: a value outside its range; when a fit begins, a net that has no body and head.
+        ConfigError: A value is out of range. When a fit starts, the net is not a body with a head.
+
+    Example:
+        >>> import lightning as L
+        >>> from clbench.config.compose import compose
+        >>> from clbench.experiment.build import build
+        >>> sequence, learner, _ = build(compose(["data=bit_ops", "data.tasks=2", "data.validation=0"]))
+        >>> lwf = LwF(lam=1.0)
+        >>> for task in sequence:
+        ...     L.Trainer(max_epochs=1, barebones=True, callbacks=[lwf]).fit(learner, datamodule=task)
+        >>> sum(p.numel() for p in lwf.old.parameters()) == sum(p.numel() for p in learner.parameters())
+        True
     """
 
     shares_first_task = True
@@ -42,7 +53,7 @@ class LwF(LearnerStrategy):
 
     def __init__(self, lam: float = 1.0, temperature: float = 2.0) -> None:
         self.lam = check_strength("lam", lam)
-        self.temperature = check_positive("temperature", temperature, "Li and Hoiem have 2.")
+        self.temperature = check_positive("temperature", temperature, "Li and Hoiem use 2.")
         self.old: nn.Module | None = None
         self._loaded: dict[str, Tensor] = {}
 
@@ -57,7 +68,7 @@ class LwF(LearnerStrategy):
             return
         self.net, self.logits = learner.net, learner.logits
         self.old = deepcopy(learner.net).eval().requires_grad_(False)
-        if self._loaded:  # the task is one that was stopped
+        if self._loaded:  # the task is resumed
             self.old.load_state_dict(self._loaded)
             self._loaded = {}
         scenario = task.sequence.scenario.name
@@ -76,7 +87,7 @@ class LwF(LearnerStrategy):
         return self.lam * torch.stack(parts).sum()
 
     def state_dict(self) -> dict[str, Any]:
-        """The old net, while a task is learned with it."""
+        """Return the old net during a task, else an empty dict."""
         return {} if self.old is None or self.features is None else {"old": snapshot(self.old.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -88,5 +99,5 @@ class LwF(LearnerStrategy):
 
 
 def distance(z: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Mean over examples of KL( softmax(target / T) || softmax(z / T) ), both (N, C)."""
-    return divergence(z, softened(target, temperature), temperature, "batchmean")
+    """Return the mean over examples of KL( softmax(target / T) || softmax(z / T) ), both (N, C)."""
+    return divergence(z, soften(target, temperature), temperature, "batchmean")

@@ -1,4 +1,4 @@
-"""MAS: importance is how much the outputs would move."""
+"""MAS: importance is the sensitivity of the outputs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import nn
 
 from clbench.data import Batches, find_task, task_of
 from clbench.data.sequence import EVALUATION_BATCH
-from clbench.errors import StrategyError
+from clbench.errors import StrategyError, expected
 from clbench.importance import mas, mas_local
 from clbench.importance.batching import count
-from clbench.params import Params, placed_like, snapshot, trainable
+from clbench.params import Params, move_like, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_choice, check_flag, check_fraction, check_integer
 from clbench.strategies.examples import Data
@@ -24,31 +24,40 @@ from clbench.strategies.quadratic import Quadratic
 
 
 class MAS(ImportanceStrategy):
-    """Memory aware synapses (Aljundi et al. 2018): lam/2 * sum_i Omega_i (theta_i - theta*_i)^2 at the newest anchor.
+    """Memory aware synapses (Aljundi et al. 2018): the penalty lam/2 * sum_i Omega_i (theta_i - theta*_i)^2.
 
-    Omega is the mean over examples of |d ||outputs||^2 / d theta_i|, summed over tasks. It reads no labels, so any data can be
-    used (``data``), such as unlabelled examples of the conditions under which the net will be used. The paper has no
-    1/2 in the penalty, so its lambda is our lam / 2.
+    theta* are the weights after the latest task. Omega is the mean over examples of |d ||outputs||^2 / d theta_i|, summed over
+    tasks. It needs no labels, so any data can be used, such as unlabelled examples of the conditions in which the net will be
+    used (``data``). The paper has no 1/2 in the penalty, so its lambda is our lam / 2.
 
     Args:
-        lam: strength, >= 0.
-        fisher_batch: 1 = per example (the paper); b = the gradient of the mean over b, as the authors' demo has it.
-        decay: factor on the sum so far when a task is added, in [0, 1]; the paper has 1.
-        data: see ``ImportanceStrategy``; also ``seen``: the training examples of all tasks so far. Omega is then measured again
-            after each task, at the newest weights and with each task's outputs, and summed. It needs the old data; this is the
-            second form of the authors' code (MAS_sequence).
-        form: ``global``, or ``local`` (Hebbian): each layer as a function of its own, see ``mas_local``.
-        online: accumulate Omega while the task is learned, with no pass over data at its end: the mean over all training
-            batches, each example counted as often as it came, at the weights right after the batch. Measured in
-            evaluation mode; early, unlearned weights and the steps after a ``consolidate=best`` epoch count too.
-        options: ``samples``, ``outputs``, ``seed``, ``chunk``, see ``ImportanceStrategy``; ``include``, ``exclude``, see
+        lam: Strength of the penalty, >= 0.
+        fisher_batch: Group size. 1 uses per-example gradients, as in the paper; b uses the gradient of the mean over b examples,
+            as in the authors' demo.
+        decay: Factor on the sum so far when a task is added, in [0, 1]. The paper uses 1.
+        data: See ``ImportanceStrategy``. In addition, ``seen`` uses the training examples of all tasks so far. Omega is then
+            measured again after each task, at the newest weights and with the outputs of each task, and summed. This needs the
+            old data. It is the second form in the authors' code (MAS_sequence).
+        form: ``global``, or ``local`` (Hebbian), which treats each layer as a function of its own, see ``mas_local``.
+        online: Whether to accumulate Omega during the task, without a pass over data at its end. Omega is then the mean over all
+            training batches, at the weights right after each batch and in evaluation mode. An example counts as often as it is
+            trained on. Early weights count too, as do the steps after the epoch that ``consolidate=best`` selects.
+        options: ``samples``, ``outputs``, ``seed`` and ``chunk`` of ``ImportanceStrategy``, and ``include`` and ``exclude`` of
             ``QuadraticStrategy``.
 
     Raises:
-        ConfigError: a value outside its range; options that exclude each other.
+        ConfigError: A value is out of range, or options exclude each other.
+
+    Example:
+        >>> import lightning as L
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> mas, module = MAS(lam=1.0), BoringModel()  # any LightningModule
+        >>> L.Trainer(max_epochs=1, barebones=True, callbacks=[mas]).fit(module)
+        >>> {name: f.shape for name, f in mas.penalty.importance.items()}
+        {'layer.weight': torch.Size([2, 32]), 'layer.bias': torch.Size([2])}
     """
 
-    shares_first_task = True  # unless online, see below
+    shares_first_task = True  # except with online=True, see below
     needs_labels = False
     one_process = False
     per_process = False
@@ -64,19 +73,21 @@ class MAS(ImportanceStrategy):
         online: bool = False,
         **options: Unpack[MeasurementOptions],
     ) -> None:
-        self.recomputed = isinstance(data, str) and data == "seen"
-        super().__init__(lam, data="train" if self.recomputed else data, **options)
-        self.fisher_batch = check_integer("fisher_batch", fisher_batch, hint="1 is per example, as in the paper.")
+        self.is_remeasured = isinstance(data, str) and data == "seen"
+        super().__init__(lam, data="train" if self.is_remeasured else data, **options)
+        self.fisher_batch = check_integer("fisher_batch", fisher_batch, hint="The paper uses 1 (per example).")
         self.decay = check_fraction("decay", decay)
         self.form = check_choice("form", form, ("global", "local"))
         self.online = check_flag("online", online)
         if online:
             self.shares_first_task, self.per_process = False, True
         if form == "local" and fisher_batch > 1:
-            raise StrategyError(f"fisher_batch={fisher_batch}: expected 1 with form=local, which is per example")
+            raise StrategyError(expected("fisher_batch", fisher_batch, "1 with form=local, which is per example"))
         for option, other in (("samples", self.samples is not None), ("data", data != "train")):
             if online and other:
-                raise StrategyError(f"online=True measures on every batch that is trained on. Leave out {option}")
+                raise StrategyError(
+                    f"online=True measures on every training batch, so {option} has no effect. Leave out {option}"
+                )
         self._mean: Params = {}
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
@@ -93,23 +104,23 @@ class MAS(ImportanceStrategy):
         )
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
-        return quadratic.recentre(old, new, 0.0 if self.recomputed else self.decay)
+        return quadratic.recentre(old, new, 0.0 if self.is_remeasured else self.decay)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self.recomputed and (trainer.world_size > 1 or find_task(trainer) is None):
+        if self.is_remeasured and (trainer.world_size > 1 or find_task(trainer) is None):
             raise StrategyError(
-                "data=seen reads the tasks of a clbench sequence, in one process. Use trainer.devices=1 and a task as "
-                "datamodule, or data=train"
+                "data=seen: expected one process and a task of a clbench sequence as datamodule. Use trainer.devices=1 and "
+                "such a task, or data=train"
             )
         if self.online and trainer.ckpt_path is None:
             self._mean, self.examples = {}, 0
-        self._mean = placed_like(self._mean, trainable(pl_module))
+        self._mean = move_like(self._mean, trainable(pl_module))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the batch to the running mean: mean += n / N (mean of the batch - mean)."""
+        """With ``online``, add the batch to the running mean: mean += n / N (mean of the batch - mean)."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if not self.online:
             return
@@ -121,23 +132,23 @@ class MAS(ImportanceStrategy):
         self.seconds += perf_counter() - start
 
     def state_dict(self) -> dict[str, Any]:
-        within = {"mean": snapshot(self._mean), "examples": self.examples} if self._mean else {}
-        return {**super().state_dict(), **within}
+        during_task = {"mean": snapshot(self._mean), "examples": self.examples} if self._mean else {}
+        return {**super().state_dict(), **during_task}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._mean, self.examples = state_dict.get("mean", {}), state_dict.get("examples", 0)
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
-        if self.recomputed:
-            return self._of_all_tasks(trainer, pl_module)
+        if self.is_remeasured:
+            return self._measure_all_tasks(trainer, pl_module)
         if not self.online:
             return super().importance(trainer, pl_module)
         mean, self._mean = self._mean, {}
         return mean if trainer.world_size == 1 else self.mean_over_processes(trainer, mean)
 
-    def _of_all_tasks(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
-        """The sum over tasks of Omega at the weights as they are now."""
+    def _measure_all_tasks(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
+        """Return the sum over tasks of Omega at the current weights."""
         task = task_of(trainer)
         sequence, index = task.sequence, task.index
         self.examples = 0

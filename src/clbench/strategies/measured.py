@@ -1,4 +1,4 @@
-"""ImportanceStrategy: a quadratic strategy whose importance is measured on examples, as a rule of the task just learned."""
+"""ImportanceStrategy: a quadratic strategy whose importance is measured on examples, by default those of the last task."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from clbench.strategies.examples import (
     are_equal,
     batches_of,
     examples_of,
+    examples_of_process,
     number_of,
-    share_of_process,
     transferred,
 )
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
@@ -33,7 +33,7 @@ Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 
 
 class MeasurementOptions(QuadraticOptions, total=False):
-    """Options of every measured importance but for ``data``; their meaning stands at ``ImportanceStrategy``."""
+    """Options of every measured importance except ``data``, explained at ``ImportanceStrategy``."""
 
     samples: int | None
     outputs: Outputs | None
@@ -42,33 +42,42 @@ class MeasurementOptions(QuadraticOptions, total=False):
 
 
 class ImportanceOptions(MeasurementOptions, total=False):
-    """Options of ``ImportanceStrategy`` but for ``lam``, which a subclass passes on."""
+    """Options of ``ImportanceStrategy`` that a subclass passes on, without ``lam``."""
 
     data: Data
 
 
 class ImportanceStrategy(QuadraticStrategy):
-    """EWC, Online EWC and MAS: each writes ``measure`` only.
+    """Base of EWC, Online EWC and MAS. A subclass defines ``measure``.
 
     Args:
-        lam: strength of the penalty, >= 0.
-        samples: number of examples to measure on, drawn without replacement; None = all.
-        outputs: ``outputs(module, batch)`` -> (outputs (N, C), targets (N,)), for a module of yours whose batches
-            are not ``(x, y)`` or which is not called as ``module(x)``.
-        seed: seed of the draw of the examples.
-        data: the examples to measure on when a task has ended. ``train``: its training examples, without augmentation. With
-            a sequence of clbench also its ``validation`` or ``test`` examples; accuracies are then those of a learner that
-            has seen the test images (no labels, see ``needs_labels``). Or batches of yours, the same after every task, or a
-            callable ``data(trainer)`` that returns them.
-        chunk: most examples per forward pass of the measurement; None = as many as fit the memory.
-        options: ``include``, ``exclude``, see ``QuadraticStrategy``.
+        lam: Strength of the penalty, >= 0.
+        samples: Number of examples to measure on, drawn without replacement. None uses all.
+        outputs: ``outputs(module, batch)`` -> (outputs (N, C), targets (N,)). Needed for a module of your own whose batches are
+            not ``(x, y)`` or which is not called as ``module(x)``.
+        seed: Random seed of the examples.
+        data: The examples to measure on when a task has ended. ``train`` uses its training examples, without augmentation. With a
+            TaskSequence, ``validation`` and ``test`` use its other examples. Accuracies are then those of a learner that has
+            seen the test images, though not their labels (see ``needs_labels``). Other values are batches, used after every
+            task, and a function ``data(trainer)`` that returns batches.
+        chunk: Largest number of examples per forward pass of the measurement. None uses as many as fit in memory.
+        options: ``include`` and ``exclude`` of ``QuadraticStrategy``.
 
     Raises:
-        ConfigError: ``lam`` negative or not finite; ``samples`` or ``chunk`` below 1; unknown ``data``; ``data="test"`` although
-            labels are read; before training, a module that cannot be measured.
+        ConfigError: ``lam`` is negative or not finite, ``samples`` or ``chunk`` is below 1, ``data`` is unknown, or
+            ``data="test"`` is combined with an importance that reads labels. When training starts, the module cannot be measured.
+
+    Example:
+        >>> class ParameterNorm(ImportanceStrategy):
+        ...     needs_labels = False
+        ...     def measure(self, module, batches, outputs, samples):
+        ...         return {name: p.detach().abs() for name, p in module.named_parameters()}
+        >>> strategy = ParameterNorm(lam=10.0, data="validation")
+        >>> strategy.measure(nn.Linear(3, 2), [], default_outputs, None)["weight"].shape
+        torch.Size([2, 3])
     """
 
-    shares_first_task = True  # the measurement on two examples before training has no side effect
+    shares_first_task = True  # measuring two examples before training has no side effect
     needs_labels = True
 
     def __init__(
@@ -89,8 +98,8 @@ class ImportanceStrategy(QuadraticStrategy):
             check_choice("data", data, list(PARTS))
             if data == "test" and self.needs_labels:
                 raise StrategyError(
-                    f"data=test: the importance of {type(self).__name__} reads labels, and those of the test data must not be "
-                    f"seen. Try data=train. A strategy of yours that reads none declares needs_labels = False"
+                    f"data=test: expected train or validation, because the importance of {type(self).__name__} reads labels. "
+                    "Try data=train. If a strategy of your own reads no labels, declare needs_labels = False"
                 )
         self.outputs = outputs
         self.seed = seed
@@ -113,26 +122,28 @@ class ImportanceStrategy(QuadraticStrategy):
             fewest = min(len(examples_of(task, self.data)) for task in sequence)
         if self.samples is not None and self.samples > fewest:
             raise StrategyError(
-                f"samples={self.samples}: the smallest task has {fewest} {PARTS[self.data]} examples. Use at most {fewest}, or "
-                "samples=None for all"
+                f"samples={self.samples}: expected at most {fewest}, the number of {PARTS[self.data]} examples of the smallest "
+                f"task. Try {fewest}, or samples=None for all"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure on two examples, so that a module this strategy cannot read is refused before it is trained."""
+        """Measure on two examples, so that a module that cannot be measured is reported before training."""
         super().on_train_start(trainer, pl_module)
         if self.samples is not None and self.samples < trainer.world_size:
             raise StrategyError(
-                f"samples={self.samples}: {trainer.world_size} processes share them. Use at least {trainer.world_size}"
+                f"samples={self.samples}: expected at least {trainer.world_size}, one per process. Try {trainer.world_size}"
             )
         if callable(self.data) or (isinstance(pl_module, Learner) and self.penalty is not None):
             return
         batches = batches_of(self.data, trainer, self.seed, self.samples)
-        there = number_of(batches)
-        if there is None:  # it may be possible to read it only once
+        available = number_of(batches)
+        if available is None:  # an iterable that may be readable only once
             return
-        if self.samples is not None and self.samples > there:
+        if self.samples is not None and self.samples > available:
             what = PARTS[self.data] if isinstance(self.data, str) else "given"
-            raise StrategyError(f"samples={self.samples}: there are {there} {what} examples. Use at most {there}")
+            raise StrategyError(
+                f"samples={self.samples}: expected at most {available}, the number of {what} examples. Try {available}"
+            )
         with preserve_state(pl_module):
             first = next(iter(batches))
             if self.data == "train" and self.penalty is None and not isinstance(batches, Batches):
@@ -147,7 +158,7 @@ class ImportanceStrategy(QuadraticStrategy):
         if not are_equal(first, again):
             rank_zero_warn(
                 "two readings of the first batch differ, so the data set draws its examples at random (augmentation?). "
-                "Importance is then measured on one draw of each. Pass the examples without augmentation as data=LOADER"
+                "The importance is then measured on one draw of each. Pass the examples without augmentation as data=LOADER"
             )
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
@@ -159,8 +170,8 @@ class ImportanceStrategy(QuadraticStrategy):
             importance = self.measure(pl_module, self._counted(batches), outputs, self.samples)
             self.examples = self.samples or self.examples
             return importance
-        drawn = subsample(batches, self.samples, self.seed)
-        mine = share_of_process(drawn, trainer.global_rank, trainer.world_size)
+        used = subsample(batches, self.samples, self.seed)
+        mine = examples_of_process(used, trainer.global_rank, trainer.world_size)
         importance = self.measure(pl_module, self._counted(mine), outputs, None)
         return self.mean_over_processes(trainer, importance)
 

@@ -1,7 +1,7 @@
-"""Memories of examples for rehearsal: which examples of a stream are kept, and drawing from them.
+"""Memories of examples for rehearsal: they select the examples of a stream to keep, and draw from them.
 
-Choices are made on the CPU by generators that are handed in, so that nothing waits for the device and a resumed run
-makes the same ones.
+Choices are made on the CPU with generators that the caller passes. So nothing waits for the device, and a resumed run makes
+the same choices.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from torch import Generator, Tensor
 from clbench.params import size_in_bytes, snapshot
 
 Examples = dict[str, Tensor]
-"""Tensors of examples by name (``x``, ``y``, ``task``, ``outputs``, ...), the first dimension of each the examples."""
+"""Tensors of examples by name (``x``, ``y``, ``task``, ``outputs``, ...). Their first dimension is the examples."""
 
 
 class Memory:
-    """Slots for examples on the device of what is written to them; ``Reservoir`` and ``Ring`` say which slot is next.
+    """Slots for examples, on the device of the examples. ``Reservoir`` and ``Ring`` choose the slots to write to.
 
     Args:
-        slots: how many examples fit, at least 1.
+        slots: Number of examples that fit, at least 1.
 
     Attributes:
-        filled: which slots hold an example, (slots,) bool, on the CPU.
+        filled: Which slots contain an example, (slots,) bool, on the CPU.
     """
 
     def __init__(self, slots: int) -> None:
         if slots < 1:
-            raise ValueError(f"slots={slots}: a memory holds at least 1 example")
+            raise ValueError(f"slots={slots}: expected at least 1")
         self.slots = slots
         self.filled = torch.zeros(slots, dtype=torch.bool)
         self.examples: Examples = {}
 
     def write(self, examples: Examples, slots: Sequence[int]) -> None:
-        """Put ``examples[i]`` into slot ``slots[i]``; where a slot comes twice, the later row stays; -1 is passed over."""
+        """Write ``examples[i]`` to slot ``slots[i]``. The last example written to a slot stays, and slot -1 is skipped."""
         last = {slot: i for i, slot in enumerate(slots) if slot >= 0}
         if not last:
             return
@@ -49,12 +49,15 @@ class Memory:
             self.examples[name].index_copy_(0, there, t.detach().index_select(0, here).to(self.examples[name].dtype))
 
     def draw(self, number: int, generator: Generator, among: Tensor | None = None) -> Examples | None:
-        """``number`` of the examples kept (all if there are fewer), uniformly without replacement; None if there are none.
+        """Return ``number`` of the kept examples, drawn uniformly without replacement.
 
         Args:
-            number: of examples.
-            generator: of the choice, on the CPU.
-            among: (slots,) bool, the slots to draw from; None = all.
+            number: Number of examples. All are returned if there are fewer.
+            generator: Generator of the choice, on the CPU.
+            among: Slots to draw from, (slots,) bool. None allows all.
+
+        Returns:
+            The examples, or None if there are none.
         """
         kept = (self.filled if among is None else self.filled & among).nonzero()[:, 0]
         if not len(kept):
@@ -63,11 +66,11 @@ class Memory:
         return {name: t.index_select(0, chosen.to(t.device, non_blocking=True)) for name, t in self.examples.items()}
 
     def to(self, device: torch.device) -> None:
-        """Bring what is kept to ``device``."""
+        """Move the kept examples to ``device``."""
         self.examples = {name: t.to(device) for name, t in self.examples.items()}
 
     def bytes(self) -> int:
-        """What the slots take, filled or not."""
+        """Return the bytes of all slots, filled or not."""
         return size_in_bytes(self.examples)
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,17 +78,15 @@ class Memory:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if len(state["filled"]) != self.slots:
-            raise ValueError(
-                f"a state of {len(state['filled'])} slots is not one of this memory, which has {self.slots}"
-            )
+            raise ValueError(f"memory state: expected {self.slots} slots, got {len(state['filled'])}")
         self.examples, self.filled = snapshot(state["rows"]), state["filled"].clone()
 
 
 class Reservoir(Memory):
-    """A uniform sample of the stream so far: of n examples seen, each is kept with probability min(1, slots / n).
+    """A uniform sample of the stream so far: each of n examples is kept with probability min(1, slots / n).
 
-    Algorithm R (Vitter 1985, "Random sampling with a reservoir"): the n-th example goes to a slot drawn from n; beyond
-    the last slot it is passed over.
+    Algorithm R (Vitter 1985, "Random sampling with a reservoir"): example n goes to a slot drawn from n slots, and is skipped if
+    that slot does not exist.
     """
 
     def __init__(self, slots: int) -> None:
@@ -93,7 +94,7 @@ class Reservoir(Memory):
         self.seen = 0
 
     def add(self, examples: Examples, generator: Generator) -> None:
-        """Offer ``examples``, in their order."""
+        """Offer ``examples`` in their order."""
         number = len(next(iter(examples.values())))
         position = torch.arange(self.seen, self.seen + number)
         drawn = (torch.rand(number, generator=generator, dtype=torch.double) * (position + 1)).long()
@@ -113,30 +114,30 @@ class Ring(Memory):
     """The last ``each`` examples of every task (Lopez-Paz and Ranzato 2017).
 
     Args:
-        tasks: number of tasks.
-        each: examples kept of each.
+        tasks: Number of tasks.
+        each: Examples kept per task.
     """
 
     def __init__(self, tasks: int, each: int) -> None:
         super().__init__(tasks * each)
         self.each = each
         self.seen = [0] * tasks
-        self.owner = torch.arange(tasks).repeat_interleave(each)  # the task that a slot belongs to
+        self.task_of_slot = torch.arange(tasks).repeat_interleave(each)
 
     def add(self, examples: Examples, task: int) -> None:
-        """Write ``examples`` over the oldest examples of ``task``."""
+        """Replace the oldest examples of ``task`` by ``examples``."""
         number = len(next(iter(examples.values())))
         position = torch.arange(self.seen[task], self.seen[task] + number)
         self.seen[task] += number
         self.write(examples, (task * self.each + position % self.each).tolist())
 
-    def before(self, task: int) -> Tensor:
-        """The slots of earlier tasks, (slots,) bool."""
-        return self.owner < task
+    def slots_before(self, task: int) -> Tensor:
+        """Return which slots belong to earlier tasks, (slots,) bool."""
+        return self.task_of_slot < task
 
-    def of(self, task: int) -> Tensor:
-        """The slots of ``task``, (slots,) bool."""
-        return self.owner == task
+    def slots_of(self, task: int) -> Tensor:
+        """Return which slots belong to ``task``, (slots,) bool."""
+        return self.task_of_slot == task
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "seen": list(self.seen)}

@@ -19,58 +19,71 @@ from clbench.nets.calibration import CalibratedNeurons, calibrate, calibrated, c
 from clbench.nets.resnet import BasicBlock
 from clbench.params import trainable
 from clbench.strategies.argument_checks import check_choice, check_flag, check_integer, check_positive, check_strength
-from clbench.strategies.distillation import padded, softened
+from clbench.strategies.distillation import pad_outputs, soften
 from clbench.strategies.memory import Ring
 from clbench.strategies.nccl_steps import TwoLevels
 from clbench.strategies.patterns import Patterns, selected
 
 
 class NCCL(TwoLevels):
-    """Neuron calibration (Yin, Yang and Li 2021): two levels, the weights theta and what calibrates them.
+    """Neuron calibration (Yin, Yang and Li 2021): two levels, the weights theta and the parameters that calibrate them.
 
     Every layer computes with theta~ = tile(psi) * theta and rescales its features (``clbench.nets.calibration``). A batch (x, y)
-    of task t is learned in ``inner_steps`` steps on theta, the calibration held,
+    of task t is learned in ``inner_steps`` steps on theta with the calibration fixed,
 
-        theta <- optimiser step on  CE(x, y) + gamma * ( CE(M) + reg * KL(M) ),   M a batch of earlier tasks,
+        theta <- optimiser step on  CE(x, y) + gamma * ( CE(M) + reg * KL(M) ),   where M is a batch of earlier tasks,
 
-    and from the second task on ``outer_steps`` steps on psi, scale and shift, theta held,
+    and, from the second task, in ``outer_steps`` steps on psi, scale and shift with theta fixed,
 
         - outer_lr * gradient of  lam/2 * sum_i F_i (theta~_i - anchor_i)^2  +  reg * KL(M').
                                   term a: consolidation                        term b: distillation
 
-    F = (dKL/dtheta~)^2 on the same M', a constant. KL compares softmax(z / temperature) with what the same net gave for
-    the example when its task ended, in evaluation mode; this is kept and never refreshed. The memory is a ring of the
-    last ``memory`` examples of each task. Steps after the first on the same batch are on as many examples of the ring of t.
+    F = (dKL/dtheta~)^2 on the same M', taken as a constant. KL compares softmax(z / temperature) with the same quantity of the
+    example at the end of its task, in evaluation mode. That target is stored and never updated. The memory is a ring of the last
+    ``memory`` examples of each task. The second and later steps on a batch use as many examples drawn from the ring of task t.
 
-    What is known of the paper and what is ours stands in docs/nccl.md, option by option.
+    docs/nccl.md lists, option by option, what the paper specifies and what is our choice.
 
     Args:
-        lam: strength of term a, >= 0; 1 is the weight of the paper.
-        memory: examples kept of each task, at least 1.
-        replay: examples of earlier tasks in an inner step, at least 1.
-        inner_steps: steps on theta per batch, at least 1.
-        outer_steps: steps on the calibration per batch, each on as many old examples as the batch has, at least 1.
-        outer_lr: rate of the steps on the calibration, > 0; that of theta is the optimiser's.
-        temperature: of the softened outputs, > 0.
-        gamma: strength of the old examples in the inner steps, >= 0; 0 does not draw any.
-        reg: strength of the distillation, inner and outer, >= 0; beta in the paper.
-        inner_clip, outer_clip: largest absolute value of an entry of the gradient, > 0; None = not clipped.
-        anchor: theta~ before the first inner step on the ``batch``, before its ``last_inner`` step, or when the ``task`` began.
-        kl: ``mean`` over examples and outputs, as nn.KLDivLoss() of the code; or ``batchmean``, over examples only.
-        terms: of the outer objective, of ``a`` and ``b``.
-        wcm, fcm: calibrate weights, features.
-        rehearsal: keep examples; without them nothing is replayed and the calibration is not trained.
-        include, exclude: patterns on the names of the weights that are calibrated, see ``selected``; None = the 3x3
-            convolutions in the blocks of our reduced ResNets, every Linear and convolutional layer of other nets.
-        seed: of the examples drawn.
+        lam: Strength of term a, >= 0. 1 is the weight in the paper.
+        memory: Examples kept per task, at least 1.
+        replay: Examples of earlier tasks in an inner step, at least 1.
+        inner_steps: Steps on theta per batch, at least 1.
+        outer_steps: Steps on the calibration per batch, at least 1. Each uses as many old examples as the batch has.
+        outer_lr: Learning rate of the outer steps, > 0. The learning rate of theta is that of the optimiser.
+        temperature: Temperature of the softmax in KL, > 0.
+        gamma: Strength of the old examples in the inner steps, >= 0. With 0 none are drawn.
+        reg: Strength of the distillation in inner and outer steps, >= 0. The paper calls it beta.
+        inner_clip, outer_clip: Largest absolute value of a gradient entry, > 0. None does not clip.
+        anchor: theta~ before the first inner step on the batch (``batch``), before its last inner step (``last_inner``), or at
+            the start of the task (``task``).
+        kl: ``mean`` averages over examples and outputs, as nn.KLDivLoss() in the published code does. ``batchmean`` averages
+            over examples only.
+        terms: Terms of the outer objective, among ``a`` and ``b``.
+        wcm, fcm: Whether to calibrate weights and features.
+        rehearsal: Whether to keep examples. Without them nothing is replayed and the calibration is not trained.
+        include, exclude: Patterns on the names of the weights to calibrate, see ``selected``. None selects the 3x3 convolutions
+            in the blocks of our reduced ResNets, and all Linear and convolutional layers of other nets.
+        seed: Random seed of the draws.
 
     Raises:
-        ConfigError: a value outside its range; when a fit begins, what manual optimisation cannot do.
+        ConfigError: A value is out of range. When a fit starts, an option needs automatic optimisation.
+
+    Example:
+        >>> import lightning as L
+        >>> from clbench.config.compose import compose
+        >>> from clbench.experiment.build import build
+        >>> sequence, learner, _ = build(compose(["data=bit_ops", "data.tasks=2", "data.validation=0", "optimizer=sgd"]))
+        >>> nccl = NCCL(memory=2, replay=2)
+        >>> for task in sequence:
+        ...     L.Trainer(max_epochs=1, barebones=True, callbacks=[nccl]).fit(learner, datamodule=task)
+        >>> nccl.memory.examples["soft"].shape  # stored targets of the distillation
+        torch.Size([4, 2])
     """
 
     shares_first_task = (
         *("memory", "inner_steps", "inner_clip", "anchor", "wcm", "fcm", "rehearsal", "include", "exclude", "seed"),
-    )  # the others act on examples of earlier tasks
+    )  # the other options act on examples of earlier tasks
     per_process = False
 
     def __init__(
@@ -100,7 +113,7 @@ class NCCL(TwoLevels):
         self.lam = check_strength("lam", lam)
         self.gamma = check_strength("gamma", gamma)
         self.reg = check_strength("reg", reg)
-        self.drawn = check_integer("replay", replay)
+        self.replay_size = check_integer("replay", replay)
         self.inner_steps = check_integer("inner_steps", inner_steps)
         self.outer_steps = check_integer("outer_steps", outer_steps)
         self.outer_lr = check_positive("outer_lr", outer_lr)
@@ -142,26 +155,25 @@ class NCCL(TwoLevels):
         self._calibrate(pl_module)
         plugin = trainer.precision_plugin
         if pl_module.compiled:
-            raise StrategyError(
-                "compile=true compiles the loss of a step, but NCCL makes its own steps. Use compile=false"
-            )
+            raise StrategyError("compile=true: expected false, because NCCL makes its own steps. Use compile=false")
         if trainer.accumulate_grad_batches != 1:
             raise StrategyError(
-                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: NCCL takes its steps on every batch. "
-                "Leave it at 1 and raise batch_size"
+                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: expected 1, because NCCL makes its steps on "
+                "every batch. Use 1 and a larger batch_size"
             )
         if trainer.gradient_clip_val is not None:
             raise StrategyError(
-                f"trainer.gradient_clip_val={trainer.gradient_clip_val}: NCCL clips by value. Use inner_clip=... and "
-                "outer_clip=..."
+                f"trainer.gradient_clip_val={trainer.gradient_clip_val}: expected null, because NCCL clips by value. Use "
+                "inner_clip=... and outer_clip=..."
             )
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
             raise StrategyError(
-                "NCCL does not scale its losses, as 16-mixed precision needs. Use trainer.precision=bf16-mixed"
+                "trainer.precision=16-mixed: expected another precision, because NCCL does not scale its losses. Use "
+                "trainer.precision=bf16-mixed"
             )
 
     def smallest_replay_batch(self, batch_size: int, tasks: int) -> int | None:
-        return min(self.drawn, batch_size, self.each) if self.rehearsal else None
+        return min(self.replay_size, batch_size, self.each) if self.rehearsal else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         learner = learner_of(pl_module)
@@ -169,14 +181,14 @@ class NCCL(TwoLevels):
         assert isinstance(self.memory, Ring)
         scenario, net = self.sequence.scenario, learner.net
         self._width = max(stop - start for start, stop in scenario.slices(self.sequence.sizes))
-        self._earlier, self._same = self.memory.before(self._index), self.memory.of(self._index)
+        self._earlier, self._same = self.memory.slots_before(self._index), self.memory.slots_of(self._index)
         parts = calibration(net)
         self._weights = [layer for layer in calibrated(net).values() if layer.calibration.psi is not None]
         self._tiled = [layer for layer in self._weights if not isinstance(layer, CalibratedNeurons)]
-        self._consolidates = "a" in self.terms and self.lam > 0 and self.rehearsal and bool(self._earlier.any())
+        self._has_consolidation = "a" in self.terms and self.lam > 0 and self.rehearsal and bool(self._earlier.any())
         self._features = [p for name, p in parts.items() if not name.endswith("psi")]
-        own = {id(p) for p in parts.values()}
-        self._theta = [p for p in trainable(learner).values() if id(p) not in own]
+        calibrating = {id(p) for p in parts.values()}
+        self._theta = [p for p in trainable(learner).values() if id(p) not in calibrating]
         if trainer.ckpt_path is None:
             self._at_start = self._weights_now()
         self._at_start = [weight.to(learner.device) for weight in self._at_start]
@@ -188,9 +200,9 @@ class NCCL(TwoLevels):
         self._step_schedulers("epoch")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the softened outputs of the examples of the task."""
+        """Store the softened outputs of the kept examples of the task."""
         learner = learner_of(pl_module)
-        began = perf_counter()
+        start = perf_counter()
         assert self.memory is not None
         slots = (self.memory.filled & self._same).nonzero()[:, 0]
         self.examples = len(slots)
@@ -199,11 +211,11 @@ class NCCL(TwoLevels):
             x = x[slots.to(x.device)]
             with preserve_state(learner), torch.no_grad():
                 outputs = torch.cat([learner.net(part, self._index) for part in x.split(1000)])
-            soft = softened(learner.logits(outputs), self.temperature)
+            soft = soften(learner.logits(outputs), self.temperature)
             if "soft" not in self.memory.examples:
                 self.memory.examples["soft"] = soft.new_zeros(self.memory.slots, self._width)
-            self.memory.write({"soft": padded(soft, self._width)}, slots.tolist())
-        self.seconds += perf_counter() - began
+            self.memory.write({"soft": pad_outputs(soft, self._width)}, slots.tolist())
+        self.seconds += perf_counter() - start
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         learner = learner_of(pl_module)
@@ -211,8 +223,8 @@ class NCCL(TwoLevels):
         learner.automatic_optimization = True
 
     def state_dict(self) -> dict[str, Any]:
-        within = {"at_start": [weight.clone() for weight in self._at_start]} if self.anchor == "task" else {}
-        return {**super().state_dict(), **within}
+        during_task = {"at_start": [weight.clone() for weight in self._at_start]} if self.anchor == "task" else {}
+        return {**super().state_dict(), **during_task}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -222,23 +234,23 @@ class NCCL(TwoLevels):
         return {**super().cost(), "examples": self.examples}
 
     def diagnosis(self, trainer: L.Trainer) -> str:
-        return f"lower lr, outer_lr={self.outer_lr:g} or lam={self.lam:g}, or clip with inner_clip=..."
+        return f"the steps are too large. Lower lr, outer_lr={self.outer_lr:g} or lam={self.lam:g}, or clip with inner_clip=..."
 
 
 def chosen_layers(learner: Learner, include: Patterns, exclude: Patterns) -> list[str]:
-    """Names of the layers of the net that are calibrated.
+    """Return the names of the layers to calibrate.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: There are none.
     """
-    held = selected(learner, include, exclude)
-    names = [name for name in layers(learner.net) if f"net.{name}.weight" in held]
+    matching = selected(learner, include, exclude)
+    names = [name for name in layers(learner.net) if f"net.{name}.weight" in matching]
     blocks = {name for name, part in learner.net.named_modules() if isinstance(part, BasicBlock)}
     if include is None and blocks:
         names = [name for name in names if name.rpartition(".")[0] in blocks]
     if not names:
         raise StrategyError(
-            f"include={include} with exclude={exclude} names no weight of a Linear or convolutional layer. Give "
-            "patterns such as 'Linear.weight'"
+            f"include={include} with exclude={exclude}: expected patterns that match the weight of a Linear or convolutional "
+            "layer. Try 'Linear.weight'"
         )
     return names

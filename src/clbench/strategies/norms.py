@@ -13,16 +13,17 @@ from clbench.strategies.base import Strategy
 def gradient_norms(
     strategy: Strategy, module: nn.Module, optimizer: Optimizer, added: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Return the L2 norms of the gradients of the loss and of the penalty, over the parameters of ``optimizer``; two scalars.
+    """Return the L2 norms of the gradients of the loss and of the penalty, two scalars.
 
-    Call it between the backward pass and the step. It changes nothing and does not wait for the device. Where the gradient of
-    the penalty is 1e7 times the larger, the norm for the loss is rounding error.
+    Both are over the parameters of ``optimizer``. Call this between the backward pass and the step. It changes nothing and does
+    not wait for the device. If the gradient of the penalty is about 1e7 times larger than that of the loss, the norm of the
+    latter is rounding error.
 
     Args:
-        strategy: the strategy; the norm is 0 if it has no penalty.
-        module: the module that is trained.
-        optimizer: the optimiser that is about to step.
-        added: the strategy has already added the gradient of the penalty, as for a callback that comes after it.
+        strategy: The strategy. Without a penalty the second norm is 0.
+        module: The module that is trained.
+        optimizer: The optimiser that is about to step.
+        added: Whether the strategy has already added the gradient of the penalty, as for a callback after it in the list.
     """
     names = {id(p): name for name, p in trainable(module).items()}
     params = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"] if id(p) in names}
@@ -36,7 +37,7 @@ def gradient_norms(
 
 
 def norm(tensors: list[Tensor]) -> Tensor:
-    """Return the L2 norm of all entries together, a scalar."""
+    """Return the L2 norm of all entries of ``tensors``, a scalar."""
     if not tensors:
         return torch.zeros(())
     norms = torch._foreach_norm(tensors)

@@ -1,4 +1,4 @@
-"""Which parameters a penalty holds, by patterns on their names."""
+"""Selection of parameters by patterns on their names."""
 
 from __future__ import annotations
 
@@ -14,33 +14,38 @@ Patterns = str | Sequence[str] | None
 
 
 def selected(module: nn.Module, include: Patterns = None, exclude: Patterns = None) -> set[str]:
-    """Names of the parameters that match a pattern of ``include`` (None = all) and none of ``exclude``.
+    """Return the names of the parameters that match a pattern of ``include`` (None for all) and no pattern of ``exclude``.
 
-    A pattern (``*``, ``?``, ``[...]``; case counts) is matched against the whole name of a parameter, ``net.body.1.weight``,
-    and against the type of its layer with its name there, ``Linear.weight``: so ``*.heads.*`` are heads, ``BatchNorm*``
-    all scales and shifts of BatchNorm whatever they are called, ``*.bias`` all biases.
+    A pattern (``*``, ``?``, ``[...]``, case-sensitive) is compared with the full name of a parameter, ``net.body.1.weight``, and
+    with the type of its layer and its name there, ``Linear.weight``. So ``*.heads.*`` matches heads, ``BatchNorm*`` all scales
+    and shifts of BatchNorm layers, and ``*.bias`` all biases.
+
+    Args:
+        module: The module.
+        include, exclude: A pattern or a list of patterns.
 
     Raises:
-        ConfigError: a pattern matches no parameter of ``module``; no parameter is left.
+        ConfigError: A pattern matches no parameter of ``module``, or no parameter is left.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         >>> sorted(selected(net, exclude=["BatchNorm*", "*.bias"]))
         ['0.weight']
     """
-    names = dict(_names(module))
+    names = dict(_names_and_types(module))
     kept = _matching(names, "include", include) if include is not None else set(names)
     if exclude is not None:
         kept -= _matching(names, "exclude", exclude)
     if not kept and names:
         raise StrategyError(
-            f"include={include} with exclude={exclude} leaves no parameter with a penalty. Use strategy=finetune"
+            f"include={include} with exclude={exclude}: expected at least one parameter with a penalty, got none. Use "
+            "strategy=finetune for no penalty"
         )
     return kept
 
 
-def _names(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """(name of a parameter, ``Type.name`` of it in its layer); a shared parameter once, as in ``named_parameters``."""
+def _names_and_types(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield (full name, ``Type.name``) of every parameter. A shared parameter comes once, as in ``named_parameters``."""
     names = {id(p): name for name, p in named_parameters(module).items()}
     for layer in module.modules():
         for local, p in layer.named_parameters(recurse=False):
@@ -55,8 +60,8 @@ def _matching(names: dict[str, str], option: str, patterns: str | Sequence[str])
         if not found:
             some = ", ".join(f"{name} ({typed})" for name, typed in list(names.items())[:4])
             raise StrategyError(
-                f"{option}={pattern!r} matches no parameter. The {len(names)} there are begin with {some}. Give patterns such "
-                "as '*.bias' or 'BatchNorm*'"
+                f"{option}={pattern!r}: expected a pattern that matches a parameter. The first of {len(names)} parameters are "
+                f"{some}. Try '*.bias' or 'BatchNorm*'"
             )
         matching |= found
     return matching

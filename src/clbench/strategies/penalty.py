@@ -1,13 +1,12 @@
-"""QuadraticStrategy: a quadratic penalty, applied as its exact gradient; the base of EWC, Online EWC, MAS, SI and L2.
+"""QuadraticStrategy: a quadratic penalty, applied as its exact gradient. Base of EWC, Online EWC, MAS, SI and L2.
 
 The gradient lam * F (theta - a) is added in ``on_before_optimizer_step``: after unscaling, before clipping, once per
-optimiser step. So accumulation, clipping, mixed precision, manual optimisation and DDP need no special case.
+optimiser step. Accumulation, clipping, mixed precision, manual optimisation and DDP therefore need no special case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, TypedDict
 from uuid import uuid4
@@ -18,20 +17,19 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.learner import Learner
-from clbench.params import Params, named_parameters, placed_like, size_in_bytes, snapshot, trainable
+from clbench.params import Params, named_parameters, size_in_bytes, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_choice, check_flag, check_strength
 from clbench.strategies.base import Strategy
+from clbench.strategies.consolidation import fitted, merged, requiring_grad
 from clbench.strategies.fit import (
     RECEIVERS,
-    can_grow,
     fingerprints,
-    grown,
     is_in_child,
     place_last,
     refuse_sharded,
@@ -39,14 +37,14 @@ from clbench.strategies.fit import (
     save_again,
 )
 from clbench.strategies.optimizer_steps import StepWatch
-from clbench.strategies.patterns import Patterns, is_left_out, selected
-from clbench.strategies.penalty_state import PenaltyState, empty
+from clbench.strategies.patterns import Patterns, selected
+from clbench.strategies.penalty_state import PenaltyState, empty, sgd_bound
 from clbench.strategies.quadratic import Quadratic
 from clbench.strategies.step_size import check_step_size
 
 
 class QuadraticOptions(TypedDict, total=False):
-    """Options of every quadratic strategy, which a subclass passes on; ``QuadraticStrategy`` describes them."""
+    """Options of every quadratic strategy that a subclass passes on, explained at ``QuadraticStrategy``."""
 
     include: Patterns
     exclude: Patterns
@@ -57,33 +55,43 @@ class QuadraticOptions(TypedDict, total=False):
 
 
 class QuadraticStrategy(Strategy):
-    """Penalty lam/2 * sum_i importance_i (theta_i - anchor_i)^2 on the optimiser's gradients.
+    """The penalty lam/2 * sum_i importance_i (theta_i - anchor_i)^2, added to the gradients of the optimiser.
 
     A subclass computes the importance of a task (``importance``) and merges it with that of earlier tasks (``merge``).
 
     Args:
-        lam: strength, >= 0; a measured importance is a mean over examples, so it does not depend on their number.
-        include, exclude: patterns on the names of parameters, see ``selected``. A parameter that is not selected has no
-            importance and no anchor, and learns freely. Patterns may be changed between tasks.
-        frozen: which parameters without ``requires_grad`` are measured. ``"auto"``: those that trained in this task or have an
-            importance already, so that a backbone which is frozen in one task is protected in the next; a backbone that never
-            trains costs nothing. True: all. False: none.
-        grow: ``"rows"``: a parameter may become larger between tasks (a head with new classes, a vocabulary with new words).
-            The part that existed keeps its importance and its anchor, what is new is free. None: a changed shape is an error.
-        consolidate_at: ``"fit"``: importance is measured when the fit ends. ``"manual"``: you call ``consolidate`` after each
-            fit, for example after loading the best checkpoint.
-        keep_previous: keep the penalty of the earlier tasks next to the current one (8 more bytes per parameter), so that
+        lam: Strength of the penalty, >= 0. A measured importance is a mean over examples, so lam does not depend on their number.
+        include, exclude: Patterns on parameter names, see ``selected``. A parameter that is not selected has no importance and
+            no anchor, and is not penalised. Both may be changed between tasks.
+        frozen: Which parameters without ``requires_grad`` are measured. ``auto`` measures those that were trained in this task or
+            already have an importance, so a backbone that is frozen in one task is protected in the next. A backbone that is
+            never trained costs nothing. True measures all of them, False none.
+        grow: ``rows`` allows a parameter to become larger between tasks, such as a head for new classes. The old part keeps its
+            importance and its anchor, and the new part is free. With None another shape is an error.
+        consolidate_at: ``fit`` measures the importance when the fit ends. With ``manual`` you call ``consolidate`` after each
+            fit, for example after you have loaded the best checkpoint.
+        keep_previous: Also store the penalty of the earlier tasks (8 more bytes per parameter), so that
             ``consolidate(..., replace=True)`` can measure the last task again.
 
     Attributes:
-        penalty: importance and anchor; None before the first task has ended.
+        penalty: Importance and anchor, None before the end of the first task.
+        previous: The penalty before the last consolidation, with ``keep_previous``.
 
     Raises:
-        ConfigError: ``lam`` negative or not finite; when training starts, a pattern that matches no parameter, a parameter of the
-            penalty that the module does not have; when training ends, weights that changed after the consolidation.
+        ConfigError: An argument is out of range. When training starts, a pattern matches no parameter, or the module lacks a
+            parameter of the penalty. After a batch, an optimiser has stepped without the penalty. When the fit ends, the
+            weights have changed since the importance was measured.
+
+    Example:
+        >>> class Uniform(QuadraticStrategy):
+        ...     def importance(self, trainer, module):
+        ...         return {name: torch.ones_like(p) for name, p in module.named_parameters()}
+        >>> strategy = Uniform(lam=2.0)
+        >>> strategy.value(nn.Linear(3, 2))  # no task was learned yet
+        tensor(0.)
     """
 
-    shares_first_task: bool | tuple[str, ...] = True  # without a penalty no hook changes anything
+    shares_first_task: bool | tuple[str, ...] = True  # no hook changes anything without a penalty
     needs_labels = False
     one_process = False
     per_process = False
@@ -117,7 +125,7 @@ class QuadraticStrategy(Strategy):
         self.seconds = 0.0
         self.examples = 0
         self._names: dict[int, str] = {}
-        self._still: dict[str, int] = {}
+        self._versions_at_anchor: dict[str, int] = {}
         self._trained: set[str] = set()
         self._unmeasured: set[str] = set()
         self._pending = False  # a task has been trained and not consolidated
@@ -132,7 +140,7 @@ class QuadraticStrategy(Strategy):
         raise TypeError(f"{type(self).__name__} does not define importance(trainer, pl_module)")
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
-        """Return the penalty after one more task: the sum of one penalty per task, in constant memory."""
+        """Return the penalty after one more task. By default it is the sum of one penalty per task, in constant memory."""
         return quadratic.add(old, new)
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
@@ -142,14 +150,14 @@ class QuadraticStrategy(Strategy):
 
     @property
     def strength(self) -> float:
-        """The factor of q/2 in the loss."""
+        """The factor of q/2 in the loss, see ``PenaltyState``."""
         return self.lam
 
     def penalty_state(self) -> PenaltyState:
         return PenaltyState(self.penalty or empty(), self.strength, self.lam)
 
     def stiffness(self, lr: float) -> float:
-        """Return lr * lam * max importance: SGD without momentum is stable on the penalty while this is below 2."""
+        """Return lr * lam * max importance. SGD without momentum is stable on the penalty while this is below 2."""
         return self.penalty_state().stiffness(lr)
 
     def value(self, pl_module: nn.Module) -> Tensor:
@@ -170,18 +178,18 @@ class QuadraticStrategy(Strategy):
         fused = [o for o in trainer.optimizers if getattr(o, "_step_supports_amp_scaling", False)]
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and fused:
             raise StrategyError(
-                f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients stay scaled when the penalty "
-                "is added: use fused=False or precision=bf16-mixed"
+                f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients are still scaled when the penalty "
+                "is added. Use fused=False or precision=bf16-mixed"
             )
         if any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups):
             raise StrategyError(
-                "line_search_fn compares values of the loss, in which the penalty is not: use line_search_fn=None, or another "
-                "optimizer"
+                "line_search_fn compares values of the loss, which do not include the penalty. Use line_search_fn=None, or "
+                "another optimizer"
             )
         for name, part in pl_module.named_modules():
             if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
                 raise StrategyError(
-                    f"{name} has sparse gradients, to which a penalty cannot be added: make it with sparse=False"
+                    f"{name} has sparse gradients, to which a penalty cannot be added. Use sparse=False"
                 )
         self._refuse_lazy(pl_module)
         if self._pending and self.consolidate_at == "manual" and trainer.ckpt_path is None:
@@ -189,20 +197,20 @@ class QuadraticStrategy(Strategy):
                 "the last task is not consolidated, so this one would be learned without its penalty. Call "
                 "strategy.consolidate(module, loader) after each fit, as consolidate_at=manual asks for"
             )
-        params = named_parameters(pl_module)  # also what is frozen now and not later in the task
-        held = selected(
+        params = named_parameters(pl_module)  # a parameter may be unfrozen during the task
+        names = selected(
             pl_module, self.include, self.exclude
         )  # a pattern that matches nothing is an error before training
         self._names = {id(p): name for name, p in params.items()}
-        self._still = {}
+        self._versions_at_anchor = {}
         self._trained = set(trainable(pl_module))
         self._started, self._pending = True, True
         if self.penalty is not None:
-            self.penalty = self._fitted(self.penalty, params, held)
+            self.penalty = fitted(self.penalty, params, self.include, self.exclude, names, self.grow is not None)
         self._warn_of_unmeasured(pl_module)
         self._warn_of_step_size(trainer)
         if self._must_act():
-            self._watch.start(params[name] for name in held)
+            self._watch.start(params[name] for name in names)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._unmeasured:
@@ -227,7 +235,7 @@ class QuadraticStrategy(Strategy):
         self._watch.announced = True
         if self.penalty is None or self.strength == 0:
             return
-        params = self._moving(p for group in optimizer.param_groups for p in group["params"])
+        params = self._penalised(p for group in optimizer.param_groups for p in group["params"])
         gradient = quadratic.half_gradient(self.penalty, params)
         grads = []
         for name in gradient:
@@ -235,15 +243,14 @@ class QuadraticStrategy(Strategy):
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             grads.append(p.grad)
-        if grads:  # in the dtype of the importance: in float16 lam may be infinite, and F (theta - a) 0
+        if grads:  # in the dtype of the importance, because in float16 lam may overflow and F (theta - a) underflow
             torch._foreach_add_(grads, list(gradient.values()), alpha=self.strength)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._watch.stop()
         if self.consolidate_at == "fit":
-            with self._unfrozen(pl_module):
-                self._consolidate(pl_module, lambda: self.importance(trainer, pl_module))
-            self._fingerprints = fingerprints(self._held(pl_module))
+            self._consolidate(pl_module, lambda: self.importance(trainer, pl_module))
+            self._fingerprints = fingerprints(self._selected(pl_module))
             save_again(trainer)
         if is_in_child(trainer):
             return_state(trainer, self._key, self.state_dict())
@@ -257,7 +264,7 @@ class QuadraticStrategy(Strategy):
             self.on_train_end(trainer, pl_module)
             pl_module.to(device)
         self._started = False
-        now = fingerprints({name: p for name, p in self._held(pl_module).items() if name in self._fingerprints})
+        now = fingerprints({name: p for name, p in self._selected(pl_module).items() if name in self._fingerprints})
         changed = [name for name, value in now.items() if value != self._fingerprints[name]]
         self._fingerprints = {}
         if changed:
@@ -288,8 +295,7 @@ class QuadraticStrategy(Strategy):
                 )
             self.penalty = self.previous
         self._trained |= set(trainable(module))
-        with self._unfrozen(module):
-            self._consolidate(module, lambda: self.importance_on(module, batches))
+        self._consolidate(module, lambda: self.importance_on(module, batches))
 
     def importance_on(self, module: nn.Module, batches: Iterable[Any] | None) -> Params:
         """Return the importance of every trainable parameter, measured on ``batches``, without a Trainer."""
@@ -316,165 +322,93 @@ class QuadraticStrategy(Strategy):
         self._unmeasured = set(state_dict.get("unmeasured", ()))
 
     def cost(self) -> dict[str, float]:
-        """With ``total``, the sum of the importance."""
+        """Return the cost, with the sum of the importance as ``total``."""
         kept = size_in_bytes(self.penalty.importance) + size_in_bytes(self.penalty.anchor) if self.penalty else 0
         total = sum(f.sum().item() for f in self.penalty.importance.values()) if self.penalty else 0.0
         return {"examples": self.examples, "bytes": kept, "total": total}
 
     def diagnosis(self, trainer: L.Trainer) -> str:
-        lr = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
-        name = type(trainer.optimizers[0]).__name__.lower()
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        group = max(groups, key=lambda group: float(group["lr"]))
+        lr, name = group["lr"], type(trainer.optimizers[0]).__name__.lower()
         if self.penalty is None:
-            return f"{name} lr={lr:g} is too large; lower it"
+            return f"{name} lr={lr:g} is too large. Lower lr"
         stiffness = self.stiffness(lr)
+        bound = sgd_bound(group) if isinstance(trainer.optimizers[0], SGD) else 2.0
         return (
             f"{name} lr={lr:g} with lam={self.lam:g} is too stiff (lr*lam*max importance = {stiffness:.3g}, SGD is "
-            "stable below 2); lower lam or lr, or use optimizer=adam"
+            f"stable below {bound:.3g}). Lower lam or lr, or use optimizer=adam"
         )
 
-    def _moving(self, params: Iterator[nn.Parameter]) -> Params:
-        """The parameters whose penalty gradient is to be added, by name.
+    def _penalised(self, params: Iterator[nn.Parameter]) -> Params:
+        """Return the parameters to whose gradient the penalty is added, by name.
 
-        A parameter without a gradient (an unused head) stays out while its penalty gradient is zero: a gradient of
-        zeros would let the optimiser's carried momentum move it. It is looked at only when its version has changed.
+        A parameter without a gradient (an unused head) is left out while the gradient of its penalty is zero, because with a
+        gradient of zeros the optimiser's momentum could move it. It is examined again only if its version has changed.
         """
         assert self.penalty is not None
-        moving: Params = {}
+        penalised: Params = {}
         for p in params:
             name = self._names.get(id(p))
             if name is None or name not in self.penalty.importance or not p.requires_grad:
                 continue
             if p.grad is None:
-                if self._still.get(name) == p._version:
+                if self._versions_at_anchor.get(name) == p._version:
                     continue
                 if not quadratic.half_gradient(self.penalty, {name: p})[name].any():
-                    self._still[name] = p._version
+                    self._versions_at_anchor[name] = p._version
                     continue
-            moving[name] = p
-        return moving
+            penalised[name] = p
+        return penalised
 
-    # --- consolidation -------------------------------------------------------------------------------------------------
-
-    def _held(self, module: nn.Module) -> Params:
-        """The parameters that are selected and require grad, by name."""
-        held = selected(module, self.include, self.exclude)
-        return {name: p for name, p in trainable(module).items() if name in held}
+    def _selected(self, module: nn.Module) -> Params:
+        """Return the parameters that the patterns select and that require grad, by name."""
+        names = selected(module, self.include, self.exclude)
+        return {name: p for name, p in trainable(module).items() if name in names}
 
     def _consolidate(self, module: nn.Module, measure: Callable[[], Params]) -> None:
-        """Measure, and merge the result into the penalty."""
+        """Measure the importance and merge it into the penalty."""
         start = perf_counter()
-        with torch.inference_mode(False):
+        everything = named_parameters(module)
+        names = set(everything) if self.frozen is True else set()
+        if self.frozen == "auto":
+            names = self._trained | set(self.penalty.importance if self.penalty else ())
+        names &= selected(module, self.include, self.exclude)
+        with torch.inference_mode(False), requiring_grad(everything[name] for name in names if name in everything):
             importance = measure()
-            params = self._held(module)
-            everything = named_parameters(module)
+            params = self._selected(module)
             self._unmeasured = {name for name, p in everything.items() if not p.requires_grad and p.is_floating_point()}
             importance = {name: importance[name] for name in params}
+            old, self.penalty = self.penalty, None
             if self.keep_previous:
-                self.previous = self.penalty and Quadratic(
-                    snapshot(self.penalty.importance), snapshot(self.penalty.anchor), self.penalty.constant
-                )
-            self.penalty = self._merged(importance, params)
+                self.previous = old
+                old = old and Quadratic(snapshot(old.importance), snapshot(old.anchor), old.constant)
+            parts = [old] if old is not None else []
+            del old
+            self.penalty = merged(parts, importance, params, self.merge, self.merges_by_name)
         self._pending = False
         device = next(iter(params.values())).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self.seconds += perf_counter() - start
 
-    def _merged(self, importance: Params, params: Params) -> Quadratic:
-        """Return the penalty with ``importance`` merged into it. Empties ``importance`` and frees the old penalty.
-
-        Merges one parameter at a time where ``merge`` allows it, so that no second copy of all of them is needed.
-        """
-        if self.penalty is None or not self.merges_by_name:
-            anchor = {name: p.detach().to(importance[name].dtype, copy=True) for name, p in params.items()}
-            new = quadratic.quadratic(importance, anchor)
-            return new if self.penalty is None else self.merge(self.penalty, new)
-        zero, constant = torch.zeros_like(self.penalty.constant), self.penalty.constant
-        f, a = dict(self.penalty.importance), dict(self.penalty.anchor)
-        self.penalty = None
-        constant = self.merge(Quadratic({}, {}, constant), Quadratic({}, {}, zero)).constant
-        for name in [*f, *(name for name in importance if name not in f)]:
-            old = Quadratic({name: f.pop(name)}, {name: a.pop(name)}, zero) if name in f else Quadratic({}, {}, zero)
-            new = Quadratic({}, {}, zero)
-            if name in importance:
-                mine = importance.pop(name)
-                new = Quadratic({name: mine}, {name: params[name].detach().to(mine.dtype, copy=True)}, zero)
-            merged = self.merge(old, new)
-            f[name], a[name] = merged.importance[name], merged.anchor[name]
-            constant = constant + merged.constant
-        return Quadratic(f, a, constant)
-
-    @contextmanager
-    def _unfrozen(self, module: nn.Module) -> Iterator[None]:
-        """Let the frozen parameters that are to be measured require grad inside."""
-        names: set[str] = set()
-        if self.frozen is True:
-            names = set(named_parameters(module))
-        elif self.frozen == "auto":
-            names = self._trained | set(self.penalty.importance if self.penalty else ())
-        held = selected(module, self.include, self.exclude)
-        frozen = [
-            p
-            for name, p in named_parameters(module).items()
-            if name in names and name in held and not p.requires_grad and p.is_floating_point()
-        ]
-        for p in frozen:
-            p.requires_grad_(True)
-        try:
-            yield
-        finally:
-            for p in frozen:
-                p.requires_grad_(False)
-
-    # --- before training -----------------------------------------------------------------------------------------------
-
     def _must_act(self) -> bool:
-        """Return whether a step that this strategy does not see would be wrong."""
+        """Return whether it would be wrong to miss a step of the optimiser."""
         return self.penalty is not None and self.strength > 0
 
-    def _fitted(self, q: Quadratic, params: Params, held: set[str]) -> Quadratic:
-        """Return the penalty for the module as it is now: without what is excluded, larger where it grew, on its devices."""
-        importance = {name: f for name, f in q.importance.items() if name in held or name not in params}
-        missing = [name for name in importance if name not in params and not self._is_excluded(name)]
-        if missing:
-            others = ", ".join([name for name in params if name not in importance][:3]) or "no others"
-            raise StrategyError(
-                f"{len(missing)} parameters of the penalty are not in the module: {', '.join(missing[:3])}. Were they renamed or "
-                f"removed? The module has {others}. Keep their names, or leave them out by strategy.exclude = [...]"
-            )
-        importance = {name: f for name, f in importance.items() if name in params}
-        for name, f in importance.items():
-            if params[name].shape == f.shape:
-                continue
-            if self.grow is None or not can_grow(f.shape, params[name].shape):
-                raise StrategyError(
-                    f"{name} has shape {tuple(params[name].shape)}, but {tuple(f.shape)} when its importance was measured. If it "
-                    "grew, keep the old part by strategy.grow = 'rows'; or leave it out by strategy.exclude = [...], or give a "
-                    "new head a name of its own"
-                )
-        anchor = {name: q.anchor[name] for name in importance}
-        if self.grow is not None:
-            shapes = {name: params[name].shape for name in importance}
-            importance, anchor = grown(importance, shapes), grown(anchor, shapes)
-        return Quadratic(placed_like(importance, params), placed_like(anchor, params), q.constant)
-
-    def _is_excluded(self, name: str) -> bool:
-        """Return whether the patterns leave out a parameter that the module does not have any more."""
-        return is_left_out(name, self.include, self.exclude)
-
     def _refuse_lazy(self, module: nn.Module) -> None:
-        lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
-        if lazy:
-            raise StrategyError(
-                f"{lazy[0]} has no shape yet (a lazy layer). Run one batch through the module before fit: module(x)"
-            )
+        for name, p in module.named_parameters():
+            if is_lazy(p):
+                raise StrategyError(
+                    f"{name} has no shape yet (a lazy layer). Run one batch through the module before fit"
+                )
 
     def _warn_of_unmeasured(self, module: nn.Module) -> None:
-        began = sorted(self._unmeasured & set(trainable(module)) & selected(module, self.include, self.exclude))
-        if began and self.frozen != True:  # noqa: E712
+        began = sorted(self._unmeasured & set(self._selected(module)))
+        if began:
             rank_zero_warn(
-                f"{began[0]} and {len(began) - 1} more parameters were frozen when importance was measured, and train now: "
-                "earlier tasks do not protect them. Use frozen=True to measure frozen parameters too"
+                f"{began[0]} and {len(began) - 1} more parameters were frozen when the importance was measured, and are trained "
+                "now. Earlier tasks do not protect them. Use frozen=True to measure frozen parameters too"
             )
         self._unmeasured -= set(began)
 

@@ -1,9 +1,10 @@
-"""PenaltyState: the quadratic penalty of a strategy at one moment, as the penalty monitor and the logs read it."""
+"""PenaltyState: the quadratic penalty of a strategy at one moment, read by the penalty monitor and the logs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,12 +14,19 @@ from clbench.strategies.quadratic import Quadratic
 
 
 class PenaltyState(NamedTuple):
-    """The penalty strength/2 * q(theta), q(theta) = sum_i importance_i (theta_i - anchor_i)^2 + constant.
+    """The penalty strength/2 * q(theta) with q(theta) = sum_i importance_i (theta_i - anchor_i)^2 + constant.
 
     Attributes:
-        quadratic: q; empty before the first task has ended (``empty``).
-        strength: the factor of q/2 in the loss.
-        lam: the option that scales it, for messages; the same number, unless a strategy has another factor as well.
+        quadratic: The function q. It has no parameters before the first task has ended (``empty``).
+        strength: The factor of q/2 in the loss.
+        lam: The strategy's option that scales ``strength``, for messages. The two differ only if the strategy has another
+            factor too, such as ``gamma`` of Online EWC.
+
+    Example:
+        >>> import torch
+    >>> q = quadratic.quadratic({"w": torch.tensor([1.0, 3.0])}, {"w": torch.zeros(2)})
+        >>> PenaltyState(q, strength=2.0, lam=2.0).value({"w": torch.ones(2)})
+        tensor(4.)
     """
 
     quadratic: Quadratic
@@ -38,15 +46,40 @@ class PenaltyState(NamedTuple):
         return 0.5 * self.strength * quadratic.value(self.quadratic, params)
 
     def gradient(self, params: Mapping[str, Tensor]) -> Params:
-        """Return the gradient of the penalty at ``params``, for those that it knows, in their dtypes."""
+        """Return the gradient of the penalty at ``params``, for the parameters that have an importance, in their dtypes."""
         halves = quadratic.half_gradient(self.quadratic, params)
         return {name: (g * self.strength).to(params[name].dtype) for name, g in halves.items()}
 
     def stiffness(self, lr: float) -> float:
-        """Return how far a step of gradient descent moves along the steepest penalty, lr * strength * max importance."""
+        """Return lr * strength * max importance, to compare with ``sgd_bound``.
+
+        It is the step of gradient descent along the steepest direction of the penalty, relative to the distance from the
+        anchor.
+        """
         return lr * self.strength * max((f.max().item() for f in self.importance.values()), default=0.0)
 
 
 def empty() -> Quadratic:
     """Return the quadratic of a strategy that has not learned a task yet."""
     return quadratic.quadratic({}, {})
+
+
+def sgd_bound(group: dict[str, Any]) -> float:
+    """Return the lr * curvature below which ``torch.optim.SGD`` is stable on a quadratic of that curvature.
+
+    Without momentum the bound is 2. With momentum m (heavy ball) and dampening d it is 2 (1 + m) / (1 - d), and with Nesterov
+    momentum 2 (1 + m) / (1 + 2 m). At the bound an eigenvalue of the update, which is linear in (weight, velocity), reaches
+    -1. Weight decay is left out.
+
+    Args:
+        group: A parameter group of the optimiser.
+
+    Example:
+        >>> round(sgd_bound({"momentum": 0.9, "nesterov": False, "dampening": 0.0}), 3)
+        3.8
+    """
+    m = group["momentum"]
+    if m == 0:
+        return 2.0
+    scale = 1 + 2 * m if group["nesterov"] else 1 - group["dampening"]
+    return 2 * (1 + m) / scale if scale > 0 else math.inf

@@ -1,8 +1,8 @@
-"""Quadratic: what a regularisation strategy remembers of old tasks, q(theta) = sum_i F_i (theta_i - a_i)^2 + c.
+"""Quadratic: the penalty for old tasks, q(theta) = sum_i F_i (theta_i - a_i)^2 + c.
 
-A sum of quadratics is a quadratic (complete the square), so the memory of a strategy does not grow with the number of
-tasks: EWC's one-penalty-per-task form (Kirkpatrick et al. 2017) and the recursive form (Huszar 2018, Schwarz et al.
-2018) both keep two tensors per parameter.
+A sum of quadratics is a quadratic (complete the square), so the memory of a strategy does not grow with the number of tasks.
+EWC with one penalty per task (Kirkpatrick et al. 2017) and the recursive form (Huszar 2018, Schwarz et al. 2018) both keep two
+tensors per parameter.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from clbench.params import Params
 
 
 class Quadratic(NamedTuple):
-    """q(theta) = sum_i importance_i * (theta_i - anchor_i)^2 + constant.
+    """q(theta) = sum_i importance_i * (theta_i - anchor_i)^2 + constant. The penalty of a strategy is ``lam / 2 * q(theta)``.
 
-    ``importance`` and ``anchor`` have the same names and shapes; ``constant`` is a scalar. The penalty of a strategy
-    is ``lam / 2 * q(theta)``.
+    ``importance`` and ``anchor`` have the same names and shapes. ``constant`` is a scalar.
     """
 
     importance: Params
@@ -29,19 +28,19 @@ class Quadratic(NamedTuple):
 
 
 def quadratic(importance: Params, anchor: Params) -> Quadratic:
-    """The quadratic of one task: ``importance`` around ``anchor``, constant 0 (>= 0 for ``add``; SI's may be negative)."""
+    """Return the quadratic of one task with constant 0. ``add`` needs an importance >= 0; that of SI may be negative."""
     some = next(iter(importance.values()), torch.zeros(()))
     return Quadratic(importance, anchor, torch.zeros((), dtype=some.dtype, device=some.device))
 
 
 def value(q: Quadratic, params: Mapping[str, Tensor]) -> Tensor:
-    """q(theta), a scalar; a parameter that only one of ``q`` and ``params`` knows counts nothing."""
+    """Return q(theta), a scalar. Parameters that are not in both ``q`` and ``params`` are ignored."""
     known = [name for name in q.importance if name in params]
     return q.constant + sum((q.importance[name] * (params[name] - q.anchor[name]) ** 2).sum() for name in known)
 
 
 def half_gradient(q: Quadratic, params: Mapping[str, Tensor]) -> Params:
-    """The gradient of q / 2 at theta: F (theta - a), for each name in both ``q`` and ``params``."""
+    """Return the gradient of q / 2 at theta, F (theta - a), for each name in both ``q`` and ``params``."""
     names = [name for name in q.importance if name in params]
     if not names:
         return {}
@@ -51,10 +50,10 @@ def half_gradient(q: Quadratic, params: Mapping[str, Tensor]) -> Params:
 
 
 def add(p: Quadratic, q: Quadratic) -> Quadratic:
-    """The quadratic p + q, by completing the square.
+    """Return the quadratic p + q, by completing the square.
 
-    F = F1 + F2;  a = a1 + F2/F (a2 - a1);  c = c1 + c2 + sum F1 F2/F (a2 - a1)^2;  where F = 0: a = a2.
-    A parameter that only one of the two knows is taken from that one.
+    F = F1 + F2,  a = a1 + F2/F (a2 - a1),  c = c1 + c2 + sum F1 F2/F (a2 - a1)^2. Where F = 0, a = a2.
+    A parameter that only one of the two has is taken from that one.
     """
     importance, anchor = dict(p.importance), dict(p.anchor)
     constant = p.constant + q.constant
@@ -64,17 +63,19 @@ def add(p: Quadratic, q: Quadratic) -> Quadratic:
             continue
         f1, a1, a2 = p.importance[name], p.anchor[name], q.anchor[name]
         f = f1 + f2
-        share = torch.where(f > 0, f2 / f, torch.ones_like(f))  # of q in the sum; F = 0 takes the newer anchor
+        share = torch.where(
+            f > 0, f2 / f, torch.ones_like(f)
+        )  # share of q in the sum; where F = 0, the newer anchor is used
         importance[name] = f
-        anchor[name] = torch.where(f2 == f, a2, a1 + share * (a2 - a1))  # exactly a2 where q is all there is
+        anchor[name] = torch.where(f2 == f, a2, a1 + share * (a2 - a1))  # exactly a2 where F1 = 0
         constant = constant + (f1 * share * (a2 - a1) ** 2).sum()
     return Quadratic(importance, anchor, constant)
 
 
 def recentre(p: Quadratic, q: Quadratic, decay: float) -> Quadratic:
-    """One quadratic at the newest anchor: F = decay * F1 + F2, a = a2 (Huszar 2018; Schwarz et al. 2018, eq. 9).
+    """Return one quadratic at the newest anchor: F = decay * F1 + F2, a = a2 (Huszar 2018; Schwarz et al. 2018, eq. 9).
 
-    A parameter that only ``p`` knows keeps its anchor and its decayed importance.
+    A parameter that only ``p`` has keeps its anchor and its decayed importance.
     """
     importance = {name: decay * f for name, f in p.importance.items()}
     anchor = dict(p.anchor) | q.anchor

@@ -1,4 +1,4 @@
-"""RehearsalStrategy: what all strategies with a memory of examples share."""
+"""RehearsalStrategy: base of the strategies with a memory of examples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clbench.strategies.memory import Examples, Reservoir, Ring
 
 
 class RehearsalOptions(TypedDict, total=False):
-    """Options of every memory of examples, which a subclass passes on; their meaning stands at ``RehearsalStrategy``."""
+    """Options of the memory that a subclass passes on, explained at ``RehearsalStrategy``."""
 
     memory: int
     replay: int | None
@@ -27,18 +27,25 @@ class RehearsalOptions(TypedDict, total=False):
 
 
 class RehearsalStrategy(LearnerStrategy):
-    """Keeps examples of the tasks so far, as the learner saw them (scaled, augmented), on the device.
+    """Keeps examples of the tasks so far on the device, as the learner saw them (scaled and augmented).
 
-    An example is offered to the memory each time it is trained on, so in several epochs it is offered several times.
+    An example is offered to the memory each time it is trained on, so with several epochs it is offered several times.
 
     Args:
-        memory: examples per task, at least 1; a reservoir has ``memory`` times the number of tasks for all of them.
-        replay: examples drawn for a step; None = as many as the batch that came has.
-        buffer: ``reservoir`` (a uniform sample of the stream) or ``ring`` (the last ``memory`` of each task).
-        seed: seed of what is kept and drawn.
+        memory: Examples per task, at least 1. A reservoir shares ``memory`` times the number of tasks among all tasks.
+        replay: Examples drawn per step. None draws as many as the new batch has.
+        buffer: ``reservoir`` (a uniform sample of the stream) or ``ring`` (the last ``memory`` examples of each task).
+        seed: Random seed of the examples that are kept and drawn.
 
     Raises:
-        ConfigError: a number below 1; unknown ``buffer``; when a fit begins, LBFGS.
+        ConfigError: A number is below its minimum, or ``buffer`` is unknown. When a fit starts, the optimiser is LBFGS.
+
+    Example:
+        >>> class Remember(RehearsalStrategy):
+        ...     def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx):
+        ...         self.remember(batch)
+        >>> Remember(memory=50, buffer="ring").smallest_replay_batch(batch_size=128, tasks=5)
+        50
     """
 
     def __init__(self, memory: int = 50, replay: int | None = None, buffer: str = "reservoir", seed: int = 0) -> None:
@@ -55,7 +62,7 @@ class RehearsalStrategy(LearnerStrategy):
 
     @property
     def sequence(self) -> TaskSequence:
-        """The tasks that are learned."""
+        """The tasks of the run."""
         assert self._sequence is not None
         return self._sequence
 
@@ -72,8 +79,8 @@ class RehearsalStrategy(LearnerStrategy):
         task = task_of(trainer)
         if task.mixed:
             raise StrategyError(
-                f"{type(self).__name__} remembers examples of one task at a time, but the data of {task.index + 1} are mixed. "
-                f"Fit sequence[{task.index}], not sequence.joint({task.index})"
+                f"{type(self).__name__} stores the examples of one task at a time, but this datamodule mixes {task.index + 1} "
+                f"tasks. Fit sequence[{task.index}], not sequence.joint({task.index})"
             )
         if self._sequence is not task.sequence:
             self.attach(learner_of(pl_module), task.sequence)
@@ -84,8 +91,8 @@ class RehearsalStrategy(LearnerStrategy):
         learner = learner_of(pl_module)
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
             raise StrategyError(
-                f"LBFGS computes the loss several times a step, but {type(self).__name__} draws other old examples each "
-                "time. Use another optimizer.make._target_, such as torch.optim.SGD"
+                f"LBFGS computes the loss several times per step, but {type(self).__name__} draws new examples each time. "
+                "Use another optimizer.make._target_, such as torch.optim.SGD"
             )
         task = task_of(trainer)
         self.learner, self._index = learner, task.index
@@ -99,7 +106,12 @@ class RehearsalStrategy(LearnerStrategy):
         return min(self.replay or batch_size, kept)
 
     def remember(self, batch: Batch, **more: Tensor) -> None:
-        """Offer the examples of the task that is being learned to the memory, with ``more`` tensors (N, ...) of each."""
+        """Offer the examples of ``batch``, which belong to the current task, to the memory.
+
+        Args:
+            batch: The batch.
+            more: Further tensors (N, ...) to store with the examples.
+        """
         examples: Examples = {"x": batch.x, "y": batch.y, "task": torch.full_like(batch.y, self._index), **more}
         if isinstance(self.memory, Reservoir):
             self.memory.add(examples, self._generator)
@@ -107,18 +119,24 @@ class RehearsalStrategy(LearnerStrategy):
             self.memory.add(examples, self._index)
 
     def recall(self, number: int, among: Tensor | None = None) -> tuple[Batch, Examples] | None:
-        """Examples drawn from the memory, as they compete now, and all that was kept of them; None if there are none.
+        """Return examples drawn from the memory.
 
         Args:
-            number: of examples, unless ``replay`` says another.
-            among: slots to draw from; None = all.
+            number: Number of examples, used if the option ``replay`` is None.
+            among: Slots to draw from. None allows all.
+
+        Returns:
+            The examples as a batch whose ``task`` selects the outputs that compete now, and all stored tensors of these examples.
+            None if the memory is empty.
         """
         assert self.memory is not None
         examples = self.memory.draw(self.replay or number, self._generator, among)
         if examples is None:
             return None
-        told = self.sequence.scenario.name == "task" and self._index > 0  # else all have the outputs of the newest task
-        return Batch(examples["x"], examples["y"], examples["task"] if told else self._index), examples
+        per_example = (
+            self.sequence.scenario.name == "task" and self._index > 0
+        )  # else the outputs of the newest task compete
+        return Batch(examples["x"], examples["y"], examples["task"] if per_example else self._index), examples
 
     def cost(self) -> dict[str, float]:
         return {"examples": 0, "bytes": self.memory.bytes() if self.memory is not None else 0}
@@ -130,14 +148,14 @@ class RehearsalStrategy(LearnerStrategy):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.memory is None:
-            self._loaded = state_dict  # until it is known how many tasks there are
+            self._loaded = state_dict  # loaded in setup, when the number of tasks is known
         elif state_dict:
             self.memory.load_state_dict(state_dict)
             self._generator.set_state(state_dict["generator"])
 
 
-def together(new: Batch, old: Batch) -> Batch:
-    """One batch of both, the old ones behind."""
+def concatenate(new: Batch, old: Batch) -> Batch:
+    """Return one batch of the new and the old examples, in this order."""
     task: int | Tensor = new.task
     if isinstance(old.task, Tensor):
         task = torch.cat([torch.full_like(new.y, new.task) if isinstance(new.task, int) else new.task, old.task])

@@ -1,4 +1,4 @@
-"""SI: importance is how much of the decrease of the loss a weight accounts for, summed while the task is learned."""
+"""SI: importance is the contribution of a weight to the decrease of the loss, summed during the task."""
 
 from __future__ import annotations
 
@@ -19,29 +19,37 @@ from clbench.strategies.quadratic import Quadratic
 
 
 class SI(QuadraticStrategy):
-    """Synaptic intelligence (Zenke et al. 2017): lam/2 * sum_i Omega_i (theta_i - theta*_i)^2 at the newest anchor.
+    """Synaptic intelligence (Zenke et al. 2017): the penalty lam/2 * sum_i Omega_i (theta_i - theta*_i)^2.
 
-    Every optimiser step adds to omega_i the loss decrease that weight i accounts for to first order (``PathIntegral``);
-    a task adds omega_i / (Delta_i^2 + damping) to Omega_i, Delta_i the change over the task (``importance_of``). The
-    gradient is that of the task loss alone, before penalty, weight decay and clipping; the movement is what was made
-    of it. The paper has no 1/2 in the penalty, so its c is our lam / 2.
+    theta* are the weights after the latest task. Every optimiser step adds to omega_i the decrease of the loss that weight i
+    causes to first order (``PathIntegral``). A task then adds omega_i / (Delta_i^2 + damping) to Omega_i, where Delta_i is the
+    change of the weight over the task (``importance_of``). The gradient is that of the task loss alone, before penalty, weight
+    decay and clipping. The movement is the actual one. The paper has no 1/2 in the penalty, so its c is our lam / 2.
 
-    Importance costs no pass over data, but four tensors per parameter while a task is learned, beside the two of the
-    penalty. Under DDP gradients are averaged before they are read here, so every process has the same sums. All steps of a
-    task count, with ``consolidate=best`` also those after the epoch whose weights are kept.
+    SI needs no pass over data, but four tensors per parameter during a task, in addition to the two of the penalty. Under DDP
+    gradients are averaged before they are read, so every process computes the same sums. All steps of a task count, also those
+    after the epoch that ``consolidate=best`` selects.
 
     Args:
-        lam: strength, >= 0.
-        damping: xi, > 0; bounds the importance of a weight that hardly moved.
-        clamp: a task's importance is at least 0. In the paper it is not: a weight whose movement raised the loss has a
-            negative one, and the penalty pushes it away from its anchor.
-        options: ``include``, ``exclude``, see ``QuadraticStrategy``.
+        lam: Strength of the penalty, >= 0.
+        damping: xi in the paper, > 0. Bounds the importance of a weight that hardly moved.
+        clamp: Whether negative importances of a task are set to 0. The paper does not do so: a weight whose movement increased
+            the loss has a negative importance, and the penalty pushes it away from its anchor.
+        options: ``include`` and ``exclude`` of ``QuadraticStrategy``.
 
     Raises:
-        ConfigError: a value outside its range.
+        ConfigError: A value is out of range.
+
+    Example:
+        >>> import lightning as L
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> si, module = SI(lam=30.0), BoringModel()  # any LightningModule
+        >>> L.Trainer(max_epochs=1, barebones=True, callbacks=[si]).fit(module)
+        >>> {name: f.shape for name, f in si.penalty.importance.items()}
+        {'layer.weight': torch.Size([2, 32]), 'layer.bias': torch.Size([2])}
     """
 
-    shares_first_task = ("include", "exclude")  # of its sums; lam, damping and clamp act when the task has ended
+    shares_first_task = ("include", "exclude")  # they select the sums; lam, damping and clamp act after the task
     needs_labels = False
     one_process = False
     per_process = False
@@ -51,11 +59,11 @@ class SI(QuadraticStrategy):
         self, lam: float = 1.0, damping: float = 0.1, clamp: bool = False, **options: Unpack[QuadraticOptions]
     ) -> None:
         super().__init__(lam, **options)
-        self.damping = check_positive("damping", damping, "The paper has 0.1.")
+        self.damping = check_positive("damping", damping, "The paper uses 0.1.")
         self.clamp = check_flag("clamp", clamp)
         self._path = PathIntegral({})
         self._loaded: dict[str, Params] = {}
-        self._scaled = False
+        self._is_scaled = False
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         path = self._path
@@ -64,7 +72,7 @@ class SI(QuadraticStrategy):
             if name in path.sums:
                 f = importance_of(path.sums[name], p.detach() - path.start[name], self.damping)
                 importance[name] = f.clamp_(min=0) if self.clamp else f
-            else:  # not held, or frozen when the task began
+            else:  # not selected, or frozen at the start of the task
                 importance[name] = torch.zeros_like(p, requires_grad=False)
         return importance
 
@@ -73,18 +81,18 @@ class SI(QuadraticStrategy):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        held = selected(pl_module, self.include, self.exclude)
-        self._path = PathIntegral({name: p for name, p in trainable(pl_module).items() if name in held})
-        if self._loaded:  # the task is one that was stopped
+        names = selected(pl_module, self.include, self.exclude)
+        self._path = PathIntegral({name: p for name, p in trainable(pl_module).items() if name in names})
+        if self._loaded:  # the task is resumed
             self._path.load_state_dict(self._loaded)
             self._loaded = {}
         plugin = trainer.precision_plugin
-        self._scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+        self._is_scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        self._path.end()  # of an earlier step in the same batch, under manual optimisation
+        self._path.end()  # in manual optimisation, an earlier step of the same batch
         params = (p for group in optimizer.param_groups for p in group["params"])
-        self._path.begin({self._names[id(p)]: p for p in params if id(p) in self._names}, may_skip=self._scaled)
+        self._path.begin({self._names[id(p)]: p for p in params if id(p) in self._names}, may_skip=self._is_scaled)
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
@@ -111,25 +119,31 @@ class SI(QuadraticStrategy):
     def diagnosis(self, trainer: L.Trainer) -> str:
         text = super().diagnosis(trainer)
         smallest = min((f.min().item() for f in self.penalty.importance.values()), default=0.0) if self.penalty else 0.0
-        return text if smallest >= 0 else f"{text}; or clamp=True, as importance is down to {smallest:.3g}"
+        return text if smallest >= 0 else f"{text}, or clamp=True, because importance is down to {smallest:.3g}"
 
 
 def importance_of(omega: Tensor, change: Tensor, damping: float) -> Tensor:
-    """Importance omega / (Delta^2 + xi) of one task, of its path integral and its change (Zenke et al. 2017, eq. 5)."""
+    """Return the importance omega / (Delta^2 + xi) of one task (Zenke et al. 2017, eq. 5).
+
+    Args:
+        omega: Path integral of the task.
+        change: Delta, the change of the weights over the task.
+        damping: xi.
+    """
     return omega / (change.square() + damping)
 
 
 class PathIntegral:
     """The sums omega = -sum over steps of g * (theta after - theta before) of one task (Zenke et al. 2017, eq. 3 and 4).
 
-    With small steps the sum of omega over all parameters is the decrease of the loss. Kept in float32 or wider, on the
-    device of each parameter; elementwise, and nothing waits for the device.
+    With small steps the sum of omega over all parameters is the decrease of the loss. The sums are in float32 or wider, on the
+    device of each parameter, and no operation waits for the device.
 
     Args:
-        params: what is followed, as it is when the task begins.
+        params: The parameters to track, at their values at the start of the task.
 
     Attributes:
-        start: copies of ``params``.
+        start: Copies of ``params``.
         sums: omega so far.
     """
 
@@ -152,11 +166,12 @@ class PathIntegral:
 
     @torch.no_grad()
     def begin(self, params: dict[str, nn.Parameter], may_skip: bool = False) -> None:
-        """Before a step of ``params``.
+        """Record the gradients and weights before a step of ``params``.
 
         Args:
-            params: by name; what is not followed or has no gradient is left out.
-            may_skip: a loss scaler leaves out the step where a gradient is not finite; 0 * inf is then to be 0.
+            params: Parameters by name. Those that are not tracked or have no gradient are ignored.
+            may_skip: Whether a loss scaler may skip the step if a gradient is not finite. Such gradients are then set to 0, so
+                that a skipped step adds 0.
         """
         grads = {name: p.grad for name, p in params.items() if name in self.sums and p.grad is not None}
         self._stepping = {name: params[name] for name in grads}
@@ -171,7 +186,7 @@ class PathIntegral:
 
     @torch.no_grad()
     def end(self) -> None:
-        """After that step; nothing where none has begun."""
+        """Add the contribution of the step to the sums. Does nothing if no step was begun."""
         if not self._stepping:
             return
         moved_back = [self._before[name] for name in self._stepping]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import random
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
 
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError
@@ -19,7 +16,7 @@ from clbench.learner import Learner
 from clbench.metrics.metric import Metric
 from clbench.metrics.registry import describe_extra
 from clbench.runs.folder import RunFolder
-from clbench.seeding import derive
+from clbench.seeding import derive, reseed
 from clbench.strategies import Strategy
 from clbench.training.checkpointing import Checkpoints, MidTaskCheckpoint
 from clbench.training.early_stopping import EarlyStopping
@@ -231,13 +228,6 @@ def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None
     learner.load_state_dict(state["learner"])
     learner.optimizer_state = state["optimizer"]
     strategy.load_state_dict(state["strategy"])
-
-
-def reseed(seed: int) -> None:
-    """Seed Python, NumPy and torch on every device."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def _measured(sequence: TaskSequence, evaluation: Evaluation) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class PenaltyMonitor(L.Callback):
         ConfigError: ``every`` below 1.
     """
 
-    watches_step_size = True
+    watches_step_size = True  # the strategy then leaves that check to it
 
     def __init__(self, every: int = 50, report: Callable[[str], Any] = warnings.warn) -> None:
         if every < 1:

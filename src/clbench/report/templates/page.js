@@ -1,4 +1,4 @@
-// A click on a heading sorts its table; once more, the other way round. Numbers (data-v) by value, empty ones last.
+// A click on a heading sorts its table, and a second click reverses the order. Numbers (data-v) sort by value, empty cells last.
 for (const table of document.querySelectorAll("table.sort")) {
   table.querySelectorAll("thead th").forEach((th, column) => {
     th.firstElementChild.addEventListener("click", () => {
