@@ -81,7 +81,7 @@ def fitted(
         others = ", ".join([name for name in params if name not in q.importance][:3]) or "no others"
         raise StrategyError(
             f"{len(missing)} parameters of the penalty are not in the module: {', '.join(missing[:3])}. The module has {others}. "
-            "Keep the names of parameters between tasks, or exclude those that are gone with strategy.exclude = [...]"
+            f"Keep the names of parameters between tasks, or exclude those that are gone with strategy.exclude = ['{missing[0]}', ...]"
         )
     kept = [name for name in q.importance if name in names]
     importance, anchor = {name: q.importance[name] for name in kept}, {name: q.anchor[name] for name in kept}
@@ -91,8 +91,7 @@ def fitted(
         if now != old and not can_grow:
             raise StrategyError(
                 f"{name}: expected shape {tuple(old)}, as when its importance was measured, got {tuple(now)}. If it grew, keep "
-                "the old part with strategy.grow = 'rows'. Otherwise exclude it with strategy.exclude = [...], or give the head "
-                "another name"
+                f"the old part with strategy.grow = 'rows'. Otherwise exclude it with strategy.exclude = ['{name}']"
             )
         importance[name], anchor[name] = _padded(f, now), _padded(anchor[name], now)
     return Quadratic(move_like(importance, params), move_like(anchor, params), q.constant)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from torch import Tensor
+from torch import nn
 
 from clbench.errors import StrategyError
 
@@ -56,14 +57,15 @@ def save_again(trainer: L.Trainer) -> None:
                     trainer.save_checkpoint(path)
 
 
-def fingerprints(params: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return the sum of the bits of each tensor as integers: equal on every device, whatever the order of the sum."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    found = {}
-    for name, p in params.items():
-        p = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
-        found[name] = p.contiguous().view(integers[p.element_size()]).sum(dtype=torch.int64)
-    return dict(zip(found, torch.stack(list(found.values())).tolist() if found else (), strict=True))
+@contextmanager
+def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move the module to ``device`` inside. Lightning has moved it to the CPU when a fit ends."""
+    before = next(module.parameters()).device
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(before)
 
 
 def is_in_child(trainer: L.Trainer) -> bool:

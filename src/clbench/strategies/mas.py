@@ -125,7 +125,8 @@ class MAS(ImportanceStrategy):
         if not self.online:
             return
         start = perf_counter()
-        omega = self.measure(pl_module, [batch], self.outputs_of(pl_module), None)
+        with self.measurable(pl_module):
+            omega = self.measure(pl_module, [batch], self.outputs_of(pl_module), None)
         self.examples += (n := count(batch))
         for name, value in omega.items():
             self._mean.setdefault(name, torch.zeros_like(value)).lerp_(value, n / self.examples)

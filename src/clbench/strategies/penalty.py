@@ -7,6 +7,7 @@ optimiser step. Accumulation, clipping, mixed precision, manual optimisation and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from time import perf_counter
 from typing import Any, TypedDict
 from uuid import uuid4
@@ -22,15 +23,15 @@ from torch.optim import SGD, Optimizer
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.learner import Learner
-from clbench.params import Params, named_parameters, size_in_bytes, snapshot, trainable
+from clbench.params import Params, fingerprints, named_parameters, size_in_bytes, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_choice, check_flag, check_strength
 from clbench.strategies.base import Strategy
 from clbench.strategies.consolidation import fitted, merged, requiring_grad
 from clbench.strategies.fit import (
     RECEIVERS,
-    fingerprints,
     is_in_child,
+    on_device,
     place_last,
     refuse_sharded,
     return_state,
@@ -126,8 +127,10 @@ class QuadraticStrategy(Strategy):
         self.examples = 0
         self._names: dict[int, str] = {}
         self._versions_at_anchor: dict[str, int] = {}
-        self._trained: set[str] = set()
+        self._trained: set[str] = set()  # in this task
         self._unmeasured: set[str] = set()
+        self._dropped: set[str] = set()  # left out by patterns that were changed between tasks
+        self._was_consolidated = False  # the state that was loaded
         self._pending = False  # a task has been trained and not consolidated
         self._started = False
         self._fingerprints: dict[str, int] = {}
@@ -146,7 +149,8 @@ class QuadraticStrategy(Strategy):
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
         super().attach(learner, sequence)
         self.penalty, self.previous, self.examples = None, None, 0
-        self._unmeasured, self._pending = set(), False
+        self._trained, self._unmeasured, self._dropped = set(), set(), set()
+        self._pending = self._was_consolidated = False
 
     @property
     def strength(self) -> float:
@@ -197,30 +201,36 @@ class QuadraticStrategy(Strategy):
                 "the last task is not consolidated, so this one would be learned without its penalty. Call "
                 "strategy.consolidate(module, loader) after each fit, as consolidate_at=manual asks for"
             )
+        if trainer.ckpt_path is None:
+            self._trained = set()
+        elif self._was_consolidated:
+            rank_zero_warn(
+                "the checkpoint is that of a consolidated task, so this training counts as a new task, and is penalised. To "
+                "train the same task for longer, resume from a checkpoint that was saved before its end"
+            )
         params = named_parameters(pl_module)  # a parameter may be unfrozen during the task
-        names = selected(
-            pl_module, self.include, self.exclude
-        )  # a pattern that matches nothing is an error before training
         self._names = {id(p): name for name, p in params.items()}
         self._versions_at_anchor = {}
-        self._trained = set(trainable(pl_module))
-        self._started, self._pending = True, True
+        self._trained |= set(trainable(pl_module))
+        self._started, self._pending, self._was_consolidated = True, True, False
+        names = self._selected_names(pl_module)  # a pattern that matches nothing is an error before training
         if self.penalty is not None:
-            self.penalty = fitted(self.penalty, params, self.include, self.exclude, names, self.grow is not None)
+            before = set(self.penalty.importance)
+            self.penalty = self._fitted(self.penalty, pl_module)
+            self._dropped |= before - set(self.penalty.importance)
         self._warn_of_unmeasured(pl_module)
         self._warn_of_step_size(trainer)
-        if self._must_act():
-            self._watch.start(params[name] for name in names)
+        if watched := self._acts_on(names):
+            self._watch.start({name: params[name] for name in watched})
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._unmeasured:
-            self._trained |= set(trainable(pl_module))
-            self._warn_of_unmeasured(pl_module)
+        self._trained |= set(trainable(pl_module))
+        self._warn_of_unmeasured(pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._watch.announced = False
+        self._watch.start_batch()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -232,7 +242,7 @@ class QuadraticStrategy(Strategy):
             )
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        self._watch.announced = True
+        self._watch.announce(optimizer)
         if self.penalty is None or self.strength == 0:
             return
         params = self._penalised(p for group in optimizer.param_groups for p in group["params"])
@@ -247,7 +257,12 @@ class QuadraticStrategy(Strategy):
             torch._foreach_add_(grads, list(gradient.values()), alpha=self.strength)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._watch.stop()
+        if changed := self._watch.stop():
+            raise StrategyError(
+                f"{changed[0]} and {len(changed) - 1} more parameters changed, but no optimizer stepped through Lightning, so "
+                f"{type(self).__name__} could not act. In training_step use self.optimizers().step() of a torch.optim.Optimizer "
+                "(docs/faq.md)"
+            )
         if self.consolidate_at == "fit":
             self._consolidate(pl_module, lambda: self.importance(trainer, pl_module))
             self._fingerprints = fingerprints(self._selected(pl_module))
@@ -257,12 +272,11 @@ class QuadraticStrategy(Strategy):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Consolidate a task that was fully trained when this fit was resumed; check that the weights are still the anchored."""
-        if not self._started and self._pending and trainer.ckpt_path is not None:
-            device = pl_module.device
-            pl_module.to(trainer.strategy.root_device)
-            self._trained = set(trainable(pl_module))
-            self.on_train_end(trainer, pl_module)
-            pl_module.to(device)
+        is_resumed = not self._started and trainer.ckpt_path is not None
+        if is_resumed and self._pending and self.consolidate_at == "fit":
+            with on_device(pl_module, trainer.strategy.root_device):
+                self.on_train_start(trainer, pl_module)
+                self.on_train_end(trainer, pl_module)
         self._started = False
         now = fingerprints({name: p for name, p in self._selected(pl_module).items() if name in self._fingerprints})
         changed = [name for name, value in now.items() if value != self._fingerprints[name]]
@@ -288,23 +302,23 @@ class QuadraticStrategy(Strategy):
         Raises:
             ConfigError: ``replace`` without ``keep_previous``; no ``batches`` for a strategy that measures.
         """
-        if replace:
-            if not self.keep_previous:
-                raise StrategyError(
-                    "replace=True needs the penalty before the last task. Construct the strategy with keep_previous=True"
-                )
-            self.penalty = self.previous
+        if replace and not self.keep_previous:
+            raise StrategyError(
+                "replace=True needs the penalty before the last task. Construct the strategy with keep_previous=True"
+            )
         self._trained |= set(trainable(module))
-        self._consolidate(module, lambda: self.importance_on(module, batches))
+        trainer = getattr(module, "_trainer", None)
+        with on_device(module, trainer.strategy.root_device) if trainer is not None else nullcontext():
+            self._consolidate(module, lambda: self.importance_on(module, batches), replace)
 
     def importance_on(self, module: nn.Module, batches: Iterable[Any] | None) -> Params:
         """Return the importance of every trainable parameter, measured on ``batches``, without a Trainer."""
         raise StrategyError(f"{type(self).__name__} cannot be consolidated without a Trainer. Use consolidate_at='fit'")
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"pending": True} if self._pending else {}
-        if self._unmeasured:
-            state["unmeasured"] = sorted(self._unmeasured)
+        state: dict[str, Any] = {"pending": self._pending}
+        names = {"trained": self._trained, "unmeasured": self._unmeasured, "dropped": self._dropped}
+        state |= {key: sorted(value) for key, value in names.items() if value}
         for prefix, q in (("", self.penalty), ("previous_", self.previous)):
             if q is not None:
                 state[f"{prefix}importance"], state[f"{prefix}anchor"] = snapshot(q.importance), snapshot(q.anchor)
@@ -319,7 +333,10 @@ class QuadraticStrategy(Strategy):
             for prefix in ("", "previous_")
         )
         self._pending = state_dict.get("pending", False)
-        self._unmeasured = set(state_dict.get("unmeasured", ()))
+        self._was_consolidated = state_dict.get("pending") is False
+        self._trained, self._unmeasured, self._dropped = (
+            set(state_dict.get(key, ())) for key in ("trained", "unmeasured", "dropped")
+        )
 
     def cost(self) -> dict[str, float]:
         """Return the cost, with the sum of the importance as ``total``."""
@@ -363,23 +380,40 @@ class QuadraticStrategy(Strategy):
 
     def _selected(self, module: nn.Module) -> Params:
         """Return the parameters that the patterns select and that require grad, by name."""
-        names = selected(module, self.include, self.exclude)
+        names = self._selected_names(module)
         return {name: p for name, p in trainable(module).items() if name in names}
 
-    def _consolidate(self, module: nn.Module, measure: Callable[[], Params]) -> None:
-        """Measure the importance and merge it into the penalty."""
-        start = perf_counter()
-        everything = named_parameters(module)
-        names = set(everything) if self.frozen is True else set()
+    def _selected_names(self, module: nn.Module) -> set[str]:
+        known = self._dropped | set(self.penalty.importance if self.penalty else ())
+        return selected(module, self.include, self.exclude, known)
+
+    def _fitted(self, q: Quadratic, module: nn.Module) -> Quadratic:
+        """Return the penalty for the module as it is now."""
+        names = self._selected_names(module)
+        return fitted(q, named_parameters(module), self.include, self.exclude, names, self.grow is not None)
+
+    @contextmanager
+    def measurable(self, module: nn.Module) -> Iterator[None]:
+        """Let those frozen parameters require grad inside that ``frozen`` selects."""
+        params = named_parameters(module)
+        names = set(params) if self.frozen is True else set()
         if self.frozen == "auto":
             names = self._trained | set(self.penalty.importance if self.penalty else ())
-        names &= selected(module, self.include, self.exclude)
-        with torch.inference_mode(False), requiring_grad(everything[name] for name in names if name in everything):
+        names &= self._selected_names(module)
+        with requiring_grad(params[name] for name in names):
+            yield
+
+    def _consolidate(self, module: nn.Module, measure: Callable[[], Params], replace: bool = False) -> None:
+        """Measure the importance and merge it into the penalty, or into the one before with ``replace``."""
+        start = perf_counter()
+        with torch.inference_mode(False), self.measurable(module):
             importance = measure()
             params = self._selected(module)
-            self._unmeasured = {name for name, p in everything.items() if not p.requires_grad and p.is_floating_point()}
+            self._unmeasured = {name for name, p in named_parameters(module).items() if not p.requires_grad}
             importance = {name: importance[name] for name in params}
-            old, self.penalty = self.penalty, None
+            old = self.previous if replace else self.penalty
+            old = None if old is None else self._fitted(old, module)
+            self.penalty = None
             if self.keep_previous:
                 self.previous = old
                 old = old and Quadratic(snapshot(old.importance), snapshot(old.anchor), old.constant)
@@ -392,9 +426,9 @@ class QuadraticStrategy(Strategy):
             torch.cuda.synchronize(device)
         self.seconds += perf_counter() - start
 
-    def _must_act(self) -> bool:
-        """Return whether it would be wrong to miss a step of the optimiser."""
-        return self.penalty is not None and self.strength > 0
+    def _acts_on(self, names: set[str]) -> set[str]:
+        """Return those of the selected parameters of which no step may be missed."""
+        return set(self.penalty.importance) if self.penalty is not None and self.strength > 0 else set()
 
     def _refuse_lazy(self, module: nn.Module) -> None:
         for name, p in module.named_parameters():

@@ -19,5 +19,5 @@ def check_step_size(state: PenaltyState, optimizers: list[Optimizer]) -> Iterato
                 yield (
                     "step_too_large",
                     f"sgd lr={group['lr']:g} with lam={state.lam:g} is too stiff: lr*lam*max importance = {stiffness:.3g}, "
-                    f"and its steps are stable below {bound:.3g}; use lam below {largest:.2g}, a lower lr, or optimizer=adam",
+                    f"and its steps are stable below {bound:.3g}. Use lam below {largest:.2g}, a lower lr, or optimizer=adam",
                 )
