@@ -16,36 +16,57 @@ from clbench.strategies.quadratic import Quadratic
 
 Merge = Callable[[Quadratic, Quadratic], Quadratic]
 
+LARGE = 2**14
+"""Elements that are merged at a time."""
 
-def merged(old: list[Quadratic], importance: Params, params: Params, merge: Merge, by_name: bool) -> Quadratic:
+
+def merged(old: list[Quadratic], importance: Params, params: Params, merge: Merge, elementwise: bool) -> Quadratic:
     """Return the penalty with ``importance`` at the anchor ``params`` merged into it.
 
     Args:
         old: The penalty so far in a list that is emptied, so that its memory can be freed on the way. Empty for the first task.
-        importance: The importance of the task, emptied too.
+        importance: The importance of the task, emptied too. Its tensors are overwritten.
         params: The parameters, by the same names.
         merge: Merges two penalties.
-        by_name: ``merge`` treats each parameter alone. Then one parameter is merged at a time, which needs memory for one
-            parameter only.
+        elementwise: ``merge`` treats each element alone. Then a few rows are merged at a time, so that little memory is needed
+            in addition to the importance and the anchor of the task.
     """
-    if not old or not by_name:
+    if not old or not elementwise:
         anchor = {name: p.detach().to(importance[name].dtype, copy=True) for name, p in params.items()}
         new = quadratic.quadratic(importance, anchor)
         return merge(old.pop(), new) if old else new
     q = old.pop()
-    f, a, constant, zero = dict(q.importance), dict(q.anchor), q.constant, torch.zeros_like(q.constant)
+    f, a, zero = dict(q.importance), dict(q.anchor), torch.zeros_like(q.constant)
+    constant = merge(Quadratic({}, {}, q.constant), Quadratic({}, {}, zero)).constant
     del q
-    constant = merge(Quadratic({}, {}, constant), Quadratic({}, {}, zero)).constant
     for name in [*f, *(name for name in importance if name not in f)]:
-        mine = Quadratic({name: f.pop(name)}, {name: a.pop(name)}, zero) if name in f else Quadratic({}, {}, zero)
+        mine = Quadratic({name: f[name]}, {name: a[name]}, zero) if name in f else Quadratic({}, {}, zero)
         new = Quadratic({}, {}, zero)
         if name in importance:
             value = importance.pop(name)
             new = Quadratic({name: value}, {name: params[name].detach().to(value.dtype, copy=True)}, zero)
-        both = merge(mine, new)
+        parts = list(_rows(name, mine, new))
+        for old_rows, new_rows in parts:
+            both = merge(old_rows, new_rows)
+            constant = constant + both.constant
+            if len(parts) > 1:
+                new_rows.importance[name].copy_(both.importance[name])
+                new_rows.anchor[name].copy_(both.anchor[name])
+                both = new
         f[name], a[name] = both.importance[name], both.anchor[name]
-        constant = constant + both.constant
     return Quadratic(f, a, constant)
+
+
+def _rows(name: str, old: Quadratic, new: Quadratic) -> Iterator[tuple[Quadratic, Quadratic]]:
+    """Yield both in views of a few rows of the parameter, or whole if it is small, or if only one of them has it."""
+    tensors = [part[name] for q in (old, new) for part in (q.importance, q.anchor) if name in part]
+    size = tensors[0].numel()
+    if len(tensors) < 4 or size <= LARGE or len({t.dtype for t in tensors}) > 1:
+        yield old, new
+        return
+    rows = max(1, LARGE * len(tensors[0]) // size)
+    for f1, a1, f2, a2 in zip(*(t.split(rows) for t in tensors), strict=True):
+        yield Quadratic({name: f1}, {name: a1}, old.constant), Quadratic({name: f2}, {name: a2}, new.constant)
 
 
 @contextmanager
@@ -81,7 +102,8 @@ def fitted(
         others = ", ".join([name for name in params if name not in q.importance][:3]) or "no others"
         raise StrategyError(
             f"{len(missing)} parameters of the penalty are not in the module: {', '.join(missing[:3])}. The module has {others}. "
-            f"Keep the names of parameters between tasks, or exclude those that are gone with strategy.exclude = ['{missing[0]}', ...]"
+            "Keep the names of parameters between tasks, or exclude those that are gone with strategy.exclude = "
+            f"['{missing[0]}', ...]"
         )
     kept = [name for name in q.importance if name in names]
     importance, anchor = {name: q.importance[name] for name in kept}, {name: q.anchor[name] for name in kept}

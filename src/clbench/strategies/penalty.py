@@ -23,7 +23,7 @@ from torch.optim import SGD, Optimizer
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.learner import Learner
-from clbench.params import Params, fingerprints, named_parameters, size_in_bytes, snapshot, trainable
+from clbench.params import Params, fingerprints, named_parameters, size_in_bytes, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_choice, check_flag, check_strength
 from clbench.strategies.base import Strategy
@@ -96,7 +96,7 @@ class QuadraticStrategy(Strategy):
     needs_labels = False
     one_process = False
     per_process = False
-    merges_by_name = True  # merge treats each parameter alone; a subclass with another merge declares it again
+    merges_by_name = True  # merge treats each element alone; a subclass with another merge declares it again
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -120,6 +120,10 @@ class QuadraticStrategy(Strategy):
         self.frozen = frozen if isinstance(frozen, bool) else check_choice("frozen", frozen, ("auto",))
         self.grow = None if grow is None else check_choice("grow", grow, ("rows",))
         self.consolidate_at = check_choice("consolidate_at", consolidate_at, ("fit", "manual"))
+        if consolidate_at == "manual" and type(self).importance_on is QuadraticStrategy.importance_on:
+            raise StrategyError(
+                f"consolidate_at=manual: expected fit, because {type(self).__name__} does not measure on examples that are given"
+            )
         self.keep_previous = check_flag("keep_previous", keep_previous)
         self.penalty: Quadratic | None = None
         self.previous: Quadratic | None = None
@@ -139,11 +143,17 @@ class QuadraticStrategy(Strategy):
         RECEIVERS[self._key] = self
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
-        """Return the importance of every trainable parameter for the task that has just been learned."""
+        """Return the importance of every trainable parameter for the task that has just been learned.
+
+        The strategy keeps these tensors and may overwrite them, so return new ones.
+        """
         raise TypeError(f"{type(self).__name__} does not define importance(trainer, pl_module)")
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
-        """Return the penalty after one more task. By default it is the sum of one penalty per task, in constant memory."""
+        """Return the penalty after one more task. By default it is the sum of one penalty per task, in constant memory.
+
+        It must not change its arguments in place.
+        """
         return quadratic.add(old, new)
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
@@ -321,8 +331,7 @@ class QuadraticStrategy(Strategy):
         state |= {key: sorted(value) for key, value in names.items() if value}
         for prefix, q in (("", self.penalty), ("previous_", self.previous)):
             if q is not None:
-                state[f"{prefix}importance"], state[f"{prefix}anchor"] = snapshot(q.importance), snapshot(q.anchor)
-                state[f"{prefix}constant"] = q.constant.clone()
+                state |= {f"{prefix}{part}": value for part, value in q._asdict().items()}  # never changed in place
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -416,12 +425,11 @@ class QuadraticStrategy(Strategy):
             self.penalty = None
             if self.keep_previous:
                 self.previous = old
-                old = old and Quadratic(snapshot(old.importance), snapshot(old.anchor), old.constant)
             parts = [old] if old is not None else []
             del old
             self.penalty = merged(parts, importance, params, self.merge, self.merges_by_name)
         self._pending = False
-        device = next(iter(params.values())).device
+        device = next(module.parameters()).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self.seconds += perf_counter() - start
