@@ -13,7 +13,7 @@ from clbench.importance.labels import check_options, output_gradients_for
 from clbench.importance.measure import measure
 from clbench.importance.measurement import Measurement
 from clbench.importance.outputs import default_outputs
-from clbench.params import Params, trainable
+from clbench.params import Params
 
 
 def fisher(
@@ -124,12 +124,6 @@ def fisher_and_error(
 def _measure(
     module: nn.Module, batches: Iterable[Any], labels: str, loss: str, label_samples: int, options: Measurement
 ) -> tuple[Params, Params]:
-    for name, p in trainable(module).items():
-        if p.is_complex():
-            raise ValueError(
-                f"parameter {name!r} is complex, so its Fisher would be the square of a complex number; store real and imaginary "
-                "parts as two real parameters, or set requires_grad=False"
-            )
     gradients, check = output_gradients_for(labels, loss, label_samples, options.seed)
     result = measure(module, batches, gradients, torch.square, options)
     check.finish()

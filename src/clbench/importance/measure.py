@@ -100,7 +100,12 @@ def measure(
     for name, p in module.named_parameters():
         if is_lazy(p):
             raise ValueError(
-                f"parameter {name!r} has no shape yet (a lazy layer); run one batch through the module first"
+                f"parameter {name!r} has no shape yet (a lazy layer). Run one batch through the module first"
+            )
+        if p.is_complex() and p.requires_grad:
+            raise ValueError(
+                f"parameter {name!r} is complex, and the importance of a complex number is not defined here. Store its real and "
+                "imaginary parts as two real parameters, or set requires_grad=False"
             )
     counted = Counted(batches)
     with preserve_state(module):

@@ -10,6 +10,7 @@ from torch import nn
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.importance import check_options, fisher
+from clbench.importance.labels import columns
 from clbench.params import Params
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_fraction
@@ -92,6 +93,9 @@ class EWC(ImportanceStrategy):
                 f"task {competing.index(1) + 1} has a single class, so its loss and its Fisher are zero. Use at least two, "
                 "by data.split.first_task=2 or data.split.classes_per_task"
             )
+
+    def columns(self, outputs: int) -> int:
+        return columns(self.fisher, self.loss, outputs, self.label_samples)
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         return fisher(

@@ -52,7 +52,8 @@ def save_again(trainer: L.Trainer) -> None:
         if not isinstance(callback, ModelCheckpoint) or callback.save_weights_only:
             continue
         if callback._last_global_step_saved == trainer.global_step:
-            for path in dict.fromkeys((callback._last_checkpoint_saved, callback.last_model_path)):
+            newest = "" if callback.monitor else callback.best_model_path
+            for path in dict.fromkeys((callback._last_checkpoint_saved, callback.last_model_path, newest)):
                 if path:
                     trainer.save_checkpoint(path)
 

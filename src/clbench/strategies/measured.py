@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from clbench.data import Batches, TaskSequence
+from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.importance import default_outputs, preserve_state
 from clbench.importance.batching import count, subsample, take
@@ -20,16 +20,22 @@ from clbench.strategies.argument_checks import check_choice, check_integer_or_no
 from clbench.strategies.examples import (
     PARTS,
     Data,
+    Stream,
     are_equal,
     batches_of,
     examples_of,
     examples_of_process,
+    in_fixed_order,
+    in_precision_of,
     number_of,
     transferred,
 )
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
+
+MANY_COLUMNS = 99
+"""Number of backward passes per example from which a warning names the cost."""
 
 
 class MeasurementOptions(QuadraticOptions, total=False):
@@ -52,11 +58,13 @@ class ImportanceStrategy(QuadraticStrategy):
 
     Args:
         lam: Strength of the penalty, >= 0.
-        samples: Number of examples to measure on, drawn without replacement. None uses all.
+        samples: Number of examples to measure on, drawn without replacement. None uses all. Of a stream (an IterableDataset, or a
+            loader with an ``__iter__`` of its own) these are the first ones.
         outputs: ``outputs(module, batch)`` -> (outputs (N, C), targets (N,)). Needed for a module of your own whose batches are
             not ``(x, y)`` or which is not called as ``module(x)``.
         seed: Random seed of the examples.
-        data: The examples to measure on when a task has ended. ``train`` uses its training examples, without augmentation. With a
+        data: The examples to measure on when a task has ended. ``train`` uses the examples that the
+            training loader selects, after the transfer hooks of the module with ``trainer.training`` False. With a
             TaskSequence, ``validation`` and ``test`` use its other examples. Accuracies are then those of a learner that has
             seen the test images, though not their labels (see ``needs_labels``). Other values are batches, used after every
             task, and a function ``data(trainer)`` that returns batches.
@@ -104,6 +112,7 @@ class ImportanceStrategy(QuadraticStrategy):
         self.outputs = outputs
         self.seed = seed
         self.data = data
+        self._warned_of_cost = False
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         """Return the mean importance over ``samples`` examples of ``batches`` (all if None)."""
@@ -111,7 +120,13 @@ class ImportanceStrategy(QuadraticStrategy):
 
     def outputs_of(self, module: nn.Module) -> Outputs:
         """Return the function that computes the outputs and targets of a batch with ``module``."""
-        return self.outputs or (learner_outputs if isinstance(module, Learner) else default_outputs)
+        return in_precision_of(
+            module, self.outputs or (learner_outputs if isinstance(module, Learner) else default_outputs)
+        )
+
+    def columns(self, outputs: int) -> int:
+        """Return the number of backward passes per example that ``measure`` takes for that number of outputs."""
+        return 1
 
     def check(self, sequence: TaskSequence) -> None:
         if not isinstance(self.data, str):
@@ -139,40 +154,67 @@ class ImportanceStrategy(QuadraticStrategy):
         available = number_of(batches)
         if available is None:  # an iterable that may be readable only once
             return
-        if self.samples is not None and self.samples > available:
+        wanted = self.samples or trainer.world_size
+        if wanted > available:
             what = PARTS[self.data] if isinstance(self.data, str) else "given"
+            option = f"samples={wanted}" if self.samples else f"{wanted} processes"
             raise StrategyError(
-                f"samples={self.samples}: expected at most {available}, the number of {what} examples. Try {available}"
+                f"{option}: expected at most {available}, the number of {what} examples. Try {available}"
             )
         with preserve_state(pl_module):
-            first = next(iter(batches))
-            if self.data == "train" and self.penalty is None and not isinstance(batches, Batches):
-                self._warn_of_random_examples(first, next(iter(batches)))
-            first = next(transferred(trainer, [first]))
+            first = self._read_first(pl_module, batches)
+            if self.data == "train" and self.penalty is None and not isinstance(pl_module, Learner):
+                self._warn_of_random_examples(first, self._read_first(pl_module, batches))
+        width = 0
+
+        def observed(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
+            nonlocal width
+            z, y = outputs(module, batch)
+            width = z.shape[1] if isinstance(z, Tensor) and z.dim() == 2 else 0
+            return z, y
+
+        outputs = self.outputs_of(pl_module)
         try:
-            self.measure(pl_module, [take(first, slice(0, 2))], self.outputs_of(pl_module), None)
+            self.measure(pl_module, [take(first, slice(0, 2))], observed, None)
         except ValueError as error:
             raise StrategyError(f"{type(self).__name__} cannot measure importance on this module: {error}") from error
+        self._warn_of_cost(width)
+
+    def _read_first(self, module: L.LightningModule, batches: Iterable[Any]) -> Any:
+        return next(iter(self._as_trained(module, [next(iter(batches))])))
+
+    def _as_trained(self, module: nn.Module, batches: Iterable[Any]) -> Iterable[Any]:
+        """Return the batches as the module gets them in training. Those of a Learner are so already."""
+        return batches if isinstance(module, Learner) else transferred(module, batches)
 
     def _warn_of_random_examples(self, first: Any, again: Any) -> None:
         if not are_equal(first, again):
             rank_zero_warn(
-                "two readings of the first batch differ, so the data set draws its examples at random (augmentation?). "
-                "The importance is then measured on one draw of each. Pass the examples without augmentation as data=LOADER"
+                "two readings of the first batch differ, so the data set or a transfer hook draws its examples at random "
+                "(augmentation?). The importance is then measured on one draw of each. Pass the examples without augmentation as "
+                "data=LOADER, and augment in hooks only if self.trainer.training"
             )
 
+    def _warn_of_cost(self, width: int) -> None:
+        if (columns := self.columns(width)) < MANY_COLUMNS or self._warned_of_cost:
+            return
+        self._warned_of_cost = True
+        rank_zero_warn(
+            f"measuring takes {columns} backward passes per example, one for each of {width} outputs but the last. "
+            "Use fisher='sample', which takes label_samples passes (1), or measure fewer examples with samples="
+        )
+
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
-        outputs, batches = self.outputs_of(pl_module), batches_of(self.data, trainer, self.seed, self.samples)
-        if not isinstance(pl_module, Learner):
-            batches = transferred(trainer, batches)
-        self.examples = 0
+        batches = batches_of(self.data, trainer, self.seed, self.samples)
         if trainer.world_size == 1:
-            importance = self.measure(pl_module, self._counted(batches), outputs, self.samples)
-            self.examples = self.samples or self.examples
-            return importance
-        used = subsample(batches, self.samples, self.seed)
-        mine = examples_of_process(used, trainer.global_rank, trainer.world_size)
-        importance = self.measure(pl_module, self._counted(mine), outputs, None)
+            return self._measure(pl_module, batches)
+        used = self._as_trained(pl_module, batches)
+        if not isinstance(batches, Stream):  # of which every process has its own part
+            used = examples_of_process(
+                subsample(used, self.samples, self.seed), trainer.global_rank, trainer.world_size
+            )
+        self.examples = 0
+        importance = self.measure(pl_module, self._counted(used), self.outputs_of(pl_module), None)
         return self.mean_over_processes(trainer, importance)
 
     def importance_on(self, module: nn.Module, batches: Iterable[Any] | None) -> Params:
@@ -180,12 +222,17 @@ class ImportanceStrategy(QuadraticStrategy):
             raise StrategyError(
                 "consolidate() needs the examples to measure on. Pass a loader: consolidate(module, loader)"
             )
-        trainer = getattr(module, "_trainer", None)
-        if trainer is not None and not isinstance(module, Learner):
-            batches = transferred(trainer, batches)
+        return self._measure(module, in_fixed_order(batches, self.seed, self.samples))
+
+    def _measure(self, module: nn.Module, batches: Iterable[Any]) -> Params:
+        """Return the importance on ``batches``, in one process."""
         self.examples = 0
-        importance = self.measure(module, self._counted(batches), self.outputs_of(module), self.samples)
-        self.examples = self.samples or self.examples
+        samples = None if isinstance(batches, Stream) else self.samples  # a stream ends at ``samples``
+        used = self._counted(self._as_trained(module, batches))
+        importance = self.measure(module, used, self.outputs_of(module), samples)
+        self.examples = samples or self.examples
+        if self.samples is not None and self.examples < self.samples:
+            rank_zero_warn(f"samples={self.samples}: the stream had only {self.examples} examples, and all are used")
         return importance
 
     def mean_over_processes(self, trainer: L.Trainer, importance: Params) -> Params:

@@ -134,7 +134,7 @@ class QuadraticStrategy(Strategy):
         self._trained: set[str] = set()  # in this task
         self._unmeasured: set[str] = set()
         self._dropped: set[str] = set()  # left out by patterns that were changed between tasks
-        self._was_consolidated = False  # the state that was loaded
+        self._loaded_pending: bool | None = None  # of the state that was loaded
         self._pending = False  # a task has been trained and not consolidated
         self._started = False
         self._fingerprints: dict[str, int] = {}
@@ -160,7 +160,7 @@ class QuadraticStrategy(Strategy):
         super().attach(learner, sequence)
         self.penalty, self.previous, self.examples = None, None, 0
         self._trained, self._unmeasured, self._dropped = set(), set(), set()
-        self._pending = self._was_consolidated = False
+        self._pending, self._loaded_pending = False, None
 
     @property
     def strength(self) -> float:
@@ -206,14 +206,18 @@ class QuadraticStrategy(Strategy):
                     f"{name} has sparse gradients, to which a penalty cannot be added. Use sparse=False"
                 )
         self._refuse_lazy(pl_module)
-        if self._pending and self.consolidate_at == "manual" and trainer.ckpt_path is None:
+        if self._pending and trainer.ckpt_path is None and (self.consolidate_at == "manual" or self._loaded_pending):
+            remedy = "Call strategy.consolidate(module, loader) after each fit, as consolidate_at=manual asks for"
+            if self.consolidate_at == "fit":
+                remedy = (
+                    "Finish it with trainer.fit(..., ckpt_path=...) first, or load the state of a checkpoint of its end"
+                )
             raise StrategyError(
-                "the last task is not consolidated, so this one would be learned without its penalty. Call "
-                "strategy.consolidate(module, loader) after each fit, as consolidate_at=manual asks for"
+                f"the last task is not consolidated, so this one would be learned without its penalty. {remedy}"
             )
         if trainer.ckpt_path is None:
             self._trained = set()
-        elif self._was_consolidated:
+        elif self._loaded_pending is False:
             rank_zero_warn(
                 "the checkpoint is that of a consolidated task, so this training counts as a new task, and is penalised. To "
                 "train the same task for longer, resume from a checkpoint that was saved before its end"
@@ -222,7 +226,7 @@ class QuadraticStrategy(Strategy):
         self._names = {id(p): name for name, p in params.items()}
         self._versions_at_anchor = {}
         self._trained |= set(trainable(pl_module))
-        self._started, self._pending, self._was_consolidated = True, True, False
+        self._started, self._pending, self._loaded_pending = True, True, None
         names = self._selected_names(pl_module)  # a pattern that matches nothing is an error before training
         if self.penalty is not None:
             before = set(self.penalty.importance)
@@ -342,7 +346,7 @@ class QuadraticStrategy(Strategy):
             for prefix in ("", "previous_")
         )
         self._pending = state_dict.get("pending", False)
-        self._was_consolidated = state_dict.get("pending") is False
+        self._loaded_pending = state_dict.get("pending")
         self._trained, self._unmeasured, self._dropped = (
             set(state_dict.get(key, ())) for key in ("trained", "unmeasured", "dropped")
         )
@@ -428,7 +432,7 @@ class QuadraticStrategy(Strategy):
             parts = [old] if old is not None else []
             del old
             self.penalty = merged(parts, importance, params, self.merge, self.merges_by_name)
-        self._pending = False
+        self._pending, self._loaded_pending = False, None
         device = next(module.parameters()).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
