@@ -188,24 +188,7 @@ class QuadraticStrategy(Strategy):
             self._started, self._fingerprints = False, {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        plugin = trainer.precision_plugin
-        fused = [o for o in trainer.optimizers if getattr(o, "_step_supports_amp_scaling", False)]
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and fused:
-            raise StrategyError(
-                f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients are still scaled when the penalty "
-                "is added. Use fused=False or precision=bf16-mixed"
-            )
-        if any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups):
-            raise StrategyError(
-                "line_search_fn compares values of the loss, which do not include the penalty. Use line_search_fn=None, or "
-                "another optimizer"
-            )
-        for name, part in pl_module.named_modules():
-            if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
-                raise StrategyError(
-                    f"{name} has sparse gradients, to which a penalty cannot be added. Use sparse=False"
-                )
-        self._refuse_lazy(pl_module)
+        refuse_what_misses_the_penalty(trainer, pl_module)
         if self._pending and trainer.ckpt_path is None and (self.consolidate_at == "manual" or self._loaded_pending):
             remedy = "Call strategy.consolidate(module, loader) after each fit, as consolidate_at=manual asks for"
             if self.consolidate_at == "fit":
@@ -442,13 +425,6 @@ class QuadraticStrategy(Strategy):
         """Return those of the selected parameters of which no step may be missed."""
         return set(self.penalty.importance) if self.penalty is not None and self.strength > 0 else set()
 
-    def _refuse_lazy(self, module: nn.Module) -> None:
-        for name, p in module.named_parameters():
-            if is_lazy(p):
-                raise StrategyError(
-                    f"{name} has no shape yet (a lazy layer). Run one batch through the module before fit"
-                )
-
     def _warn_of_unmeasured(self, module: nn.Module) -> None:
         began = sorted(self._unmeasured & set(self._selected(module)))
         if began:
@@ -463,3 +439,29 @@ class QuadraticStrategy(Strategy):
         if not any(getattr(callback, "watches_step_size", False) for callback in callbacks):
             for _, text in check_step_size(self.penalty_state(), trainer.optimizers):
                 rank_zero_warn(text)
+
+
+def refuse_what_misses_the_penalty(trainer: L.Trainer, module: nn.Module) -> None:
+    """Refuse optimisers and layers with which the penalty would be wrong or missing.
+
+    Raises:
+        ConfigError: The Trainer or the module has one.
+    """
+    plugin = trainer.precision_plugin
+    fused = [o for o in trainer.optimizers if getattr(o, "_step_supports_amp_scaling", False)]
+    if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and fused:
+        raise StrategyError(
+            f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients are still scaled when the penalty "
+            "is added. Use fused=False or precision=bf16-mixed"
+        )
+    if any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups):
+        raise StrategyError(
+            "line_search_fn compares values of the loss, which do not include the penalty. Use line_search_fn=None, or "
+            "another optimizer"
+        )
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+            raise StrategyError(f"{name} has sparse gradients, to which a penalty cannot be added. Use sparse=False")
+    for name, p in module.named_parameters():
+        if is_lazy(p):
+            raise StrategyError(f"{name} has no shape yet (a lazy layer). Run one batch through the module before fit")
