@@ -673,11 +673,11 @@ def main(devices, folder):
     found = {}
     for name, make in LOADERS.items():
         ewc = EWC(lam=1.0)
-        limit = {"limit_train_batches": 4 // devices} if "limited" in name else {}
+        limit = {"limited": 4, "random_limited": 4 // devices}.get(name)
         trainer = Trainer(
             accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1, callbacks=[ewc],
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            use_distributed_sampler=name in ("shuffle", "subset", "limited", "random_limited"), **limit,
+            use_distributed_sampler=name in ("shuffle", "subset", "random_limited"), limit_train_batches=limit,
         )
         trainer.fit(Module(), make())
         found[name] = (ewc.examples, ewc.penalty.importance)
