@@ -251,6 +251,39 @@ def test_measuring_changes_no_random_state(strategy):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+class Keyed(Dataset):
+    """Examples by keys that cannot be sorted among each other."""
+
+    def __getitem__(self, key):
+        return DATA[key if isinstance(key, int) else key[0]]
+
+    def __len__(self):
+        return N
+
+
+def test_indices_of_any_kind_are_read():
+    strategy, _ = fit(DataLoader(Keyed(), batch_size=2, sampler=[(3, "flip"), 1, (2, "crop")]))
+    assert strategy.numbers == [3, 1, 2]
+    strategy, _ = fit(DataLoader(DATA, batch_sampler=list(torch.arange(6).split(2))))
+    assert strategy.numbers == list(range(6))
+
+
+def test_a_given_loader_keeps_its_generator():
+    loader = DataLoader(DATA, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(4))
+    before = loader.generator.get_state()
+    strategy, _ = fit(DataLoader(DATA, batch_size=8), Recording(lam=1.0, data=loader, samples=10))
+    assert len(set(strategy.numbers)) == 10
+    by_hand, module = fit(DataLoader(DATA, batch_size=8), Recording(lam=1.0, consolidate_at="manual"))
+    by_hand.consolidate(module, loader)
+    assert by_hand.numbers == list(range(N))
+    assert torch.equal(loader.generator.get_state(), before)
+
+
+def test_more_samples_than_selected_are_refused():
+    with pytest.raises(ConfigError, match="samples=5: expected at most 2.*Try 2"):
+        fit(DataLoader(DATA, batch_size=8, sampler=[1, 2]), Recording(lam=1.0, samples=5))
+
+
 def test_a_sampler_that_can_be_read_once_is_refused():
     with pytest.raises(ConfigError, match="can be read only once.*data=LOADER"):
         fit(DataLoader(DATA, batch_size=8, sampler=iter(range(N))))
