@@ -453,7 +453,7 @@ from lightning.pytorch import Trainer
 import clbench.strategies.penalty as penalty
 import torch
 
-stage, task = sys.argv[1], int(sys.argv[2])
+stage, number = sys.argv[1], int(sys.argv[2]) + 1
 count = {"fits": 0}
 
 def kill(*args, **kwargs):
@@ -464,7 +464,7 @@ def counted(self, *args, fit=Trainer.fit, **kwargs):
     return fit(self, *args, **kwargs)
 
 def at(self, *args, original, **kwargs):
-    if count["fits"] == task + 1:
+    if count["fits"] == number:
         kill()
     return original(self, *args, **kwargs)
 
@@ -476,15 +476,15 @@ Trainer.fit = counted
 if stage == "epoch_start":
     original = penalty.QuadraticStrategy.on_train_epoch_start
     penalty.QuadraticStrategy.on_train_epoch_start = lambda self, trainer, module: (
-        kill() if count["fits"] == task + 1 and trainer.current_epoch == 1 else original(self, trainer, module))
+        kill() if count["fits"] == number and trainer.current_epoch == 1 else original(self, trainer, module))
 elif stage == "consolidation":
     patch(penalty.QuadraticStrategy, "_consolidate")
 elif stage == "saving":
     original_save = penalty.save_again
-    penalty.save_again = lambda trainer: kill() if count["fits"] == task + 1 else original_save(trainer)
+    penalty.save_again = lambda trainer: kill() if count["fits"] == number else original_save(trainer)
 elif stage == "fit_end":
     patch(penalty.QuadraticStrategy, "on_fit_end")
-elif stage == "next_task" and task:
+elif stage == "next_task":
     patch(penalty.QuadraticStrategy, "on_train_start")
 """
 
@@ -513,11 +513,11 @@ def test_the_recipe_survives_kills_at_every_stage(make, tmp_path):
 
     go(tmp_path / "whole")
     # the number counts the fits of the process, and finished tasks are not fitted again
-    for stage, fit_of_process in [
-        ("epoch_start", 0), ("consolidation", 0), ("saving", 0), ("fit_end", 0), ("next_task", 1), ("epoch_start", 0),
-        ("consolidation", 0), ("fit_end", 0), ("epoch_start", 1), ("consolidation", 0), ("saving", 0),
+    for stage, number in [
+        ("epoch_start", 0), ("consolidation", 0), ("fit_end", 0), ("next_task", 1), ("epoch_start", 0), ("saving", 0),
+        ("fit_end", 0), ("consolidation", 1),
     ]:  # fmt: skip
-        go(tmp_path / "killed", stage, fit_of_process)
+        go(tmp_path / "killed", stage, number)
     go(tmp_path / "killed")
     go(tmp_path / "killed")  # complete
     for task in range(3):
