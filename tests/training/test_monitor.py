@@ -19,7 +19,7 @@ from clbench.strategies import L2, QuadraticStrategy, Strategy
 from clbench.strategies.norms import gradient_norms
 from clbench.strategies.penalty_state import PenaltyState
 from clbench.strategies.quadratic import quadratic
-from clbench.training.monitor import sgd_bound
+from clbench.strategies.penalty_state import sgd_bound
 from tests.conftest import replace_in, trainer
 
 SHORT = ("data.tasks=2", "net.hidden=[16]", "epochs=1", "logger=none", "checkpoints=none")
@@ -63,7 +63,7 @@ def test_a_step_of_sgd_beyond_its_bound_gives_an_early_warning(run, tmp_path, ca
     with pytest.raises(Unstable):
         run(*SHORT, "strategy=ewc", "optimizer=sgd", "lam=1e7")
     assert "warning: sgd lr=0.01 with lam=1e+07 is too stiff" in capsys.readouterr().out
-    assert "its steps are stable below 2; use lam below" in (tmp_path / "run/train.log").read_text(encoding="utf-8")
+    assert "its steps are stable below 2. Use lam below" in (tmp_path / "run/train.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
