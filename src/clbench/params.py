@@ -11,9 +11,34 @@ Params = dict[str, Tensor]
 """Tensors by parameter name, with the names and shapes of ``module.named_parameters()``."""
 
 
+WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Attributes in which wrappers of torch have the wrapped module."""
+
+
+def named_parameters(module: nn.Module) -> Params:
+    """Return the live parameters of ``module`` by name, without the prefixes of wrappers; a shared parameter appears once.
+
+    ``torch.compile``, ``DataParallel`` and activation checkpoints wrap a module and so rename its parameters. Here a
+    parameter has the same name before and after.
+    """
+    parallel = [
+        f"{prefix}.module." if prefix else "module."
+        for prefix, part in module.named_modules()
+        if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    ]
+    return {_unwrapped(name, parallel): p for name, p in module.named_parameters()}
+
+
+def _unwrapped(name: str, parallel: list[str]) -> str:
+    for prefix in sorted(parallel, key=len, reverse=True):
+        if name.startswith(prefix):
+            name = prefix.removesuffix("module.") + name.removeprefix(prefix)
+    return ".".join(part for part in name.split(".") if part not in WRAPPED)
+
+
 def trainable(module: nn.Module) -> Params:
-    """Return the parameters of ``module`` that require grad, by name. They are not copied, and a shared one comes once."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+    """Return the live parameters of ``module`` that require grad, by name (``named_parameters``)."""
+    return {name: p for name, p in named_parameters(module).items() if p.requires_grad}
 
 
 def snapshot(params: Mapping[str, Tensor]) -> Params:
@@ -38,6 +63,17 @@ def move_like(params: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Param
         return torch.empty_like(other, dtype=p.dtype, requires_grad=False).copy_(p)
 
     return {name: place(p, like[name]) if name in like else p for name, p in params.items()}
+
+
+def fingerprints(params: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the sum of the bits of each tensor as integers: equal on every device, whatever the order of the sum."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    found = {}
+    for name, p in params.items():
+        p = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
+        bits = p.contiguous().view(-1).view(integers[p.element_size()])
+        found[name] = torch.stack([b.sum(dtype=torch.int64) for b in bits.split(2**22)]).sum()  # sum() copies to int64
+    return dict(zip(found, torch.stack(list(found.values())).tolist() if found else (), strict=True))
 
 
 def size_in_bytes(params: Mapping[str, Tensor]) -> int:

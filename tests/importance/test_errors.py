@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from clbench.importance import check_options, fisher, fisher_and_error, mas
 
-X = torch.randn(6, 4)
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
 NET = nn.Linear(4, 3)
 ONE = nn.Linear(4, 1)
@@ -103,3 +105,164 @@ def test_mas_needs_no_labels_and_says_when_outputs_are_wrong() -> None:
     assert mas(NET, [X]).keys() == {"weight", "bias"}
     with pytest.raises(ValueError, match="expected shape"):
         mas(NET, [torch.randn(6, 2, 4)])
+
+
+# --- outputs and inputs that would be read wrongly -------------------------------------------------------------------
+
+
+@dataclass
+class Output(OrderedDict):  # type: ignore[type-arg]
+    """An output with fields and keys, like ModelOutput of transformers."""
+
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.update(logits=self.logits, hidden=self.hidden)
+
+
+@dataclass
+class Fields:
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+class Named(NamedTuple):
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+class Returning(nn.Module):
+    """A linear net whose ``forward`` returns what ``wrap`` makes of its logits and its input."""
+
+    def __init__(self, wrap: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.wrap = wrap
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.wrap(self.linear(x), x)
+
+
+WRAPS: dict[str, tuple[Any, str, str]] = {
+    "dict": (lambda z, x: {"scores": z, "hidden": x}, "got dict with scores, hidden", "['scores']"),
+    "model_output": (Output, "got Output with logits, hidden", "['logits']"),
+    "dataclass": (Fields, "got Fields with logits, hidden", ".logits"),
+    "namedtuple": (Named, "got Named with logits, hidden", ".logits"),
+    "tuple": (lambda z, x: (z, x), "got tuple with 0, 1", "[0]"),
+}
+
+
+@pytest.mark.parametrize("measure", [fisher, mas])
+@pytest.mark.parametrize("name", WRAPS)
+def test_outputs_that_are_no_tensor_are_described(name: str, measure: Any) -> None:
+    """The message has the names of the entries, and code that selects the logits and works."""
+    wrap, described, selection = WRAPS[name]
+    net = Returning(wrap)
+    with pytest.raises(ValueError, match="Pass outputs=fn") as caught:
+        measure(net, [(X, Y)])
+    assert described in str(caught.value)
+    code = str(caught.value).rpartition("outputs=")[2]
+    assert code == f"lambda module, batch: (module(batch[0]){selection}, batch[1])"
+    assert measure(net, [(X, Y)], outputs=eval(code)).keys() == {"linear.weight", "linear.bias"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("labels", ["exact", "sample", "empirical", "predicted"])
+def test_probabilities_are_refused_as_logits(labels: str, dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)).to(dtype)
+    with pytest.raises(ValueError, match="probabilities.*expects logits.*outputs=fn"):
+        fisher(net, [(X.to(dtype), Y)], labels=labels)
+    assert fisher(net, [(X.to(dtype), Y)], labels=labels, outputs=lambda m, b: (m(b[0]).log(), b[1]))
+
+
+def test_what_may_be_logits_is_not_refused() -> None:
+    """Positive logits, rows of which only some sum to 1, log-probabilities, one column, another loss, and MAS."""
+    positive = Returning(lambda z, x: z.exp())
+    assert fisher(positive, [(X, Y)])
+    some = X[:, :1].clamp(min=0.0)  # 0 for some examples
+    assert bool((some == 0).any()) and bool((some > 0).any())
+    assert fisher(Returning(lambda z, x: z.softmax(1) * (1 + x[:, :1].clamp(min=0.0))), [(X, Y)])
+    assert fisher(nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1)), [(X, Y)])
+    assert fisher(nn.Sequential(nn.Linear(4, 1), nn.Sigmoid()), [(X, Y)], loss="binary_cross_entropy")
+    softmax = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1))
+    assert fisher(softmax, [(X, Y)], loss="mse")
+    assert mas(softmax, [(X, Y)])
+
+
+class OneInput(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+class Defaulted(nn.Linear):
+    def forward(self, x: torch.Tensor, mask: Any = None) -> torch.Tensor:
+        return super().forward(x if mask is None else x * mask)
+
+
+class KeywordOnly(nn.Linear):
+    def forward(self, x: torch.Tensor, *, mask: Any = None) -> torch.Tensor:
+        return super().forward(x if mask is None else x * mask)
+
+
+class Variable(nn.Linear):
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.stack(inputs).sum(0))
+
+
+class Required(nn.Linear):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * mask)
+
+
+@pytest.mark.parametrize("kind", [Defaulted, KeywordOnly, Variable, Required])
+def test_a_second_input_is_not_left_out(kind: type[nn.Linear]) -> None:
+    message = f"{kind.__name__}.forward takes more than one input and a batch has 3 entries.*outputs=fn"
+    with pytest.raises(ValueError, match=message):
+        fisher(kind(4, 3), [(X, X, Y)])
+    if kind is Required:
+        with pytest.raises(ValueError, match="a batch has 2 entries.*outputs=fn"):
+            fisher(kind(4, 3), [(X, Y)])
+    else:
+        assert fisher(kind(4, 3), [(X, Y)])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_third_entry_is_ignored_if_one_input_is_taken(compiled: bool) -> None:
+    net = OneInput(4, 3)
+    module = torch.compile(net, backend="eager") if compiled else net
+    expected = fisher(net, [(X, Y)])
+    for name, f in fisher(module, [(X, Y, torch.arange(6))]).items():  # type: ignore[arg-type]
+        torch.testing.assert_close(f, expected[name])
+
+
+class WithoutForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+
+
+class ComplexWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64))
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.to(torch.complex64) @ self.weight).abs() + self.bias
+
+
+@pytest.mark.parametrize("measure", [fisher, mas])
+def test_modules_without_a_value_are_refused(measure: Any) -> None:
+    """A lazy or complex parameter, complex outputs, or no ``forward``."""
+    with pytest.raises(ValueError, match="'0.weight' has no shape yet.*one batch"):
+        measure(nn.Sequential(nn.LazyLinear(3)), [(X, Y)])
+    net = ComplexWeight()
+    with pytest.raises(ValueError, match="'weight' is complex.*two real parameters"):
+        measure(net, [(X, Y)])
+    net.weight.requires_grad_(False)
+    assert measure(net, [(X, Y)]).keys() == {"bias"}
+    with pytest.raises(ValueError, match="floating-point dtype, got torch.complex64"):
+        measure(Returning(lambda z, x: z.to(torch.complex64)), [(X, Y)])
+    with pytest.raises(ValueError, match="WithoutForward has no forward.*outputs=fn"):
+        measure(WithoutForward(), [(X, Y)])

@@ -219,7 +219,7 @@ def test_batches_of_the_importance_may_be_given_without_labels(make, measure, gi
         return [x[:9], x[9:]]
 
     elsewhere = {"batches": [x[:9], x[9:]], "loader": DataLoader(x, batch_size=6), "callable": after}[given]
-    module, strategy = Plain(), make(data=elsewhere)
+    module, strategy = Plain(), make(lam=1.0, data=elsewhere)
     for _ in range(2):
         before = strategy.penalty
         trainer([strategy]).fit(module, loader(0))

@@ -241,16 +241,26 @@ def test_a_new_parameter_has_the_importance_of_its_own_task():
     assert strategy.penalty.importance["heads.2.weight"].abs().sum() > 0
 
 
-def test_a_parameter_unfrozen_inside_a_task_has_no_importance():
-    class Thaw(L.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            pl_module.body.weight.requires_grad_(True)
+class Thaw(L.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.body.weight.requires_grad_(True)
 
+
+def test_an_unfrozen_parameter_counts_from_its_first_step():
+    """Its importance is that of a task which consists of the second epoch. The other sums cover both epochs."""
     module, strategy = Net(), SI(lam=1.0)
     module.body.weight.requires_grad_(False)
     trainer([strategy, Thaw()], precision="64-true", max_epochs=2).fit(module, batches(0))
-    assert not strategy.penalty.importance["body.weight"].any()
-    assert strategy.penalty.importance["body.bias"].any()
+    apart, second = Net(), SI(lam=0.0)
+    apart.body.weight.requires_grad_(False)
+    fit(apart, SI(lam=1.0))
+    apart.body.weight.requires_grad_(True)
+    fit(apart, second)
+    assert_same(dict(module.named_parameters()), dict(apart.named_parameters()))
+    both, late = strategy.penalty.importance, second.penalty.importance
+    assert torch.equal(both["body.weight"], late["body.weight"])
+    assert both["body.weight"].any()
+    assert not torch.equal(both["body.bias"], late["body.bias"])
 
 
 def test_only_penalised_parameters_are_followed():
@@ -326,6 +336,7 @@ def test_damping_is_finite_and_positive_and_clamp_is_a_bool(damping):
         SI(lam=1.0, clamp="yes")
 
 
+@pytest.mark.filterwarnings("ignore:sgd lr=")
 def test_divergence_with_negative_importance_names_remedies():
     with pytest.raises(Unstable, match=r"Lower lam or lr, .*, or clamp=True, because importance is down to -"):
         learn(Plain(DECAYING), SI(lam=1e8), tasks=2, max_epochs=30)

@@ -17,9 +17,8 @@ from clbench import EWC, PenaltyMonitor
 from clbench.errors import ConfigError, Unstable
 from clbench.strategies import L2, QuadraticStrategy, Strategy
 from clbench.strategies.norms import gradient_norms
-from clbench.strategies.penalty_state import PenaltyState
+from clbench.strategies.penalty_state import PenaltyState, sgd_bound
 from clbench.strategies.quadratic import quadratic
-from clbench.training.monitor import sgd_bound
 from tests.conftest import replace_in, trainer
 
 SHORT = ("data.tasks=2", "net.hidden=[16]", "epochs=1", "logger=none", "checkpoints=none")

@@ -12,7 +12,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from clbench.importance.batching import take
-from clbench.params import Params
+from clbench.params import Params, named_parameters
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 """Function of (module, batch) that returns outputs (N, C) and targets (N,) or None."""
@@ -28,7 +28,7 @@ class Measured(nn.Module):
         super().__init__()
         self.module = module
         self.outputs = outputs
-        names = {id(p): name for name, p in module.named_parameters()}
+        names = {id(p): name for name, p in named_parameters(module).items()}
         self.places: dict[str, list[str]] = {name: [] for name in names.values()}
         for prefix, part in module.named_modules(prefix="module"):  # yields a layer once, even if it has several names
             for local, p in part.named_parameters(recurse=False, remove_duplicate=False):

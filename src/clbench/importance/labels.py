@@ -50,12 +50,25 @@ def check_options(*, labels: str, loss: str, fisher_batch: int, label_samples: i
         )
 
 
+def columns(labels: str, loss: str, outputs: int, label_samples: int) -> int:
+    """Return the number of backward passes per example.
+
+    Example:
+        >>> columns("exact", "cross_entropy", outputs=1000, label_samples=1)
+        999
+    """
+    if labels == "exact":
+        return {"cross_entropy": outputs - 1, "binary_cross_entropy": 1, "mse": outputs}[loss]
+    return label_samples if labels == "sample" else 1
+
+
 def output_gradients_for(labels: str, loss: str, label_samples: int, seed: int) -> tuple[OutputGradients, TargetCheck]:
     """Return the output gradients of the Fisher and the check of the targets. Call its ``finish`` at the end."""
     check = TargetCheck(loss)
     if labels == "exact":
-        counts = {"cross_entropy": lambda c: c - 1, "binary_cross_entropy": lambda c: 1, "mse": lambda c: c}
-        return OutputGradients(counts[loss], lambda z, y: exact_columns(check.outputs(z), loss)), check
+        return OutputGradients(
+            lambda c: columns(labels, loss, c, label_samples), lambda z, y: exact_columns(check.outputs(z), loss)
+        ), check
     if labels == "sample":
         generator = torch.Generator().manual_seed(seed)
         return OutputGradients(
@@ -110,6 +123,12 @@ def predict_labels(z: Tensor, loss: str) -> Tensor:
     return z.argmax(1) if loss == "cross_entropy" else z[:, 0] > 0
 
 
+def _are_probabilities(z: Tensor) -> bool:
+    """Return whether every row is a distribution, up to the rounding of ``z``, which may have been computed in 16 bits."""
+    is_coarse = len(z) > 1 and (torch.equal(z, z.bfloat16().to(z.dtype)) or torch.equal(z, z.half().to(z.dtype)))
+    return bool(((z >= 0).all() & ((z.sum(1) - 1).abs() < (1e-2 if is_coarse else 1e-4)).all()).item())
+
+
 class TargetCheck:
     """Checks targets. Shapes and dtypes are checked at once, ranges in ``finish``, so that no batch waits for the device."""
 
@@ -133,6 +152,12 @@ class TargetCheck:
             raise ValueError(
                 f"loss=binary_cross_entropy: expected one logit (N, 1), got {c} columns. "
                 "Use loss=cross_entropy, or select one column with outputs=..."
+            )
+        if self.loss == "cross_entropy" and not self.classes and _are_probabilities(z):
+            raise ValueError(
+                "the outputs are >= 0 and sum to 1, so they are probabilities, but loss=cross_entropy expects logits. Pass "
+                "outputs=fn that returns the logits or the log-probabilities, such as outputs=lambda module, batch: "
+                "(module(batch[0]).log(), batch[1])"
             )
         self.classes = c
         return z

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from clbench.importance.batching import Counted, Example, count, move_to, split_examples, stack_examples, subsample
 from clbench.importance.engine import Engine
@@ -96,6 +97,16 @@ def measure(
     Raises:
         ValueError: The examples cannot be drawn, or an entry of the result is not finite.
     """
+    for name, p in module.named_parameters():
+        if is_lazy(p):
+            raise ValueError(
+                f"parameter {name!r} has no shape yet (a lazy layer). Run one batch through the module first"
+            )
+        if p.is_complex() and p.requires_grad:
+            raise ValueError(
+                f"parameter {name!r} is complex, and the importance of a complex number is not defined here. Store its real and "
+                "imaginary parts as two real parameters, or set requires_grad=False"
+            )
     counted = Counted(batches)
     with preserve_state(module):
         used = subsample(counted, options.samples, options.seed)

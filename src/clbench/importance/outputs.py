@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,13 +30,64 @@ def default_outputs(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | Non
         (torch.Size([4, 2]), torch.Size([4]))
     """
     if isinstance(batch, Tensor):
-        return module(batch), None
+        return _called(module, batch), None
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
-        return module(batch[0]), batch[1] if len(batch) > 1 else None
+        required, possible = numbers_of_inputs(module)
+        if required > 1 or (possible > 1 and len(batch) > 2):
+            raise ValueError(
+                f"{type(module).__name__}.forward takes more than one input and a batch has {len(batch)} entries, so the "
+                "inputs among them are unknown. Pass outputs=fn, such as outputs=lambda m, batch: (m(batch[0], batch[1]), "
+                "batch[2])"
+            )
+        return _called(module, batch[0]), batch[1] if len(batch) > 1 else None
     raise ValueError(
         f"batch: expected (x, y) or x, got {type(batch).__name__}. "
         "Pass outputs=fn with fn(module, batch) -> (outputs (N, C), targets (N,) or None)"
     )
+
+
+def _called(module: nn.Module, x: Tensor) -> Any:
+    try:
+        return module(x)
+    except NotImplementedError as error:
+        if "forward" not in str(error):
+            raise
+        raise ValueError(
+            f"{type(module).__name__} has no forward. Define it, or pass outputs=fn, such as outputs=lambda module, batch: "
+            "(module.net(batch[0]), batch[1])"
+        ) from error
+
+
+def numbers_of_inputs(module: nn.Module) -> tuple[int, float]:
+    """Return the numbers of positional inputs that ``forward`` requires, and of inputs of any kind that it accepts."""
+    while isinstance(wrapped := getattr(module, "_orig_mod", None), nn.Module):  # torch.compile hides the signature
+        module = wrapped
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return 1, 1
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    variable = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    return sum(p.default is p.empty for p in positional), math.inf if variable else len(parameters)
+
+
+def _described(z: Any) -> str:
+    """Return the type of outputs that are no tensor, with the names of what they contain."""
+    names: list[Any] = []
+    if isinstance(z, Mapping):
+        names = list(z)
+    elif is_dataclass(z):
+        names = [field.name for field in fields(z)]
+    elif isinstance(z, tuple):
+        names = list(getattr(z, "_fields", range(len(z))))
+    return type(z).__name__ + (f" with {', '.join(map(str, names[:5]))}" if names else "")
+
+
+def _selection(z: Any) -> str:
+    """Return the code that selects the logits of outputs that are no tensor, or their first entry."""
+    if isinstance(z, Mapping):
+        return f"[{'logits' if 'logits' in z else next(iter(z), 'logits')!r}]"
+    return "[0]" if isinstance(z, tuple | list) and not hasattr(z, "logits") else ".logits"
 
 
 def check_outputs(z: Any, n: int) -> None:
@@ -43,8 +98,8 @@ def check_outputs(z: Any, n: int) -> None:
     """
     if not isinstance(z, Tensor):
         raise ValueError(
-            f"outputs of the module: expected a tensor (N, C), got {type(z).__name__}. "
-            "Pass outputs=fn that selects the tensor"
+            f"outputs of the module: expected a tensor (N, C), got {_described(z)}. Pass outputs=fn that selects the tensor, "
+            f"such as outputs=lambda module, batch: (module(batch[0]){_selection(z)}, batch[1])"
         )
     if z.dim() != 2 or z.shape[0] != n:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -40,6 +41,8 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        if "torch._dynamo" in sys.modules:  # a compiled net would be compiled again for each kind of batch
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         for kind in {device.type for device in devices} | {"cpu"}:
             if torch.amp.autocast_mode.is_autocast_available(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))

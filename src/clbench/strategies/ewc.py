@@ -10,6 +10,7 @@ from torch import nn
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.importance import check_options, fisher
+from clbench.importance.labels import columns
 from clbench.params import Params
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_fraction
@@ -93,6 +94,9 @@ class EWC(ImportanceStrategy):
                 "by data.split.first_task=2 or data.split.classes_per_task"
             )
 
+    def columns(self, outputs: int) -> int:
+        return columns(self.fisher, self.loss, outputs, self.label_samples)
+
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         return fisher(
             module,
@@ -134,6 +138,7 @@ class OnlineEWC(EWC):
 
     shares_first_task = True
     needs_labels = False
+    merges_by_name = True
 
     def __init__(self, lam: float = 1e3, gamma: float = 1.0, **options: Unpack[FisherOptions]) -> None:
         super().__init__(lam, **options)

@@ -36,6 +36,7 @@ class L2(QuadraticStrategy):
 
     shares_first_task = True
     needs_labels = False
+    merges_by_name = True
 
     def __init__(self, lam: float = 1.0, anchors: str = "latest", **options: Unpack[QuadraticOptions]) -> None:
         super().__init__(lam, **options)

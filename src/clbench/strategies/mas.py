@@ -18,7 +18,8 @@ from clbench.importance.batching import count
 from clbench.params import Params, move_like, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_choice, check_flag, check_fraction, check_integer
-from clbench.strategies.measured import Data, ImportanceStrategy, MeasurementOptions, Outputs
+from clbench.strategies.examples import Data
+from clbench.strategies.measured import ImportanceStrategy, MeasurementOptions, Outputs
 from clbench.strategies.quadratic import Quadratic
 
 
@@ -60,6 +61,7 @@ class MAS(ImportanceStrategy):
     needs_labels = False
     one_process = False
     per_process = False
+    merges_by_name = True
 
     def __init__(
         self,
@@ -119,10 +121,12 @@ class MAS(ImportanceStrategy):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """With ``online``, add the batch to the running mean: mean += n / N (mean of the batch - mean)."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if not self.online:
             return
         start = perf_counter()
-        omega = self.measure(pl_module, [batch], self.outputs_of(pl_module), None)
+        with self.measurable(pl_module):
+            omega = self.measure(pl_module, [batch], self.outputs_of(pl_module), None)
         self.examples += (n := count(batch))
         for name, value in omega.items():
             self._mean.setdefault(name, torch.zeros_like(value)).lerp_(value, n / self.examples)

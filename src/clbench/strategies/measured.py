@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, Unpack, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Unpack
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
-from clbench.data import Batches, Task, TaskSequence, find_task
-from clbench.data.batches import Part
-from clbench.data.sequence import EVALUATION_BATCH
+from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.importance import default_outputs, preserve_state
 from clbench.importance.batching import count, subsample, take
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params
 from clbench.strategies.argument_checks import check_choice, check_integer_or_none
+from clbench.strategies.examples import (
+    PARTS,
+    Data,
+    Stream,
+    are_equal,
+    batches_of,
+    examples_of,
+    examples_of_process,
+    in_fixed_order,
+    in_precision_of,
+    number_of,
+    transferred,
+)
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 
 Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
-Data = str | Iterable[Any] | Callable[[L.Trainer], Iterable[Any]]
-"""A part of the task by name, or batches, or a function that returns batches given the Trainer when a task has ended."""
 
-PARTS = {"train": "training", "validation": "validation", "test": "test"}
+MANY_COLUMNS = 99
+"""Number of backward passes per example from which a warning names the cost."""
 
 
 class MeasurementOptions(QuadraticOptions, total=False):
@@ -48,11 +58,13 @@ class ImportanceStrategy(QuadraticStrategy):
 
     Args:
         lam: Strength of the penalty, >= 0.
-        samples: Number of examples to measure on, drawn without replacement. None uses all.
+        samples: Number of examples to measure on, drawn without replacement. None uses all. Of a stream (an IterableDataset, or a
+            loader with an ``__iter__`` of its own) these are the first ones.
         outputs: ``outputs(module, batch)`` -> (outputs (N, C), targets (N,)). Needed for a module of your own whose batches are
             not ``(x, y)`` or which is not called as ``module(x)``.
         seed: Random seed of the examples.
-        data: The examples to measure on when a task has ended. ``train`` uses its training examples, without augmentation. With a
+        data: The examples to measure on when a task has ended. ``train`` uses the examples that the
+            training loader selects, after the transfer hooks of the module with ``trainer.training`` False. With a
             TaskSequence, ``validation`` and ``test`` use its other examples. Accuracies are then those of a learner that has
             seen the test images, though not their labels (see ``needs_labels``). Other values are batches, used after every
             task, and a function ``data(trainer)`` that returns batches.
@@ -100,6 +112,7 @@ class ImportanceStrategy(QuadraticStrategy):
         self.outputs = outputs
         self.seed = seed
         self.data = data
+        self._warned_of_cost = False
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         """Return the mean importance over ``samples`` examples of ``batches`` (all if None)."""
@@ -107,7 +120,13 @@ class ImportanceStrategy(QuadraticStrategy):
 
     def outputs_of(self, module: nn.Module) -> Outputs:
         """Return the function that computes the outputs and targets of a batch with ``module``."""
-        return self.outputs or (learner_outputs if isinstance(module, Learner) else default_outputs)
+        return in_precision_of(
+            module, self.outputs or (learner_outputs if isinstance(module, Learner) else default_outputs)
+        )
+
+    def columns(self, outputs: int) -> int:
+        """Return the number of backward passes per example that ``measure`` takes for that number of outputs."""
+        return 1
 
     def check(self, sequence: TaskSequence) -> None:
         if not isinstance(self.data, str):
@@ -131,38 +150,90 @@ class ImportanceStrategy(QuadraticStrategy):
             )
         if callable(self.data) or (isinstance(pl_module, Learner) and self.penalty is not None):
             return
-        batches = batches_of(self.data, trainer)
-        if isinstance(batches, Batches):
-            available = batches.examples
-        elif isinstance(batches, DataLoader) and not (
-            isinstance(batches.dataset, IterableDataset) or _yields_items(batches)
-        ):
-            available = len(cast(Sized, batches.dataset))
-        else:  # an iterable that may be readable only once
+        batches = batches_of(self.data, trainer, self.seed, self.samples)
+        available = number_of(batches)
+        if available is None:  # an iterable that may be readable only once
             return
-        if self.samples is not None and self.samples > available:
+        wanted = self.samples or trainer.world_size
+        if wanted > available:
             what = PARTS[self.data] if isinstance(self.data, str) else "given"
+            option = f"samples={wanted}" if self.samples else f"{wanted} processes"
             raise StrategyError(
-                f"samples={self.samples}: expected at most {available}, the number of {what} examples. Try {available}"
+                f"{option}: expected at most {available}, the number of {what} examples. Try {available}"
             )
         with preserve_state(pl_module):
-            first = next(iter(batches))
+            first = self._read_first(pl_module, batches)
+            if self.data == "train" and self.penalty is None and not isinstance(pl_module, Learner):
+                self._warn_of_random_examples(first, self._read_first(pl_module, batches))
+        width = 0
+
+        def observed(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
+            nonlocal width
+            z, y = outputs(module, batch)
+            width = z.shape[1] if isinstance(z, Tensor) and z.dim() == 2 else 0
+            return z, y
+
+        outputs = self.outputs_of(pl_module)
         try:
-            self.measure(pl_module, [take(first, slice(0, 2))], self.outputs_of(pl_module), None)
+            self.measure(pl_module, [take(first, slice(0, 2))], observed, None)
         except ValueError as error:
             raise StrategyError(f"{type(self).__name__} cannot measure importance on this module: {error}") from error
+        self._warn_of_cost(width)
+
+    def _read_first(self, module: L.LightningModule, batches: Iterable[Any]) -> Any:
+        return next(iter(self._as_trained(module, [next(iter(batches))])))
+
+    def _as_trained(self, module: nn.Module, batches: Iterable[Any]) -> Iterable[Any]:
+        """Return the batches as the module gets them in training. Those of a Learner are so already."""
+        return batches if isinstance(module, Learner) else transferred(module, batches)
+
+    def _warn_of_random_examples(self, first: Any, again: Any) -> None:
+        if not are_equal(first, again):
+            rank_zero_warn(
+                "two readings of the first batch differ, so the data set or a transfer hook draws its examples at random "
+                "(augmentation?). The importance is then measured on one draw of each. Pass the examples without augmentation as "
+                "data=LOADER, and augment in hooks only if self.trainer.training"
+            )
+
+    def _warn_of_cost(self, width: int) -> None:
+        if (columns := self.columns(width)) < MANY_COLUMNS or self._warned_of_cost:
+            return
+        self._warned_of_cost = True
+        rank_zero_warn(
+            f"measuring takes {columns} backward passes per example, one for each of {width} outputs but the last. "
+            "Use fisher='sample', which takes label_samples passes (1), or measure fewer examples with samples="
+        )
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
-        outputs, batches = self.outputs_of(pl_module), batches_of(self.data, trainer)
-        self.examples = 0
+        batches = batches_of(self.data, trainer, self.seed, self.samples)
         if trainer.world_size == 1:
-            importance = self.measure(pl_module, self._counted(batches), outputs, self.samples)
-            self.examples = self.samples or self.examples
-            return importance
-        used = subsample(batches, self.samples, self.seed)
-        mine = _examples_of_process(used, trainer.global_rank, trainer.world_size)
-        importance = self.measure(pl_module, self._counted(mine), outputs, None)
+            return self._measure(pl_module, batches)
+        used = self._as_trained(pl_module, batches)
+        if not isinstance(batches, Stream):  # of which every process has its own part
+            used = examples_of_process(
+                subsample(used, self.samples, self.seed), trainer.global_rank, trainer.world_size
+            )
+        self.examples = 0
+        importance = self.measure(pl_module, self._counted(used), self.outputs_of(pl_module), None)
         return self.mean_over_processes(trainer, importance)
+
+    def importance_on(self, module: nn.Module, batches: Iterable[Any] | None) -> Params:
+        if batches is None:
+            raise StrategyError(
+                "consolidate() needs the examples to measure on. Pass a loader: consolidate(module, loader)"
+            )
+        return self._measure(module, in_fixed_order(batches, self.seed, self.samples))
+
+    def _measure(self, module: nn.Module, batches: Iterable[Any]) -> Params:
+        """Return the importance on ``batches``, in one process."""
+        self.examples = 0
+        samples = None if isinstance(batches, Stream) else self.samples  # a stream ends at ``samples``
+        used = self._counted(self._as_trained(module, batches))
+        importance = self.measure(module, used, self.outputs_of(module), samples)
+        self.examples = samples or self.examples
+        if self.samples is not None and self.examples < self.samples:
+            rank_zero_warn(f"samples={self.samples}: the stream had only {self.examples} examples, and all are used")
+        return importance
 
     def mean_over_processes(self, trainer: L.Trainer, importance: Params) -> Params:
         """Return the mean over the examples of all processes, each process weighted by its number of examples."""
@@ -176,75 +247,3 @@ class ImportanceStrategy(QuadraticStrategy):
         for batch in batches:
             self.examples += count(batch)
             yield batch
-
-
-def batches_of(data: Data, trainer: L.Trainer) -> Iterable[Any]:
-    """Return the batches that ``data`` selects, all of them in every process.
-
-    Raises:
-        ConfigError: Validation or test examples are needed, but the datamodule is not a task of a TaskSequence.
-    """
-    if callable(data):
-        return data(trainer)
-    if not isinstance(data, str):
-        return data
-    if data == "train":
-        return training_examples(trainer)
-    if (task := find_task(trainer)) is None:
-        raise StrategyError(
-            f"data={data}: expected a task of a clbench sequence as datamodule. Try that, or pass batches, data=LOADER"
-        )
-    part = task.sequence.on_device(examples_of(task, data), trainer.strategy.root_device)
-    return Batches([part], EVALUATION_BATCH)
-
-
-def examples_of(task: Task, which: str) -> Part:
-    """Return the ``validation`` or ``test`` examples of ``task``.
-
-    Raises:
-        ConfigError: There are none.
-    """
-    part = task.sequence.examples_of(which, task.index)[task.index]
-    if not len(part):
-        raise StrategyError(f"data={which}: expected {which} examples, got none. Set data.validation above 0")
-    return part
-
-
-def training_examples(trainer: L.Trainer) -> Iterable[Any]:
-    """Return the training examples of the task, each once and in a fixed order if possible.
-
-    A DataLoader over a map-style data set is read in order, without a sampler and with its last batch. Any other iterable is read
-    as it is.
-
-    Raises:
-        ConfigError: There are several loaders.
-    """
-    if (task := find_task(trainer)) is not None:
-        return task.importance_dataloader()
-    loader: Iterable[Any] | None = trainer.train_dataloader
-    assert loader is not None  # the Trainer has just trained on it
-    if isinstance(loader, Mapping | list | tuple):
-        raise StrategyError(
-            f"data=train: expected one training loader, got a {type(loader).__name__} of loaders. Choose the examples with "
-            "data=LOADER or a function of the Trainer"
-        )
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or _yields_items(loader):
-        return loader
-    return DataLoader(
-        loader.dataset, batch_size=loader.batch_size or 1, num_workers=loader.num_workers, collate_fn=loader.collate_fn
-    )
-
-
-def _yields_items(loader: DataLoader[Any]) -> bool:
-    """Return whether the loader yields the items of its data set without batching them."""
-    return loader.batch_size is None and loader.batch_sampler is None
-
-
-def _examples_of_process(batches: Iterable[Any], rank: int, world: int) -> Iterator[Any]:
-    """Yield every ``world``-th example, counted over all batches, starting with example ``rank``."""
-    seen = 0
-    for batch in batches:
-        first = (rank - seen) % world
-        seen += (number := count(batch))
-        if first < number:
-            yield take(batch, slice(first, None, world))

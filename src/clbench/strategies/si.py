@@ -7,13 +7,12 @@ from typing import Any, Unpack
 import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from clbench.params import Params, snapshot, trainable
+from clbench.params import Params, named_parameters, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_flag, check_positive
-from clbench.strategies.patterns import selected
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 from clbench.strategies.quadratic import Quadratic
 
@@ -53,6 +52,7 @@ class SI(QuadraticStrategy):
     needs_labels = False
     one_process = False
     per_process = False
+    merges_by_name = True
 
     def __init__(
         self, lam: float = 1.0, damping: float = 0.1, clamp: bool = False, **options: Unpack[QuadraticOptions]
@@ -62,6 +62,7 @@ class SI(QuadraticStrategy):
         self.clamp = check_flag("clamp", clamp)
         self._path = PathIntegral({})
         self._loaded: dict[str, Params] = {}
+        self._followed: set[str] = set()
         self._is_scaled = False
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
@@ -71,7 +72,7 @@ class SI(QuadraticStrategy):
             if name in path.sums:
                 f = importance_of(path.sums[name], p.detach() - path.start[name], self.damping)
                 importance[name] = f.clamp_(min=0) if self.clamp else f
-            else:  # not selected, or frozen at the start of the task
+            else:  # frozen during the whole task
                 importance[name] = torch.zeros_like(p, requires_grad=False)
         return importance
 
@@ -80,24 +81,30 @@ class SI(QuadraticStrategy):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        names = selected(pl_module, self.include, self.exclude)
-        self._path = PathIntegral({name: p for name, p in trainable(pl_module).items() if name in names})
-        if self._loaded:  # the task is resumed
-            self._path.load_state_dict(self._loaded)
-            self._loaded = {}
+        path, self._loaded = self._loaded if trainer.ckpt_path is not None else {}, {}
+        loaded = {name: p for name, p in named_parameters(pl_module).items() if name in path.get("sums", {})}
+        self._path = PathIntegral({**self._selected(pl_module), **loaded})
+        if path:  # the task is resumed
+            self._path.load_state_dict(path)
+        self._followed = self._selected_names(pl_module)
         plugin = trainer.precision_plugin
         self._is_scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         self._path.end()  # in manual optimisation, an earlier step of the same batch
         params = (p for group in optimizer.param_groups for p in group["params"])
-        self._path.begin({self._names[id(p)]: p for p in params if id(p) in self._names}, may_skip=self._is_scaled)
+        named = {name: p for p in params if (name := self._names.get(id(p))) in self._followed and name is not None}
+        self._path.begin(named, may_skip=self._is_scaled)
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._path.end()
+
+    def _acts_on(self, names: set[str]) -> set[str]:
+        return names  # it sums over every step
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -105,7 +112,7 @@ class SI(QuadraticStrategy):
 
     def state_dict(self) -> dict[str, Any]:
         path = self._path.state_dict()
-        return {**super().state_dict(), **({"path": path} if path["sums"] else {})}
+        return {**super().state_dict(), **({"path": path} if path["sums"] and self._pending else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -135,40 +142,47 @@ class PathIntegral:
     device of each parameter, and no operation waits for the device.
 
     Args:
-        params: The parameters to track, at their values at the start of the task.
+        params: The parameters to track, at their values at the start of the task. Another one is tracked from its first step.
 
     Attributes:
-        start: Copies of ``params``.
+        start: Copies of the parameters at the start of the task.
         sums: omega so far.
     """
 
     def __init__(self, params: Params) -> None:
-        self.start = {
-            n: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for n, p in params.items()
-        }
-        self.sums = {name: torch.zeros_like(p) for name, p in self.start.items()}
-        self._gradient = {name: torch.empty_like(p) for name, p in self.start.items()}
-        self._before = {name: torch.empty_like(p) for name, p in self.start.items()}
-        self._stepping: dict[str, nn.Parameter] = {}
+        self.start: Params = {}
+        self.sums: Params = {}
+        self._gradient: Params = {}
+        self._before: Params = {}
+        self._stepping: Params = {}
+        for name, p in params.items():
+            self._track(name, p)
+
+    def _track(self, name: str, p: Tensor) -> None:
+        self.start[name] = p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+        self.sums[name] = torch.zeros_like(self.start[name])
+        self._gradient[name], self._before[name] = torch.empty_like(self.sums[name]), torch.empty_like(self.sums[name])
 
     def state_dict(self) -> dict[str, Params]:
         return {"start": snapshot(self.start), "sums": snapshot(self.sums)}
 
     def load_state_dict(self, state: dict[str, Params]) -> None:
-        for name, p in self.start.items():
-            p.copy_(state["start"][name])
+        for name in state["sums"].keys() & self.sums.keys():
+            self.start[name].copy_(state["start"][name])
             self.sums[name].copy_(state["sums"][name])
 
     @torch.no_grad()
-    def begin(self, params: dict[str, nn.Parameter], may_skip: bool = False) -> None:
+    def begin(self, params: Params, may_skip: bool = False) -> None:
         """Record the gradients and weights before a step of ``params``.
 
         Args:
-            params: Parameters by name. Those that are not tracked or have no gradient are ignored.
+            params: Parameters by name. Those without a gradient are ignored.
             may_skip: Whether a loss scaler may skip the step if a gradient is not finite. Such gradients are then set to 0, so
                 that a skipped step adds 0.
         """
-        grads = {name: p.grad for name, p in params.items() if name in self.sums and p.grad is not None}
+        grads = {name: p.grad for name, p in params.items() if p.grad is not None}
+        for name in grads.keys() - self.sums.keys():
+            self._track(name, params[name])
         self._stepping = {name: params[name] for name in grads}
         if not grads:
             return

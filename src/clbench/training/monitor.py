@@ -11,19 +11,17 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from clbench.data import Task, find_task, task_index
 from clbench.errors import ConfigError, expected
 from clbench.params import Params
 from clbench.strategies import Strategy
 from clbench.strategies.norms import gradient_norms
-from clbench.strategies.penalty_state import PenaltyState, sgd_bound
+from clbench.strategies.penalty_state import PenaltyState
+from clbench.strategies.step_size import check_step_size
 
-NEGLIGIBLE, DOMINATING = (
-    1e-6,
-    100.0,
-)  # bounds of the gradient norm of the penalty over that of the loss, medians of a task
+NEGLIGIBLE, DOMINATING = 1e-6, 100.0  # gradient norm of the penalty over that of the loss, medians of a task
 SAMPLES = 10  # least number of samples of the gradient norms in a task with at least as many steps
 MIN_SAMPLES = 5  # least number of samples for a warning
 ONE_LAYER = 0.999  # largest share of the total importance in one layer
@@ -66,6 +64,8 @@ class PenaltyMonitor(L.Callback):
     Raises:
         ConfigError: ``every`` is below 1.
     """
+
+    watches_step_size = True  # the strategy then leaves that check to it
 
     def __init__(self, every: int = 50, report: Callable[[str], Any] = warnings.warn) -> None:
         if every < 1:
@@ -201,20 +201,6 @@ def check_importance(importance: Params) -> Iterator[tuple[str, str]]:
             f"{len(sums) - 1} layers. Look for dead units or detached features, or penalise only the other layers with "
             f"exclude=['{layer}.*'].",
         )
-
-
-def check_step_size(state: PenaltyState, optimizers: list[Optimizer]) -> Iterator[tuple[str, str]]:
-    """Check the learning rate of SGD against the penalty. The step size of Adam does not depend on the gradient norm."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups if isinstance(optimizer, SGD) else []:
-            stiffness, bound = state.stiffness(group["lr"]), sgd_bound(group)
-            if stiffness > bound:
-                largest = state.lam * bound / stiffness
-                yield (
-                    "step_too_large",
-                    f"SGD with lr={group['lr']:g} and lam={state.lam:g} is unstable: lr*lam*max importance = {stiffness:.3g}, "
-                    f"but the steps are stable only below {bound:.3g}. Use lam below {largest:.2g}, a lower lr, or Adam.",
-                )
 
 
 def check_scenario(data: Any) -> Iterator[tuple[str, str]]:
