@@ -89,7 +89,7 @@ def test_the_weights_that_other_callbacks_leave_are_measured(name, first):
     assert_close(strategy.penalty.importance, double_loop(module))
 
 
-def test_weights_changed_by_the_module_after_training_are_an_error():
+def test_weights_changed_after_the_measurement_are_an_error():
     class Late(Net):
         def on_train_end(self):
             AddsAtTheEnd().on_train_end(None, self)

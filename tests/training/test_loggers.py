@@ -85,7 +85,7 @@ def test_a_run_has_a_readable_name_tags_and_a_flat_config(logged):
     """Runs can be filtered by the tags and the configuration."""
     metrics, _, records, _ = logged
     (run,) = of(records, "run")
-    assert run["display_name"] == "ewc lam=1000 fisher=exact permuted_digits task seed=0"
+    assert run["display_name"] == "ewc lam=1e3 fisher=exact fisher_batch=1 permuted_digits task seed=0"
     assert run["tags"] == ["ewc", "permuted_digits", "task"]
     config = run["config"]["update"]
     wanted = {"strategy": "ewc", "data": "permuted_digits", "scenario": "task", "lam": 1000, "fisher": "exact"}
@@ -313,7 +313,6 @@ def test_without_a_login_the_view_is_not_saved_and_says_so():
     pytest.importorskip("wandb_workspaces")
     done = view("me")
     assert done.returncode == 1
-    assert (
-        done.stderr.strip()
-        == "saving a view needs a login: `wandb login` first, or look at the specification with --print"
+    assert done.stderr.strip() == (
+        "expected a W&B login to save the view. Run wandb login, or print the specification with --print."
     )
