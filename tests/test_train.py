@@ -230,6 +230,7 @@ def test_batch_norm_is_frozen_after_the_first_task_or_not(run, tmp_path):
     assert not torch.equal(first, last)
 
 
+@pytest.mark.slow
 def test_joint_remembers_what_fine_tuning_forgets(run):
     options = ("data.tasks=3", "epochs=5")
     joint, plain = run(*options, "strategy=joint", folder="j"), run(*options, "strategy=finetune", folder="f")
@@ -258,7 +259,7 @@ def test_every_yaml_composes(composed, group, choice):
 @pytest.mark.parametrize(
     ("group", "choice"),
     [
-        pytest.param(group, choice, marks=[] if group in ("strategy", "net") else pytest.mark.slow)
+        pytest.param(group, choice, marks=[] if group == "strategy" or choice in ("mlp", "cnn") else pytest.mark.slow)
         for group, choice in EVERY_CHOICE
         if (group, choice) not in {("trainer", "gpu"), ("trainer", "ddp")}  # see tests/training/test_processes.py
         and not (group == "data" and choice not in OFFLINE)  # see test_every_data_set_runs_a_batch

@@ -79,10 +79,11 @@ def test_an_option_that_a_yaml_does_not_pass_on_is_named(composed):
 def test_arguments_of_a_class_include_those_of_base_constructors():
     """Arguments that a constructor passes on are those of the constructor that receives them."""
     assert list(arguments_of(Strategy)) == []
-    assert list(arguments_of(SI)) == ["lam", "damping", "clamp", "include", "exclude"]
+    quadratic = ["include", "exclude", "frozen", "grow", "consolidate_at", "keep_previous"]
+    assert list(arguments_of(SI)) == ["lam", "damping", "clamp", *quadratic]
     taken = arguments_of(EWC)
     assert list(taken)[:5] == ["lam", "fisher", "fisher_batch", "label_samples", "loss"]
-    assert set(list(taken)[5:]) == {"samples", "outputs", "seed", "data", "chunk", "include", "exclude"}
+    assert set(list(taken)[5:]) == {"samples", "outputs", "seed", "data", "chunk", *quadratic}
     assert taken["lam"].default == 1e3
 
     class Any(Strategy):

@@ -87,7 +87,7 @@ ERRORS = [
     (["optimizer.reset=no"], "optimizer.reset=no: expected true or false, got 'no'."),
     (["net.batch_norm=no"], "(batch_norm=no: expected true or false, got 'no')"),
     (["data.drop_last=no"], "data.drop_last=no: expected true or false, got 'no'."),
-    (["+strategy.foo=1"], "strategy.foo=1: clbench.strategies.EWC has no option foo. Try one of chunk, data, exclude, "),
+    (["+strategy.foo=1"], "strategy.foo=1: clbench.strategies.EWC has no option foo. Try one of chunk, consolidate_at, "),
     (["+data.foo=1"], "data.foo=1: clbench.data.TaskSequence has no option foo. Try one of augment, "),
     (["data.tasks=many"], "data=clbench.data.TaskSequence could not be constructed ("),
     (["data.scale=0"], "data.scale=0: expected a number > 0, got 0."),

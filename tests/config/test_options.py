@@ -111,6 +111,7 @@ def test_patience_ends_a_task_early(run, tmp_path):
     assert last_step(tmp_path / "run") < 40 * STEPS
 
 
+@pytest.mark.slow
 def test_best_keeps_the_weights_of_lowest_validation_loss(run, composed, tmp_path):
     """``consolidate=best`` keeps the weights of the epoch with the lowest validation loss."""
     options = (*SHORT, "lr=0.05", "strategy=finetune", "data.tasks=1")

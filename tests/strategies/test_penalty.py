@@ -450,7 +450,7 @@ def test_each_of_two_optimizers_gets_its_own_penalty():
         torch.testing.assert_close(p.detach(), e, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:sgd lr=0.1")
+@pytest.mark.filterwarnings("ignore:SGD with lr=0.1")
 def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
     strategy = L2(lam=1e8)
     with pytest.raises(Unstable, match=r"sgd lr=0.1 with lam=1e\+08 is too stiff .*= 1e\+07.*below 2.*Lower lam or lr"):

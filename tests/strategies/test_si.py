@@ -336,7 +336,7 @@ def test_damping_is_finite_and_positive_and_clamp_is_a_bool(damping):
         SI(lam=1.0, clamp="yes")
 
 
-@pytest.mark.filterwarnings("ignore:sgd lr=")
+@pytest.mark.filterwarnings("ignore:SGD with lr=")
 def test_divergence_with_negative_importance_names_remedies():
     with pytest.raises(Unstable, match=r"Lower lam or lr, .*, or clamp=True, because importance is down to -"):
         learn(Plain(DECAYING), SI(lam=1e8), tasks=2, max_epochs=30)

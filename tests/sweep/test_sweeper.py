@@ -25,6 +25,7 @@ def test_intransigence_is_the_accuracy_gap_to_the_reference():
     assert intransigence(reference, reference) == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_reference_shows_intransigence(command, tmp_path):
     """Each run is compared with the reference of the same seed."""
     options = ("seed=0,1", "epochs=1", "data.tasks=2", "net.hidden=[16]", "output_dir=sweep")
@@ -220,7 +221,7 @@ def test_lam_is_not_selected_without_a_criterion(command, tmp_path, options, mes
 
 def test_a_lam_that_gives_non_finite_weights_is_not_selected(command, tmp_path):
     """The table has the reason."""
-    done = command(*CHOICE, "lam=1e9,1", "optimizer=sgd", "select_lam_on_first_tasks=2")
+    done = command(*CHOICE, "lam=1e9,1", "optimizer=sgd", "steps=45", "select_lam_on_first_tasks=2")
     assert done.returncode == 0, done.stderr
     assert "failed: training on task 2 gave non-finite weights" in " ".join(done.stdout.split())
     (metrics,) = [m for m in metrics_of(tmp_path / "sweep").values() if m["status"] == "complete"]
@@ -259,7 +260,7 @@ def test_two_sweeps_in_one_folder_count_their_own_runs(tmp_path):
 
 
 def test_the_failure_of_a_run_is_kept_until_it_is_started_again(run, tmp_path):
-    options = (*SMALL, "strategy=l2", "optimizer=sgd", "lam=1e9")
+    options = (*SMALL, "steps=45", "strategy=l2", "optimizer=sgd", "lam=1e9")
     with pytest.raises(Unstable):
         run(*options)
     first, *rest = (tmp_path / "run/failed.txt").read_text(encoding="utf-8").splitlines()

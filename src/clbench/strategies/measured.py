@@ -129,6 +129,7 @@ class ImportanceStrategy(QuadraticStrategy):
         return 1
 
     def check(self, sequence: TaskSequence) -> None:
+        super().check(sequence)
         if not isinstance(self.data, str):
             return
         if self.data == "train":

@@ -162,6 +162,13 @@ class QuadraticStrategy(Strategy):
         self._trained, self._unmeasured, self._dropped = set(), set(), set()
         self._pending, self._loaded_pending = False, None
 
+    def check(self, sequence: TaskSequence) -> None:
+        if self.consolidate_at != "fit":
+            raise StrategyError(
+                f"consolidate_at={self.consolidate_at}: expected fit, because a run consolidates each task itself. Try "
+                "consolidate=best to keep the best weights"
+            )
+
     @property
     def strength(self) -> float:
         """The factor of q/2 in the loss, see ``PenaltyState``."""
