@@ -41,6 +41,11 @@ def trainable(module: nn.Module) -> Params:
     return {name: p for name, p in named_parameters(module).items() if p.requires_grad}
 
 
+def in_float64(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` in float64, on the CPU if its device does not have it (mps)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def snapshot(params: Mapping[str, Tensor]) -> Params:
     """Return detached copies, on the same devices and with the same dtypes."""
     return {name: p.detach().clone() for name, p in params.items()}

@@ -17,6 +17,7 @@ from clbench.importance.output_gradients import (
     mse,
     multinomial_factor,
 )
+from clbench.params import in_float64
 
 LABELS = ("exact", "sample", "empirical", "predicted")
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mse")
@@ -107,14 +108,14 @@ def sample_columns(z: Tensor, loss: str, label_samples: int, generator: torch.Ge
     """
     n, c = z.shape
     width = c if loss == "mse" else 1
-    u = torch.rand(n, label_samples, width, generator=generator, dtype=torch.float64).to(z.device)
+    u = torch.rand(n, label_samples, width, generator=generator, dtype=torch.float64).to(in_float64(z[:0]).device)
     for d in range(label_samples):
         if loss == "cross_entropy":
             column = cross_entropy(z, inverse_cdf(z, u[:, d, 0]))
         elif loss == "binary_cross_entropy":
-            column = binary_cross_entropy(z, u[:, d, 0] < z[:, 0].double().sigmoid())
+            column = binary_cross_entropy(z, (u[:, d, 0] < in_float64(z[:, 0]).sigmoid()).to(z.device))
         else:  # 2/C times a residual of variance C/2
-            column = (2 / c) ** 0.5 * torch.special.ndtri(u[:, d].clamp_(min=1e-300)).to(z.dtype)
+            column = (2 / c) ** 0.5 * torch.special.ndtri(u[:, d].clamp_(min=1e-300)).to(z)
         yield column / label_samples**0.5
 
 
@@ -197,7 +198,7 @@ class TargetCheck:
         return y
 
     def _note(self, y: Tensor, bad: Tensor) -> None:
-        self.range_errors.append(torch.stack([bad.any().double(), y[bad.double().argmax()].double()]))
+        self.range_errors.append(torch.stack([bad.any().float(), y[bad.int().argmax()].float()]))
 
     def finish(self) -> None:
         """Check the ranges that were collected.

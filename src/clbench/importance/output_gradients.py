@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clbench.params import in_float64
+
 
 class OutputGradients(NamedTuple):
     """The gradients at the outputs that are sent backward through the module.
@@ -67,5 +69,5 @@ def mse(z: Tensor, y: Tensor) -> Tensor:
 
 def inverse_cdf(z: Tensor, u: Tensor) -> Tensor:
     """Return labels drawn from softmax(z) with uniforms u in [0, 1); (N, C), (N,) -> (N,)."""
-    cumulative = z.double().softmax(1).cumsum(1)
-    return (cumulative[:, :-1] <= u[:, None]).sum(1)
+    cumulative = in_float64(z).softmax(1).cumsum(1)
+    return (cumulative[:, :-1] <= u.to(cumulative.device)[:, None]).sum(1).to(z.device)

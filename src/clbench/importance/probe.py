@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from clbench.importance.batching import count, take
 from clbench.importance.graph import Recorder, trace
 from clbench.importance.outputs import check_differentiable, check_outputs
+from clbench.params import in_float64
 
 
 class Probe(NamedTuple):
@@ -61,7 +62,7 @@ def probe(forward: Callable[[Any], tuple[Tensor, Any]], recorder: Recorder, batc
     excluded: set[int] = set()
     for row in {0, n - 1}:
         v = torch.zeros_like(z)
-        v[row] = torch.linspace(1.0, 2.0, z.shape[1], dtype=torch.float64, device=z.device).cos().to(z.dtype)
+        v[row] = torch.linspace(1.0, 2.0, z.shape[1], dtype=torch.float64).cos().to(z)
         grads = (
             torch.autograd.grad(z, [c.edge for c in calls], v, retain_graph=True, allow_unused=True) if calls else ()
         )
@@ -92,11 +93,12 @@ def check_independent(module: nn.Module, forward: Callable[[Any], tuple[Tensor, 
         alone, together = forward(take(batch, slice(0, few)))[0], forward(take(batch, slice(0, 4)))[0]
     check_outputs(alone, few)
     check_outputs(together, min(n, 4))
-    together = together[:few]
-    finite = together[together.isfinite()].double()
+    precision = torch.finfo(together.dtype).eps
+    alone, together = in_float64(alone), in_float64(together[:few])
+    finite = together[together.isfinite()]
     scale = finite.abs().max() if finite.numel() else torch.tensor(0.0)
-    tolerance = 100 * torch.finfo(together.dtype).eps ** 0.75 * float(scale)
-    if not torch.allclose(alone.double(), together.double(), rtol=0.0, atol=tolerance, equal_nan=True):
+    tolerance = 100 * precision**0.75 * float(scale)
+    if not torch.allclose(alone, together, rtol=0.0, atol=tolerance, equal_nan=True):
         raise ValueError(
             "the outputs of an example change with the other examples of its batch, or from call to call, so it has no "
             "importance of its own. Remove layers that mix examples or draw random numbers in evaluation mode"

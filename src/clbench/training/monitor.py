@@ -63,6 +63,12 @@ class PenaltyMonitor(L.Callback):
 
     Raises:
         ConfigError: ``every`` is below 1.
+
+    Example:
+        >>> messages = []
+        >>> monitor = PenaltyMonitor(report=messages.append)  # callbacks=[EWC(lam=1e3), monitor]
+        >>> monitor.warnings
+        []
     """
 
     watches_step_size = True  # the strategy then leaves that check to it
