@@ -17,6 +17,7 @@ import torch
 
 import clbench
 from tests.forked import FORK
+from tests.test_train import same_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -64,8 +65,7 @@ def test_a_command_killed_twice_resumes_bit_identical(run, tmp_path):
         assert a[key] == b[key], key
     states = [torch.load(tmp_path / n / "checkpoints/task_3.ckpt", weights_only=True) for n in ("whole", "again")]
     for part in ("learner", "strategy"):
-        assert flat(states[0][part]).keys() == flat(states[1][part]).keys()
-        assert all(torch.equal(v, flat(states[1][part])[k]) for k, v in flat(states[0][part]).items())
+        assert same_checkpoint(states[0][part], states[1][part])
     assert not list(again.rglob("*.part"))
 
 
@@ -79,13 +79,6 @@ def test_ctrl_c_ends_with_one_line_and_keeps_finished_tasks(tmp_path):
     message = "Interrupted. Rerun the same command with output_dir=here to resume.\n"
     assert (code, (tmp_path / "stderr").read_text(encoding="utf-8")) == (1, message)
     assert finished_tasks(tmp_path / "here") >= 1
-
-
-def flat(tree, prefix=""):
-    """Return the tensors of nested dictionaries by path."""
-    if isinstance(tree, torch.Tensor):
-        return {prefix: tree}
-    return {k: v for name, sub in tree.items() for k, v in flat(sub, f"{prefix}/{name}").items()}
 
 
 # --- two processes ------------------------------------------------------------------------------------------------------
