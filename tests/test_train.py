@@ -130,6 +130,7 @@ def test_strategies_of_one_seed_start_from_the_same_net_and_data(run):
     assert a["accuracy_matrix"] != b["accuracy_matrix"]
 
 
+@pytest.mark.slow
 def test_lam_0_is_fine_tuning_bit_for_bit(run):
     options = (*SHORT, "optimizer.reset=false")
     plain = run(*options, "strategy=finetune", folder="plain")

@@ -492,7 +492,15 @@ elif stage == "next_task":
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "make", ["EWC(lam=100.0)", "OnlineEWC(lam=100.0)", "MAS(lam=0.1)", "MAS(lam=0.1, online=True)", "SI()"]
+    "make",
+    [
+        "EWC(lam=100.0)",
+        "OnlineEWC(lam=100.0)",
+        "MAS(lam=0.1)",
+        "MAS(lam=0.1, form='local')",
+        "MAS(lam=0.1, online=True)",
+        "SI()",
+    ],
 )
 def test_the_recipe_survives_kills_at_every_stage(make, tmp_path):
     """Three tasks, each process killed at another stage. The last one ends with the bits of a process never killed."""

@@ -156,6 +156,7 @@ def test_a_plugin_that_is_not_installed_says_what_to_install(command, package, c
     )
 
 
+@pytest.mark.slow
 def test_only_runs_of_the_selected_lam_are_finished(command, tmp_path):
     """lam is selected on the first tasks."""
     grid = ("strategy=finetune,ewc", "lam=1e3,1e9", "seed=0,1", "epochs=2", "data.tasks=3", "net.hidden=[16]")
@@ -271,6 +272,7 @@ def test_the_failure_of_a_run_is_kept_until_it_is_started_again(run, tmp_path):
     assert not (tmp_path / "run/failed.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_report_show_each_warning_once(command, tmp_path):
     done = command(
         "-m", "strategy=l2", "lam=1e-12,1e-13", "epochs=5", "data.tasks=2", "net.hidden=[16]", "output_dir=sweep"
