@@ -152,7 +152,7 @@ class TargetCheck:
         if self.loss == "binary_cross_entropy" and c != 1:
             raise ValueError(
                 f"loss=binary_cross_entropy: expected one logit (N, 1), got {c} columns. "
-                "Use loss=cross_entropy, or select one column with outputs=..."
+                "For one of C classes use loss=cross_entropy. Of several independent labels, select one column with outputs=..."
             )
         if self.loss == "cross_entropy" and not self.classes and _are_probabilities(z):
             raise ValueError(
