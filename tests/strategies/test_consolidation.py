@@ -24,6 +24,8 @@ from torch.utils.data import DataLoader
 from clbench import EWC, L2, MAS, SI, OnlineEWC
 from clbench.errors import ConfigError
 from clbench.params import fingerprints, named_parameters, snapshot
+from clbench.strategies import quadratic
+from clbench.strategies.consolidation import LARGE, merged
 from tests import references
 from tests.conftest import trainer
 from tests.strategies.test_penalty import data, loader
@@ -449,17 +451,21 @@ def test_the_peak_is_16_bytes_per_parameter_above_plain_training(make):
     assert strategy.cost()["bytes"] == 8 * size
 
 
-def test_merging_in_parts_equals_merging_whole(monkeypatch):
+def test_merging_in_parts_equals_merging_whole():
+    """A parameter of more than ``LARGE`` elements is merged a few rows at a time."""
+    generator = torch.Generator().manual_seed(0)
+    anchors = [{"w": torch.randn(300, 200, generator=generator)} for _ in range(3)]
+    importances = [{"w": torch.rand(300, 200, generator=generator)} for _ in range(3)]
+    assert anchors[0]["w"].numel() > 2 * LARGE
     ends = []
-    for large in (4, 2**14):
-        monkeypatch.setattr("clbench.strategies.consolidation.LARGE", large)
-        module, strategy = Net(), EWC(lam=1.0)
-        for task in range(3):
-            fit(module, strategy, task)
-        ends.append(strategy)
-    for part in (0, 1):
-        assert fingerprints(ends[0].penalty[part]) == fingerprints(ends[1].penalty[part])
-    torch.testing.assert_close(ends[0].penalty.constant, ends[1].penalty.constant)
+    for elementwise in (True, False):
+        parts: list = []
+        for importance, params in zip(importances, anchors, strict=True):
+            parts = [merged(parts, snapshot(importance), params, quadratic.add, elementwise)]
+        ends.append(parts[0])
+    assert torch.equal(ends[0].importance["w"], ends[1].importance["w"])
+    assert torch.equal(ends[0].anchor["w"], ends[1].anchor["w"])
+    torch.testing.assert_close(ends[0].constant, ends[1].constant)
 
 
 def test_a_fingerprint_differs_if_one_bit_differs():

@@ -1,4 +1,4 @@
-"""What a consolidation needs of a fit of Lightning: its place among the callbacks, checkpoints, processes, final weights."""
+"""What a penalty needs of a fit of Lightning: what is refused, its place among the callbacks, checkpoints, processes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from clbench.errors import StrategyError
 
@@ -30,6 +32,32 @@ def refuse_sharded(trainer: L.Trainer) -> None:
         raise StrategyError(
             f"{type(trainer.strategy).__name__} splits parameters over devices, but a penalty needs them whole. Use 'ddp'"
         )
+
+
+def refuse_what_misses_the_penalty(trainer: L.Trainer, module: nn.Module) -> None:
+    """Refuse optimisers and layers with which the penalty would be wrong or missing.
+
+    Raises:
+        ConfigError: The Trainer or the module has one.
+    """
+    plugin = trainer.precision_plugin
+    fused = [o for o in trainer.optimizers if getattr(o, "_step_supports_amp_scaling", False)]
+    if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and fused:
+        raise StrategyError(
+            f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients are still scaled when the penalty "
+            "is added. Use fused=False or precision=bf16-mixed"
+        )
+    if any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups):
+        raise StrategyError(
+            "line_search_fn compares values of the loss, which do not include the penalty. Use line_search_fn=None, or "
+            "another optimizer"
+        )
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+            raise StrategyError(f"{name} has sparse gradients, to which a penalty cannot be added. Use sparse=False")
+    for name, p in module.named_parameters():
+        if is_lazy(p):
+            raise StrategyError(f"{name} has no shape yet (a lazy layer). Run one batch through the module before fit")
 
 
 def place_last(callback: L.Callback, trainer: L.Trainer) -> None:

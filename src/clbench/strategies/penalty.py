@@ -14,10 +14,8 @@ from uuid import uuid4
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import SGD, Optimizer
 
 from clbench.data import TaskSequence
@@ -34,6 +32,7 @@ from clbench.strategies.fit import (
     on_device,
     place_last,
     refuse_sharded,
+    refuse_what_misses_the_penalty,
     return_state,
     save_again,
 )
@@ -446,29 +445,3 @@ class QuadraticStrategy(Strategy):
         if not any(getattr(callback, "watches_step_size", False) for callback in callbacks):
             for _, text in check_step_size(self.penalty_state(), trainer.optimizers):
                 rank_zero_warn(text)
-
-
-def refuse_what_misses_the_penalty(trainer: L.Trainer, module: nn.Module) -> None:
-    """Refuse optimisers and layers with which the penalty would be wrong or missing.
-
-    Raises:
-        ConfigError: The Trainer or the module has one.
-    """
-    plugin = trainer.precision_plugin
-    fused = [o for o in trainer.optimizers if getattr(o, "_step_supports_amp_scaling", False)]
-    if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and fused:
-        raise StrategyError(
-            f"{type(fused[0]).__name__} is fused under 16-mixed precision, so gradients are still scaled when the penalty "
-            "is added. Use fused=False or precision=bf16-mixed"
-        )
-    if any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups):
-        raise StrategyError(
-            "line_search_fn compares values of the loss, which do not include the penalty. Use line_search_fn=None, or "
-            "another optimizer"
-        )
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
-            raise StrategyError(f"{name} has sparse gradients, to which a penalty cannot be added. Use sparse=False")
-    for name, p in module.named_parameters():
-        if is_lazy(p):
-            raise StrategyError(f"{name} has no shape yet (a lazy layer). Run one batch through the module before fit")
