@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,33 +12,33 @@ import torch
 from torch import Tensor, nn
 
 from clbench.importance.batching import count, merge_batches, move_to, shapes, take
-from clbench.importance.example_statistics import ExampleStatistics
-from clbench.importance.general import General, Measured
-from clbench.importance.graph import Call, Recorder, plan, recording
-from clbench.importance.layers import FORMS, embedding, form_of
+from clbench.importance.example_statistics import ExampleStatistics, Sums
+from clbench.importance.factors import Factor, Outer, Rows, SquareOrAbs, joined, pieces
+from clbench.importance.graph import Graph, Shared, Structure
 from clbench.importance.measurement import Measurement
+from clbench.importance.operations import Operation, factor_of, widen
 from clbench.importance.output_gradients import OutputGradients
 from clbench.importance.outputs import check_differentiable, check_outputs
-from clbench.importance.probe import Probe, check_independent, probe
+from clbench.importance.probe import Probe, probe
 from clbench.params import trainable
 
 CPU_FORWARD = 64 * 2**20
-"""Memory for the activations and layer gradients of one forward pass on a CPU, in bytes."""
+"""Memory for the activations and gradients of one forward pass on a CPU, in bytes."""
 
-CPU_INNER = 4 * 2**20
-"""Memory for per-example weight gradients on a CPU, in bytes: small enough for the caches."""
+CPU_INNER = 2**20
+"""Entries of per-example weight gradients on a CPU: few enough for the caches."""
 
 
 def budgets(device: torch.device) -> tuple[int, int]:
-    """Return the memory (forward, inner) in bytes: fixed on a CPU, an eighth of the free memory each on a GPU."""
+    """Return the memory of a forward pass in bytes and the entries of per-example gradients.
+
+    They are fixed on a CPU, and an eighth of the free memory each on a GPU.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free // 8, free // 8
+        return free // 8, free // 32
     return CPU_FORWARD, CPU_INNER
 
-
-SquareOrAbs = Callable[..., Tensor]
-"""``torch.square`` or ``torch.abs``."""
 
 BLOCK = 16
 """Columns processed together, so that a convolution unfolds its input once for all of them."""
@@ -45,13 +46,15 @@ BLOCK = 16
 SMALL = 64
 """Number of examples up to which small batches are merged, at most ``chunk``. Without it, a loader of single examples is slow."""
 
+log = logging.getLogger(__name__)
+
 
 class Engine:
     """Measure the importance of the parameters of one module. Must be used inside ``preserve_state``.
 
-    Each batch takes one forward pass, and one backward pass per column of ``output_gradients``. The backward pass computes the
-    gradients at the outputs of the layers only. A closed form per layer then gives the parameter gradients of each example.
-    Parameters without a closed form are handled by ``general``.
+    Each batch takes one forward pass, and one backward pass per column of ``output_gradients``. The backward pass ends at the
+    operations in which a parameter meets the examples. A rule per operation (``operations.py``) then gives the gradient of each
+    example. Where the examples cannot be located in the graph (``Irregular``), they are measured one at a time.
 
     Args:
         module: Any module, in evaluation mode.
@@ -74,59 +77,55 @@ class Engine:
         self.names = {id(p): name for name, p in self.params.items()}
         self.device = next(iter(self.params.values())).device
         self.forward_budget, self.inner_budget = budgets(self.device)
-        self.measured = Measured(module, options.outputs)
-        self.general = General(self.measured, self.forward_budget)
         self.statistics = ExampleStatistics(self.params, second=options.error)
         self.probes: dict[Any, Probe] = {}
 
     def run(self, batches: Iterable[Any]) -> ExampleStatistics:
         """Return the sums over all examples of ``batches``."""
-        with recording(self.module) as recorder:
-            for batch in merge_batches(batches, min(SMALL, self.chunk or SMALL)):
-                batch = move_to(batch, self.device)
-                n = count(batch)
-                probed = self._probe(recorder, batch)
-                pieces = math.ceil(n / self._chunk(probed, n))
-                for i in range(pieces):
-                    piece = take(batch, slice(i * n // pieces, (i + 1) * n // pieces)) if pieces > 1 else batch
-                    self._add(recorder, piece, probed)
+        for batch in merge_batches(batches, min(SMALL, self.chunk or SMALL)):
+            batch = move_to(batch, self.device)
+            n = count(batch)
+            probed = self._probe(batch)
+            number = math.ceil(n / self._chunk(probed, n))
+            for i in range(number):
+                piece = take(batch, slice(i * n // number, (i + 1) * n // number)) if number > 1 else batch
+                self._add(piece, probed)
         return self.statistics
 
-    def _probe(self, recorder: Recorder, batch: Any) -> Probe:
-        """Return the probe of batches of this kind, computed once.
-
-        Batches of one example are probed separately, because one example does not show which dimension is the batch.
-        """
-        kind = (shapes(batch), count(batch) > 1)
+    def _probe(self, batch: Any) -> Probe:
+        """Return the probe of batches of this kind, computed once."""
+        kind = (shapes(batch), min(count(batch), 3))
         if kind not in self.probes:
-            check_independent(self.module, self.measured, batch)
-            tensors = [*self.module.parameters(), *self.module.buffers()]
-            storages = {t.untyped_storage().data_ptr() for t in tensors}
-            self.probes[kind] = probe(self.measured, recorder, batch, storages)
+            self.probes[kind] = probe(self.module, self.outputs, batch, self.names)
         return self.probes[kind]
 
     def _chunk(self, probed: Probe, n: int) -> int:
         """Return the number of examples per forward pass."""
+        if probed.structure is None:
+            return 1
         columns = 1 if self.statistics.second is None else self.output_gradients.count(probed.width)
         each = 2 * probed.saved + columns * probed.edges
         return max(1, min(n, self.chunk or n, self.forward_budget // max(1, each)))
 
-    def _add(self, recorder: Recorder, batch: Any, probed: Probe) -> None:
+    def _add(self, batch: Any, probed: Probe) -> None:
         n = count(batch)
-        (z, y), calls = recorder.run(lambda: self.outputs(self.module, batch))
+        z, y = self.outputs(self.module, batch)
         check_outputs(z, n)
         check_differentiable(z)
-        todo = plan(z, calls, self.names, n, probed.excluded)
-        wide = z.detach().to(torch.promote_types(z.dtype, torch.float32))
-        columns = (v.to(z.dtype) for v in self.output_gradients.columns(wide, y))
+        graph = None
+        if n > 1:
+            graph = Graph(z, self.names)
+            if probed.structure is None or not probed.structure.fits(graph, n):
+                for i in range(n):
+                    self._add(take(batch, slice(i, i + 1)), probed)
+                return
+        columns = (v.to(z.dtype) for v in self.output_gradients.columns(widen(z.detach()), y))
         block = self._block(probed, n, z.shape[1])
         while some := list(islice(columns, block)):
-            self._closed(z, todo.closed, some)
-            if todo.general:
-                params = {name: self.params[name] for name in todo.general}
-                for grads in self.general(params, batch, torch.stack(some, 1), probed.saved):
-                    for name, g in grads.items():
-                        self.statistics.add(name, self.square_or_abs(_widen(g)))
+            if graph is None:
+                self._example(z, some)
+            else:
+                Block(self, graph, probed.structure, z, some).add()
         self.statistics.examples += n
 
     def _block(self, probed: Probe, n: int, c: int) -> int:
@@ -135,57 +134,84 @@ class Engine:
             return max(1, self.output_gradients.count(c))
         return max(1, min(BLOCK, self.forward_budget // max(1, n * probed.edges)))
 
-    def _closed(self, z: Tensor, todo: list[tuple[Call, dict[str, str]]], columns: list[Tensor]) -> None:
-        if not todo:
-            return
-        edges = [call.edge for call, _ in todo]
-        gradients = [torch.autograd.grad(z, edges, v, retain_graph=True, allow_unused=True) for v in columns]
-        for (call, names), g in zip(todo, zip(*gradients, strict=True), strict=True):
-            if g[0] is not None:
-                self._layer(call, names, g)
-
-    def _layer(self, call: Call, names: dict[str, str], g: tuple[Tensor, ...]) -> None:
-        """Add the values of one layer, from its input and the K gradients g at its output, each (n, ...)."""
-        layer, a = call.layer, call.input
-        kind = form_of(layer)
-        if kind is nn.Embedding:
-            rows = embedding(layer, a, _widen(torch.stack(g, 1)), self.square_or_abs)  # type: ignore[arg-type]
-            self.statistics.add_rows(names["weight"], *rows)
-            return
-        a = _widen(a)
-        if kind is nn.Linear and a.dim() == 2:
-            left = self.square_or_abs(_widen(g[0]))
-            for more in g[1:]:
-                _add(left, _widen(more), self.square_or_abs)
-            if "weight" in names:
-                self.statistics.add_outer(names["weight"], left, self.square_or_abs(a))
-            if "bias" in names:
-                self.statistics.add(names["bias"], left.unsqueeze(1))
-            return
-        form = FORMS[kind]  # type: ignore[index]
-        for piece in _pieces(a, g, sum(self.params[name].numel() for name in names.values()), self.inner_budget):
-            some = [_widen(column[piece]) for column in g]
-            gradients = form(
-                layer, a[piece], torch.stack(some, 1) if len(some) > 1 else some[0].unsqueeze(1), set(names)
-            )
-            for local, gradient in gradients.items():
-                self.statistics.add(names[local], self.square_or_abs(gradient, out=gradient))
+    def _example(self, z: Tensor, columns: Sequence[Tensor]) -> None:
+        """Add the values of a single example, by ordinary backward passes."""
+        params = list(self.params.values())
+        by_column = [torch.autograd.grad(z, params, v, retain_graph=True, allow_unused=True) for v in columns]
+        for name, p, gradients in zip(self.params, params, zip(*by_column, strict=True), strict=True):
+            dense = torch.stack([torch.zeros_like(p) if g is None else g for g in gradients])
+            self.statistics.of(name).add(self.square_or_abs(widen(dense[None])))
 
 
-def _pieces(a: Tensor, g: tuple[Tensor, ...], numel: int, budget: int) -> Iterator[slice]:
-    """Yield slices of examples whose weight gradients and patches (estimated as nine times the input) fit ``budget`` bytes."""
-    n = len(a)
-    each = a.element_size() * (len(g) * (numel + g[0][0].numel()) + 9 * a[0].numel())
-    size = max(1, budget // each)
-    for start in range(0, n, size):
-        yield slice(start, start + size)
+class Block:
+    """Some columns of the gradients at the outputs of one batch, sent backward to the operations where parameters meet examples."""
+
+    def __init__(
+        self, engine: Engine, graph: Graph, structure: Structure, z: Tensor, columns: Sequence[Tensor]
+    ) -> None:
+        self.engine, self.graph, self.structure, self.n = engine, graph, structure, len(z)
+        self.value, self.budget = engine.square_or_abs, engine.inner_budget
+        edges = [graph.edge((node, 0)) for node in structure.nodes]
+        by_column = [torch.autograd.grad(z, edges, v, retain_graph=True, allow_unused=True) for v in columns]
+        self.gradients = dict(zip(structure.nodes, zip(*by_column, strict=True), strict=True))
+
+    def add(self) -> None:
+        """Add the values of every parameter to the statistics."""
+        for name, sources in self.structure.sources.items():
+            factors = [(source, factor) for source in sources for factor in self._factors(source)]
+            if factors:
+                self._add(name, self.engine.statistics.of(name), factors)
+
+    def _factors(self, source: Shared) -> list[Factor]:
+        """Return the gradients of a shared tensor, one factor for each operation in which it meets examples."""
+        shared = self.engine.params[source] if isinstance(source, str) else self.graph.edge(source)
+        shape = shared.shape if isinstance(shared, Tensor) else self.graph.shape(*source)  # type: ignore[misc]
+        found = []
+        for node, index, layout in self.structure.meetings[source]:
+            gradients = [g for g in self.gradients[node] if g is not None]
+            if gradients:
+                op = Operation(self.graph.nodes[node], index, shared, shape, layout, self.n)
+                found.append(factor_of(op, widen(torch.stack([op.split(g) for g in gradients], 1))))
+        return found
+
+    def _add(self, name: str, sums: Sums, factors: list[tuple[Shared, Factor]]) -> None:
+        """Add the values of one parameter. Where it is used more than once, the gradients are added before the value is taken."""
+        moved = {source: self.structure.moved.get(source) for source, _ in factors}
+        if all(moves in ((), ("TBackward0",)) for moves in moved.values()):
+            direct = [_untransposed(factor) if moved[source] else factor for source, factor in factors]
+            outer = [f for f in direct if isinstance(f, Outer) and f.unfold is None]
+            rows = [f for f in direct if isinstance(f, Rows)]
+            if len(direct) == 1:
+                return direct[0].add_to(sums, self.value, self.budget)
+            if len(outer) == len(direct) and len({f.is_transposed for f in outer}) == 1:
+                return joined(outer).add_to(sums, self.value, self.budget)
+        elif len(factors) == 1 and moved[factors[0][0]] is not None:
+            source, factor = factors[0]
+            own = Sums(*(None if t is None else t.new_zeros(factor.shape) for t in sums))
+            factor.add_to(own, self.value, self.budget)
+            for total, part in zip(sums, own, strict=True):
+                if total is not None:
+                    total += self._pulled(source, name, part[None, None])[0, 0]
+            return None
+        each = sum(f.each() for _, f in factors) + self.engine.params[name].numel()
+        for piece in pieces(self.n, each, self.budget):
+            dense = [self._pulled(source, name, factor.dense(piece)) for source, factor in factors]
+            sums.add(self.value(sum(dense[1:], dense[0])))
+        return None
+
+    def _pulled(self, source: Shared, name: str, g: Tensor) -> Tensor:
+        """Return gradients (m, K, *shape of source) with respect to the parameter ``name`` from which ``source`` is made."""
+        if isinstance(source, str):
+            return g
+        p, flat = self.engine.params[name], g.flatten(0, 1)
+        dtype = self.graph.nodes[source[0]]._input_metadata[source[1]].dtype  # type: ignore[attr-defined]
+        (pulled,) = torch.autograd.grad(
+            [self.graph.edge(source)], [p], [flat.to(dtype)], is_grads_batched=True, retain_graph=True
+        )
+        return widen(pulled).view(*g.shape[:2], *p.shape)
 
 
-def _add(total: Tensor, g: Tensor, square_or_abs: SquareOrAbs) -> Tensor:
-    """Add square_or_abs(g) to ``total`` in place. Squares take one pass over the memory."""
-    return total.addcmul_(g, g) if square_or_abs is torch.square else total.add_(square_or_abs(g))
-
-
-def _widen(t: Tensor) -> Tensor:
-    """Return ``t`` in float32 or wider."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
+def _untransposed(factor: Factor) -> Factor:
+    """Return the gradients of the transposed tensor."""
+    assert isinstance(factor, Outer)
+    return factor._replace(shape=factor.shape[::-1], is_transposed=not factor.is_transposed)

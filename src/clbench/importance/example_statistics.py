@@ -2,12 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clbench.params import Params
+
+LARGE = 2**14
+"""Number of entries from which adding one gradient at a time is faster than a sum over a stack: the total stays in the cache."""
+
+
+class Sums(NamedTuple):
+    """The sums of one tensor, which the methods change in place.
+
+    Attributes:
+        first: Sum over examples of a value per entry.
+        second: Sum of the squares of these values, None if it is not needed.
+    """
+
+    first: Tensor
+    second: Tensor | None
+
+    def viewed(self, view: Callable[[Tensor], Tensor]) -> Sums:
+        """Return the same sums as seen through ``view``, which must not copy."""
+        return Sums(view(self.first), None if self.second is None else view(self.second))
+
+    def add(self, values: Tensor) -> None:
+        """Add values (n, K, *shape). The value of an example is their sum over K."""
+        if self.second is None:
+            self.first.add_(values.flatten(0, 1).sum(0))
+            return
+        values = values.sum(1).double()
+        self.first.add_(values.sum(0))
+        self.second.add_(values.square().sum(0))
+
+    def add_gradients(self, gradients: Tensor, value: Callable[..., Tensor]) -> None:
+        """Add ``value`` of the gradients (n, K, *shape), which are overwritten."""
+        if self.second is None and self.first.numel() >= LARGE:
+            for gradient in gradients.flatten(0, 1):
+                add_value(self.first, gradient, value)
+        else:
+            self.add(value(gradients, out=gradients))
+
+    def add_outer(self, left: Tensor, right: Tensor) -> None:
+        """Add the values left[n, o] * right[n, i] for ``left`` (n, O) and ``right`` (n, I), by one matrix product."""
+        left, right = left.to(self.first.dtype), right.to(self.first.dtype)
+        self.first.addmm_(left.T, right)
+        if self.second is not None:
+            self.second.addmm_(left.square().T, right.square())
+
+    def add_rows(self, index: Tensor, values: Tensor) -> None:
+        """Add values (m, D) to the rows ``index`` (m,) of a table. Each pair of example and row must come once."""
+        values = values.to(self.first.dtype)
+        self.first.index_add_(0, index, values)
+        if self.second is not None:
+            self.second.index_add_(0, index, values.square())
+
+
+def add_value(total: Tensor, g: Tensor, value: Callable[..., Tensor]) -> Tensor:
+    """Add value(g) to ``total`` in place. Squares take one pass over the memory."""
+    return total.addcmul_(g, g) if value is torch.square else total.add_(value(g))
 
 
 class ExampleStatistics:
@@ -34,29 +90,9 @@ class ExampleStatistics:
         self.first = zeros()
         self.second = zeros() if second else None
 
-    def add(self, name: str, values: Tensor) -> None:
-        """Add values (n, K, *shape). The value of an example is their sum over K."""
-        if self.second is None:
-            self.first[name] += values.flatten(0, 1).sum(0)
-            return
-        values = values.sum(1).double()
-        self.first[name] += values.sum(0)
-        self.second[name] += values.square().sum(0)
-
-    def add_outer(self, name: str, left: Tensor, right: Tensor) -> None:
-        """Add the values left[n, o] * right[n, i] for ``left`` (n, O) and ``right`` (n, I), by one matrix product."""
-        total = _flat(self.first[name], left)
-        left, right = left.to(total.dtype), right.to(total.dtype)
-        total.addmm_(left.T, right)
-        if self.second is not None:
-            _flat(self.second[name], left).addmm_(left.square().T, right.square())
-
-    def add_rows(self, name: str, index: Tensor, values: Tensor) -> None:
-        """Add values (m, D) to the rows ``index`` (m,) of a table. Each pair of example and row must come once."""
-        values = values.to(self.first[name].dtype)
-        self.first[name].index_add_(0, index, values)
-        if self.second is not None:
-            self.second[name].index_add_(0, index, values.square())
+    def of(self, name: str) -> Sums:
+        """Return the sums of one parameter."""
+        return Sums(self.first[name], None if self.second is None else self.second[name])
 
     def mean(self) -> Params:
         """Return the mean over the examples."""
@@ -83,7 +119,3 @@ class ExampleStatistics:
             .to(self.dtypes[name])
             for name, first in self.first.items()
         }
-
-
-def _flat(total: Tensor, left: Tensor) -> Tensor:
-    return total.view(left.shape[1], -1)

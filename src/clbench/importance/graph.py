@@ -1,153 +1,299 @@
-"""The autograd graph of a forward pass: which parameters the outputs use, and the input of each layer with a closed form."""
+"""The autograd graph behind the outputs of a module: where parameters meet the examples.
+
+A tensor in the graph is *shared* if it is made of parameters alone, such as a transposed weight or a table of positions. Other
+tensors have one part per example. An operation that turns a shared tensor into a tensor with examples is a *meeting*. The
+gradient of one example with respect to the shared tensor follows from the gradient at the output of that operation, which
+contains the examples one after another.
+
+Which dimension contains the examples is found by comparing the graphs of two batches of different size: it is the dimension
+whose size grows. A dimension of size n * k, such as the rows (examples and positions) of a linear layer, contains each example
+k times. Their order is found from the gradient of one example, which is zero in the rows of all others.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
 
-from clbench.importance.layers import fits, form_of
+Shared = str | tuple[int, int]
+"""A shared tensor: the name of a parameter, or (node, output number)."""
+
+MOVES = {
+    f"{name}Backward{i}"
+    for name in (
+        "T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Select", "Slice",
+        "Split", "SplitWithSizes", "Unbind", "Clone", "ToCopy", "Alias",
+    )
+    for i in range(3)
+}  # fmt: skip
+"""Operations that only move entries: the gradient of an entry of the input is that of at most one entry of the output."""
 
 
-def trace(outputs: Tensor) -> tuple[set[Node], Counter[int]]:
-    """Return all nodes behind ``outputs`` and, by ``id`` of each leaf tensor, the number of operations that use it.
+VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
 
-    A weight that is tied, used twice or used through a function of it has a count other than one, or a count that no layer call
-    explains.
+
+class Irregular(Exception):
+    """The examples of a batch cannot be located in the graph. The text is the reason."""
+
+
+class Graph:
+    """The nodes behind ``outputs``, numbered in a fixed order in which the inputs of a node come before it.
+
+    Args:
+        outputs: Outputs of a module.
+        names: Name of each parameter to measure, by its ``id``.
+
+    Attributes:
+        nodes: The nodes.
+        structure: Name and inputs of each node. An input is the name of a parameter, (node, output number), or None for an
+            input without gradient. Two batches that run the same operations have equal structures.
+    """
+
+    def __init__(self, outputs: Tensor, names: Mapping[int, str]) -> None:
+        self.nodes = list(_in_order(outputs.grad_fn))
+        number = {node: i for i, node in enumerate(self.nodes)}
+
+        def described(node: Node | None, output: int) -> Shared | None:
+            if node is None:
+                return None
+            leaf = getattr(node, "variable", None)
+            return (number[node], output) if leaf is None else names.get(id(leaf))
+
+        self.structure = tuple(
+            (node.name(), tuple(described(*following) for following in node.next_functions)) for node in self.nodes
+        )
+
+    def shape(self, node: int, output: int) -> torch.Size:
+        """Return the shape of an output of a node."""
+        return torch.Size(self.nodes[node]._input_metadata[output].shape)  # type: ignore[attr-defined]
+
+    def edge(self, tensor: tuple[int, int]) -> GradientEdge:
+        """Return the place of a tensor in the graph, for ``torch.autograd.grad``."""
+        return GradientEdge(self.nodes[tensor[0]], tensor[1])
+
+
+def _in_order(root: Node | None) -> Iterator[Node]:
+    """Yield the nodes behind ``root``, inputs first, without those that only receive the gradients of leaves.
 
     Raises:
         ValueError: The graph hides parameters inside a re-entrant checkpoint.
     """
+    stack: list[tuple[Node | None, bool]] = [(root, False)]
     seen: set[Node] = set()
-    uses: Counter[int] = Counter()
-    stack = [outputs.grad_fn]
     while stack:
-        node = stack.pop()
-        if node is None or node in seen:
+        node, is_done = stack.pop()
+        if node is None or (node in seen and not is_done) or getattr(node, "variable", None) is not None:
             continue
-        seen.add(node)
+        if is_done:
+            yield node
+            continue
         if node.name() == "CheckpointFunctionBackward":
             raise ValueError(
                 "the module uses torch.utils.checkpoint with use_reentrant=True, which hides its parameters from "
                 "autograd.grad. Use use_reentrant=False"
             )
-        for following, _ in node.next_functions:
-            if following is None:
-                continue
-            leaf = getattr(following, "variable", None)
-            if leaf is not None:
-                uses[id(leaf)] += 1
-            else:
-                stack.append(following)
-    return seen, uses
+        seen.add(node)
+        stack.append((node, True))
+        stack.extend((following, False) for following, _ in reversed(node.next_functions))
 
 
-class Call(NamedTuple):
-    """One call of a layer. The version counters show whether a tensor was changed in place afterwards."""
-
-    layer: nn.Module
-    input: Tensor
-    input_version: int
-    edge: GradientEdge
-    output: Tensor
-    output_version: int
-    output_is_view: bool
-
-    def is_unchanged(self) -> bool:
-        """Return whether the input is still what the layer received.
-
-        An output may be changed in place, unless it is a view: autograd then bypasses its edge.
-        """
-        changed = self.output_is_view and self.output._version != self.output_version
-        return self.input._version == self.input_version and not changed
-
-
-class Recorder:
-    """Records the calls of layers that have a closed form and a trainable parameter. Active only inside ``run``."""
-
-    def __init__(self) -> None:
-        self.calls: list[Call] | None = None
-
-    def run(self, forward: Callable[[], Any]) -> tuple[Any, list[Call]]:
-        """Return the result of ``forward()`` and the layer calls it made, without those of a checkpoint's second forward pass."""
-        calls: list[Call] = []
-        self.calls = calls
-        try:
-            return forward(), calls
-        finally:
-            self.calls = None
-
-    def hook(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook of the layers. It runs before the user's hooks, so that it gets the unchanged output of the layer."""
-        if self.calls is None or not isinstance(output, Tensor) or not output.requires_grad:
-            return
-        a = (args[0] if args else kwargs["input"]).detach()
-        self.calls.append(
-            Call(layer, a, a._version, get_gradient_edge(output), output.detach(), output._version, output._is_view())
-        )
-
-
-@contextmanager
-def recording(module: nn.Module) -> Iterator[Recorder]:
-    """Yield a recorder whose hooks are on ``module``, and remove the hooks at the end."""
-    recorder = Recorder()
-    handles = [
-        layer.register_forward_hook(recorder.hook, prepend=True, with_kwargs=True)
-        for layer in module.modules()
-        if form_of(layer) is not None and any(p.requires_grad for p in layer.parameters(recurse=False))
-    ]
-    try:
-        yield recorder
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class Plan(NamedTuple):
-    """The method for each parameter. Parameters in neither list are not used by the outputs and have importance zero.
+class Layout(NamedTuple):
+    """The place of the examples in a tensor.
 
     Attributes:
-        closed: Layer calls with a closed form, each with the local and full names of its parameters.
-        general: Names of the parameters that need ``General``.
+        dim: The dimension that contains them.
+        repeats: Number of entries of each example along ``dim``.
+        is_major: Whether the entries of an example follow each other. Otherwise the entries of all examples alternate. None is
+            not known yet.
     """
 
-    closed: list[tuple[Call, dict[str, str]]]
-    general: list[str]
+    dim: int
+    repeats: int
+    is_major: bool | None
+
+    def split(self, t: Tensor, n: int, dim: int | None = None) -> Tensor:
+        """Return ``t`` with a new first dimension for the ``n`` examples. The old one keeps the entries of one example."""
+        d = self.dim if dim is None else dim
+        sizes = (n, self.repeats) if self.is_major else (self.repeats, n)
+        return t.unflatten(d, sizes).movedim(d + (not self.is_major), 0)
+
+    def entries(self, n: int, example: int) -> slice:
+        """Return the entries of an example along ``dim``."""
+        k = self.repeats
+        return slice(example * k, (example + 1) * k) if self.is_major else slice(example, None, n)
 
 
-def plan(outputs: Tensor, calls: list[Call], names: dict[int, str], n: int, excluded: set[int]) -> Plan:
-    """Return the method for each parameter.
+class Meeting(NamedTuple):
+    """An operation in which a shared tensor meets the examples.
 
-    The closed form is used for a parameter that is used once, by a layer that is called once and whose output has ``n`` rows and
-    is part of the graph.
-
-    Args:
-        outputs: Outputs of the module, (n, C).
-        calls: Layer calls of the forward pass.
-        names: Full name of each trainable parameter, by its ``id``.
-        n: Number of examples.
-        excluded: ``id`` of the layers whose rows are not examples.
+    Attributes:
+        node: The operation.
+        index: The input of the operation that is shared.
+        layout: The place of the examples in its output.
     """
-    nodes, uses = trace(outputs)
-    times = Counter(id(call.layer) for call in calls)
-    closed = []
-    done: set[str] = set()
-    for call in calls:
-        layer = call.layer
-        if times[id(layer)] > 1 or id(layer) in excluded or not call.is_unchanged() or call.edge.node not in nodes:
+
+    node: int
+    index: int
+    layout: Layout
+
+
+class Structure(NamedTuple):
+    """What the graphs of two batches of a module show about all batches of that kind.
+
+    Attributes:
+        operations: ``Graph.structure``.
+        meetings: The meetings of each shared tensor.
+        sources: The shared tensors that depend on each parameter and meet examples.
+        moved: For each shared tensor that only moves the entries of one parameter, the operations that do so, in order.
+        sizes: Shape of the output of every operation in a meeting for one batch.
+    """
+
+    operations: tuple[tuple[str, tuple[Shared | None, ...]], ...]
+    meetings: dict[Shared, list[Meeting]]
+    sources: dict[str, list[Shared]]
+    moved: dict[Shared, tuple[str, ...]]
+    sizes: dict[int, torch.Size]
+
+    def fits(self, graph: Graph, n: int) -> bool:
+        """Return whether ``graph`` of ``n`` examples has this structure."""
+        return graph.structure == self.operations and all(
+            _resized(self.sizes[m.node], m.layout, n) == graph.shape(m.node, 0)
+            for meetings in self.meetings.values()
+            for m in meetings
+        )
+
+    @property
+    def nodes(self) -> list[int]:
+        """The operations at which gradients are needed."""
+        return list(dict.fromkeys(m.node for meetings in self.meetings.values() for m in meetings))
+
+
+def _resized(size: torch.Size, layout: Layout, n: int) -> torch.Size:
+    return torch.Size((*size[: layout.dim], n * layout.repeats, *size[layout.dim + 1 :]))
+
+
+def compare(small: Graph, large: Graph, few: int, n: int) -> Structure:
+    """Return the structure that the graphs of ``few`` and of ``n`` examples share, without the order of most rows.
+
+    Raises:
+        Irregular: The graphs differ, or an operation mixes examples in a way that hides them.
+    """
+    if small.structure != large.structure:
+        raise Irregular("the operations depend on the number of examples")
+    used = {tensor for _, inputs in large.structure for tensor in inputs if isinstance(tensor, tuple)}
+    used.add((len(large.nodes) - 1, 0))
+    layouts = {t: _layout(small.shape(*t), large.shape(*t), few, n) for t in sorted(used)}
+    _order_by_views(large, layouts)
+    structure = Structure(large.structure, {}, {}, {}, {})
+    parameters: dict[Shared, set[str]] = {}
+    for i, (name, inputs) in enumerate(large.structure):
+        outputs = [t for t in layouts if t[0] == i]
+        shared = [(j, t) for j, t in enumerate(inputs) if t is not None and (isinstance(t, str) or layouts[t] is None)]
+        if all(layouts[t] is None for t in outputs):
+            if any(isinstance(t, tuple) and layouts[t] is not None for t in inputs):
+                raise Irregular(f"{name} mixes the examples")
+            for t in outputs:
+                parameters[t] = set().union(*({s} if isinstance(s, str) else parameters[s] for _, s in shared))
+            before = [() if isinstance(s, str) else structure.moved.get(s) for _, s in shared]
+            if name in MOVES and len(before) == 1 and before[0] is not None:
+                structure.moved.update(dict.fromkeys(outputs, (*before[0], name)))
             continue
-        if not fits(layer, call.input, n) or call.output.shape[0] != n:
+        for j, tensor in shared:
+            layout = layouts.get((i, 0))
+            if len(outputs) > 1 or layout is None:
+                raise Irregular(f"{name} has several outputs")
+            if tensor not in structure.meetings:
+                for parameter in sorted({tensor} if isinstance(tensor, str) else parameters[tensor]):
+                    structure.sources.setdefault(parameter, []).append(tensor)
+                if isinstance(tensor, str):
+                    structure.moved[tensor] = ()
+            structure.meetings.setdefault(tensor, []).append(Meeting(i, j, layout))
+            structure.sizes[i] = large.shape(i, 0)
+    return structure
+
+
+def _layout(small: Sequence[int], large: Sequence[int], few: int, n: int) -> Layout | None:
+    """Return the place of the examples in a tensor of these two sizes, None if the sizes are equal."""
+    grown = [d for d, (a, b) in enumerate(zip(small, large, strict=False)) if a != b]
+    if len(small) == len(large) and not grown:
+        return None
+    if len(small) != len(large) or len(grown) > 1:
+        raise Irregular(f"the sizes {tuple(small)} and {tuple(large)} for {few} and {n} examples")
+    a, b = small[grown[0]], large[grown[0]]
+    repeats, rest = divmod(b - a, n - few)
+    if rest or a != few * repeats:
+        raise Irregular(f"the sizes {tuple(small)} and {tuple(large)} for {few} and {n} examples")
+    return Layout(grown[0], repeats, True if repeats == 1 else None)
+
+
+def _stride(layout: Layout, shape: Sequence[int]) -> int | None:
+    """Return the distance of two examples in the flattened tensor, None if it is not known."""
+    if layout.is_major is None:
+        return None
+    return math.prod(shape[layout.dim + 1 :]) * (layout.repeats if layout.is_major else 1)
+
+
+def _with_order_of(layout: Layout, shape: Sequence[int], stride: int | None) -> Layout:
+    """Return ``layout`` with the order of the rows that two examples at this distance have."""
+    rest = math.prod(shape[layout.dim + 1 :])
+    if layout.is_major is not None or stride not in (rest, layout.repeats * rest):
+        return layout
+    return layout._replace(is_major=stride != rest)
+
+
+def _order_by_views(graph: Graph, layouts: dict[tuple[int, int], Layout | None]) -> None:
+    """Find the order of rows before and after a change of shape, which keeps the order of the entries."""
+    for i, (name, inputs) in enumerate(graph.structure):
+        t, out = next((t for t in inputs if isinstance(t, tuple)), None), (i, 0)
+        if name not in VIEWS or t is None or (before := layouts[t]) is None or (after := layouts.get(out)) is None:
             continue
-        found = {
-            local: names[id(p)]
-            for local in ("weight", "bias")
-            if (p := layer._parameters.get(local)) is not None and id(p) in names and uses[id(p)] == 1
-        }
-        if found:
-            closed.append((call, found))
-            done.update(found.values())
-    return Plan(closed, [name for key, name in names.items() if uses[key] and name not in done])
+        shapes = graph.shape(*t), graph.shape(*out)
+        layouts[t] = _with_order_of(before, shapes[0], _stride(after, shapes[1]))
+        layouts[out] = _with_order_of(after, shapes[1], _stride(before, shapes[0]))
+
+
+def order_rows(structure: Structure, z: Tensor, graph: Graph) -> Structure:
+    """Return the structure with the order of the rows of each meeting, found from the gradients of single examples.
+
+    Raises:
+        Irregular: The gradient of an example is not where one of the two orders places it, or it fits both.
+    """
+    n = len(z)
+    open_nodes = {m.node: m.layout for meetings in structure.meetings.values() for m in meetings}
+    known: dict[int, Layout] = {}
+    possible = {
+        node: [layout] if layout.is_major is not None else [layout._replace(is_major=b) for b in (True, False)]
+        for node, layout in open_nodes.items()
+    }
+    direction = torch.linspace(1.0, 2.0, max(1, z[0].numel()), dtype=torch.float64).cos().view(z.shape[1:]).to(z)
+    for example in dict.fromkeys((1, *range(n - 1, -1, -1))):
+        todo = [node for node in possible if node not in known]
+        if not todo:
+            break
+        v = torch.zeros_like(z)
+        v[example] = direction
+        edges = [graph.edge((node, 0)) for node in todo]
+        for node, g in zip(todo, torch.autograd.grad(z, edges, v, retain_graph=True, allow_unused=True), strict=True):
+            possible[node] = [layout for layout in possible[node] if g is None or _is_within(g, layout, n, example)]
+            if not possible[node]:
+                raise Irregular(f"{structure.operations[node][0]} mixes the examples")
+            if len(possible[node]) == 1:
+                known[node] = possible[node][0]
+    for node in possible.keys() - known.keys():
+        raise Irregular(f"the order of the rows of {structure.operations[node][0]} is not known")
+    meetings = {
+        tensor: [m._replace(layout=known[m.node]) for m in meetings] for tensor, meetings in structure.meetings.items()
+    }
+    return structure._replace(meetings=meetings)
+
+
+def _is_within(g: Tensor, layout: Layout, n: int, example: int) -> bool:
+    """Return whether ``g`` is zero outside the entries of ``example``."""
+    nonzero = g.movedim(layout.dim, 0).reshape(g.shape[layout.dim], -1).ne(0).any(1)
+    nonzero[layout.entries(n, example)] = False
+    return not bool(nonzero.any())

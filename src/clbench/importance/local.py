@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +17,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from clbench.importance.batching import count, move_to, subsample, take
 from clbench.importance.engine import budgets
 from clbench.importance.example_statistics import ExampleStatistics
-from clbench.importance.general import Outputs
-from clbench.importance.layers import FORMS, fits, form_of
+from clbench.importance.factors import Dense, Factor, Outer
 from clbench.importance.measure import check_finite
-from clbench.importance.outputs import default_outputs
+from clbench.importance.operations import patches_by_group, widen
+from clbench.importance.outputs import Outputs, default_outputs
 from clbench.importance.preserve_state import preserve_state
 from clbench.importance.probe import check_independent
 from clbench.params import Params, trainable
@@ -184,7 +185,7 @@ class Local:
             names = {
                 local: full_name[id(p)] for local, p in layer.named_parameters(recurse=False) if id(p) in full_name
             }
-            if names and form_of(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d):
+            if names and type_of(layer) is not None:
                 self.names[layer] = names
         if not self.names:
             raise ValueError(
@@ -203,7 +204,7 @@ class Local:
         """
         batch = move_to(batch, self.device)
         if not self.each:
-            check_independent(self.module, lambda some: self.outputs(self.module, some), batch)
+            check_independent(self.module, self.outputs, batch)
         start, n = 0, count(batch)
         while start < n:
             size = max(1, self.forward_budget // self.each) if self.each else 1
@@ -220,7 +221,7 @@ class Local:
             used += (a.numel() + 2 * post.numel()) * a.element_size()
             self._check(layer, a, n, done)
             done.update(self.names[layer].values())
-            self._layer(layer, _widen(a), 2 * _widen(post))
+            self._layer(layer, widen(a), 2 * widen(post))
 
         with activations(self.names, on_activated) as tracker:
             z, _ = self.outputs(self.module, batch)
@@ -243,22 +244,56 @@ class Local:
 
     def _layer(self, layer: nn.Module, a: Tensor, g: Tensor) -> None:
         """Add the values |sum_p g_p a_p^T| of a layer with inputs a (n, ...) and g = 2 post (n, ...)."""
-        names, kind = self.names[layer], form_of(layer)
-        if kind is nn.Linear and a.dim() == 2:
-            g = g.abs()
-            if "weight" in names:
-                self.statistics.add_outer(names["weight"], g, a.abs())
-            if "bias" in names:
-                self.statistics.add(names["bias"], g.unsqueeze(1))
-            return
-        numel = sum(p.numel() for p in layer.parameters(recurse=False))
-        each = a.element_size() * (numel + g[0].numel() + 9 * a[0].numel())  # patches of a 3x3 kernel
-        size = max(1, self.inner_budget // each)
-        for some, posts in zip(a.split(size), g.split(size), strict=True):
-            for local, value in FORMS[kind](layer, some, posts.unsqueeze(1), set(names)).items():  # type: ignore[index]
-                self.statistics.add(names[local], value.abs())
+        factors = FACTORS[type_of(layer)](layer, a, g)  # type: ignore[index]
+        for local, name in self.names[layer].items():
+            factors[local].add_to(self.statistics.of(name), torch.abs, self.inner_budget)
 
 
-def _widen(t: Tensor) -> Tensor:
-    """Return ``t`` in float32 or wider."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
+def linear(layer: nn.Linear, a: Tensor, g: Tensor) -> dict[str, Factor]:
+    """Return the factors of a linear layer for inputs a (n, ..., I) and g (n, ..., O)."""
+    rows = g.reshape(len(g), 1, 1, -1, g.shape[-1])
+    inputs = a.reshape(len(a), 1, -1, a.shape[-1])
+    return {"weight": Outer(rows, inputs, layer.weight.shape), "bias": Dense(rows.sum((2, 3)))}
+
+
+def convolution(layer: nn.Conv1d | nn.Conv2d, a: Tensor, g: Tensor) -> dict[str, Factor]:
+    """Return the factors of a convolution for inputs a (n, I, *in) and g (n, O, *out)."""
+    pad = layer._reversed_padding_repeated_twice  # also set for padding='same'; last dimension first
+    if any(pad):
+        a = F.pad(a, pad, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    rows = g.reshape(len(g), 1, layer.groups, g.shape[1] // layer.groups, -1).mT
+    unfold = partial(
+        patches_by_group,
+        groups=layer.groups,
+        kernel=layer.kernel_size,
+        stride=layer.stride,
+        padding=(0, 0),
+        dilation=layer.dilation,
+    )
+    weight = Outer(rows, a.unsqueeze(1), layer.weight.shape, unfold=unfold)
+    return {"weight": weight, "bias": Dense(g.flatten(2).sum(2).unsqueeze(1))}
+
+
+FACTORS: dict[type[nn.Module], Callable[..., dict[str, Factor]]] = {
+    nn.Linear: linear,
+    nn.Conv1d: convolution,
+    nn.Conv2d: convolution,
+}
+"""The layers with a local form."""
+
+
+def type_of(layer: nn.Module) -> type[nn.Module] | None:
+    """Return the layer type whose local form applies, or None. A subclass that keeps the forward pass counts too."""
+    for kind in FACTORS:
+        if isinstance(layer, kind) and type(layer).forward is kind.forward:
+            return kind
+    return None
+
+
+def fits(layer: nn.Module, a: Tensor, n: int) -> bool:
+    """Return whether the input has the layout that the local form expects: ``n`` examples first, and all dimensions."""
+    if a.dim() == 0 or a.shape[0] != n:
+        return False
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return a.dim() == len(layer.kernel_size) + 2 and type(layer)._conv_forward is type_of(layer)._conv_forward  # type: ignore[union-attr]
+    return a.dim() >= 2

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from clbench.importance.general import Outputs
 from clbench.importance.measure import measure
 from clbench.importance.measurement import Measurement
 from clbench.importance.output_gradients import OutputGradients
-from clbench.importance.outputs import default_outputs
+from clbench.importance.outputs import Outputs, default_outputs
 from clbench.params import Params
 
 SQUARED_NORM = OutputGradients(lambda c: 1, lambda z, y: iter([2 * z]))

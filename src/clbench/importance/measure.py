@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch.nn.parameter import is_lazy
 from clbench.importance.batching import Counted, Example, count, move_to, split_examples, stack_examples, subsample
 from clbench.importance.engine import Engine
 from clbench.importance.example_statistics import ExampleStatistics
-from clbench.importance.general import Measured
 from clbench.importance.measurement import Measurement
 from clbench.importance.output_gradients import OutputGradients
 from clbench.importance.outputs import check_differentiable, check_outputs
@@ -38,19 +38,18 @@ def measure_groups(
     if not params:
         raise ValueError("no parameter of the module requires grad, so there is nothing to measure. Set requires_grad")
     device = next(iter(params.values())).device
-    measured = Measured(module, options.outputs)
     examples: list[Example] = []
     for batch in batches:
         if not examples:
-            check_independent(module, measured, move_to(batch, device))
+            check_independent(module, options.outputs, move_to(batch, device))
         examples.extend(split_examples(batch, range(count(batch))))
     keys = torch.rand(len(examples), generator=torch.Generator().manual_seed(options.seed), dtype=torch.float64)
     order = keys.argsort(stable=True).tolist()
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
     statistics = ExampleStatistics(params, second=False)
     for start in range(0, len(order), options.fisher_batch):
         group = [examples[i] for i in order[start : start + options.fisher_batch]]
-        sums = _column_sums(measured, leaves, stack_examples(group, options.chunk or len(group)), output_gradients)
+        forward = partial(options.outputs, module)
+        sums = _column_sums(forward, params, stack_examples(group, options.chunk or len(group)), output_gradients)
         for column in sums:
             for name, total in column.items():
                 statistics.first[name] += len(group) * square_or_abs(total / len(group))
@@ -59,22 +58,25 @@ def measure_groups(
 
 
 def _column_sums(
-    measured: Measured, leaves: Params, batches: Iterable[Any], output_gradients: OutputGradients
+    forward: Callable[[Any], tuple[Tensor, Any]],
+    params: Params,
+    batches: Iterable[Any],
+    output_gradients: OutputGradients,
 ) -> list[dict[str, Tensor]]:
-    """Return sum_n J_n^T v_k of each parameter in ``leaves`` over all examples of ``batches``, for each column k."""
-    device = next(iter(leaves.values())).device
+    """Return sum_n J_n^T v_k of each parameter in ``params`` over all examples of ``batches``, for each column k."""
+    device = next(iter(params.values())).device
     sums: list[dict[str, Tensor]] = []
     for batch in batches:
         batch = move_to(batch, device)
-        z, y = measured.with_params(leaves, batch)
+        z, y = forward(batch)
         check_outputs(z, count(batch))
         check_differentiable(z)
         wide = z.detach().to(torch.promote_types(z.dtype, torch.float32))
         for k, v in enumerate(output_gradients.columns(wide, y)):
             if k == len(sums):
-                sums.append({name: _zeros(p) for name, p in leaves.items()})
-            grads = torch.autograd.grad(z, list(leaves.values()), v.to(z.dtype), retain_graph=True, allow_unused=True)
-            for name, g in zip(leaves, grads, strict=True):
+                sums.append({name: _zeros(p) for name, p in params.items()})
+            grads = torch.autograd.grad(z, list(params.values()), v.to(z.dtype), retain_graph=True, allow_unused=True)
+            for name, g in zip(params, grads, strict=True):
                 if g is not None:
                     sums[k][name] += g
     return sums

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clbench.errors import expected
-from clbench.importance.general import Outputs
-from clbench.importance.outputs import default_outputs
+from clbench.importance.outputs import Outputs, default_outputs
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
+"""Function of (module, batch) that returns outputs (N, C) and targets (N,) or None."""
 
 
 def default_outputs(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:

@@ -22,7 +22,7 @@ from clbench.data.batches import Part
 from clbench.data.sequence import EVALUATION_BATCH
 from clbench.errors import StrategyError
 from clbench.importance.batching import count, take
-from clbench.importance.general import Outputs
+from clbench.importance.outputs import Outputs
 from clbench.strategies.sampling import SeparateState, in_order, selected_by, undistributed
 
 Data = str | Iterable[Any] | Callable[[L.Trainer], Iterable[Any]]

@@ -1,0 +1,150 @@
+"""Per-example gradients of a tensor that all examples share, stored as factors where they have some.
+
+n is the number of examples, K the number of gradients of an example, and P the number of positions that use the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from clbench.importance.example_statistics import Sums, add_value
+
+SquareOrAbs = Callable[..., Tensor]
+"""``torch.square`` or ``torch.abs``."""
+
+
+class Factor(Protocol):
+    """The gradients of n examples with respect to a tensor of ``shape``."""
+
+    shape: torch.Size
+
+    def each(self) -> int:
+        """Return the number of entries that ``dense`` needs for one example."""
+
+    def dense(self, piece: slice) -> Tensor:
+        """Return the gradients (m, K, *shape) of the examples in ``piece``."""
+
+    def add_to(self, sums: Sums, value: SquareOrAbs, budget: int) -> None:
+        """Add ``value`` of the gradients of all examples to ``sums`` in pieces of at most ``budget`` entries."""
+
+
+class Dense(NamedTuple):
+    """The gradients themselves, ``values`` (n, K, *shape)."""
+
+    values: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape[2:]
+
+    def each(self) -> int:
+        return self.values[0].numel()
+
+    def dense(self, piece: slice) -> Tensor:
+        return self.values[piece]
+
+    def add_to(self, sums: Sums, value: SquareOrAbs, budget: int) -> None:
+        sums.add(value(self.values))
+
+
+class Outer(NamedTuple):
+    """Sums of outer products: grad[n, k, group] = sum_p g[n, k, group, p] a[n, group, p]^T, reshaped to ``shape``.
+
+    Attributes:
+        g: Gradients at the outputs, (n, K, groups, P, O).
+        a: Inputs, (n, groups, P, I).
+        shape: Shape of the tensor, with groups * O * I entries in this order; of the transposed tensor if ``is_transposed``.
+        is_transposed: Whether the tensor is (groups, I, O), as in a product of inputs with weights.
+        unfold: Function that maps ``a`` in another shape (m, ...) to (m, groups, P, I), such as images to patches.
+    """
+
+    g: Tensor
+    a: Tensor
+    shape: torch.Size
+    is_transposed: bool = False
+    unfold: Callable[[Tensor], Tensor] | None = None
+
+    def each(self) -> int:
+        patches = 9 * self.a[0].numel() if self.unfold else 0  # those of a 3x3 kernel
+        return self.g.shape[1] * self.shape.numel() + self.g[0].numel() + patches
+
+    def products(self, piece: slice) -> Tensor:
+        """Return the gradients as (m, K, groups, O, I)."""
+        g, a = self.g[piece], self.a[piece]
+        if self.unfold:
+            a = self.unfold(a)
+        n, k, groups, p, o = g.shape
+        left = g.transpose(1, 2).transpose(3, 4).reshape(n * groups, k * o, p)
+        w = torch.bmm(left, a.reshape(n * groups, p, -1))
+        return w.view(n, groups, k, o, -1).transpose(1, 2)
+
+    def dense(self, piece: slice) -> Tensor:
+        w = self.products(piece)
+        return (w.mT if self.is_transposed else w).reshape(*w.shape[:2], *self.shape)
+
+    def add_to(self, sums: Sums, value: SquareOrAbs, budget: int) -> None:
+        _, k, groups, p, o = self.g.shape
+        flat = sums.viewed(lambda t: (t.mT if self.is_transposed else t).view(groups, o, -1))
+        if p == 1 and groups == 1 and self.unfold is None:
+            left = value(self.g[:, 0, 0, 0])
+            for column in range(1, k):
+                add_value(left, self.g[:, column, 0, 0], value)
+            flat.viewed(lambda t: t[0]).add_outer(left, value(self.a[:, 0, 0]))
+            return
+        for piece in pieces(len(self.g), self.each(), budget):
+            flat.add_gradients(self.products(piece), value)
+
+
+class Rows(NamedTuple):
+    """Gradients of the rows of a table that the examples use.
+
+    Attributes:
+        index: Rows, (n, P).
+        values: Gradients at the positions, (n, K, P, *rest).
+        shape: Shape of the table, (rows, *rest).
+    """
+
+    index: Tensor
+    values: Tensor
+    shape: torch.Size
+
+    def each(self) -> int:
+        return self.values.shape[1] * self.shape.numel()
+
+    def dense(self, piece: slice) -> Tensor:
+        index, values = self.index[piece], self.values[piece]
+        n, k = values.shape[:2]
+        out = values.new_zeros(n * k * self.shape[0], *self.shape[1:])
+        offsets = torch.arange(n * k, device=index.device).view(n, k, 1) * self.shape[0]
+        return out.index_add_(0, (offsets + index[:, None]).flatten(), values.flatten(0, 2)).view(n, k, *self.shape)
+
+    def unique(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return each pair of example and row that occurs once: examples (m,), rows (m,), gradients (m, K, *rest)."""
+        keys = torch.arange(len(self.index), device=self.index.device)[:, None] * self.shape[0] + self.index
+        unique, where = keys.flatten().unique(return_inverse=True)
+        by_position = self.values.transpose(1, 2).flatten(0, 1)
+        sums = by_position.new_zeros(len(unique), *by_position.shape[1:]).index_add_(0, where, by_position)
+        return unique // self.shape[0], unique % self.shape[0], sums
+
+    def add_to(self, sums: Sums, value: SquareOrAbs, budget: int) -> None:
+        _, rows, gradients = self.unique()
+        sums.add_rows(rows, value(gradients).sum(1))
+
+
+def pieces(n: int, each: int, budget: int) -> Iterator[slice]:
+    """Yield slices of ``n`` examples with at most ``budget`` entries, at least one example each."""
+    size = max(1, budget // max(1, each))
+    for start in range(0, n, size):
+        yield slice(start, start + size)
+
+
+def joined(factors: Sequence[Outer]) -> Outer:
+    """Return the sum of the factors of one tensor, as one factor with all their positions."""
+    if len(factors) == 1:
+        return factors[0]
+    first = factors[0]
+    return first._replace(g=torch.cat([f.g for f in factors], 3), a=torch.cat([f.a for f in factors], 2))

@@ -1,0 +1,327 @@
+"""Per-example gradients at each kind of operation in which a tensor shared by all examples meets the examples.
+
+``RULES`` maps the name of an operation in the autograd graph to its formula. Every rule reads what the operation has saved for its
+own backward pass, with one part for each of the n examples, and the K gradients of each example at its output. Sums run over the
+positions p that share the tensor:
+
+    matrix product      dW[n, k] = sum_p a[n, p] g[n, k, p]^T
+    convolution         dW[n, k] = sum_p g[n, k, p] patch[n, p]^T
+    normalisation       dw[n, k] = sum_p g[n, k, p] xhat[n, p],  db[n, k] = sum_p g[n, k, p]
+    product, division   dw[n, k] = g[n, k] times the other factor, summed to the shape of w
+    sum, expansion      dw[n, k] = g[n, k], summed to the shape of w
+    table               the rows that the example reads get g[n, k, p]
+
+See Goodfellow 2015 (arXiv:1510.01799) for the linear layer and Rochette et al. 2019 (arXiv:1912.06015) for convolutions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from clbench.importance.example_statistics import Sums
+from clbench.importance.factors import Dense, Factor, Outer, Rows, SquareOrAbs, pieces
+from clbench.importance.graph import Layout
+
+
+class Operation(NamedTuple):
+    """One operation of a forward pass.
+
+    Attributes:
+        node: Its node in the autograd graph.
+        index: The input that all examples share.
+        shared: That input, as a parameter or as a place in the graph.
+        shape: Its shape.
+        layout: The place of the examples in the output.
+        n: Number of examples.
+    """
+
+    node: Node
+    index: int
+    shared: Tensor | GradientEdge
+    shape: torch.Size
+    layout: Layout
+    n: int
+
+    def saved(self, name: str) -> Any:
+        """Return a value that the operation has saved, tensors without history and in float32 or wider."""
+        value = getattr(self.node, f"_saved_{name}")
+        return widen(value.detach()) if isinstance(value, Tensor) else value
+
+    def split(self, t: Tensor, dim: int | None = None) -> Tensor:
+        """Return ``t`` with the examples as a new first dimension, see ``Layout.split``."""
+        return self.layout.split(t, self.n, dim)
+
+    def aligned(self, t: Tensor, dims: int) -> Tensor:
+        """Return an operand that was broadcast against an output of ``dims`` dimensions as (n, 1, ...) or (1, 1, ...)."""
+        t = t.reshape((1,) * (dims - t.dim()) + tuple(t.shape))
+        has_examples = t.shape[self.layout.dim] == self.n * self.layout.repeats
+        return (self.split(t) if has_examples else t[None])[:, None]
+
+
+def widen(t: Tensor) -> Tensor:
+    """Return floating-point numbers in float32 or wider."""
+    return t.to(torch.promote_types(t.dtype, torch.float32)) if t.is_floating_point() else t
+
+
+def summed_to(g: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return gradients (n, K, *sizes) of a broadcast tensor summed to its own shape, (n, K, *shape)."""
+    sizes = g.shape[2:]
+    padded = (1,) * (len(sizes) - len(shape)) + tuple(shape)
+    dims = [d + 2 for d, (size, own) in enumerate(zip(sizes, padded, strict=True)) if size != own]
+    return (g.sum(dims) if dims else g).reshape(*g.shape[:2], *shape)
+
+
+def matrix_product(op: Operation, g: Tensor, left: str, right: str, first: int, scale: float = 1.0) -> Factor:
+    """Return the factors of ``left @ right``, whose operands are inputs ``first`` and ``first + 1``, (B, R, I) and (B, I, O)."""
+    groups = g if g.dim() == 5 else g.unsqueeze(2)  # (n, K, B, rows, columns)
+    if op.index == first + 1 and op.layout.dim == g.dim() - 4:  # the examples are rows
+        a = op.split(op.saved(left))
+        return Outer(
+            groups if scale == 1 else groups * scale,
+            a if a.dim() == 4 else a.unsqueeze(1),
+            op.shape,
+            is_transposed=True,
+        )
+    if op.index == first and op.layout.dim == g.dim() - 3:  # the examples are columns
+        a = op.split(op.saved(right)).mT
+        return Outer(groups.mT if scale == 1 else groups.mT * scale, a if a.dim() == 4 else a.unsqueeze(1), op.shape)
+    raise NotImplementedError
+
+
+def product_with_sum(op: Operation, g: Tensor) -> Factor:
+    """addmm, baddbmm: beta input + alpha mat1 @ mat2."""
+    if op.index == 0:
+        return Dense(summed_to(g, op.shape) * op.saved("beta"))
+    names = ("mat1", "mat2") if op.node.name() == "AddmmBackward0" else ("batch1", "batch2")
+    return matrix_product(op, g, *names, 1, op.saved("alpha"))
+
+
+def convolution(op: Operation, g: Tensor) -> Factor:
+    """A convolution of any number of dimensions. The transposed one exchanges the roles of input and output."""
+    if op.layout.dim != 0:
+        raise NotImplementedError
+    n, k, repeats, o = g.shape[:4]  # (n, K, repeats, O, *out)
+    if op.index == 2:
+        return Dense(g.flatten(4).sum((2, 4)) if g.dim() > 4 else g.sum(2))
+    if op.saved("transposed"):
+        raise NotImplementedError
+    groups, stride, padding, dilation = (op.saved(name) for name in ("groups", "stride", "padding", "dilation"))
+    unfold = partial(
+        patches_by_group, groups=groups, kernel=op.shape[2:], stride=stride, padding=padding, dilation=dilation
+    )
+    rows = g.reshape(n, k, repeats, groups, o // groups, -1).permute(0, 1, 3, 2, 5, 4).flatten(3, 4)
+    return Outer(rows, op.split(op.saved("input"), 0), op.shape, unfold=unfold)
+
+
+def patches_by_group(
+    a: Tensor,
+    *,
+    groups: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Return the patches of inputs (n, repeats, I, *in) as (n, groups, P, I / groups * kernel)."""
+    n, repeats = a.shape[:2]
+    patches = extract_patches(a.flatten(0, 1), kernel, stride, padding, dilation)  # (n repeats, I kernel, positions)
+    patches = patches.view(n, repeats, groups, -1, patches.shape[-1]).transpose(1, 2)
+    return patches.transpose(3, 4).flatten(2, 3)
+
+
+def extract_patches(
+    a: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Return the patches seen by the kernel: (n, I, *in) -> (n, I * kernel, P)."""
+    if any(padding):
+        a = F.pad(a, [p for p in reversed(padding) for _ in range(2)])
+    n, channels, *sizes = a.shape
+    if math.prod(kernel) == 1:
+        return a[(slice(None), slice(None), *(slice(None, None, s) for s in stride))].flatten(2)
+    steps = [(s - d * (k - 1) - 1) // t + 1 for s, k, t, d in zip(sizes, kernel, stride, dilation, strict=True)]
+    a = a.contiguous()
+    along = a.stride()[2:]
+    strides = [s * d for s, d in zip(along, dilation, strict=True)] + [
+        s * t for s, t in zip(along, stride, strict=True)
+    ]
+    windows = a.as_strided((n, channels, *kernel, *steps), (*a.stride()[:2], *strides))
+    return windows.reshape(n, channels * math.prod(kernel), -1)  # one copy: 2 to 12 times faster than F.unfold
+
+
+def layer_norm(op: Operation, g: Tensor) -> Factor:
+    """Layer normalisation."""
+    if op.index == 1:
+        mean, rstd = (widen(getattr(op.node, f"_saved_result{i}").detach()) for i in (1, 2))
+        g = g * op.split((op.saved("input") - mean) * rstd)[:, None]
+    return Dense(summed_to(g, op.shape))
+
+
+def rms_norm(op: Operation, g: Tensor) -> Factor:
+    """Root mean square normalisation, where it is one operation."""
+    return Dense(summed_to(g * op.split(op.saved("input") * op.saved("result1"))[:, None], op.shape))
+
+
+def group_norm(op: Operation, g: Tensor) -> Factor:
+    """Group normalisation, of inputs (N, C, ...)."""
+    if op.index == 1:
+        x, n = op.saved("input"), op.saved("N")
+        mean, rstd = op.saved("result1"), op.saved("result2")
+        grouped = x.reshape(n, mean.shape[1], -1)
+        g = g * op.split(((grouped - mean[..., None]) * rstd[..., None]).view(x.shape))[:, None]
+    return Dense(channel_sums(g))
+
+
+def batch_norm(op: Operation, g: Tensor) -> Factor:
+    """Batch normalisation by running statistics, of inputs (N, C, ...)."""
+    if op.saved("training"):
+        raise NotImplementedError
+    if op.index == 1:
+        x, shape = op.saved("input"), (1, -1, *(1,) * (g.dim() - 5 + 1))
+        mean, var = op.saved("running_mean").view(shape), op.saved("running_var").view(shape)
+        g = g * op.split((x - mean) * torch.rsqrt(var + op.saved("eps")))[:, None]
+    return Dense(channel_sums(g))
+
+
+def channel_sums(g: Tensor) -> Tensor:
+    """Return gradients (n, K, repeats, C, ...) summed to (n, K, C)."""
+    return g.sum([d for d in range(2, g.dim()) if d != 3])
+
+
+def embedding(op: Operation, g: Tensor) -> Factor:
+    """A table whose rows are read."""
+    if op.saved("scale_grad_by_freq"):
+        raise NotImplementedError
+    tokens = op.split(op.saved("indices")).reshape(op.n, -1)
+    values = g.reshape(*g.shape[:2], tokens.shape[1], -1)
+    padding = op.saved("padding_idx")
+    if 0 <= padding < op.shape[0]:
+        values = values * (tokens != padding)[:, None, :, None]
+    return Rows(tokens, values, op.shape)
+
+
+def indexing(op: Operation, g: Tensor) -> Factor:
+    """``table[index]`` with one tensor of row numbers."""
+    (index,) = op.saved("indices")
+    if index.dtype == torch.bool or index.dim() <= op.layout.dim:
+        raise NotImplementedError
+    rows = op.split(index % op.shape[0]).reshape(op.n, -1)
+    return Rows(rows, g.reshape(*g.shape[:2], rows.shape[1], *op.shape[1:]), op.shape)
+
+
+def addition(op: Operation, g: Tensor) -> Factor:
+    """Self + alpha other."""
+    return Dense(summed_to(g, op.shape) * (op.saved("alpha") if op.index == 1 else 1))
+
+
+def subtraction(op: Operation, g: Tensor) -> Factor:
+    """Self - alpha other."""
+    return Dense(summed_to(g, op.shape) * (-op.saved("alpha") if op.index == 1 else 1))
+
+
+def multiplication(op: Operation, g: Tensor) -> Factor:
+    """Self * other."""
+    other = op.saved("self" if op.index == 1 else "other")
+    return Dense(summed_to(g * op.aligned(other, g.dim() - 2), op.shape))
+
+
+def division(op: Operation, g: Tensor) -> Factor:
+    """Self / other."""
+    other = op.aligned(op.saved("other"), g.dim() - 2)
+    if op.index == 0:
+        return Dense(summed_to(g / other, op.shape))
+    return Dense(summed_to(-g * op.aligned(op.saved("self"), g.dim() - 2) / other.square(), op.shape))
+
+
+def selection(op: Operation, g: Tensor) -> Factor:
+    """where(condition, self, other)."""
+    condition = op.aligned(op.saved("condition"), g.dim() - 2)
+    return Dense(summed_to(g * (condition if op.index == 0 else ~condition), op.shape))
+
+
+def prelu(op: Operation, g: Tensor) -> Factor:
+    """A rectifier with a learned slope."""
+    x = op.aligned(op.saved("self"), g.dim() - 2)
+    return Dense(summed_to(g * x.clamp(max=0), op.shape))
+
+
+def expansion(op: Operation, g: Tensor) -> Factor:
+    """Copies of a tensor for each example."""
+    return Dense(summed_to(g, op.shape))
+
+
+class Separate(NamedTuple):
+    """Gradients by the operation's own backward pass, one example at a time, for operations without a rule.
+
+    Attributes:
+        op: The operation.
+        g: Gradients at its output, (n, K, ...).
+    """
+
+    op: Operation
+    g: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.op.shape
+
+    def each(self) -> int:
+        return self.g.shape[1] * self.op.shape.numel()
+
+    def dense(self, piece: slice) -> Tensor:
+        op, (output,) = self.op, self.op.node._input_metadata  # type: ignore[attr-defined]
+        gradients = []
+        for i in range(self.op.n)[piece]:
+            for column in self.g[i]:
+                alone = torch.zeros(output.shape, dtype=output.dtype, device=output.device)
+                op.split(alone)[i] = column
+                gradients.append(
+                    torch.autograd.grad([GradientEdge(op.node, 0)], [op.shared], [alone], retain_graph=True)[0]
+                )
+        return widen(torch.stack(gradients)).view(-1, self.g.shape[1], *op.shape)
+
+    def add_to(self, sums: Sums, value: SquareOrAbs, budget: int) -> None:
+        for piece in pieces(self.op.n, self.each(), budget):
+            sums.add_gradients(self.dense(piece), value)
+
+
+RULES: dict[str, Callable[[Operation, Tensor], Factor]] = {
+    "MmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
+    "BmmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
+    "AddmmBackward0": product_with_sum,
+    "BaddbmmBackward0": product_with_sum,
+    "ConvolutionBackward0": convolution,
+    "NativeLayerNormBackward0": layer_norm,
+    "FusedRmsNormBackward0": rms_norm,
+    "NativeGroupNormBackward0": group_norm,
+    "NativeBatchNormBackward0": batch_norm,
+    "EmbeddingBackward0": embedding,
+    "IndexBackward0": indexing,
+    "AddBackward0": addition,
+    "SubBackward0": subtraction,
+    "MulBackward0": multiplication,
+    "DivBackward0": division,
+    "WhereBackward0": selection,
+    "PreluKernelBackward0": prelu,
+    "ExpandBackward0": expansion,
+}
+"""The rules by the names of operations in the autograd graph. A rule raises NotImplementedError for a case that it does not cover."""
+
+
+def factor_of(op: Operation, g: Tensor) -> Factor:
+    """Return the gradients (n, K, *shape) of the shared input of ``op`` from those at its output, (n, K, ...)."""
+    try:
+        return RULES[op.node.name()](op, g)
+    except (
+        KeyError,
+        NotImplementedError,
+        AttributeError,
+    ):  # no rule, or a value that this version of torch does not save
+        return Separate(op, g)
