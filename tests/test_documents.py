@@ -23,9 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import EWC, MAS, fisher, mas
 from clbench.experiment.build import build
-from clbench.importance.general import Measured, loop_gradients, vmap_gradients
-from clbench.importance.outputs import default_outputs
-from clbench.params import snapshot, trainable
+from clbench.params import snapshot
 from tests import references
 from tests.conftest import trainer
 
@@ -350,16 +348,3 @@ def test_ewc_on_linear_regression_ends_in_the_closed_form():
     left = 2 * xs[1].T @ xs[1] / 20 + lam * f.diag()
     right = 2 * xs[1].T @ ys[1][:, 0] / 20 + lam * f * weights[0]
     torch.testing.assert_close(weights[1], torch.linalg.solve(left, right))
-
-
-def test_the_gradients_of_examples_from_vmap_are_those_of_a_loop():
-    net, (x, y) = mlp(4, 3), classified(6)
-    seeds = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.double)
-    measured = Measured(net, default_outputs)
-    params = {name: p.detach() for name, p in trainable(net).items()}
-    close(
-        vmap_gradients(measured, params, (x, y), seeds),
-        loop_gradients(measured, params, (x, y), seeds),
-        rtol=1e-10,
-        atol=1e-13,
-    )

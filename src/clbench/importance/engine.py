@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 from clbench.importance.batching import count, merge_batches, move_to, shapes, take
 from clbench.importance.example_statistics import ExampleStatistics, Sums
-from clbench.importance.factors import Factor, Outer, Rows, SquareOrAbs, joined, pieces
+from clbench.importance.factors import Factor, Outer, SquareOrAbs, combined, pieces
 from clbench.importance.graph import Graph, Shared, Structure
 from clbench.importance.measurement import Measurement
-from clbench.importance.operations import Operation, factor_of, widen
+from clbench.importance.operations import Operation, Separate, factor_of, widen
 from clbench.importance.output_gradients import OutputGradients
 from clbench.importance.outputs import check_differentiable, check_outputs
 from clbench.importance.probe import Probe, probe
@@ -79,6 +80,8 @@ class Engine:
         self.forward_budget, self.inner_budget = budgets(self.device)
         self.statistics = ExampleStatistics(self.params, second=options.error)
         self.probes: dict[Any, Probe] = {}
+        self.reasons: set[str] = set()
+        self.without_rule: dict[str, str] = {}
 
     def run(self, batches: Iterable[Any]) -> ExampleStatistics:
         """Return the sums over all examples of ``batches``."""
@@ -90,18 +93,37 @@ class Engine:
             for i in range(number):
                 piece = take(batch, slice(i * n // number, (i + 1) * n // number)) if number > 1 else batch
                 self._add(piece, probed)
+        self._report()
         return self.statistics
 
     def _probe(self, batch: Any) -> Probe:
-        """Return the probe of batches of this kind, computed once."""
-        kind = (shapes(batch), min(count(batch), 3))
-        if kind not in self.probes:
-            self.probes[kind] = probe(self.module, self.outputs, batch, self.names)
+        """Return the probe of batches of this kind, computed once. One or two examples do not show where the others would be."""
+        kind = shapes(batch)
+        if kind in self.probes and (self.probes[kind].examples > 2 or count(batch) <= 2):
+            return self.probes[kind]
+        self.probes[kind] = probe(self.module, self.outputs, batch, self.params)
         return self.probes[kind]
+
+    def _report(self) -> None:
+        """Log which parameters were measured one example at a time, which is slow, and why."""
+        for reason in sorted(self.reasons):
+            log.warning("the examples are measured one at a time, which is slow, because %s", reason)
+        if self.without_rule:
+            share = sum(self.params[name].numel() for name in self.without_rule) / sum(
+                map(Tensor.numel, self.params.values())
+            )
+            log.warning(
+                "%.2g %% of the parameters (%s) are measured one example at a time, because there is no rule for %s",
+                100 * share,
+                ", ".join(list(self.without_rule)[:3]),
+                ", ".join(sorted(set(self.without_rule.values()))),
+            )
 
     def _chunk(self, probed: Probe, n: int) -> int:
         """Return the number of examples per forward pass."""
         if probed.structure is None:
+            if probed.reason:
+                self.reasons.add(probed.reason)
             return 1
         columns = 1 if self.statistics.second is None else self.output_gradients.count(probed.width)
         each = 2 * probed.saved + columns * probed.edges
@@ -116,6 +138,7 @@ class Engine:
         if n > 1:
             graph = Graph(z, self.names)
             if probed.structure is None or not probed.structure.fits(graph, n):
+                self.reasons.add("the operations on a batch are not those on its first examples")
                 for i in range(n):
                     self._add(take(batch, slice(i, i + 1)), probed)
                 return
@@ -168,24 +191,23 @@ class Block:
         shape = shared.shape if isinstance(shared, Tensor) else self.graph.shape(*source)  # type: ignore[misc]
         found = []
         for node, index, layout in self.structure.meetings[source]:
-            gradients = [g for g in self.gradients[node] if g is not None]
+            gradients = [layout.split(g, self.n) for g in self.gradients[node] if g is not None]
             if gradients:
                 op = Operation(self.graph.nodes[node], index, shared, shape, layout, self.n)
-                found.append(factor_of(op, widen(torch.stack([op.split(g) for g in gradients], 1))))
+                stacked = gradients[0].unsqueeze(1) if len(gradients) == 1 else torch.stack(gradients, 1)
+                found.append(factor_of(op, widen(stacked)))
+                if isinstance(found[-1], Separate):
+                    names = [name for name, sources in self.structure.sources.items() if source in sources]
+                    self.engine.without_rule |= dict.fromkeys(names, op.node.name())
         return found
 
     def _add(self, name: str, sums: Sums, factors: list[tuple[Shared, Factor]]) -> None:
         """Add the values of one parameter. Where it is used more than once, the gradients are added before the value is taken."""
         moved = {source: self.structure.moved.get(source) for source, _ in factors}
-        if all(moves in ((), ("TBackward0",)) for moves in moved.values()):
-            direct = [_untransposed(factor) if moved[source] else factor for source, factor in factors]
-            outer = [f for f in direct if isinstance(f, Outer) and f.unfold is None]
-            rows = [f for f in direct if isinstance(f, Rows)]
-            if len(direct) == 1:
-                return direct[0].add_to(sums, self.value, self.budget)
-            if len(outer) == len(direct) and len({f.is_transposed for f in outer}) == 1:
-                return joined(outer).add_to(sums, self.value, self.budget)
-        elif len(factors) == 1 and moved[factors[0][0]] is not None:
+        direct = [_in_place(factor, moved[source]) for source, factor in factors]
+        if None not in direct and (whole := combined(direct)) is not None:  # type: ignore[arg-type]
+            return whole.add_to(sums, self.value, self.budget)
+        if len(factors) == 1 and moved[factors[0][0]] is not None:
             source, factor = factors[0]
             own = Sums(*(None if t is None else t.new_zeros(factor.shape) for t in sums))
             factor.add_to(own, self.value, self.budget)
@@ -205,13 +227,22 @@ class Block:
             return g
         p, flat = self.engine.params[name], g.flatten(0, 1)
         dtype = self.graph.nodes[source[0]]._input_metadata[source[1]].dtype  # type: ignore[attr-defined]
-        (pulled,) = torch.autograd.grad(
-            [self.graph.edge(source)], [p], [flat.to(dtype)], is_grads_batched=True, retain_graph=True
-        )
+
+        def pull(g: Tensor, several: bool) -> Tensor:
+            edge = self.graph.edge(source)
+            return torch.autograd.grad([edge], [p], [g], is_grads_batched=several, retain_graph=True)[0]
+
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                pulled = pull(flat.to(dtype), True)
+        except RuntimeError:  # an operation on parameters that vmap cannot trace, such as a custom function
+            pulled = torch.stack([pull(one.to(dtype), False) for one in flat])
         return widen(pulled).view(*g.shape[:2], *p.shape)
 
 
-def _untransposed(factor: Factor) -> Factor:
-    """Return the gradients of the transposed tensor."""
-    assert isinstance(factor, Outer)
-    return factor._replace(shape=factor.shape[::-1], is_transposed=not factor.is_transposed)
+def _in_place(factor: Factor, moves: tuple[str, ...] | None) -> Factor | None:
+    """Return the gradients of a parameter from those of a tensor that is the parameter or its transpose, None for others."""
+    if moves == ():
+        return factor
+    return factor.transposed() if moves == ("TBackward0",) and isinstance(factor, Outer) else None

@@ -86,6 +86,10 @@ class Outer(NamedTuple):
         w = self.products(piece)
         return (w.mT if self.is_transposed else w).reshape(*w.shape[:2], *self.shape)
 
+    def transposed(self) -> Outer:
+        """Return the gradients of the transposed tensor, a matrix."""
+        return self._replace(shape=self.shape[::-1], is_transposed=not self.is_transposed)
+
     def add_to(self, sums: Sums, value: SquareOrAbs, budget: int) -> None:
         _, k, groups, p, o = self.g.shape
         flat = sums.viewed(lambda t: (t.mT if self.is_transposed else t).view(groups, o, -1))
@@ -142,9 +146,63 @@ def pieces(n: int, each: int, budget: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def joined(factors: Sequence[Outer]) -> Outer:
-    """Return the sum of the factors of one tensor, as one factor with all their positions."""
+class Table(NamedTuple):
+    """The gradients of a table whose rows are both read and multiplied with, such as tied input and output embeddings.
+
+    The value of the product alone is summed without a gradient per example. Then the few rows that an example reads are
+    corrected: value(product + read) - value(product).
+
+    Attributes:
+        product: The gradients as a factor of a product.
+        read: The gradients as a table.
+    """
+
+    product: Outer
+    read: Rows
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.read.shape
+
+    def each(self) -> int:
+        return self.product.each() + self.read.each()
+
+    def dense(self, piece: slice) -> Tensor:
+        return self.product.dense(piece) + self.read.dense(piece)
+
+    def add_to(self, sums: Sums, value: SquareOrAbs, budget: int) -> None:
+        self.product.add_to(sums, value, budget)
+        examples, rows, read = self.read.unique()
+        _, _, _, p, o = self.product.g.shape
+        for piece in pieces(len(rows), p * o, budget):
+            product = self._rows_of_product(examples[piece], rows[piece])
+            before = value(product).sum(1).to(sums.first.dtype)
+            after = value(product + read[piece]).sum(1).to(sums.first.dtype)
+            sums.first.index_add_(0, rows[piece], after - before)
+            if sums.second is not None:
+                sums.second.index_add_(0, rows[piece], after.square() - before.square())
+
+    def _rows_of_product(self, examples: Tensor, rows: Tensor) -> Tensor:
+        """Return the rows (m, K, D) of the gradients of the product for pairs of example and row, (m,) each."""
+        g, a = self.product.g[:, :, 0], self.product.a[:, 0]  # (n, K, P, O), (n, P, I)
+        if self.product.is_transposed:
+            return torch.einsum("mp,mkpd->mkd", a[examples, :, rows], g[examples])
+        return torch.einsum("mkp,mpd->mkd", g[examples, :, :, rows], a[examples])
+
+
+def combined(factors: Sequence[Factor]) -> Factor | None:
+    """Return the sum of the gradients of one tensor as one factor, None if it has none."""
     if len(factors) == 1:
         return factors[0]
-    first = factors[0]
-    return first._replace(g=torch.cat([f.g for f in factors], 3), a=torch.cat([f.a for f in factors], 2))
+    outer = [f for f in factors if isinstance(f, Outer) and f.unfold is None and f.g.shape[2] == 1]
+    rows = [f for f in factors if isinstance(f, Rows)]
+    if len(outer) + len(rows) < len(factors) or len({f.is_transposed for f in outer}) > 1:
+        return None
+    together: list[Factor] = []
+    if outer:
+        g, a = torch.cat([f.g for f in outer], 3), torch.cat([f.a for f in outer], 2)
+        together.append(outer[0]._replace(g=g, a=a))
+    if rows:
+        index, values = torch.cat([f.index for f in rows], 1), torch.cat([f.values for f in rows], 2)
+        together.append(rows[0]._replace(index=index, values=values))
+    return Table(*together) if len(together) == 2 else together[0]

@@ -71,6 +71,11 @@ def widen(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32)) if t.is_floating_point() else t
 
 
+def times(g: Tensor, scale: float) -> Tensor:
+    """Return ``g * scale``, without a copy if the scale is 1, as it nearly always is."""
+    return g if scale == 1 else g * scale
+
+
 def summed_to(g: Tensor, shape: Sequence[int]) -> Tensor:
     """Return gradients (n, K, *sizes) of a broadcast tensor summed to its own shape, (n, K, *shape)."""
     sizes = g.shape[2:]
@@ -81,6 +86,7 @@ def summed_to(g: Tensor, shape: Sequence[int]) -> Tensor:
 
 def matrix_product(op: Operation, g: Tensor, left: str, right: str, first: int, scale: float = 1.0) -> Factor:
     """Return the factors of ``left @ right``, whose operands are inputs ``first`` and ``first + 1``, (B, R, I) and (B, I, O)."""
+    g = times(g, scale)
     groups = g if g.dim() == 5 else g.unsqueeze(2)  # (n, K, B, rows, columns)
     if op.index == first + 1 and op.layout.dim == g.dim() - 4:  # the examples are rows
         a = op.split(op.saved(left))
@@ -92,14 +98,14 @@ def matrix_product(op: Operation, g: Tensor, left: str, right: str, first: int, 
         )
     if op.index == first and op.layout.dim == g.dim() - 3:  # the examples are columns
         a = op.split(op.saved(right)).mT
-        return Outer(groups.mT if scale == 1 else groups.mT * scale, a if a.dim() == 4 else a.unsqueeze(1), op.shape)
+        return Outer(groups.mT, a if a.dim() == 4 else a.unsqueeze(1), op.shape)
     raise NotImplementedError
 
 
 def product_with_sum(op: Operation, g: Tensor) -> Factor:
     """addmm, baddbmm: beta input + alpha mat1 @ mat2."""
     if op.index == 0:
-        return Dense(summed_to(g, op.shape) * op.saved("beta"))
+        return Dense(times(summed_to(g, op.shape), op.saved("beta")))
     names = ("mat1", "mat2") if op.node.name() == "AddmmBackward0" else ("batch1", "batch2")
     return matrix_product(op, g, *names, 1, op.saved("alpha"))
 
@@ -111,14 +117,16 @@ def convolution(op: Operation, g: Tensor) -> Factor:
     n, k, repeats, o = g.shape[:4]  # (n, K, repeats, O, *out)
     if op.index == 2:
         return Dense(g.flatten(4).sum((2, 4)) if g.dim() > 4 else g.sum(2))
-    if op.saved("transposed"):
-        raise NotImplementedError
     groups, stride, padding, dilation = (op.saved(name) for name in ("groups", "stride", "padding", "dilation"))
     unfold = partial(
         patches_by_group, groups=groups, kernel=op.shape[2:], stride=stride, padding=padding, dilation=dilation
     )
+    inputs = op.split(op.saved("input"), 0)  # (n, repeats, I, *in)
+    if op.saved("transposed"):
+        rows = inputs.reshape(n, repeats, groups, inputs.shape[2] // groups, -1).permute(0, 2, 1, 4, 3).flatten(2, 3)
+        return Outer(unfold(g.flatten(0, 1)).unflatten(0, (n, k)), rows, op.shape, is_transposed=True)
     rows = g.reshape(n, k, repeats, groups, o // groups, -1).permute(0, 1, 3, 2, 5, 4).flatten(3, 4)
-    return Outer(rows, op.split(op.saved("input"), 0), op.shape, unfold=unfold)
+    return Outer(rows, inputs, op.shape, unfold=unfold)
 
 
 def patches_by_group(
@@ -218,12 +226,12 @@ def indexing(op: Operation, g: Tensor) -> Factor:
 
 def addition(op: Operation, g: Tensor) -> Factor:
     """Self + alpha other."""
-    return Dense(summed_to(g, op.shape) * (op.saved("alpha") if op.index == 1 else 1))
+    return Dense(times(summed_to(g, op.shape), op.saved("alpha") if op.index == 1 else 1))
 
 
 def subtraction(op: Operation, g: Tensor) -> Factor:
     """Self - alpha other."""
-    return Dense(summed_to(g, op.shape) * (-op.saved("alpha") if op.index == 1 else 1))
+    return Dense(times(summed_to(g, op.shape), -op.saved("alpha") if op.index == 1 else 1))
 
 
 def multiplication(op: Operation, g: Tensor) -> Factor:
@@ -292,6 +300,23 @@ class Separate(NamedTuple):
             sums.add_gradients(self.dense(piece), value)
 
 
+def repetition(op: Operation, g: Tensor) -> Factor:
+    """Copies of a tensor along any of its dimensions."""
+    if not op.layout.is_major:
+        raise NotImplementedError
+    for d, size in enumerate((1,) * (g.dim() - 2 - len(op.shape)) + tuple(op.shape), start=2):
+        g = g.unflatten(d, (-1, size)).sum(d)
+    return Dense(g.reshape(*g.shape[:2], *op.shape))
+
+
+def index_selection(op: Operation, g: Tensor) -> Factor:
+    """Rows of a table by a vector of row numbers."""
+    if op.saved("dim") != 0:
+        raise NotImplementedError
+    rows = op.split(op.saved("index")).reshape(op.n, -1)
+    return Rows(rows, g.reshape(*g.shape[:2], rows.shape[1], *op.shape[1:]), op.shape)
+
+
 RULES: dict[str, Callable[[Operation, Tensor], Factor]] = {
     "MmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
     "BmmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
@@ -311,6 +336,8 @@ RULES: dict[str, Callable[[Operation, Tensor], Factor]] = {
     "WhereBackward0": selection,
     "PreluKernelBackward0": prelu,
     "ExpandBackward0": expansion,
+    "RepeatBackward0": repetition,
+    "IndexSelectBackward0": index_selection,
 }
 """The rules by the names of operations in the autograd graph. A rule raises NotImplementedError for a case that it does not cover."""
 

@@ -18,8 +18,8 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
 
     Restored are the training flag of every submodule, every buffer bit for bit, and the random states of torch (the CPU and
     the module's GPUs), NumPy and Python. Any ``no_grad``, ``inference_mode`` or ``autocast`` of the caller is disabled inside, so
-    a measurement has the precision of the parameters. cuDNN cannot differentiate recurrent layers in evaluation mode, so it is
-    disabled for nets that have such layers.
+    a measurement has the precision of the parameters. cuDNN cannot differentiate recurrent layers in evaluation mode, and
+    oneDNN hides their steps, so both are disabled for nets that have such layers.
 
     Example:
         >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
@@ -47,8 +47,9 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
             if torch.amp.autocast_mode.is_autocast_available(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == "cuda"]))
-        if any(d.type == "cuda" for d in devices) and any(isinstance(m, nn.RNNBase) for m in module.modules()):
+        if any(isinstance(m, nn.RNNBase) for m in module.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         try:
             module.eval()
             yield

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clbench.importance.batching import count, take
 from clbench.importance.graph import Graph, Irregular, Structure, compare, order_rows
 from clbench.importance.outputs import Outputs, check_differentiable, check_outputs
-from clbench.params import in_float64
+from clbench.params import Params, in_float64
 
 
 class Probe(NamedTuple):
@@ -24,6 +24,7 @@ class Probe(NamedTuple):
         saved: Bytes per example that the forward pass keeps.
         edges: Bytes per example of one gradient at the operations where parameters meet the examples.
         width: Number of outputs.
+        examples: Number of examples that were used.
     """
 
     structure: Structure | None
@@ -31,16 +32,17 @@ class Probe(NamedTuple):
     saved: int
     edges: int
     width: int
+    examples: int
 
 
-def probe(module: nn.Module, outputs: Outputs, batch: Any, names: Mapping[int, str]) -> Probe:
+def probe(module: nn.Module, outputs: Outputs, batch: Any, params: Params) -> Probe:
     """Run the first examples and return what they show.
 
     Args:
         module: The module, in evaluation mode.
         outputs: Function of (module, batch) that returns outputs and targets.
         batch: A batch of at least one example, of which up to four are used.
-        names: Name of each parameter to measure, by its ``id``.
+        params: The parameters to measure.
 
     Raises:
         ValueError: The examples are coupled, or the outputs cannot be differentiated.
@@ -61,7 +63,9 @@ def probe(module: nn.Module, outputs: Outputs, batch: Any, names: Mapping[int, s
     check_differentiable(z)
     for t in (*module.parameters(), *module.buffers()):
         kept.pop(t.untyped_storage().data_ptr(), None)
+    names = {id(p): name for name, p in params.items()}
     graph = Graph(z, names)
+    check_hidden(z, graph, params)
     structure, reason, edges = None, "", 0
     if n > 1:
         alone, _ = outputs(module, take(some, slice(0, few)))
@@ -73,7 +77,37 @@ def probe(module: nn.Module, outputs: Outputs, batch: Any, names: Mapping[int, s
             edges = sum(graph.shape(node, 0).numel() for node in structure.nodes) * z.element_size()
         except Irregular as found:
             reason = str(found)
-    return Probe(structure, reason, sum(kept.values()) // n, edges // n, z.shape[1])
+    return Probe(structure, reason, sum(kept.values()) // n, edges // n, z.shape[1], n)
+
+
+def check_hidden(z: Tensor, graph: Graph, params: Params) -> None:
+    """Check that no parameter gets its gradient inside a function of Python that the graph does not show.
+
+    Such a function calls ``backward`` itself. It is run once, and ``.grad`` of all parameters is restored.
+
+    Raises:
+        ValueError: A parameter that is not in the graph gets a gradient.
+    """
+    met = {tensor for _, inputs in graph.structure for tensor in inputs}
+    hidden = {name: p for name, p in params.items() if name not in met}
+    functions = [node for node in graph.nodes if isinstance(node, torch.autograd.function.BackwardCFunction)]
+    inputs = [GradientEdge(*edge) for node in functions for edge in node.next_functions if edge[0] is not None]
+    if not hidden or not inputs:
+        return
+    before = {name: p.grad for name, p in hidden.items()}
+    try:
+        for p in hidden.values():
+            p.grad = None
+        torch.autograd.grad(z, inputs, torch.ones_like(z), retain_graph=True, allow_unused=True)
+        found = [name for name, p in hidden.items() if p.grad is not None]
+    finally:
+        for name, p in hidden.items():
+            p.grad = before[name]
+    if found:
+        raise ValueError(
+            f"parameter {found[0]!r} gets its gradient inside {functions[0].name()}, which hides it from autograd.grad. Pass it to "
+            "the function as an input"
+        )
 
 
 def check_independent(module: nn.Module, outputs: Outputs, batch: Any) -> None:

@@ -1,0 +1,185 @@
+"""Small nets whose parameters enter the computation in unusual ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+C, D, N, T = 3, 4, 7, 5
+
+
+class Net(nn.Module):
+    """A module made of parts and a function of (parts, x)."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **parts: Any) -> None:
+        super().__init__()
+        self.function = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def weights(*shape: int) -> nn.Parameter:
+    """Return a parameter with random entries."""
+    return nn.Parameter(torch.randn(shape) / 2)
+
+
+class Scaled(torch.autograd.Function):
+    """x * w by a function with its own backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x * w
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, w = ctx.saved_tensors
+        return g * w, (g * x).sum(0)
+
+
+def _experts(m: Any, x: Tensor) -> Tensor:
+    """Send each example to one of two experts, in rows whose number depends on the examples."""
+    gate = m.gate(x)
+    out = torch.zeros_like(x)
+    for i, expert in enumerate((m.a, m.b)):
+        mine = gate.argmax(1) == i
+        out = out.index_put((mine.nonzero()[:, 0],), expert(x[mine]) * gate[mine][:, i : i + 1])
+    return m.head(out)
+
+
+def _head() -> nn.Linear:
+    return nn.Linear(D, C)
+
+
+def _steps(m: Any, x: Tensor) -> Tensor:
+    h, c = x.new_zeros(len(x), D), x.new_zeros(len(x), D)
+    for t in range(T):
+        h, c = m.cell(x[:, t], (h, c))
+    return m.head(h)
+
+
+def _cosine(m: Any, x: Tensor) -> Tensor:
+    return m.scale * F.normalize(x, dim=1) @ F.normalize(m.w, dim=1).t()
+
+
+def _tied(m: Any, x: Tensor) -> Tensor:
+    h = torch.tanh(m.body(m.table(x)))
+    return F.linear(h, m.table.weight).mean(1)[:, :C]
+
+
+FLAT, SEQUENCE, TOKENS = (D,), (T, D), "tokens"
+
+ODD: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "scalar parameter": (lambda: Net(lambda m, x: m.head(x) * m.s, head=_head(), s=weights()), FLAT),
+    "power of a parameter": (lambda: Net(lambda m, x: m.head(x.abs() ** m.p.exp()), head=_head(), p=weights(D)), FLAT),
+    "product of parameters": (
+        lambda: Net(lambda m, x: m.head(x @ (m.w + m.a @ m.b)), head=_head(), w=weights(D, D), a=weights(D, 2), b=weights(2, D)),
+        FLAT,
+    ),
+    "parameter on the left": (lambda: Net(lambda m, x: m.head((m.w @ x.t()).t()), head=_head(), w=weights(D, D)), FLAT),
+    "matrix times vector": (lambda: Net(lambda m, x: m.head(x) + (x @ m.v)[:, None], head=_head(), v=weights(D)), FLAT),
+    "addcmul": (lambda: Net(lambda m, x: m.head(torch.addcmul(m.b, x, m.w)), head=_head(), w=weights(D), b=weights(D)), FLAT),
+    "division": (lambda: Net(lambda m, x: m.head(x / (2 + m.w) - m.w / (2 + x.abs())), head=_head(), w=weights(D)), FLAT),
+    "mask token": (
+        lambda: Net(lambda m, x: m.head(torch.where(x[..., :1] > 0, x, m.mask).mean(1)), head=_head(), mask=weights(D)),
+        SEQUENCE,
+    ),
+    "class token": (
+        lambda: Net(
+            lambda m, x: m.head(m.block(torch.cat([m.token.expand(len(x), -1, -1), x + m.place], 1))[:, 0]),
+            head=_head(), token=weights(1, 1, D), place=weights(1, T, D),
+            block=nn.TransformerEncoderLayer(D, 2, 6, dropout=0.0, batch_first=True, norm_first=True),
+        ),
+        SEQUENCE,
+    ),
+    "repeated token": (lambda: Net(lambda m, x: m.head(x + m.t.repeat(len(x), T, 1)).mean(1), head=_head(), t=weights(1, 1, D)), SEQUENCE),
+    "attention over different inputs": (
+        lambda: Net(
+            lambda m, x: m.head(m.att(x, x.flip(1), x * 2)[0].mean(1)), head=_head(), att=nn.MultiheadAttention(D, 2, batch_first=True)
+        ),
+        SEQUENCE,
+    ),
+    "attention, time first": (
+        lambda: Net(lambda m, x: m.head(m.att(*[x.transpose(0, 1)] * 3)[0][0]), head=_head(), att=nn.MultiheadAttention(D, 2)),
+        SEQUENCE,
+    ),
+    "weights per head": (
+        lambda: Net(lambda m, x: m.head(torch.einsum("nti,hio->nho", x, m.w).mean(1)), head=_head(), w=weights(2, D, D)),
+        SEQUENCE,
+    ),
+    "bilinear": (lambda: Net(lambda m, x: m.b(x, x.flip(1)), b=nn.Bilinear(D, D, C)), FLAT),
+    "views of one parameter": (
+        lambda: Net(lambda m, x: m.head(F.linear(torch.tanh(F.linear(x, m.w[:D])), m.w[1:], m.w[0])), head=_head(), w=weights(D + 1, D)),
+        FLAT,
+    ),
+    "cosine classifier": (lambda: Net(_cosine, w=weights(C, D), scale=weights()), FLAT),
+    "tied table": (lambda: Net(_tied, table=nn.Embedding(6, D), body=nn.Linear(D, D)), TOKENS),
+    "indexed table": (lambda: Net(lambda m, x: m.head(m.w[x - 2].mean(1)), head=_head(), w=weights(6, D)), TOKENS),
+    "gathered table": (lambda: Net(lambda m, x: m.head(m.w.index_select(0, x.flatten()).view(*x.shape, D).mean(1)), head=_head(), w=weights(6, D)), TOKENS),
+    "bag of rows": (lambda: Net(lambda m, x: m.head(m.bag(x)), head=_head(), bag=nn.EmbeddingBag(6, D)), TOKENS),
+    "lstm": (lambda: Net(lambda m, x: m.head(m.r(x)[0][:, -1]), head=_head(), r=nn.LSTM(D, D, 2, batch_first=True)), SEQUENCE),
+    "gru, both directions": (
+        lambda: Net(lambda m, x: m.head(m.r(x)[0].mean(1)), head=nn.Linear(2 * D, C), r=nn.GRU(D, D, batch_first=True, bidirectional=True)),
+        SEQUENCE,
+    ),
+    "rnn, time first": (lambda: Net(lambda m, x: m.head(m.r(x.transpose(0, 1))[0][-1]), head=_head(), r=nn.RNN(D, D)), SEQUENCE),
+    "lstm with projection": (
+        lambda: Net(lambda m, x: m.head(m.r(x)[0][:, -1]), head=nn.Linear(2, C), r=nn.LSTM(D, D, proj_size=2, batch_first=True)), SEQUENCE,
+    ),
+    "cell in a loop": (lambda: Net(_steps, head=_head(), cell=nn.LSTMCell(D, D)), SEQUENCE),
+    "transposed convolution": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(2, 4, 3, stride=2, groups=2), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, C)),
+        (2, 4, 4),
+    ),
+    "convolution in 3 dimensions": (
+        lambda: nn.Sequential(nn.Conv3d(1, 4, (2, 3, 1), padding=(1, 0, 0), stride=(1, 2, 1)), nn.Tanh(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, C)),
+        (1, 3, 5, 4),
+    ),
+    "depthwise convolution": (
+        lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=4, padding=1), nn.GELU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(32, C)), (4, 4, 4),
+    ),
+    "convolution over frames": (
+        lambda: Net(lambda m, x: m.head(torch.relu(m.conv(x.flatten(0, 1))).mean((2, 3)).view(len(x), T, -1).mean(1)), head=_head(), conv=nn.Conv2d(2, D, 2)),
+        (T, 2, 3, 3),
+    ),
+    "weight norm of a convolution": (
+        lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv1d(2, 4, 3)), nn.Tanh(), nn.Flatten(), nn.Linear(8, C)), (2, 4),
+    ),
+    "spectral norm": (lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(D, D)), nn.Tanh(), _head()), FLAT),
+    "orthogonal weights": (lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(D, D)), nn.Tanh(), _head()), FLAT),
+    "rms norm": (lambda: nn.Sequential(nn.Linear(D, D), nn.RMSNorm(D), nn.Tanh(), _head()), FLAT),
+    "instance norm": (lambda: nn.Sequential(nn.InstanceNorm1d(2, affine=True), nn.Conv1d(2, 2, 2), nn.Flatten(), nn.Linear(6, C)), (2, 4)),
+    "prelu": (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.PReLU(3), nn.Flatten(), nn.Linear(9, C), nn.PReLU()), (2, 4)),
+    "two views of each example": (
+        lambda: Net(lambda m, x: m.head(torch.tanh(m.body(torch.cat([x, x.flip(1)])))).view(2, len(x), C).mean(0), head=_head(), body=nn.Linear(D, D)),
+        FLAT,
+    ),
+    "interleaved views": (
+        lambda: Net(lambda m, x: m.head(torch.tanh(m.body(x.repeat_interleave(2, 0)))).view(len(x), 2, C).mean(1), head=_head(), body=nn.Linear(D, D)),
+        FLAT,
+    ),
+    "checkpointed": (
+        lambda: Net(lambda m, x: m.head(checkpoint(m.body, x, use_reentrant=False)), head=_head(), body=nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D))),
+        FLAT,
+    ),
+    "a function with its own backward pass": (lambda: Net(lambda m, x: m.head(Scaled.apply(x, m.w)), head=_head(), w=weights(D)), FLAT),
+    "experts": (lambda: Net(_experts, gate=nn.Linear(D, 2), a=nn.Linear(D, D), b=nn.Linear(D, D), head=_head()), FLAT),
+    "dead layer": (
+        lambda: Net(lambda m, x: m.head(x.mean(1)) + 0 * m.dead(x).sum((1, 2))[:, None], head=_head(), dead=nn.Linear(D, D)), SEQUENCE,
+    ),
+    "batch second": (lambda: Net(lambda m, x: m.head(torch.tanh(m.body(x.permute(1, 2, 0).transpose(1, 2).reshape(-1, D))).view(T, len(x), D).mean(0)), head=_head(), body=nn.Linear(D, D)), SEQUENCE),
+}  # fmt: skip
+
+
+def inputs(shape: Any) -> Tensor:
+    """Return N random inputs."""
+    return torch.randint(2, 6, (N, T)) if shape == TOKENS else torch.randn(N, *shape, dtype=torch.float64)
