@@ -82,13 +82,21 @@ ODD: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "scalar parameter": (lambda: Net(lambda m, x: m.head(x) * m.s, head=_head(), s=weights()), FLAT),
     "power of a parameter": (lambda: Net(lambda m, x: m.head(x.abs() ** m.p.exp()), head=_head(), p=weights(D)), FLAT),
     "product of parameters": (
-        lambda: Net(lambda m, x: m.head(x @ (m.w + m.a @ m.b)), head=_head(), w=weights(D, D), a=weights(D, 2), b=weights(2, D)),
+        lambda: Net(
+            lambda m, x: m.head(x @ (m.w + m.a @ m.b)), head=_head(), w=weights(D, D), a=weights(D, 2), b=weights(2, D)
+        ),
         FLAT,
     ),
     "parameter on the left": (lambda: Net(lambda m, x: m.head((m.w @ x.t()).t()), head=_head(), w=weights(D, D)), FLAT),
     "matrix times vector": (lambda: Net(lambda m, x: m.head(x) + (x @ m.v)[:, None], head=_head(), v=weights(D)), FLAT),
-    "addcmul": (lambda: Net(lambda m, x: m.head(torch.addcmul(m.b, x, m.w)), head=_head(), w=weights(D), b=weights(D)), FLAT),
-    "division": (lambda: Net(lambda m, x: m.head(x / (2 + m.w) - m.w / (2 + x.abs())), head=_head(), w=weights(D)), FLAT),
+    "addcmul": (
+        lambda: Net(lambda m, x: m.head(torch.addcmul(m.b, x, m.w)), head=_head(), w=weights(D), b=weights(D)),
+        FLAT,
+    ),
+    "division": (
+        lambda: Net(lambda m, x: m.head(x / (2 + m.w) - m.w / (2 + x.abs())), head=_head(), w=weights(D)),
+        FLAT,
+    ),
     "mask token": (
         lambda: Net(lambda m, x: m.head(torch.where(x[..., :1] > 0, x, m.mask).mean(1)), head=_head(), mask=weights(D)),
         SEQUENCE,
@@ -96,88 +104,181 @@ ODD: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "class token": (
         lambda: Net(
             lambda m, x: m.head(m.block(torch.cat([m.token.expand(len(x), -1, -1), x + m.place], 1))[:, 0]),
-            head=_head(), token=weights(1, 1, D), place=weights(1, T, D),
+            head=_head(),
+            token=weights(1, 1, D),
+            place=weights(1, T, D),
             block=nn.TransformerEncoderLayer(D, 2, 6, dropout=0.0, batch_first=True, norm_first=True),
         ),
         SEQUENCE,
     ),
-    "repeated token": (lambda: Net(lambda m, x: m.head(x + m.t.repeat(len(x), T, 1)).mean(1), head=_head(), t=weights(1, 1, D)), SEQUENCE),
+    "repeated token": (
+        lambda: Net(lambda m, x: m.head(x + m.t.repeat(len(x), T, 1)).mean(1), head=_head(), t=weights(1, 1, D)),
+        SEQUENCE,
+    ),
     "attention over different inputs": (
         lambda: Net(
-            lambda m, x: m.head(m.att(x, x.flip(1), x * 2)[0].mean(1)), head=_head(), att=nn.MultiheadAttention(D, 2, batch_first=True)
+            lambda m, x: m.head(m.att(x, x.flip(1), x * 2)[0].mean(1)),
+            head=_head(),
+            att=nn.MultiheadAttention(D, 2, batch_first=True),
         ),
         SEQUENCE,
     ),
     "attention, time first": (
-        lambda: Net(lambda m, x: m.head(m.att(*[x.transpose(0, 1)] * 3)[0][0]), head=_head(), att=nn.MultiheadAttention(D, 2)),
+        lambda: Net(
+            lambda m, x: m.head(m.att(*[x.transpose(0, 1)] * 3)[0][0]), head=_head(), att=nn.MultiheadAttention(D, 2)
+        ),
         SEQUENCE,
     ),
     "weights per head": (
-        lambda: Net(lambda m, x: m.head(torch.einsum("nti,hio->nho", x, m.w).mean(1)), head=_head(), w=weights(2, D, D)),
+        lambda: Net(
+            lambda m, x: m.head(torch.einsum("nti,hio->nho", x, m.w).mean(1)), head=_head(), w=weights(2, D, D)
+        ),
         SEQUENCE,
     ),
     "bilinear": (lambda: Net(lambda m, x: m.b(x, x.flip(1)), b=nn.Bilinear(D, D, C)), FLAT),
     "views of one parameter": (
-        lambda: Net(lambda m, x: m.head(F.linear(torch.tanh(F.linear(x, m.w[:D])), m.w[1:], m.w[0])), head=_head(), w=weights(D + 1, D)),
+        lambda: Net(
+            lambda m, x: m.head(F.linear(torch.tanh(F.linear(x, m.w[:D])), m.w[1:], m.w[0])),
+            head=_head(),
+            w=weights(D + 1, D),
+        ),
         FLAT,
     ),
     "cosine classifier": (lambda: Net(_cosine, w=weights(C, D), scale=weights()), FLAT),
     "tied table": (lambda: Net(_tied, table=nn.Embedding(6, D), body=nn.Linear(D, D)), TOKENS),
     "indexed table": (lambda: Net(lambda m, x: m.head(m.w[x - 2].mean(1)), head=_head(), w=weights(6, D)), TOKENS),
-    "gathered table": (lambda: Net(lambda m, x: m.head(m.w.index_select(0, x.flatten()).view(*x.shape, D).mean(1)), head=_head(), w=weights(6, D)), TOKENS),
+    "gathered table": (
+        lambda: Net(
+            lambda m, x: m.head(m.w.index_select(0, x.flatten()).view(*x.shape, D).mean(1)),
+            head=_head(),
+            w=weights(6, D),
+        ),
+        TOKENS,
+    ),
     "bag of rows": (lambda: Net(lambda m, x: m.head(m.bag(x)), head=_head(), bag=nn.EmbeddingBag(6, D)), TOKENS),
-    "lstm": (lambda: Net(lambda m, x: m.head(m.r(x)[0][:, -1]), head=_head(), r=nn.LSTM(D, D, 2, batch_first=True)), SEQUENCE),
-    "gru, both directions": (
-        lambda: Net(lambda m, x: m.head(m.r(x)[0].mean(1)), head=nn.Linear(2 * D, C), r=nn.GRU(D, D, batch_first=True, bidirectional=True)),
+    "lstm": (
+        lambda: Net(lambda m, x: m.head(m.r(x)[0][:, -1]), head=_head(), r=nn.LSTM(D, D, 2, batch_first=True)),
         SEQUENCE,
     ),
-    "rnn, time first": (lambda: Net(lambda m, x: m.head(m.r(x.transpose(0, 1))[0][-1]), head=_head(), r=nn.RNN(D, D)), SEQUENCE),
+    "gru, both directions": (
+        lambda: Net(
+            lambda m, x: m.head(m.r(x)[0].mean(1)),
+            head=nn.Linear(2 * D, C),
+            r=nn.GRU(D, D, batch_first=True, bidirectional=True),
+        ),
+        SEQUENCE,
+    ),
+    "rnn, time first": (
+        lambda: Net(lambda m, x: m.head(m.r(x.transpose(0, 1))[0][-1]), head=_head(), r=nn.RNN(D, D)),
+        SEQUENCE,
+    ),
     "lstm with projection": (
-        lambda: Net(lambda m, x: m.head(m.r(x)[0][:, -1]), head=nn.Linear(2, C), r=nn.LSTM(D, D, proj_size=2, batch_first=True)), SEQUENCE,
+        lambda: Net(
+            lambda m, x: m.head(m.r(x)[0][:, -1]), head=nn.Linear(2, C), r=nn.LSTM(D, D, proj_size=2, batch_first=True)
+        ),
+        SEQUENCE,
     ),
     "cell in a loop": (lambda: Net(_steps, head=_head(), cell=nn.LSTMCell(D, D)), SEQUENCE),
     "transposed convolution": (
-        lambda: nn.Sequential(nn.ConvTranspose2d(2, 4, 3, stride=2, groups=2), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, C)),
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(2, 4, 3, stride=2, groups=2),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, C),
+        ),
         (2, 4, 4),
     ),
     "convolution in 3 dimensions": (
-        lambda: nn.Sequential(nn.Conv3d(1, 4, (2, 3, 1), padding=(1, 0, 0), stride=(1, 2, 1)), nn.Tanh(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, C)),
+        lambda: nn.Sequential(
+            nn.Conv3d(1, 4, (2, 3, 1), padding=(1, 0, 0), stride=(1, 2, 1)),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool3d(1),
+            nn.Flatten(),
+            nn.Linear(4, C),
+        ),
         (1, 3, 5, 4),
     ),
     "depthwise convolution": (
-        lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=4, padding=1), nn.GELU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(32, C)), (4, 4, 4),
+        lambda: nn.Sequential(
+            nn.Conv2d(4, 8, 3, groups=4, padding=1), nn.GELU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(32, C)
+        ),
+        (4, 4, 4),
     ),
     "convolution over frames": (
-        lambda: Net(lambda m, x: m.head(torch.relu(m.conv(x.flatten(0, 1))).mean((2, 3)).view(len(x), T, -1).mean(1)), head=_head(), conv=nn.Conv2d(2, D, 2)),
+        lambda: Net(
+            lambda m, x: m.head(torch.relu(m.conv(x.flatten(0, 1))).mean((2, 3)).view(len(x), T, -1).mean(1)),
+            head=_head(),
+            conv=nn.Conv2d(2, D, 2),
+        ),
         (T, 2, 3, 3),
     ),
     "weight norm of a convolution": (
-        lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv1d(2, 4, 3)), nn.Tanh(), nn.Flatten(), nn.Linear(8, C)), (2, 4),
+        lambda: nn.Sequential(
+            parametrizations.weight_norm(nn.Conv1d(2, 4, 3)), nn.Tanh(), nn.Flatten(), nn.Linear(8, C)
+        ),
+        (2, 4),
     ),
     "spectral norm": (lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(D, D)), nn.Tanh(), _head()), FLAT),
-    "orthogonal weights": (lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(D, D)), nn.Tanh(), _head()), FLAT),
+    "orthogonal weights": (
+        lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(D, D)), nn.Tanh(), _head()),
+        FLAT,
+    ),
     "rms norm": (lambda: nn.Sequential(nn.Linear(D, D), nn.RMSNorm(D), nn.Tanh(), _head()), FLAT),
-    "instance norm": (lambda: nn.Sequential(nn.InstanceNorm1d(2, affine=True), nn.Conv1d(2, 2, 2), nn.Flatten(), nn.Linear(6, C)), (2, 4)),
-    "prelu": (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.PReLU(3), nn.Flatten(), nn.Linear(9, C), nn.PReLU()), (2, 4)),
+    "instance norm": (
+        lambda: nn.Sequential(nn.InstanceNorm1d(2, affine=True), nn.Conv1d(2, 2, 2), nn.Flatten(), nn.Linear(6, C)),
+        (2, 4),
+    ),
+    "prelu": (
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.PReLU(3), nn.Flatten(), nn.Linear(9, C), nn.PReLU()),
+        (2, 4),
+    ),
     "two views of each example": (
-        lambda: Net(lambda m, x: m.head(torch.tanh(m.body(torch.cat([x, x.flip(1)])))).view(2, len(x), C).mean(0), head=_head(), body=nn.Linear(D, D)),
+        lambda: Net(
+            lambda m, x: m.head(torch.tanh(m.body(torch.cat([x, x.flip(1)])))).view(2, len(x), C).mean(0),
+            head=_head(),
+            body=nn.Linear(D, D),
+        ),
         FLAT,
     ),
     "interleaved views": (
-        lambda: Net(lambda m, x: m.head(torch.tanh(m.body(x.repeat_interleave(2, 0)))).view(len(x), 2, C).mean(1), head=_head(), body=nn.Linear(D, D)),
+        lambda: Net(
+            lambda m, x: m.head(torch.tanh(m.body(x.repeat_interleave(2, 0)))).view(len(x), 2, C).mean(1),
+            head=_head(),
+            body=nn.Linear(D, D),
+        ),
         FLAT,
     ),
     "checkpointed": (
-        lambda: Net(lambda m, x: m.head(checkpoint(m.body, x, use_reentrant=False)), head=_head(), body=nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D))),
+        lambda: Net(
+            lambda m, x: m.head(checkpoint(m.body, x, use_reentrant=False)),
+            head=_head(),
+            body=nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D)),
+        ),
         FLAT,
     ),
-    "a function with its own backward pass": (lambda: Net(lambda m, x: m.head(Scaled.apply(x, m.w)), head=_head(), w=weights(D)), FLAT),
+    "a function with its own backward pass": (
+        lambda: Net(lambda m, x: m.head(Scaled.apply(x, m.w)), head=_head(), w=weights(D)),
+        FLAT,
+    ),
     "experts": (lambda: Net(_experts, gate=nn.Linear(D, 2), a=nn.Linear(D, D), b=nn.Linear(D, D), head=_head()), FLAT),
     "dead layer": (
-        lambda: Net(lambda m, x: m.head(x.mean(1)) + 0 * m.dead(x).sum((1, 2))[:, None], head=_head(), dead=nn.Linear(D, D)), SEQUENCE,
+        lambda: Net(
+            lambda m, x: m.head(x.mean(1)) + 0 * m.dead(x).sum((1, 2))[:, None], head=_head(), dead=nn.Linear(D, D)
+        ),
+        SEQUENCE,
     ),
-    "batch second": (lambda: Net(lambda m, x: m.head(torch.tanh(m.body(x.permute(1, 2, 0).transpose(1, 2).reshape(-1, D))).view(T, len(x), D).mean(0)), head=_head(), body=nn.Linear(D, D)), SEQUENCE),
-}  # fmt: skip
+    "batch second": (
+        lambda: Net(
+            lambda m, x: m.head(
+                torch.tanh(m.body(x.permute(1, 2, 0).transpose(1, 2).reshape(-1, D))).view(T, len(x), D).mean(0)
+            ),
+            head=_head(),
+            body=nn.Linear(D, D),
+        ),
+        SEQUENCE,
+    ),
+}
 
 
 def inputs(shape: Any) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from clbench.importance.batching import count, merge_batches, move_to, shapes, take
 from clbench.importance.example_statistics import ExampleStatistics, Sums
 from clbench.importance.factors import Factor, Outer, SquareOrAbs, combined, pieces
-from clbench.importance.graph import Graph, Shared, Structure
+from clbench.importance.graph import MOVES, Graph, Shared, Structure, is_ordered
 from clbench.importance.measurement import Measurement
 from clbench.importance.operations import Operation, Separate, factor_of, widen
 from clbench.importance.output_gradients import OutputGradients
@@ -137,8 +137,7 @@ class Engine:
         graph = None
         if n > 1:
             graph = Graph(z, self.names)
-            if probed.structure is None or not probed.structure.fits(graph, n):
-                self.reasons.add("the operations on a batch are not those on its first examples")
+            if not self._fits(probed, graph, z):
                 for i in range(n):
                     self._add(take(batch, slice(i, i + 1)), probed)
                 return
@@ -148,8 +147,22 @@ class Engine:
             if graph is None:
                 self._example(z, some)
             else:
+                assert probed.structure is not None
                 Block(self, graph, probed.structure, z, some).add()
         self.statistics.examples += n
+
+    def _fits(self, probed: Probe, graph: Graph, z: Tensor) -> bool:
+        """Return whether the batch has the structure that its first examples show."""
+        structure = probed.structure
+        if structure is None or not structure.fits(graph, len(z)):
+            self.reasons.add(probed.reason or "the operations on a batch are not those on its first examples")
+            return False
+        if structure.may_reorder and not probed.is_checked:
+            probed.is_checked = True
+            if not is_ordered(structure, z, graph):
+                probed.structure, probed.reason = None, "an operation changes the order of the examples"
+                self.reasons.add(probed.reason)
+        return probed.structure is not None
 
     def _block(self, probed: Probe, n: int, c: int) -> int:
         """Return the number of columns to process together: as many as fit in memory, or all if standard errors are measured."""
@@ -167,7 +180,7 @@ class Engine:
 
 
 class Block:
-    """Some columns of the gradients at the outputs of one batch, sent backward to the operations where parameters meet examples."""
+    """The gradients of one batch for some columns, at the operations where parameters meet examples."""
 
     def __init__(
         self, engine: Engine, graph: Graph, structure: Structure, z: Tensor, columns: Sequence[Tensor]
@@ -188,7 +201,7 @@ class Block:
     def _factors(self, source: Shared) -> list[Factor]:
         """Return the gradients of a shared tensor, one factor for each operation in which it meets examples."""
         shared = self.engine.params[source] if isinstance(source, str) else self.graph.edge(source)
-        shape = shared.shape if isinstance(shared, Tensor) else self.graph.shape(*source)  # type: ignore[misc]
+        shape = shared.shape if isinstance(shared, Tensor) else self.graph.shape(*source)
         found = []
         for node, index, layout in self.structure.meetings[source]:
             gradients = [layout.split(g, self.n) for g in self.gradients[node] if g is not None]
@@ -204,29 +217,41 @@ class Block:
     def _add(self, name: str, sums: Sums, factors: list[tuple[Shared, Factor]]) -> None:
         """Add the values of one parameter. Where it is used more than once, the gradients are added before the value is taken."""
         moved = {source: self.structure.moved.get(source) for source, _ in factors}
-        direct = [_in_place(factor, moved[source]) for source, factor in factors]
-        if None not in direct and (whole := combined(direct)) is not None:  # type: ignore[arg-type]
+        direct = [f for source, factor in factors if (f := self._in_place(factor, moved[source])) is not None]
+        if len(direct) == len(factors) and (whole := combined(direct)) is not None:
             return whole.add_to(sums, self.value, self.budget)
         if len(factors) == 1 and moved[factors[0][0]] is not None:
             source, factor = factors[0]
-            own = Sums(*(None if t is None else t.new_zeros(factor.shape) for t in sums))
+            own = sums.viewed(lambda t: t.new_zeros(factor.shape))
             factor.add_to(own, self.value, self.budget)
-            for total, part in zip(sums, own, strict=True):
-                if total is not None:
-                    total += self._pulled(source, name, part[None, None])[0, 0]
-            return None
+            return sums.merge(own.viewed(lambda t: self._moved_back(source, t)))
         each = sum(f.each() for _, f in factors) + self.engine.params[name].numel()
         for piece in pieces(self.n, each, self.budget):
             dense = [self._pulled(source, name, factor.dense(piece)) for source, factor in factors]
             sums.add(self.value(sum(dense[1:], dense[0])))
         return None
 
+    def _in_place(self, factor: Factor, moves: tuple[int, ...] | None) -> Factor | None:
+        """Return the gradients of a parameter from those of the parameter or its transpose, None for other tensors."""
+        if moves == ():
+            return factor
+        is_transpose = moves is not None and [self.structure.operations[i][0] for i in moves] == ["TBackward0"]
+        return factor.transposed() if is_transpose and isinstance(factor, Outer) else None
+
+    def _moved_back(self, source: Shared, t: Tensor) -> Tensor:
+        """Return the entries of ``t``, which are those of ``source``, in their places in the parameter."""
+        for i in reversed(self.structure.moved[source]):
+            (before,) = (tensor for tensor in self.structure.operations[i][1] if tensor is not None)
+            shape = self.engine.params[before].shape if isinstance(before, str) else self.graph.shape(*before)
+            t = MOVES[self.structure.operations[i][0]](self.graph.nodes[i], t).reshape(shape)
+        return t
+
     def _pulled(self, source: Shared, name: str, g: Tensor) -> Tensor:
         """Return gradients (m, K, *shape of source) with respect to the parameter ``name`` from which ``source`` is made."""
         if isinstance(source, str):
             return g
         p, flat = self.engine.params[name], g.flatten(0, 1)
-        dtype = self.graph.nodes[source[0]]._input_metadata[source[1]].dtype  # type: ignore[attr-defined]
+        dtype = self.graph.nodes[source[0]]._input_metadata[source[1]].dtype
 
         def pull(g: Tensor, several: bool) -> Tensor:
             edge = self.graph.edge(source)
@@ -239,10 +264,3 @@ class Block:
         except RuntimeError:  # an operation on parameters that vmap cannot trace, such as a custom function
             pulled = torch.stack([pull(one.to(dtype), False) for one in flat])
         return widen(pulled).view(*g.shape[:2], *p.shape)
-
-
-def _in_place(factor: Factor, moves: tuple[str, ...] | None) -> Factor | None:
-    """Return the gradients of a parameter from those of a tensor that is the parameter or its transpose, None for others."""
-    if moves == ():
-        return factor
-    return factor.transposed() if moves == ("TBackward0",) and isinstance(factor, Outer) else None

@@ -26,8 +26,14 @@ class Sums(NamedTuple):
     second: Tensor | None
 
     def viewed(self, view: Callable[[Tensor], Tensor]) -> Sums:
-        """Return the same sums as seen through ``view``, which must not copy."""
+        """Return the same sums as seen through ``view``."""
         return Sums(view(self.first), None if self.second is None else view(self.second))
+
+    def merge(self, other: Sums) -> None:
+        """Add the sums of other examples or columns."""
+        self.first.add_(other.first)
+        if self.second is not None and other.second is not None:
+            self.second.add_(other.second)
 
     def add(self, values: Tensor) -> None:
         """Add values (n, K, *shape). The value of an example is their sum over K."""

@@ -18,9 +18,11 @@ SquareOrAbs = Callable[..., Tensor]
 
 
 class Factor(Protocol):
-    """The gradients of n examples with respect to a tensor of ``shape``."""
+    """The gradients of n examples with respect to a shared tensor."""
 
-    shape: torch.Size
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the tensor."""
 
     def each(self) -> int:
         """Return the number of entries that ``dense`` needs for one example."""
@@ -92,7 +94,7 @@ class Outer(NamedTuple):
 
     def add_to(self, sums: Sums, value: SquareOrAbs, budget: int) -> None:
         _, k, groups, p, o = self.g.shape
-        flat = sums.viewed(lambda t: (t.mT if self.is_transposed else t).view(groups, o, -1))
+        flat = sums.viewed(lambda t: t.view(groups, -1, o).mT if self.is_transposed else t.view(groups, o, -1))
         if p == 1 and groups == 1 and self.unfold is None:
             left = value(self.g[:, 0, 0, 0])
             for column in range(1, k):
@@ -107,12 +109,12 @@ class Rows(NamedTuple):
     """Gradients of the rows of a table that the examples use.
 
     Attributes:
-        index: Rows, (n, P).
+        rows: Their numbers, (n, P).
         values: Gradients at the positions, (n, K, P, *rest).
         shape: Shape of the table, (rows, *rest).
     """
 
-    index: Tensor
+    rows: Tensor
     values: Tensor
     shape: torch.Size
 
@@ -120,15 +122,15 @@ class Rows(NamedTuple):
         return self.values.shape[1] * self.shape.numel()
 
     def dense(self, piece: slice) -> Tensor:
-        index, values = self.index[piece], self.values[piece]
+        numbers, values = self.rows[piece], self.values[piece]
         n, k = values.shape[:2]
         out = values.new_zeros(n * k * self.shape[0], *self.shape[1:])
-        offsets = torch.arange(n * k, device=index.device).view(n, k, 1) * self.shape[0]
-        return out.index_add_(0, (offsets + index[:, None]).flatten(), values.flatten(0, 2)).view(n, k, *self.shape)
+        offsets = torch.arange(n * k, device=numbers.device).view(n, k, 1) * self.shape[0]
+        return out.index_add_(0, (offsets + numbers[:, None]).flatten(), values.flatten(0, 2)).view(n, k, *self.shape)
 
     def unique(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return each pair of example and row that occurs once: examples (m,), rows (m,), gradients (m, K, *rest)."""
-        keys = torch.arange(len(self.index), device=self.index.device)[:, None] * self.shape[0] + self.index
+        keys = torch.arange(len(self.rows), device=self.rows.device)[:, None] * self.shape[0] + self.rows
         unique, where = keys.flatten().unique(return_inverse=True)
         by_position = self.values.transpose(1, 2).flatten(0, 1)
         sums = by_position.new_zeros(len(unique), *by_position.shape[1:]).index_add_(0, where, by_position)
@@ -198,11 +200,13 @@ def combined(factors: Sequence[Factor]) -> Factor | None:
     rows = [f for f in factors if isinstance(f, Rows)]
     if len(outer) + len(rows) < len(factors) or len({f.is_transposed for f in outer}) > 1:
         return None
-    together: list[Factor] = []
+    product = read = None
     if outer:
         g, a = torch.cat([f.g for f in outer], 3), torch.cat([f.a for f in outer], 2)
-        together.append(outer[0]._replace(g=g, a=a))
+        product = outer[0]._replace(g=g, a=a)
     if rows:
-        index, values = torch.cat([f.index for f in rows], 1), torch.cat([f.values for f in rows], 2)
-        together.append(rows[0]._replace(index=index, values=values))
-    return Table(*together) if len(together) == 2 else together[0]
+        numbers, values = torch.cat([f.rows for f in rows], 1), torch.cat([f.values for f in rows], 2)
+        read = rows[0]._replace(rows=numbers, values=values)
+    if product is None or read is None:
+        return product if read is None else read
+    return Table(product, read)

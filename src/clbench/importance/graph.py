@@ -13,7 +13,7 @@ k times. Their order is found from the gradient of one example, which is zero in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,18 +23,34 @@ from torch.autograd.graph import GradientEdge, Node
 Shared = str | tuple[int, int]
 """A shared tensor: the name of a parameter, or (node, output number)."""
 
-MOVES = {
-    f"{name}Backward{i}"
-    for name in (
-        "T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Select", "Slice",
-        "Split", "SplitWithSizes", "Unbind", "Clone", "ToCopy", "Alias",
-    )
-    for i in range(3)
+MOVES: dict[str, Callable[[Node, Tensor], Tensor]] = {
+    "TBackward0": lambda node, t: t.mT,
+    "TransposeBackward0": lambda node, t: t.transpose(*(_signed(getattr(node, f"_saved_dim{i}")) for i in (0, 1))),
+    "PermuteBackward0": lambda node, t: t.permute(*_inverse([_signed(d) % t.dim() for d in node._saved_dims])),
+    **dict.fromkeys(
+        (
+            "ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0", "SqueezeBackward0",
+            "SqueezeBackward1", "SqueezeBackward2", "CloneBackward0", "ToCopyBackward0", "AliasBackward0",
+        ),
+        lambda node, t: t,
+    ),
 }  # fmt: skip
-"""Operations that only move entries: the gradient of an entry of the input is that of at most one entry of the output."""
-
+"""Operations that only move the entries of a tensor, with the move back, up to a change of shape."""
 
 VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
+
+
+REORDER = ("Index", "Gather", "Sort", "Scatter", "MaskedSelect", "Topk", "Unique")
+"""Beginnings of the names of operations that may place examples in an order that depends on their values."""
+
+
+def _signed(dim: int) -> int:
+    """Return a dimension that the graph stores without its sign."""
+    return dim - 2**64 if dim >= 2**63 else dim
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 class Irregular(Exception):
@@ -70,7 +86,7 @@ class Graph:
 
     def shape(self, node: int, output: int) -> torch.Size:
         """Return the shape of an output of a node."""
-        return torch.Size(self.nodes[node]._input_metadata[output].shape)  # type: ignore[attr-defined]
+        return torch.Size(self.nodes[node]._input_metadata[output].shape)
 
     def edge(self, tensor: tuple[int, int]) -> GradientEdge:
         """Return the place of a tensor in the graph, for ``torch.autograd.grad``."""
@@ -120,7 +136,8 @@ class Layout(NamedTuple):
         """Return ``t`` with a new first dimension for the ``n`` examples. The old one keeps the entries of one example."""
         d = self.dim if dim is None else dim
         sizes = (n, self.repeats) if self.is_major else (self.repeats, n)
-        return t.unflatten(d, sizes).movedim(d + (not self.is_major), 0)
+        split: Tensor = t.unflatten(d, sizes).movedim(d + (not self.is_major), 0)  # type: ignore[no-untyped-call]
+        return split
 
     def entries(self, n: int, example: int) -> slice:
         """Return the entries of an example along ``dim``."""
@@ -133,12 +150,12 @@ class Meeting(NamedTuple):
 
     Attributes:
         node: The operation.
-        index: The input of the operation that is shared.
+        argument: Number of the input of the operation that is shared.
         layout: The place of the examples in its output.
     """
 
     node: int
-    index: int
+    argument: int
     layout: Layout
 
 
@@ -149,14 +166,14 @@ class Structure(NamedTuple):
         operations: ``Graph.structure``.
         meetings: The meetings of each shared tensor.
         sources: The shared tensors that depend on each parameter and meet examples.
-        moved: For each shared tensor that only moves the entries of one parameter, the operations that do so, in order.
+        moved: For each shared tensor that only moves the entries of one parameter, the nodes that do so, in order.
         sizes: Shape of the output of every operation in a meeting for one batch.
     """
 
     operations: tuple[tuple[str, tuple[Shared | None, ...]], ...]
     meetings: dict[Shared, list[Meeting]]
     sources: dict[str, list[Shared]]
-    moved: dict[Shared, tuple[str, ...]]
+    moved: dict[Shared, tuple[int, ...]]
     sizes: dict[int, torch.Size]
 
     def fits(self, graph: Graph, n: int) -> bool:
@@ -168,9 +185,14 @@ class Structure(NamedTuple):
         )
 
     @property
-    def nodes(self) -> list[int]:
-        """The operations at which gradients are needed."""
-        return list(dict.fromkeys(m.node for meetings in self.meetings.values() for m in meetings))
+    def nodes(self) -> dict[int, Layout]:
+        """The operations at which gradients are needed, with the place of the examples in their outputs."""
+        return {m.node: m.layout for meetings in self.meetings.values() for m in meetings}
+
+    @property
+    def may_reorder(self) -> bool:
+        """Whether the order of the examples may depend on their values."""
+        return any(name.startswith(REORDER) for name, _ in self.operations)
 
 
 def _resized(size: torch.Size, layout: Layout, n: int) -> torch.Size:
@@ -190,30 +212,27 @@ def compare(small: Graph, large: Graph, few: int, n: int) -> Structure:
     layouts = {t: _layout(small.shape(*t), large.shape(*t), few, n) for t in sorted(used)}
     _order_by_views(large, layouts)
     structure = Structure(large.structure, {}, {}, {}, {})
-    parameters: dict[Shared, set[str]] = {}
+    made_of: dict[Shared, set[str]] = {}  # the parameters of a shared tensor
     for i, (name, inputs) in enumerate(large.structure):
         outputs = [t for t in layouts if t[0] == i]
         shared = [(j, t) for j, t in enumerate(inputs) if t is not None and (isinstance(t, str) or layouts[t] is None)]
-        if all(layouts[t] is None for t in outputs):
-            if any(isinstance(t, tuple) and layouts[t] is not None for t in inputs):
-                raise Irregular(f"{name} mixes the examples")
-            for t in outputs:
-                parameters[t] = set().union(*({s} if isinstance(s, str) else parameters[s] for _, s in shared))
-            before = [() if isinstance(s, str) else structure.moved.get(s) for _, s in shared]
-            if name in MOVES and len(before) == 1 and before[0] is not None:
-                structure.moved.update(dict.fromkeys(outputs, (*before[0], name)))
-            continue
-        for j, tensor in shared:
-            layout = layouts.get((i, 0))
-            if len(outputs) > 1 or layout is None:
-                raise Irregular(f"{name} has several outputs")
-            if tensor not in structure.meetings:
-                for parameter in sorted({tensor} if isinstance(tensor, str) else parameters[tensor]):
-                    structure.sources.setdefault(parameter, []).append(tensor)
-                if isinstance(tensor, str):
-                    structure.moved[tensor] = ()
-            structure.meetings.setdefault(tensor, []).append(Meeting(i, j, layout))
-            structure.sizes[i] = large.shape(i, 0)
+        made_of |= {t: {t} for _, t in shared if isinstance(t, str)}
+        structure.moved.update({t: () for _, t in shared if isinstance(t, str)})
+        if any(layouts[t] for t in outputs):
+            for j, tensor in shared:
+                if len(outputs) > 1:
+                    raise Irregular(f"{name} has several outputs")
+                structure.meetings.setdefault(tensor, []).append(Meeting(i, j, layouts[outputs[0]]))  # type: ignore[arg-type]
+                structure.sizes[i] = large.shape(i, 0)
+        elif len(shared) < sum(t is not None for t in inputs):
+            raise Irregular(f"{name} mixes the examples")
+        else:
+            made_of |= dict.fromkeys(outputs, set().union(*(made_of[t] for _, t in shared)))
+            if name in MOVES and (before := structure.moved.get(shared[0][1])) is not None:
+                structure.moved.update(dict.fromkeys(outputs, (*before, i)))
+    for tensor in structure.meetings:
+        for parameter in sorted(made_of[tensor]):
+            structure.sources.setdefault(parameter, []).append(tensor)
     return structure
 
 
@@ -263,23 +282,15 @@ def order_rows(structure: Structure, z: Tensor, graph: Graph) -> Structure:
     Raises:
         Irregular: The gradient of an example is not where one of the two orders places it, or it fits both.
     """
-    n = len(z)
-    open_nodes = {m.node: m.layout for meetings in structure.meetings.values() for m in meetings}
-    known: dict[int, Layout] = {}
+    n, known = len(z), {}
     possible = {
         node: [layout] if layout.is_major is not None else [layout._replace(is_major=b) for b in (True, False)]
-        for node, layout in open_nodes.items()
+        for node, layout in structure.nodes.items()
     }
-    direction = torch.linspace(1.0, 2.0, max(1, z[0].numel()), dtype=torch.float64).cos().view(z.shape[1:]).to(z)
     for example in dict.fromkeys((1, *range(n - 1, -1, -1))):
         todo = [node for node in possible if node not in known]
-        if not todo:
-            break
-        v = torch.zeros_like(z)
-        v[example] = direction
-        edges = [graph.edge((node, 0)) for node in todo]
-        for node, g in zip(todo, torch.autograd.grad(z, edges, v, retain_graph=True, allow_unused=True), strict=True):
-            possible[node] = [layout for layout in possible[node] if g is None or _is_within(g, layout, n, example)]
+        for node, g in _gradients_of(example, z, graph, todo):
+            possible[node] = [layout for layout in possible[node] if _is_within(g, layout, n, example)]
             if not possible[node]:
                 raise Irregular(f"{structure.operations[node][0]} mixes the examples")
             if len(possible[node]) == 1:
@@ -290,6 +301,24 @@ def order_rows(structure: Structure, z: Tensor, graph: Graph) -> Structure:
         tensor: [m._replace(layout=known[m.node]) for m in meetings] for tensor, meetings in structure.meetings.items()
     }
     return structure._replace(meetings=meetings)
+
+
+def is_ordered(structure: Structure, z: Tensor, graph: Graph) -> bool:
+    """Return whether the gradients of the last example are where the structure places them."""
+    example = len(z) - 1
+    gradients = _gradients_of(example, z, graph, list(structure.nodes))
+    return all(_is_within(g, structure.nodes[node], len(z), example) for node, g in gradients)
+
+
+def _gradients_of(example: int, z: Tensor, graph: Graph, nodes: list[int]) -> list[tuple[int, Tensor]]:
+    """Return the gradients of one example's outputs, in an arbitrary direction, at the outputs of nodes that they reach."""
+    if not nodes:
+        return []
+    v = torch.zeros_like(z)
+    v[example] = torch.linspace(1.0, 2.0, z[0].numel(), dtype=torch.float64).cos().view(z.shape[1:]).to(z)
+    edges = [graph.edge((node, 0)) for node in nodes]
+    gradients = torch.autograd.grad(z, edges, v, retain_graph=True, allow_unused=True)
+    return [(node, g) for node, g in zip(nodes, gradients, strict=True) if g is not None]
 
 
 def _is_within(g: Tensor, layout: Layout, n: int, example: int) -> bool:

@@ -1,8 +1,8 @@
 """Per-example gradients at each kind of operation in which a tensor shared by all examples meets the examples.
 
-``RULES`` maps the name of an operation in the autograd graph to its formula. Every rule reads what the operation has saved for its
-own backward pass, with one part for each of the n examples, and the K gradients of each example at its output. Sums run over the
-positions p that share the tensor:
+``RULES`` maps the name of an operation in the autograd graph to its formula. A rule reads what the operation has saved for its
+own backward pass, and the K gradients of each of the n examples at its output. Sums run over the positions p that share the
+tensor:
 
     matrix product      dW[n, k] = sum_p a[n, p] g[n, k, p]^T
     convolution         dW[n, k] = sum_p g[n, k, p] patch[n, p]^T
@@ -36,7 +36,7 @@ class Operation(NamedTuple):
 
     Attributes:
         node: Its node in the autograd graph.
-        index: The input that all examples share.
+        argument: Number of the input that all examples share.
         shared: That input, as a parameter or as a place in the graph.
         shape: Its shape.
         layout: The place of the examples in the output.
@@ -44,7 +44,7 @@ class Operation(NamedTuple):
     """
 
     node: Node
-    index: int
+    argument: int
     shared: Tensor | GradientEdge
     shape: torch.Size
     layout: Layout
@@ -88,7 +88,7 @@ def matrix_product(op: Operation, g: Tensor, left: str, right: str, first: int, 
     """Return the factors of ``left @ right``, whose operands are inputs ``first`` and ``first + 1``, (B, R, I) and (B, I, O)."""
     g = times(g, scale)
     groups = g if g.dim() == 5 else g.unsqueeze(2)  # (n, K, B, rows, columns)
-    if op.index == first + 1 and op.layout.dim == g.dim() - 4:  # the examples are rows
+    if op.argument == first + 1 and op.layout.dim == g.dim() - 4:  # the examples are rows
         a = op.split(op.saved(left))
         return Outer(
             groups if scale == 1 else groups * scale,
@@ -96,7 +96,7 @@ def matrix_product(op: Operation, g: Tensor, left: str, right: str, first: int, 
             op.shape,
             is_transposed=True,
         )
-    if op.index == first and op.layout.dim == g.dim() - 3:  # the examples are columns
+    if op.argument == first and op.layout.dim == g.dim() - 3:  # the examples are columns
         a = op.split(op.saved(right)).mT
         return Outer(groups.mT, a if a.dim() == 4 else a.unsqueeze(1), op.shape)
     raise NotImplementedError
@@ -104,7 +104,7 @@ def matrix_product(op: Operation, g: Tensor, left: str, right: str, first: int, 
 
 def product_with_sum(op: Operation, g: Tensor) -> Factor:
     """addmm, baddbmm: beta input + alpha mat1 @ mat2."""
-    if op.index == 0:
+    if op.argument == 0:
         return Dense(times(summed_to(g, op.shape), op.saved("beta")))
     names = ("mat1", "mat2") if op.node.name() == "AddmmBackward0" else ("batch1", "batch2")
     return matrix_product(op, g, *names, 1, op.saved("alpha"))
@@ -115,7 +115,7 @@ def convolution(op: Operation, g: Tensor) -> Factor:
     if op.layout.dim != 0:
         raise NotImplementedError
     n, k, repeats, o = g.shape[:4]  # (n, K, repeats, O, *out)
-    if op.index == 2:
+    if op.argument == 2:
         return Dense(g.flatten(4).sum((2, 4)) if g.dim() > 4 else g.sum(2))
     groups, stride, padding, dilation = (op.saved(name) for name in ("groups", "stride", "padding", "dilation"))
     unfold = partial(
@@ -166,7 +166,7 @@ def extract_patches(
 
 def layer_norm(op: Operation, g: Tensor) -> Factor:
     """Layer normalisation."""
-    if op.index == 1:
+    if op.argument == 1:
         mean, rstd = (widen(getattr(op.node, f"_saved_result{i}").detach()) for i in (1, 2))
         g = g * op.split((op.saved("input") - mean) * rstd)[:, None]
     return Dense(summed_to(g, op.shape))
@@ -179,7 +179,7 @@ def rms_norm(op: Operation, g: Tensor) -> Factor:
 
 def group_norm(op: Operation, g: Tensor) -> Factor:
     """Group normalisation, of inputs (N, C, ...)."""
-    if op.index == 1:
+    if op.argument == 1:
         x, n = op.saved("input"), op.saved("N")
         mean, rstd = op.saved("result1"), op.saved("result2")
         grouped = x.reshape(n, mean.shape[1], -1)
@@ -191,7 +191,7 @@ def batch_norm(op: Operation, g: Tensor) -> Factor:
     """Batch normalisation by running statistics, of inputs (N, C, ...)."""
     if op.saved("training"):
         raise NotImplementedError
-    if op.index == 1:
+    if op.argument == 1:
         x, shape = op.saved("input"), (1, -1, *(1,) * (g.dim() - 5 + 1))
         mean, var = op.saved("running_mean").view(shape), op.saved("running_var").view(shape)
         g = g * op.split((x - mean) * torch.rsqrt(var + op.saved("eps")))[:, None]
@@ -226,24 +226,24 @@ def indexing(op: Operation, g: Tensor) -> Factor:
 
 def addition(op: Operation, g: Tensor) -> Factor:
     """Self + alpha other."""
-    return Dense(times(summed_to(g, op.shape), op.saved("alpha") if op.index == 1 else 1))
+    return Dense(times(summed_to(g, op.shape), op.saved("alpha") if op.argument == 1 else 1))
 
 
 def subtraction(op: Operation, g: Tensor) -> Factor:
     """Self - alpha other."""
-    return Dense(times(summed_to(g, op.shape), -op.saved("alpha") if op.index == 1 else 1))
+    return Dense(times(summed_to(g, op.shape), -op.saved("alpha") if op.argument == 1 else 1))
 
 
 def multiplication(op: Operation, g: Tensor) -> Factor:
     """Self * other."""
-    other = op.saved("self" if op.index == 1 else "other")
+    other = op.saved("self" if op.argument == 1 else "other")
     return Dense(summed_to(g * op.aligned(other, g.dim() - 2), op.shape))
 
 
 def division(op: Operation, g: Tensor) -> Factor:
     """Self / other."""
     other = op.aligned(op.saved("other"), g.dim() - 2)
-    if op.index == 0:
+    if op.argument == 0:
         return Dense(summed_to(g / other, op.shape))
     return Dense(summed_to(-g * op.aligned(op.saved("self"), g.dim() - 2) / other.square(), op.shape))
 
@@ -251,7 +251,7 @@ def division(op: Operation, g: Tensor) -> Factor:
 def selection(op: Operation, g: Tensor) -> Factor:
     """where(condition, self, other)."""
     condition = op.aligned(op.saved("condition"), g.dim() - 2)
-    return Dense(summed_to(g * (condition if op.index == 0 else ~condition), op.shape))
+    return Dense(summed_to(g * (condition if op.argument == 0 else ~condition), op.shape))
 
 
 def prelu(op: Operation, g: Tensor) -> Factor:
@@ -284,15 +284,14 @@ class Separate(NamedTuple):
         return self.g.shape[1] * self.op.shape.numel()
 
     def dense(self, piece: slice) -> Tensor:
-        op, (output,) = self.op, self.op.node._input_metadata  # type: ignore[attr-defined]
-        gradients = []
+        op, (output, *_) = self.op, self.op.node._input_metadata
+        edge = GradientEdge(op.node, 0)
+        gradients: list[Tensor] = []
         for i in range(self.op.n)[piece]:
             for column in self.g[i]:
                 alone = torch.zeros(output.shape, dtype=output.dtype, device=output.device)
                 op.split(alone)[i] = column
-                gradients.append(
-                    torch.autograd.grad([GradientEdge(op.node, 0)], [op.shared], [alone], retain_graph=True)[0]
-                )
+                gradients += torch.autograd.grad([edge], [op.shared], [alone], retain_graph=True)  # type: ignore[arg-type]
         return widen(torch.stack(gradients)).view(-1, self.g.shape[1], *op.shape)
 
     def add_to(self, sums: Sums, value: SquareOrAbs, budget: int) -> None:
@@ -339,7 +338,7 @@ RULES: dict[str, Callable[[Operation, Tensor], Factor]] = {
     "RepeatBackward0": repetition,
     "IndexSelectBackward0": index_selection,
 }
-"""The rules by the names of operations in the autograd graph. A rule raises NotImplementedError for a case that it does not cover."""
+"""The rules by the names of operations in the autograd graph. A rule raises NotImplementedError where it does not hold."""
 
 
 def factor_of(op: Operation, g: Tensor) -> Factor:

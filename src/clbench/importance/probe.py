@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from clbench.importance.outputs import Outputs, check_differentiable, check_outp
 from clbench.params import Params, in_float64
 
 
-class Probe(NamedTuple):
+@dataclass
+class Probe:
     """The result of the check.
 
     Attributes:
@@ -25,6 +27,7 @@ class Probe(NamedTuple):
         edges: Bytes per example of one gradient at the operations where parameters meet the examples.
         width: Number of outputs.
         examples: Number of examples that were used.
+        is_checked: Whether the order of the examples was compared in a whole batch.
     """
 
     structure: Structure | None
@@ -33,6 +36,7 @@ class Probe(NamedTuple):
     edges: int
     width: int
     examples: int
+    is_checked: bool = False
 
 
 def probe(module: nn.Module, outputs: Outputs, batch: Any, params: Params) -> Probe:
@@ -91,7 +95,7 @@ def check_hidden(z: Tensor, graph: Graph, params: Params) -> None:
     met = {tensor for _, inputs in graph.structure for tensor in inputs}
     hidden = {name: p for name, p in params.items() if name not in met}
     functions = [node for node in graph.nodes if isinstance(node, torch.autograd.function.BackwardCFunction)]
-    inputs = [GradientEdge(*edge) for node in functions for edge in node.next_functions if edge[0] is not None]
+    inputs = [GradientEdge(before, i) for node in functions for before, i in node.next_functions if before is not None]
     if not hidden or not inputs:
         return
     before = {name: p.grad for name, p in hidden.items()}
@@ -105,8 +109,8 @@ def check_hidden(z: Tensor, graph: Graph, params: Params) -> None:
             p.grad = before[name]
     if found:
         raise ValueError(
-            f"parameter {found[0]!r} gets its gradient inside {functions[0].name()}, which hides it from autograd.grad. Pass it to "
-            "the function as an input"
+            f"parameter {found[0]!r} gets its gradient inside {functions[0].name()}, which hides it from autograd.grad. Pass it "
+            "to the function as an input"
         )
 
 
