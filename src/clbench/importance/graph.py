@@ -26,7 +26,7 @@ Shared = str | tuple[int, int]
 MOVES: dict[str, Callable[[Node, Tensor], Tensor]] = {
     "TBackward0": lambda node, t: t.mT,
     "TransposeBackward0": lambda node, t: t.transpose(*(_signed(getattr(node, f"_saved_dim{i}")) for i in (0, 1))),
-    "PermuteBackward0": lambda node, t: t.permute(*_inverse([_signed(d) % t.dim() for d in node._saved_dims])),
+    "PermuteBackward0": lambda node, t: t.permute(_inverse([_signed(d) % t.dim() for d in node._saved_dims])),  # type: ignore[attr-defined]
     **dict.fromkeys(
         (
             "ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0", "SqueezeBackward0",
@@ -136,7 +136,7 @@ class Layout(NamedTuple):
         """Return ``t`` with a new first dimension for the ``n`` examples. The old one keeps the entries of one example."""
         d = self.dim if dim is None else dim
         sizes = (n, self.repeats) if self.is_major else (self.repeats, n)
-        split: Tensor = t.unflatten(d, sizes).movedim(d + (not self.is_major), 0)  # type: ignore[no-untyped-call]
+        split: Tensor = t.unflatten(d, sizes).movedim(d + (not self.is_major), 0)
         return split
 
     def entries(self, n: int, example: int) -> slice:

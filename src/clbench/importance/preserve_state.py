@@ -49,7 +49,7 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng([d for d in devices if d.type == "cuda"]))
         if any(isinstance(m, nn.RNNBase) for m in module.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(_without_onednn())
         try:
             module.eval()
             yield
@@ -63,3 +63,14 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
                     if version is None or buffer._version != version:
                         buffer.copy_(copy)
                     m._buffers[name] = buffer
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Compute without oneDNN. Its switch is set through ``torch._C``, because ``mkldnn.flags`` also warns about Intel GPUs."""
+    enabled = torch._C._get_mkldnn_enabled()  # type: ignore[attr-defined]
+    torch._C._set_mkldnn_enabled(False)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)  # type: ignore[attr-defined]

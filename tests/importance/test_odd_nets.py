@@ -1,0 +1,146 @@
+"""Every kind of net compared with the loops of tests/references.py in float64: values, errors, and how they were measured."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clbench.importance import fisher, fisher_and_error, mas
+from tests import references
+from tests.conftest import others_slow
+from tests.importance.odd_nets import ODD, C, N, inputs
+
+WITHOUT_RULE = {
+    "power of a parameter": "PowBackward1",
+    "matrix times vector": "MvBackward0",
+    "addcmul": "AddcmulBackward0",
+    "bilinear": "TrilinearBackward0",
+    "bag of rows": "EmbeddingBagBackward0",
+    "a function with its own backward pass": "ScaledBackward",
+}
+"""Nets with an operation that has no rule, and its name."""
+
+ONE_AT_A_TIME = {"experts"}
+"""Nets in which the examples cannot be located."""
+
+FAST = (
+    "product of parameters",
+    "tied table",
+    "class token",
+    "lstm",
+    "interleaved views",
+    "experts",
+    "checkpointed",
+    "addcmul",
+)
+
+
+def close(a: dict[str, Tensor], b: dict[str, Tensor], rtol: float = 1e-11) -> None:
+    """Compare relative to the largest entry of all, because some gradients are zero up to rounding (a bias before a softmax)."""
+    assert a.keys() == b.keys()
+    scale = max(float(value.abs().max()) for value in b.values())
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def built(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    make, shape = ODD[name]
+    return make().double().eval(), inputs(shape), torch.randint(0, C, (N,))
+
+
+@pytest.mark.parametrize("name", others_slow(list(ODD), *FAST))
+def test_importances_equal_the_loop_over_examples(name: str) -> None:
+    net, x, y = built(name)
+    for labels in ("empirical", "predicted", "exact"):
+        close(fisher(net, [(x, y)], labels=labels), references.fisher(net, x, y, labels))
+    close(mas(net, [(x, y)]), references.mas(net, x))
+    _, error = fisher_and_error(net, [(x, y)])
+    close(error, references.standard_error(references.per_example(net, x, y, "exact", "cross_entropy"), N), 1e-6)
+
+
+@pytest.mark.parametrize("name", others_slow(list(ODD), *FAST))
+def test_a_slow_way_is_logged_with_its_reason(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    net, x, y = built(name)
+    with caplog.at_level(logging.WARNING):
+        fisher(net, [(x, y)], labels="empirical")
+    if name in WITHOUT_RULE:
+        assert WITHOUT_RULE[name] in caplog.text and "% of the parameters" in caplog.text
+    elif name in ONE_AT_A_TIME:
+        assert "one at a time" in caplog.text
+    else:
+        assert not caplog.text
+
+
+class Hidden(torch.autograd.Function):
+    """A function that computes the gradient of a parameter inside its backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, layer):  # type: ignore[no-untyped-def, override]
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def, override]
+        (x,) = ctx.saved_tensors
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            ctx.layer(x).backward(g)
+        return x.grad, None
+
+
+class WithHidden(nn.Module):
+    """A net with a parameter that only the backward pass of a function sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Hidden.apply(self.first(x), self.second)  # type: ignore[no-any-return]
+
+
+def test_a_parameter_hidden_inside_a_function_is_refused() -> None:
+    net, x = WithHidden(), torch.randn(6, 4)
+    net.second.weight.grad = torch.ones(C, 4)
+    with pytest.raises(ValueError, match=r"'second.weight' gets its gradient inside HiddenBackward"):
+        mas(net, [x])
+    assert torch.equal(net.second.weight.grad, torch.ones(C, 4))
+    assert net.first.weight.grad is None
+
+
+class Sorted(nn.Module):
+    """Sorts the examples by their first entry, and sorts the outputs back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Linear(4, 4), nn.Linear(4, C)
+        self.head.weight = nn.Parameter(self.table.weight[:C].detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        h = torch.tanh(self.table(x)) + torch.tanh(self.table(x[order]))[order.argsort()]
+        return self.head(h)
+
+
+def test_examples_in_an_order_that_depends_on_their_values() -> None:
+    """The first four examples are sorted already, so that only a whole batch shows it. The layer is used in both orders."""
+    net = Sorted().double()
+    x = torch.randn(N, 4, dtype=torch.float64)
+    x[:, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0, -1.0, 2.5, -2.0])
+    close(mas(net, [x]), references.mas(net, x))
+
+
+def test_a_measurement_in_16_bits_adds_in_32() -> None:
+    """Through views and casts of the parameters, too."""
+    net, x, y = built("class token")
+    reference = references.fisher(net, x, y)
+    half = net.bfloat16()
+    result = fisher(half, [(x.bfloat16(), y)] * 40)
+    for name, value in result.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), reference[name], rtol=0.2, atol=0.01)
