@@ -65,7 +65,7 @@ def identity(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = {group: str(choices[group]) for group in GROUPS}
     values = _as_numbers(decisive(cfg))
-    default = _declared(tuple(names.items()))
+    default = declared(tuple(names.items()))
     present = dict(_flat(values))
     expected = _expected(default, values)
     options = {
@@ -112,7 +112,7 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any
 
 
 @lru_cache(maxsize=256)
-def _declared(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+def declared(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """Return the unresolved configuration that the yaml files of the package declare for ``choices``.
 
     A group whose choice is from outside the package is excluded, so all its options count as changed.

@@ -54,7 +54,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         name, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and name in option_names():
             raise ConfigError(f"{argument}: expected option=value without dashes. Try {name}={value or '...'}")
-        refuse_renamed_key(name.lstrip("+~"))
+        refuse_renamed_key(name.lstrip("+~"), value)
 
 
 def interruption_message(folder: Path) -> str:
@@ -86,11 +86,20 @@ def user_message(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error.__cause__, ConfigError | Unstable):  # hydra.utils.instantiate wraps the original error
         return str(error.__cause__)
+    if is_out_of_memory(error):
+        text = " ".join(str(error).split())
+        return f"out of memory: {text}. Try a smaller net, batch_size, chunk or data set."
     if "hydra" not in sys.modules:  # reports do not import Hydra, so this is not its error
         return None
     from clbench.config.hydra_messages import hydra_message
 
     return hydra_message(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation of Python, NumPy or torch failed, on the CPU or on a GPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool({"MemoryError", "OutOfMemoryError"} & names) or "can't allocate memory" in str(error)
 
 
 def silence_lightning() -> None:

@@ -99,6 +99,16 @@ class Part:
         return x if self.view is None else self.view(x)
 
 
+def left_out(examples: int, batch_size: int, world: int, drop_last: bool = False) -> int:
+    """Return the number of ``examples`` that an epoch leaves out, so that ``world`` processes take the same steps.
+
+    >>> left_out(65, batch_size=32, world=2), left_out(67, batch_size=32, world=2), left_out(67, batch_size=32, world=1)
+    (1, 1, 0)
+    """
+    rest = examples % batch_size
+    return rest if drop_last or rest < world else rest % world
+
+
 class Batches:
     """Iterable of the minibatches of one or more parts. Each iteration is the next epoch.
 
@@ -149,9 +159,7 @@ class Batches:
                 raise DataError(
                     f"batch_size={batch_size}: expected a multiple of the {world} processes that share a batch."
                 )
-            if drop_last or self.examples % batch_size < world:
-                self.examples -= self.examples % batch_size
-            self.examples -= self.examples % world
+            self.examples -= left_out(self.examples, batch_size, world, drop_last)
 
     def __len__(self) -> int:
         return -(-self.examples // self.batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from time import perf_counter
@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from clbench.config.arguments import translate, translate_errors
 from clbench.config.display import Display, print_once
+from clbench.config.keys import check_keys
 from clbench.config.known_names import refuse_renamed
 from clbench.config.messages import silence_lightning
-from clbench.config.options import budget, check_numbers, drop_foreign_options, refuse_foreign_options
+from clbench.config.options import budget, drop_foreign_options, refuse_foreign_options, refuse_other_names
+from clbench.config.values import check_annotations, check_rules
 from clbench.errors import ConfigError
-from clbench.experiment.build import build, build_trainer
-from clbench.experiment.checks import check_device, check_launch, check_precision
+from clbench.experiment.build import build, build_logger, build_trainer, construct
+from clbench.experiment.checks import check_device, check_launch, check_precision, check_processes, examples_left_out
 from clbench.experiment.describe import describe, flat, plan
 from clbench.experiment.launch import Launch
 from clbench.experiment.session import (
@@ -82,14 +83,17 @@ class Experiment:
     def check(self) -> None:
         """Raise ConfigError for mistakes that can be found before anything is built."""
         refuse_renamed(self.cfg)
-        check_numbers(self.cfg)
+        check_keys(self.cfg, self.launch.choices)
+        refuse_other_names(self.cfg)
+        check_rules(self.cfg)
         check_launch(self.cfg, self.launch)
         if self.launch.sweep is None:
             refuse_foreign_options(self.cfg, self.launch.choices["strategy"])
         else:
             drop_foreign_options(self.cfg)
-        check_device(self.cfg.trainer.accelerator, self.cfg.trainer.devices)
+        check_device(self.cfg.trainer.accelerator)
         check_precision(self.cfg.trainer.get("precision"))
+        check_annotations(self.cfg, ("data", "scenario", "net", "optimizer", "scheduler", "trainer", "logger"))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -121,9 +125,13 @@ class Experiment:
         """Build the tasks, learner, strategy and loop, check that they fit together, and print the plan."""
         self.metrics = load_metrics(self.cfg.metrics.extra)
         self.sequence, self.learner, self.strategy = build(self.cfg)
-        # these two calls only check epochs, steps and objective before the training
+        # these calls only check options before the training
         budget(self.cfg, 0, len(self.sequence))
         objective(empty_results(self.sequence, self.metrics), self.cfg.objective)
+        for name in self.cfg.logger:
+            construct(self.cfg, f"logger.{name}", Callable)
+        trainer = self._trainer(0, [])
+        check_processes(trainer, self.sequence, self.cfg.trainer.get("strategy", "auto"))
         # describe the net before the loop attaches the strategy, which may add parameters
         parts = (self.cfg, self.launch.choices, self.sequence, self.learner)
         self.about = describe(*parts) | {"config_hash": self.folder.config_hash}
@@ -137,6 +145,10 @@ class Experiment:
         self.loop.monitor.translate = partial(translate, cfg=self.cfg, group="strategy")
         self.loop.outside = perf_counter() - self._began
         self.display.plan(shown)
+        if fewer := examples_left_out(trainer, self.sequence, self.strategy):
+            self.display.note(
+                f"the processes share each batch equally, and leave out up to {fewer} examples of a task in each epoch"
+            )
 
     def resume(self) -> None:
         """Save the configuration, and resume from the newest checkpoint if there is one."""
@@ -211,7 +223,7 @@ class Experiment:
         report = self.display.note if self.launch.sweep is None else print_once
         shared = self.launch.sweep or self.folder.path
         context = LoggerContext(self.folder.path, shared, self.loop.next_task, about, report)
-        return [instantiate(logger)(context) for logger in self.cfg.logger.values()]
+        return [build_logger(self.cfg, str(name), context) for name in self.cfg.logger]
 
     def _print_status(self, result: str) -> None:
         if self.launch.sweep is not None:

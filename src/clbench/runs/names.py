@@ -35,11 +35,12 @@ def name_runs(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
 
 
 def format_value(value: Any) -> str:
-    """Format a value in its shortest form with six digits: 1e5 for 100000.0."""
-    if not isinstance(value, float):
+    """Format a value in its shortest exact form: 1e5 for 100000.0. Values that differ have different forms."""
+    if not isinstance(value, float) or not math.isfinite(value):
         return str(value)
-    mantissa, _, exponent = f"{value:.5e}".partition("e")
-    plain, short = f"{value:g}", f"{float(mantissa):g}e{exponent and int(exponent)}"
+    digits = next(n for n in range(17) if float(f"{value:.{n}e}") == value)
+    mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
+    plain, short = repr(value).removesuffix(".0"), f"{mantissa}e{int(exponent)}"
     return short if "e" in plain or (len(short) < len(plain) and abs(value) >= 1) else plain
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clbench.config.hashing import config_hash, content_hash
+from clbench.config.keys import check_keys
 from clbench.config.options import drop_foreign_options, foreign_option_message, foreign_options, options_of
 from clbench.errors import ConfigError
 from clbench.runs.folder import FINISHED, learned
@@ -93,6 +94,7 @@ def plan_runs(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Plan
         OmegaConf.set_readonly(cfg, False)
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra")
+        check_keys(cfg, choices)
         typed = {override.partition("=")[0].removeprefix("strategy.") for override in run}
         supported.update(options_of(cfg))
         for name in foreign_options(cfg).keys() & typed - wrong.keys():
@@ -137,7 +139,7 @@ def stable_folder(fixed: DictConfig, varied: Sequence[str]) -> Path:
     OmegaConf.set_struct(fixed, False)
     choices = fixed.pop("hydra").runtime.choices
     keys = sorted(varied)
-    digest = hashlib.sha256(f"{config_hash(fixed, choices)} {keys}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{config_hash(fixed, choices)} {keys}".encode()).hexdigest()[:16]
     label = re.sub(r"[^\w-]", "", "_".join(key.rpartition(".")[2] for key in keys))[:50] or "runs"
     return Path("outputs/sweeps") / f"{label}-{digest}"
 

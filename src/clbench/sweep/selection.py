@@ -11,7 +11,7 @@ from rich.text import Text
 
 from clbench.config.display import console
 from clbench.config.messages import user_message
-from clbench.config.options import check_rule
+from clbench.config.values import check_rule
 from clbench.errors import ConfigError, SweepFailed, Unstable
 from clbench.sweep.grid import PlannedRun
 

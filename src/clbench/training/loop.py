@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from clbench.data import TaskSequence
 from clbench.errors import ConfigError, Unstable, expected
@@ -160,6 +161,8 @@ class TaskLoop:
                 trainer.fit(self.learner, datamodule=task, ckpt_path=checkpoint, weights_only=True)
             except SystemExit as stop:  # Lightning converts Ctrl-C to SystemExit
                 raise KeyboardInterrupt from stop
+            except MisconfigurationException as error:
+                raise ConfigError(callback_message(error) or f"trainer: {' '.join(str(error).split())}") from error
             except Exception as error:
                 if (message := callback_message(error)) is not None:
                     raise ConfigError(message) from error
