@@ -33,7 +33,7 @@ ERRORS = [
     (["samples=5000"], "samples=5000: expected at most 1293, the number of training examples of the smallest task. Try 1293"),
     (["data=split_digits", "data.tasks=11"], "data.tasks=11: expected at most 10, the number of classes"),
     (["data=split_digits", "data.tasks=3"], "data.tasks=3: expected a divisor of the 10 classes. Use a divisor, or "),
-    (["data.tasks=0"], "data.tasks=0: expected an integer >= 1"),
+    (["data.tasks=0"], "data.tasks=0: expected an integer from 1 to 10000 or null, got 0."),
     (["data.validation=1"], "data.validation=1: expected a share in [0, 1), got 1."),
     (
         ["data=split_digits", "data.tasks=null", "data.split.classes_per_task=[4,3,3]", "scenario=domain"],
@@ -90,7 +90,7 @@ ERRORS = [
     (["data.drop_last=no"], "data.drop_last=no: expected true or false, got 'no'."),
     (["+strategy.foo=1"], "strategy.foo=1: clbench.strategies.EWC has no option foo. Try one of chunk, consolidate_at, "),
     (["+data.foo=1"], "data.foo=1: clbench.data.TaskSequence has no option foo. Try one of augment, "),
-    (["data.tasks=many"], "data.tasks=many: expected an integer or null, got 'many'."),
+    (["data.tasks=many"], "data.tasks=many: expected an integer from 1 to 10000 or null, got 'many'."),
     (["data.scale=0"], "data.scale=0: expected a number > 0, got 0."),
     (["data.mean=[0]", "data.std=[0]"], "data.std=[0]: expected standard deviations > 0, got [0]. Use data.mean=null "),
     (["data=split_digits", "data.split.order=odd"], "data.split.order=odd: expected natural, seed, or a list of classes"),

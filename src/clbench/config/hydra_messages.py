@@ -66,7 +66,7 @@ def _missing_choice(match: re.Match[str]) -> str:
     group, choice = match.groups()
     if (new := RENAMED.get(f"{group}={choice}")) is not None:
         return f"{group}={choice} was renamed. Try {new}."
-    choices = re.findall(r"^\t(\S+)$", match.string, re.MULTILINE)
+    choices = re.findall(r"^\t(\S+)$", match.string, re.MULTILINE) or [file.path.stem for file in files(group)]
     return f"{group}={choice}: expected one of {', '.join(choices)}.{suggest(choice, choices)}"
 
 
@@ -119,7 +119,7 @@ MESSAGES: dict[str, Callable[[re.Match[str]], str]] = {
     r"ConfigError raised while resolving interpolation: (.*)": _invalid_folder,
     r"Error merging override (.*)": _other_form,
     rf"Could not find 'hydra/(launcher|sweeper)/({'|'.join(EXTRAS)})'": _missing_plugin,
-    r"Could not find '(\w+)/([^'\s]*)'": _missing_choice,
+    r"Could not (?:find|load) '(\w+)/([^'\s]*)'": _missing_choice,
     r"Config group override must be a string or a list\. Got (\w+)": _unnamed_choice,
     r"Multiple values for (\w+)\. To override a value use 'override \S+: ([^']+)'": _added_choice,
     r"Additional config directory '(.+)' not found": _missing_folder,

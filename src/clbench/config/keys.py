@@ -32,6 +32,16 @@ NEEDED = (
 """Keys inside of groups that every run reads. Every top-level option is read as well."""
 
 
+PASSED = {
+    "data.source": ("train", "download"),
+    "data.split": ("source", "tasks", "seed"),
+    "net": ("shape",),
+    "optimizer.make": ("params",),
+    "scheduler.make": ("optimizer",),
+}
+"""Arguments that clbench passes to an object itself, so that no option may set them."""
+
+
 def check_keys(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     """Raise ConfigError if ``cfg`` lacks a key that a run needs, or has one that nothing reads.
 
@@ -82,12 +92,18 @@ def check_arguments_of(key: str, node: DictConfig) -> None:
         )
     target = target_of(node)
     takes = None if target is None else arguments_of(target)
+    passed = PASSED.get(re.sub(r"[.]\d+$", "", key), ())
     for name in map(str, node):
+        if name in passed:
+            raise ConfigError(
+                f"{shown(f'{key}.{name}', node._get_node(name))}: clbench sets this argument. Try ~{key}.{name}."
+            )
         if takes is None or name in takes or name in NOT_ARGUMENTS:
             continue
         full, value = f"{key}.{name}", node._get_node(name)
         hint = "" if OmegaConf.is_interpolation(value) else name_at_top_level(full)
-        remedy = f"Try one of {', '.join(sorted(takes))}." if takes else f"Try ~{full}."
+        options = ", ".join(sorted(takes.keys() - set(passed)))
+        remedy = f"Try one of {options}." if options else f"Try ~{full}."
         raise ConfigError(
             f"{shown(full, value)}: {path} has no option {name}.{hint or suggest(name, list(takes))} {remedy}"
         )

@@ -62,6 +62,7 @@ RULES: dict[str, Any] = {
     **dict.fromkeys(("compile", "share_first_task", "dry_run", "optimizer.reset", "data.drop_last"), bool),
     **dict.fromkeys(("data.seed", "strategy.seed"), Index),
     "memory": Annotated[int, Range(1, 2**31 - 1)] | None,
+    "data.tasks": Annotated[int, Range(1, 10_000)] | None,  # an accuracy matrix of 10,000 tasks takes 800 MB
     "data.workers": Annotated[int, Range(0, 1024)] | None,
     "data.memory_limit": Index | None,
     "trainer.accumulate_grad_batches": Count,

@@ -20,7 +20,7 @@ from clbench.config.values import check_annotations
 from clbench.data import TaskSequence
 from clbench.data.scenario import Scenario
 from clbench.errors import ConfigError
-from clbench.experiment.checks import check_optimizer, check_small_batches
+from clbench.experiment.checks import check_augmentation, check_optimizer, check_small_batches
 from clbench.learner import Learner
 from clbench.nets import Net, features_of, init_from
 from clbench.seeding import derive, reseed
@@ -41,6 +41,7 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
         make_sequence = instantiate(cfg.data, _partial_=True, _convert_="all")
         sequence: TaskSequence = make_sequence(scenario=scenario, batch_size=cfg.batch_size)
     check_kind(cfg, "data", sequence, TaskSequence)
+    check_augmentation(sequence)
     reseed(derive(cfg.seed, "init"))
     body, features = build_body(cfg, sequence.shape)
     if (path := cfg.get("init_from")) is not None:

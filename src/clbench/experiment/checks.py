@@ -100,6 +100,23 @@ def check_optimizer(cfg: DictConfig, net: nn.Module) -> None:
         ) from error
 
 
+def check_augmentation(sequence: TaskSequence) -> None:
+    """Raise ConfigError if the augmentation fails on images of the shape of the data, or changes their shape."""
+    if sequence.augment is None:
+        return
+    images = torch.zeros(2, *sequence.shape, dtype=torch.uint8)  # (N, C, H, W)
+    try:
+        shape = tuple(sequence.augment(images, 0).shape[1:])
+    except REJECTED as error:
+        raise ConfigError(
+            f"data.augment fails on images of shape {sequence.shape} ({error}). Try other options of it."
+        ) from error
+    if shape != tuple(sequence.shape):
+        raise ConfigError(
+            f"data.augment: expected images of shape {sequence.shape} as given, got {shape}. Try other options of it."
+        )
+
+
 def check_made(group: str, make: DictConfig, found: Any, kind: type) -> None:
     """Raise ConfigError if ``found``, which ``make`` of the group describes, is not of the type ``kind``."""
     if not isinstance(found, kind):

@@ -112,6 +112,7 @@ class TaskLoop:
         self.seconds = Stopwatch(strategy, self.evaluation)
         self.mid_task = MidTaskCheckpoint(folder, self.seconds, options.save_every, shared_first_task)
         early_stopping = EarlyStopping(options.patience, options.consolidate)
+        early_stopping.check(sequence)
         self.callbacks: list[L.Callback] = [
             *([early_stopping] if early_stopping.is_needed else []),
             *(strategy, self.evaluation, self.monitor, self.logs, self.mid_task),
