@@ -35,9 +35,15 @@ def name_runs(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
 
 
 def format_value(value: Any) -> str:
-    """Format a value in its shortest exact form: 1e5 for 100000.0. Values that differ have different forms."""
-    if not isinstance(value, float) or not math.isfinite(value):
+    """Format a value in its shortest exact form: 1e5 for 100000 and 100000.0. Values that differ have different forms."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or float(value) != value
+    ):
         return str(value)
+    value = float(value)
     digits = next(n for n in range(17) if float(f"{value:.{n}e}") == value)
     mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
     plain, short = repr(value).removesuffix(".0"), f"{mantissa}e{int(exponent)}"
