@@ -96,7 +96,7 @@ def derived_keys(cfg: DictConfig) -> dict[str, str]:
     """Return the options that refer to other options, with their references: ``{"strategy.lam": "${lam}"}``."""
     raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
-    return {key: value for key, value in _flat(raw) if isinstance(value, str) and "${" in value}
+    return {key: value for key, value in _flat(raw, lists=True) if isinstance(value, str) and "${" in value}
 
 
 def leaves(value: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -138,11 +138,13 @@ def _expected(declared: dict[str, Any], values: dict[str, Any]) -> dict[str, Any
     return {key: _as_numbers(resolved["_"].get(key, value)) for key, value in flat.items()}
 
 
-def _flat(value: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values. Lists and empty mappings are values."""
+def _flat(value: Mapping[Any, Any], prefix: str = "", lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values. Lists are values unless ``lists``; empty mappings are values."""
     for key, inner in value.items():
+        if lists and isinstance(inner, list):
+            inner = dict(enumerate(inner))
         if isinstance(inner, dict) and inner:
-            yield from _flat(inner, f"{prefix}{key}.")
+            yield from _flat(inner, f"{prefix}{key}.", lists)
         else:
             yield f"{prefix}{key}", inner
 
