@@ -96,7 +96,7 @@ def derived_keys(cfg: DictConfig) -> dict[str, str]:
     """Return the options that refer to other options, with their references: ``{"strategy.lam": "${lam}"}``."""
     raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
-    return {key: value for key, value in _flat(raw) if isinstance(value, str) and "${" in value}
+    return {key: value for key, value in _flat(raw, lists=True) if isinstance(value, str) and "${" in value}
 
 
 def leaves(value: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -132,17 +132,28 @@ def declared(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 def _expected(declared: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """Return the declared values with dotted keys. References to other options are resolved with ``values``."""
     flat = {key: value for key, value in _flat(declared) if key not in HOW_DATA_IS_READ}
-    refers = {key: value for key, value in flat.items() if "${" in json.dumps(value)}
-    resolved = OmegaConf.to_container(OmegaConf.create({**values, "data_dir": "", "_": refers}), resolve=True)
-    assert isinstance(resolved, dict)
-    return {key: _as_numbers(resolved["_"].get(key, value)) for key, value in flat.items()}
+    values = {**values, "data_dir": ""}
+    refers = {}
+    for key, value in flat.items():
+        name = value[2:-1] if isinstance(value, str) else ""
+        if value == f"${{{name}}}" and name in values:  # most references; OmegaConf takes a few ms for them
+            flat[key] = values[name]
+        elif "${" in json.dumps(value):
+            refers[key] = value
+    if refers:
+        resolved = OmegaConf.to_container(OmegaConf.create({**values, "_": refers}), resolve=True)
+        assert isinstance(resolved, dict)
+        flat |= resolved["_"]
+    return {key: _as_numbers(value) for key, value in flat.items()}
 
 
-def _flat(value: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values. Lists and empty mappings are values."""
+def _flat(value: Mapping[Any, Any], prefix: str = "", lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values. Lists are values unless ``lists``; empty mappings are values."""
     for key, inner in value.items():
+        if lists and isinstance(inner, list):
+            inner = dict(enumerate(inner))
         if isinstance(inner, dict) and inner:
-            yield from _flat(inner, f"{prefix}{key}.")
+            yield from _flat(inner, f"{prefix}{key}.", lists)
         else:
             yield f"{prefix}{key}", inner
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from clbench.sweep.plan import SweepPlan
 
 
+LARGE = 100
+"""Number of combinations from which composing them takes a second or more, so that it is announced."""
+
+
 class GridSweeper(BasicSweeper):
     """Run a grid in a folder that follows from the command.
 
@@ -31,7 +35,11 @@ class GridSweeper(BasicSweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Set the folder of the sweep before the launcher is created, which may write its files there."""
+        from clbench.config.compose import GridComposer
+
         self.hydra_context, self.config = hydra_context, config
+        loader: Any = hydra_context.config_loader
+        self._compose = GridComposer(loader, config)
         folder = self._folder(self._overrides(config.hydra.overrides.task))
         with read_write(config):
             config.hydra.sweep.dir = str(folder)
@@ -51,7 +59,9 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
         (grid,) = self.split_arguments(self._overrides(arguments), None)
-        plan = SweepPlan.of(grid, self._composed, folder)
+        if len(grid) >= LARGE:
+            print(f"composing {len(grid):,} combinations", file=sys.stderr, flush=True)
+        plan = SweepPlan.of(grid, self._compose, folder)
         if self.config.select_lam_on_first_tasks is not None:
             check_selection(plan.runs, self.config.select_lam_on_first_tasks)
         announce(plan)
@@ -133,7 +143,7 @@ class GridSweeper(BasicSweeper):
         is_varied = [o.is_sweep_override() or o.get_key_element() in self.params for o in overrides]
         keys = [o.get_key_element() for o, many in zip(overrides, is_varied, strict=True) if many]
         fixed = [o.input_line or "" for o, many in zip(overrides, is_varied, strict=True) if not many]
-        return stable_folder(self._composed(fixed), keys)
+        return stable_folder(*self._compose(fixed), keys)
 
     def _overrides(self, arguments: Sequence[str]) -> list[Override]:
         """Return the overrides of a sweep preset and of the command. The last override of a key counts."""
@@ -152,7 +162,3 @@ class GridSweeper(BasicSweeper):
         folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
         for_hydra = [override for override in hydra.overrides.hydra if override != "hydra.mode=MULTIRUN"]
         return [*(part for folder in folders for part in ("--config-dir", folder)), *for_hydra, *arguments]
-
-    def _composed(self, overrides: Sequence[str]) -> DictConfig:
-        assert self.hydra_context is not None and self.config is not None
-        return self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
