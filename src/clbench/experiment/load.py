@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from clbench.config.hashing import content_hash
 from clbench.config.messages import user_message
 from clbench.data import TaskSequence
+from clbench.data.fingerprint import check_same_data
 from clbench.errors import ConfigError
 from clbench.experiment.build import build
 from clbench.learner import Learner
@@ -60,7 +61,7 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
 
     Raises:
         ConfigError: ``folder`` has no run or no checkpoint of the task, its configuration or the code has changed since the
-            checkpoint was written, or the data is not available.
+            checkpoint was written, or the data is not available or has changed.
 
     Example:
         >>> run = clbench.load("outputs/a", task=3)  # doctest: +SKIP
@@ -95,6 +96,7 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):  # building a net draws initial weights
             sequence, learner, strategy = build(cfg)
+            check_same_data(state.get("fingerprint"), sequence.fingerprint, folder)
             strategy.attach(learner, sequence)
             restore(state, learner, strategy)
     except ConfigError:
