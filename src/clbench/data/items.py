@@ -145,6 +145,11 @@ class Items:
                 f"data set {self.name}: expected images of one shape, got {self.shape} for image 0 and {tuple(x.shape)} for "
                 f"image {row}. Set resize=[H,W] for equal sizes, or a transform of the data set for equal numbers of channels."
             )
+        if self.targets is not None and not np.array_equal(label, self.targets[row]):
+            raise DataError(
+                f"data set {self.name}: expected dataset[i] with the label targets[i], got {label!r} and {self.targets[row]} for "
+                f"i={row}. Correct targets, or remove this attribute of the data set."
+            )
         return x, label
 
     def item(self, row: int) -> tuple[Any, Any]:

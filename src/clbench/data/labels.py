@@ -38,7 +38,7 @@ def class_labels(labels: Any, examples: int, name: str) -> Tensor:
     if len(values) != examples:
         raise DataError(f"{rule} {len(values)} labels for {examples} images. Make their numbers equal.")
     if values.dtype.kind not in "iu":
-        not_whole = values[np.floor(values) != values] if values.dtype.kind == "f" else values
+        not_whole = values[~np.isfinite(values) | (np.floor(values) != values)] if values.dtype.kind == "f" else values
         raise DataError(f"{rule} {[*not_whole.tolist(), *values.tolist()][0]!r} ({values.dtype}). {NUMBER}.")
     if values.max(initial=0) > torch.iinfo(torch.int64).max:
         raise DataError(f"{rule} {values.max()}. {NUMBER}.")

@@ -37,7 +37,7 @@ def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learn
             "classes": [list(split.classes) for split in sequence.definitions],
             "examples": [task.examples for task in sequence],
             "fingerprint": sequence.fingerprint,
-            "source_depends_on_seed": "source" in connections(cfg, "data", ["seed"]),
+            "source_depends_on_seed": bool(connections(cfg, "data", ["seed"]).get("source")),
         },
         "net": {"name": choices.net, "parameters": sum(p.numel() for p in learner.parameters())},
         "seed": cfg.seed,
