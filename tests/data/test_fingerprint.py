@@ -291,6 +291,18 @@ def test_first_tasks_on_other_data_are_not_shared(tmp_path):
     assert len(list((tmp_path / "shared_first_tasks").glob("*.ckpt"))) == 2
 
 
+@pytest.mark.slow
+def test_a_sweep_with_runs_on_other_data_is_refused(command, tmp_path):
+    data = write(tmp_path / "data")
+    sweep = ("-m", *ON_DISK, f"data_dir={data}", "strategy=finetune", "output_dir=sweep")
+    assert command(*sweep, "seed=0", imported=False).returncode == 0
+    write(data, two_labels)
+    done = command(*sweep, "seed=0,1", imported=False)
+    assert done.returncode == 1 and len(list((tmp_path / "sweep").glob("*/metrics.json"))) == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "contains results on other data" in done.stderr
+
+
 class OfSeed(Digits):
     """Digits whose first image depends on a seed."""
 
