@@ -154,7 +154,6 @@ UNUSABLE = {
     "no pixels": (lambda: both(Arrays, pixels(20, 0, 4)), "expected images (C, H, W) with pixels, got the shape (1, 0, 4)"),
     "float arrays": (lambda: both(Arrays, UNIT), "got float32 data (20, 4, 4). Convert pixels in [0, 1] with"),
     "complex arrays": (lambda: both(Arrays, X.astype(complex)), "got complex128 data (20, 4, 4)"),
-    "other targets than labels": (lambda: both(OtherTargets, X), "with the label targets[i], got 1 and 0 for i=0"),
     "text arrays": (lambda: both(Arrays, X.astype(str)), "got <U3 data (20, 4, 4)"),
     "object arrays": (lambda: both(Arrays, X.astype(object)), "got object data (20, 4, 4)"),
     "complex": (lambda: both(Items, X.astype(complex)), "floats in [0, 1], got torch.complex128 (1, 4, 4) for image 0"),
@@ -341,6 +340,13 @@ def test_a_damaged_image_file_is_named(tmp_path):
     (tmp_path / "train/dog/1.png").write_bytes(b"damaged")
     message = refusal(source=partial(image_folder, tmp_path))
     assert "cannot identify image file" in message and "1.png" in message
+
+
+def test_a_streamed_data_set_with_other_targets_is_refused():
+    """In memory, the labels of the items are used."""
+    assert TaskSequence(lambda train: OtherTargets(X, [y - 1 for y in GOOD]), chain, validation=0)[0].examples == 20
+    message = refusal(source=lambda train: OtherTargets(X, GOOD), memory_limit=0, workers=0)
+    assert "expected dataset[i] with the label targets[i], got 1 and 0 for i=0. Correct targets, or remove" in message
 
 
 @pytest.mark.parametrize("workers", [0, 1])

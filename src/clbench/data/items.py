@@ -15,6 +15,9 @@ from clbench.errors import DataError, expected
 CHUNK = 1000
 """Number of images that are resized at a time."""
 
+COMPARED = 10
+"""Number of items whose labels are compared with the list of labels, before the list is used without reading the items."""
+
 WIDE = ("I", "F")
 """First letters of the PIL modes with more than 8 bits per pixel, which a conversion to RGB would clip."""
 
@@ -145,11 +148,6 @@ class Items:
                 f"data set {self.name}: expected images of one shape, got {self.shape} for image 0 and {tuple(x.shape)} for "
                 f"image {row}. Set resize=[H,W] for equal sizes, or a transform of the data set for equal numbers of channels."
             )
-        if self.targets is not None and not np.array_equal(label, self.targets[row]):
-            raise DataError(
-                f"data set {self.name}: expected dataset[i] with the label targets[i], got {label!r} and {self.targets[row]} for "
-                f"i={row}. Correct targets, or remove this attribute of the data set."
-            )
         return x, label
 
     def item(self, row: int) -> tuple[Any, Any]:
@@ -170,6 +168,12 @@ class Items:
 
     def labels(self) -> Tensor:
         if self.targets is not None:
+            for row in range(min(len(self), COMPARED)):
+                if not np.array_equal(label := self.item(row)[1], self.targets[row]):
+                    raise DataError(
+                        f"data set {self.name}: expected dataset[i] with the label targets[i], got {label!r} and "
+                        f"{self.targets[row]} for i={row}. Correct targets, or remove this attribute of the data set."
+                    )
             return self.targets
         return class_labels([self[row][1] for row in range(len(self))], len(self), self.name)
 
