@@ -227,7 +227,7 @@ def test_there_is_no_task_outside_a_sequence(index):
         ({"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
         (
             {"validation": 0.9999},
-            "validation=0.9999: expected training and test examples in every task, got none in task 1",
+            "validation=0.9999: expected training examples of every class, but class 0 of task 1 has only validation",
         ),
         (
             {"split": partial(split, classes_per_task=[3, 5]), "tasks": None, "scenario": DOMAIN},

@@ -53,7 +53,7 @@ def key(composed):
         OmegaConf.set_readonly(cfg, False)
         with open_dict(cfg):
             cfg.pop("hydra")
-        return shared_first_task_key(cfg, instantiate(cfg.strategy))
+        return shared_first_task_key(cfg, instantiate(cfg.strategy), {})
 
     return of
 

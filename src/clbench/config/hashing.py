@@ -87,9 +87,13 @@ def content_hash(cfg: DictConfig) -> str:
     return _hash(decisive(cfg))
 
 
-def first_task_hash(cfg: DictConfig, matters: dict[str, Any]) -> str:
-    """Return a hash like ``content_hash``, with the schema, and with ``matters`` as the only options of the strategy."""
-    return _hash({"schema": SCHEMA} | decisive(cfg) | {"strategy": matters} | dict.fromkeys(OPTIONS))
+def first_task_hash(cfg: DictConfig, matters: dict[str, Any], environment: Mapping[str, Any] | None = None) -> str:
+    """Return a hash like ``content_hash``, with the schema, and with ``matters`` as the only options of the strategy.
+
+    ``environment`` is included as well: the data and the versions of packages.
+    """
+    options = decisive(cfg) | {"strategy": matters} | dict.fromkeys(OPTIONS)
+    return _hash({"schema": SCHEMA, "environment": dict(environment or {})} | options)
 
 
 def derived_keys(cfg: DictConfig) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -176,14 +177,17 @@ def build_logger(cfg: DictConfig, name: str, context: LoggerContext) -> Logger:
     return logger
 
 
-def shared_first_task_key(cfg: DictConfig, strategy: Strategy) -> str | None:
+def shared_first_task_key(cfg: DictConfig, strategy: Strategy, fingerprint: Mapping[str, str]) -> str | None:
     """Return the hash of everything that affects the first task of a run until its consolidation.
+
+    This includes the contents of the data and the versions of clbench and torch.
 
     Runs of a sweep with the same key can share the training of their first task.
 
     Args:
         cfg: The configuration of the run.
         strategy: The strategy that ``cfg.strategy`` describes.
+        fingerprint: Fingerprints of the data, see ``TaskSequence``. Empty if the data were not read, for an estimate.
 
     Returns:
         16 hex digits. None if sharing is off, or if the length of the first task is not known in advance (``patience``).
@@ -191,7 +195,8 @@ def shared_first_task_key(cfg: DictConfig, strategy: Strategy) -> str | None:
     if not cfg.share_first_task or cfg.patience is not None:
         return None
     options: Any = OmegaConf.to_container(cfg.strategy, resolve=True)
-    return first_task_hash(cfg, strategy.first_task_options(options))
+    environment = {"data": dict(fingerprint), **{package: version(package) for package in ("clbench", "torch")}}
+    return first_task_hash(cfg, strategy.first_task_options(options), environment)
 
 
 def outputs_of(sequence: TaskSequence, loss: str) -> list[int]:

@@ -22,10 +22,11 @@ from clbench.config.known_names import refuse_renamed
 from clbench.config.messages import silence_lightning
 from clbench.config.options import budget, drop_foreign_options, refuse_foreign_options, refuse_other_names
 from clbench.config.values import check_annotations, check_rules
+from clbench.data.fingerprint import check_same_data
 from clbench.errors import ConfigError
 from clbench.experiment.build import build, build_logger, build_trainer, construct
 from clbench.experiment.checks import check_device, check_launch, check_precision, check_processes, examples_left_out
-from clbench.experiment.describe import describe, flat, plan
+from clbench.experiment.describe import compare_with_current_data, describe, fingerprint_in, flat, plan
 from clbench.experiment.launch import Launch
 from clbench.experiment.session import (
     discard_unused_folder,
@@ -115,10 +116,12 @@ class Experiment:
     def reuse(self) -> float | None:
         """Return the objective of a finished run. Metrics of the user that metrics.json lacks are computed and added first."""
         assert self.earlier is not None
+        compared = compare_with_current_data(self.earlier, self.cfg, self.folder.path)
         results, added = add_new_metrics(self.folder, self.earlier, self.cfg.metrics.extra)
         if added:
             self.display.note(f"added to metrics.json: {', '.join(added)}")
-        self.display.note(f"this run is already complete: {self.folder.path}")
+        hint = "" if compared else " (its data could not be compared with the current data)"
+        self.display.note(f"this run is already complete: {self.folder.path}{hint}")
         return objective(results, self.cfg.objective)
 
     def build(self) -> None:
@@ -135,8 +138,10 @@ class Experiment:
         # describe the net before the loop attaches the strategy, which may add parameters
         parts = (self.cfg, self.launch.choices, self.sequence, self.learner)
         self.about = describe(*parts) | {"config_hash": self.folder.config_hash}
+        if self.earlier is not None:
+            check_same_data(fingerprint_in(self.earlier), self.sequence.fingerprint, self.folder.path)
         shown = plan(*parts)
-        shared = shared_first_task_of(self.cfg, self.strategy, self.launch.sweep)
+        shared = shared_first_task_of(self.cfg, self.strategy, self.launch.sweep, self.sequence.fingerprint)
         names = LoopOptions.__dataclass_fields__.keys() - {"metrics"}
         options = LoopOptions(**{name: self.cfg[name] for name in names}, metrics=self.metrics)
         self.loop = TaskLoop(

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from clbench.config.hashing import content_hash
 from clbench.config.messages import user_message
 from clbench.data import TaskSequence
+from clbench.data.fingerprint import check_same_data
 from clbench.errors import ConfigError
 from clbench.experiment.build import build
 from clbench.experiment.trust import check_trust
@@ -65,7 +66,7 @@ def load(folder: str | os.PathLike[str], task: int | None = None, *, trust: Sequ
     Raises:
         ConfigError: ``folder`` has no run or no checkpoint of the task, it names code that is neither in ``trust`` nor on the
             list of ``clbench.experiment.trust``, its configuration or the code has changed since the checkpoint was written,
-            or the data is not available.
+            or the data is not available or has changed.
 
     Example:
         >>> run = clbench.load("outputs/a", task=3)  # doctest: +SKIP
@@ -101,6 +102,7 @@ def load(folder: str | os.PathLike[str], task: int | None = None, *, trust: Sequ
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):  # building a net draws initial weights
             sequence, learner, strategy = build(cfg)
+            check_same_data(state.get("fingerprint"), sequence.fingerprint, folder)
             strategy.attach(learner, sequence)
             restore(state, learner, strategy)
     except ConfigError:

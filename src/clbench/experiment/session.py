@@ -84,9 +84,11 @@ def discard_unused_folder(path: Path) -> None:
             path.rmdir()
 
 
-def shared_first_task_of(cfg: DictConfig, strategy: Strategy, sweep: Path | None) -> SharedFirstTask | None:
+def shared_first_task_of(
+    cfg: DictConfig, strategy: Strategy, sweep: Path | None, fingerprint: Mapping[str, str]
+) -> SharedFirstTask | None:
     """Return the first task that the run shares with other runs of its ``sweep``, None without sharing."""
-    key = None if sweep is None else shared_first_task_key(cfg, strategy)
+    key = None if sweep is None else shared_first_task_key(cfg, strategy, fingerprint)
     return None if key is None or sweep is None else SharedFirstTask(sweep / "shared_first_tasks", key)
 
 

@@ -56,7 +56,7 @@ def estimate_cost(runs: Sequence[PlannedRun]) -> str:
         if (estimate := tried[kind]) is None:
             unknown += 1
             continue
-        each.append(estimate._replace(key=shared_first_task_key(run.cfg, instantiate(run.cfg.strategy))))
+        each.append(estimate._replace(key=shared_first_task_key(run.cfg, instantiate(run.cfg.strategy), {})))
     keys = Counter(e.key for e in each if e.key is not None)
     first = {e.key: e.first for e in each}
     saved = sum(first[key] * (times - 1) for key, times in keys.items())

@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from clbench.errors import SweepFailed
+from clbench.experiment.describe import compare_with_current_data, fingerprint_in
 from clbench.runs.folder import FINISHED, RunFolder
 from clbench.runs.objective import add_new_metrics
 from clbench.sweep.estimate import estimate_cost
@@ -59,6 +62,18 @@ def add_metrics_to_complete_runs(plan: SweepPlan) -> None:
             _, added = add_new_metrics(folder, found, run.cfg.metrics.extra)
             if added:
                 print(f"added to metrics.json of {run.name}: {', '.join(added)}", file=sys.stderr)
+
+
+def refuse_other_data(plan: SweepPlan) -> None:
+    """Raise OtherRun if the data has changed since a run of the sweep that is done. Each data set is opened once."""
+    compared = set()
+    for run in plan.runs:
+        found = run.metrics(plan.folder) if run.is_done(plan.folder) else None
+        if found is not None:
+            options: Any = OmegaConf.to_container(run.cfg.data, resolve=True)
+            if (data := str((options.get("source"), fingerprint_in(found)))) not in compared:
+                compare_with_current_data(found, run.cfg, plan.folder / run.name)
+                compared.add(data)
 
 
 def announce(plan: SweepPlan) -> None:

@@ -52,7 +52,13 @@ class GridSweeper(BasicSweeper):
             SweepFailed: Some runs failed or did not start.
         """
         from clbench.runs.sweep_index import add_to_index
-        from clbench.sweep.plan import SweepPlan, add_metrics_to_complete_runs, announce, raise_if_unfinished
+        from clbench.sweep.plan import (
+            SweepPlan,
+            add_metrics_to_complete_runs,
+            announce,
+            raise_if_unfinished,
+            refuse_other_data,
+        )
         from clbench.sweep.results import show_results
         from clbench.sweep.selection import check_selection
 
@@ -64,6 +70,7 @@ class GridSweeper(BasicSweeper):
         plan = SweepPlan.of(grid, self._compose, folder)
         if self.config.select_lam_on_first_tasks is not None:
             check_selection(plan.runs, self.config.select_lam_on_first_tasks)
+        refuse_other_data(plan)
         announce(plan)
         if self.config.dry_run:
             return []

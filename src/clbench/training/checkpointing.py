@@ -13,6 +13,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from clbench.config.hashing import SCHEMA
+from clbench.data import task_of
+from clbench.data.fingerprint import check_same_data
 from clbench.errors import ConfigError, expected
 from clbench.runs.folder import RunFolder, atomically, checkpoints
 from clbench.seeding import random_states, set_random_states
@@ -193,10 +195,12 @@ class MidTaskCheckpoint(L.Callback):
             "random": random_states(pl_module.device),
             "seconds": self.seconds.spent(),
             "shared_first_task": self.shared,
+            "fingerprint": task_of(trainer).sequence.fingerprint,
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         run = checkpoint["run"]
+        check_same_data(run.get("fingerprint"), task_of(trainer).sequence.fingerprint, self.folder.path)
         self._random = run["random"]  # set in on_train_start, because other code draws random numbers until then
         self.seconds.load(run["seconds"])
         self.shared = run["shared_first_task"]

@@ -12,6 +12,7 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from clbench.data import TaskSequence
+from clbench.data.fingerprint import check_same_data
 from clbench.errors import ConfigError, Unstable, expected
 from clbench.learner import Learner
 from clbench.metrics.metric import Metric
@@ -131,11 +132,12 @@ class TaskLoop:
         """Load the newest task checkpoint of the folder, if one exists.
 
         Raises:
-            ConfigError: The checkpoint belongs to another configuration.
+            ConfigError: The checkpoint belongs to another configuration, or to other data.
         """
         state = self.checkpoints.load()
         if state is None:
             return
+        check_same_data(state.get("fingerprint"), self.sequence.fingerprint, self.checkpoints.folder.path)
         restore(state, self.learner, self.strategy)
         self.evaluation.load_state_dict(state["evaluation"])
         self.logs.step = state["step"]
@@ -187,6 +189,7 @@ class TaskLoop:
                 "seconds": self.seconds.spent(),
                 "importance": self.importance,
                 "shared_first_task": self.mid_task.shared,
+                "fingerprint": self.sequence.fingerprint,
             },
         )
 
