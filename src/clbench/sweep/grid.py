@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from clbench.config.hashing import config_hash, content_hash
 from clbench.config.options import drop_foreign_options, foreign_option_message, foreign_options, options_of
 from clbench.errors import ConfigError
-from clbench.runs.folder import FINISHED, learned
+from clbench.runs.folder import is_finished, learned, read_metrics
 
 Compose = Callable[[Sequence[str]], DictConfig]
 """``compose(overrides)`` returns the configuration, with Hydra's settings under the key ``hydra``."""
@@ -57,12 +56,12 @@ class PlannedRun:
         return ["-" if typed[key] != "null" and self.cfg.get(key, "") is None else typed[key] for key in keys]
 
     def metrics(self, folder: Path) -> dict[str, Any] | None:
-        """Return the contents of metrics.json, None if it does not exist."""
-        try:
-            found: dict[str, Any] = json.loads((folder / self.name / "metrics.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return found
+        """Return the contents of metrics.json, None if it does not exist.
+
+        Raises:
+            ConfigError: The file is damaged.
+        """
+        return read_metrics(folder / self.name)
 
     def learned(self, folder: Path) -> int:
         """Return the number of tasks learned so far."""
@@ -74,7 +73,7 @@ class PlannedRun:
         found, first = self.metrics(folder), self.cfg.stop_after_task
         if found is None:
             return False
-        return found["status"] == FINISHED or (first is not None and learned(found) >= first)
+        return is_finished(found) or (first is not None and learned(found) >= first)
 
 
 def plan_runs(overrides: Sequence[Sequence[str]], compose: Compose) -> list[PlannedRun]:
