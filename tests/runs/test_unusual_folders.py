@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -209,3 +212,54 @@ def test_a_folder_that_cannot_be_used_is_refused(whole, tmp_path, name):
     with pytest.raises(ConfigError, match=message) as caught:
         clbench.run(TINY, place(tmp_path / "a"), quiet=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit of the size of a file")
+@pytest.mark.parametrize("limit", [1, 3, 8])  # kB: the configuration, a checkpoint, and a figure do not fit
+def test_a_run_without_space_stops_in_one_line_and_resumes(whole, tmp_path, limit):
+    command = f"ulimit -f {limit}; exec {sys.executable} -m clbench.train output_dir=run {shlex.join(TINY)}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("error: ") and "File too large. Raise the limit" in last and "Traceback" not in done.stderr
+    results = clbench.run(TINY, tmp_path / "run", quiet=True)
+    assert (results["status"], results["accuracy_matrix"]) == ("complete", whole[1]["accuracy_matrix"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other messages")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["output_dir=file"], "file: File exists. Move away what is at this path"),
+        (["output_dir=file/below"], "file/below: Not a directory. Move away what is at this path"),
+        (["-m", "output_dir=file"], "file: File exists. Move away what is at this path"),
+        (["-m", "output_dir=run"], "expected a folder for a sweep, found a run. Remove -m"),
+        (["-m", "hydra.sweep.dir=run"], "expected a folder for a sweep, found a run. Remove -m"),
+        (["-m", "output_dir=run/more"], "expected a folder that is not inside a run"),
+        (["output_dir=sweep"], "expected a folder for one run, found a sweep. Add -m"),
+        (["hydra.run.dir=sweep"], "expected a folder for one run, found a sweep. Add -m"),
+    ],
+)
+def test_the_command_reports_a_misplaced_folder_in_one_line(whole, tmp_path, command, arguments, message):
+    shutil.copytree(whole[0], tmp_path / "run")
+    a_file(tmp_path / "file"), a_sweep(tmp_path / "sweep")
+    done = command(*arguments, *TINY)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [b"", b"noise", None], ids=["empty", "noise", "truncated"])
+def test_a_damaged_shared_first_task_is_trained_again(tmp_path, capsys, content):
+    options = ["steps=4", "data.tasks=2", "trainer=cpu", "logger=none"]
+    first = clbench.run(["strategy=mas", *options], tmp_path / "a", quiet=True, sweep=tmp_path)
+    (shared,) = tmp_path.glob("shared_first_tasks/*.ckpt")
+    shared.write_bytes(shared.read_bytes()[:-900] if content is None else content)
+    again = clbench.run(["strategy=mas", *options], tmp_path / "b", quiet=True, sweep=tmp_path)
+    reused = clbench.run(["strategy=l2", *options], tmp_path / "c", quiet=True, sweep=tmp_path)
+    assert again["accuracy_matrix"] == first["accuracy_matrix"]
+    assert again["seconds"]["shared"] == 0 < reused["seconds"]["shared"]
+    assert f"{shared.name}: " in (warning := capsys.readouterr().err)
+    assert "The first task is trained again." in warning

@@ -32,7 +32,7 @@ def os_message(error: OSError) -> str | None:
     remedy = REMEDIES.get(error.errno or 0)
     if remedy is None:
         return None
-    return f"{'a file' if error.filename is None else error.filename}: {error.strerror}. {remedy}"
+    return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror}. {remedy}"
 
 
 @contextmanager
