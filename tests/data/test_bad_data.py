@@ -246,7 +246,7 @@ def test_unusable_data_is_refused_from_python(case):
     assert UNUSABLE[case][1] in refusal(source=partial(unusable, case))
 
 
-@pytest.mark.parametrize(("option", "value", "message"), OPTIONS, ids=str)
+@pytest.mark.parametrize(("option", "value", "message"), OPTIONS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_a_value_that_the_data_cannot_use_is_refused(option, value, message):
     other = {"mean": {"std": 1}, "std": {"mean": 0}}.get(option, {})
     assert refusal(**{"source": Digits, option: value, **other}).startswith(message)

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clbench.config.os_errors import naming
+
 if TYPE_CHECKING:
     from clbench.metrics.metric import Metric
 
@@ -28,6 +30,7 @@ class Display:
     """
 
     def __init__(self, log: Path, quiet: bool = False) -> None:
+        self.path = log
         self.terminal = Console(quiet=quiet, highlight=False, soft_wrap=True)
         self.log = Console(file=log.open("a", encoding="utf-8"), width=140, highlight=False, force_jupyter=False)
 
@@ -87,11 +90,13 @@ class Display:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.log.file.close()
+        with naming(self.path):
+            self.log.file.close()
 
     def _print(self, content: Any) -> None:
         self.terminal.print(content)
-        self.log.print(content)
+        with naming(self.path):
+            self.log.print(content)
 
 
 def console() -> Console:

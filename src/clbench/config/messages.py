@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clbench.config.known_names import option_names, refuse_renamed_key
+from clbench.config.os_errors import os_message
 from clbench.errors import ConfigError, Unstable
 
 WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -82,10 +83,11 @@ def config_errors() -> Iterator[None]:
 
 def user_message(error: BaseException) -> str | None:
     """Return a one-line message for an error that the user can correct, None for a bug in clbench."""
-    if isinstance(error, ConfigError | Unstable):
-        return str(error)
-    if isinstance(error.__cause__, ConfigError | Unstable):  # hydra.utils.instantiate wraps the original error
-        return str(error.__cause__)
+    for each in (error, error.__cause__):  # hydra.utils.instantiate wraps the original error
+        if isinstance(each, ConfigError | Unstable):
+            return str(each)
+        if isinstance(each, OSError) and (message := os_message(each)) is not None:
+            return message
     if is_out_of_memory(error):
         text = " ".join(str(error).split())
         return f"out of memory: {text}. Try a smaller net, batch_size, chunk or data set."

@@ -21,7 +21,7 @@ from clbench.config.values import check_annotations
 from clbench.data import TaskSequence
 from clbench.data.scenario import Scenario
 from clbench.errors import ConfigError
-from clbench.experiment.checks import check_augmentation, check_optimizer, check_small_batches
+from clbench.experiment.checks import check_augmentation, check_limits, check_optimizer, check_small_batches
 from clbench.learner import Learner
 from clbench.nets import Net, features_of, init_from
 from clbench.seeding import derive, reseed
@@ -49,6 +49,7 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
         init_from(body, path)
     net = channels_last(Net(body, scenario.build_head(features, outputs_of(sequence, cfg.loss))))
     check_small_batches(net, strategy, sequence, cfg)
+    check_limits(cfg, strategy, sequence)
     learner = Learner(
         net,
         construct(cfg, "optimizer.make", Callable),

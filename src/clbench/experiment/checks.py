@@ -175,3 +175,19 @@ def examples_left_out(trainer: Trainer, sequence: TaskSequence, strategy: Strate
         return 0
     examples = [strategy.training_data(sequence, index).examples for index in range(len(sequence))]
     return max(left_out(number, sequence.batch_size, processes) for number in examples)
+
+
+def check_limits(cfg: DictConfig, strategy: Strategy, sequence: TaskSequence) -> None:
+    """Raise ConfigError if an option of the Trainer leaves no training batch of a task."""
+    for name in ("limit_train_batches", "overfit_batches"):
+        limit = cfg.trainer.get(name)
+        if not isinstance(limit, int | float) or limit < 0 or (name == "overfit_batches" and limit == 0):
+            continue  # it is not set, or the Trainer refuses it
+        for index in range(len(sequence)):
+            examples, size = strategy.training_data(sequence, index).examples, sequence.batch_size
+            batches = examples // size if sequence.drop_last else -(-examples // size)
+            if (limit if isinstance(limit, int) else int(limit * batches)) == 0:
+                raise ConfigError(
+                    f"trainer.{name}={limit}: expected at least one training batch, got none of the {batches} batches of task "
+                    f"{index + 1}. Remove the option, or try trainer.{name}=1 for one batch."
+                )

@@ -33,11 +33,13 @@ from clbench.experiment.session import (
     exclusive_run,
     open_run_folder,
     print_status,
+    restore_config,
     save_config,
     shared_first_task_of,
 )
 from clbench.metrics.registry import load_metrics
-from clbench.runs.folder import FINISHED, learned
+from clbench.runs.folder import FINISHED, PARTIAL, is_finished
+from clbench.runs.nesting import check_new_run
 from clbench.runs.objective import add_new_metrics, objective
 from clbench.training.loggers import LoggerContext
 from clbench.training.loop import LoopOptions, TaskLoop, empty_results
@@ -83,6 +85,7 @@ class Experiment:
 
     def check(self) -> None:
         """Raise ConfigError for mistakes that can be found before anything is built."""
+        check_new_run(self.launch.folder, self.launch.sweep)
         refuse_renamed(self.cfg)
         check_keys(self.cfg, self.launch.choices)
         refuse_other_names(self.cfg)
@@ -111,17 +114,20 @@ class Experiment:
     @property
     def is_finished(self) -> bool:
         """Whether an earlier process has learned all tasks."""
-        return self.earlier is not None and self.earlier["status"] == FINISHED
+        return self.earlier is not None and is_finished(self.earlier)
 
     def reuse(self) -> float | None:
         """Return the objective of a finished run. Metrics of the user that metrics.json lacks are computed and added first."""
         assert self.earlier is not None
+        if self.is_first_process:
+            restore_config(self.cfg, self.launch)
         compared = compare_with_current_data(self.earlier, self.cfg, self.folder.path)
         results, added = add_new_metrics(self.folder, self.earlier, self.cfg.metrics.extra)
         if added:
             self.display.note(f"added to metrics.json: {', '.join(added)}")
+        state = "finished, but partial" if results["status"] == PARTIAL else "complete"
         hint = "" if compared else " (its data could not be compared with the current data)"
-        self.display.note(f"this run is already complete: {self.folder.path}{hint}")
+        self.display.note(f"this run is already {state}: {self.folder.path}{hint}")
         return objective(results, self.cfg.objective)
 
     def build(self) -> None:
@@ -160,10 +166,11 @@ class Experiment:
         if self.is_first_process:
             save_config(self.cfg, self.launch)
         if self.earlier is not None:
-            self.display.note(f"resuming after task {learned(self.earlier)}/{len(self.sequence)}")
             seconds = self.earlier["seconds"]
             self.loop.outside += seconds["total"] - total_seconds(seconds)
         self.loop.resume()
+        if self.loop.next_task:
+            self.display.note(f"resuming after task {self.loop.next_task}/{len(self.sequence)}")
 
     def train_tasks(self) -> None:
         """Train the remaining tasks in order, with the configured loggers."""
@@ -197,7 +204,7 @@ class Experiment:
         if self.loop.tasks < len(self.sequence):
             self._print_status(f"{self.loop.tasks} of {len(self.sequence)} tasks")
             return None  # metrics.json contains the metrics so far
-        results = self.results(FINISHED)
+        results = self.results(PARTIAL if self.loop.partial else FINISHED)
         value = objective(results, self.cfg.objective)
         if self.is_first_process:
             try:
@@ -206,6 +213,12 @@ class Experiment:
                 self.folder.write_metrics(results)
             self.display.summary(results, self.metrics, self.folder.path)
             shown = "-" if value is None else f"{value:.4f}"
+            if self.loop.partial:
+                more = f" and {len(self.loop.partial) - 1} more" if len(self.loop.partial) > 1 else ""
+                self.display.warn(
+                    f"this run is partial, so reports exclude it from means: {self.loop.partial[0]}{more}"
+                )
+                shown = f"partial, {shown}"
             self._print_status(f"{shown}, {results['seconds']['total']:.1f} s")
         return value
 

@@ -24,7 +24,7 @@ from clbench.nets import Net
 from clbench.runs.config_file import FILE, configuration, read_config
 from clbench.runs.folder import checkpoints
 from clbench.strategies import Strategy
-from clbench.training.checkpointing import check_schema
+from clbench.training.checkpoint_file import read_checkpoint
 from clbench.training.loop import restore
 
 
@@ -90,8 +90,7 @@ def load(folder: str | os.PathLike[str], task: int | None = None, *, trust: Sequ
             f"task={task}: expected a task with a checkpoint in {folder}, one of {', '.join(map(str, saved))} (counted from 0). "
             "Try a run with checkpoints=all, which keeps every task."
         )
-    state = torch.load(saved[task], map_location="cpu", weights_only=True)
-    check_schema(saved[task], state)
+    state = read_checkpoint(saved[task], "Try the checkpoint of another task, or train the run again.")
     if content_hash(cfg) != content["content_hash"] or content["config_hash"] != state["config_hash"]:
         raise ConfigError(
             f"{folder / FILE}: expected configuration {state['config_hash']}, with which {saved[task]} was written, but "

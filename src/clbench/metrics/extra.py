@@ -28,7 +28,7 @@ GROUP = "clbench.metrics"
 RESERVED = {
     *("accuracy_matrix", "initial_accuracy", "per_task", "within_tasks", "validation", "extra_metrics"),
     *("strategy", "data", "net", "seed", "eval_every", "config_hash", "machine", "versions", "status", "schema"),
-    *("seconds", "importance", "shared_first_task", "warnings"),
+    *("seconds", "importance", "shared_first_task", "warnings", "partial"),
     *("folder", "problem", "scenario", "tasks", "chance", "overrides", "config", "options"),
     *("benchmark", "method", "setup", "lam", "gamma", "fisher", "samples", "fisher_batch", "memory"),
 }

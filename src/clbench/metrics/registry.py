@@ -268,7 +268,7 @@ def add_metrics(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> di
     shares_outputs, validation = results["data"]["scenario"] == "domain", results["validation"]
     initial = None if None in results["initial_accuracy"] else results["initial_accuracy"]
     inside = [MidTaskEvaluation(**evaluation) for evaluation in results["within_tasks"]]
-    more = {"extra_metrics": results["extra_metrics"] | describe_extra(missing)}
+    more = {"extra_metrics": results.get("extra_metrics", {}) | describe_extra(missing)}
     if validation is not None:
         of_validation = summarize(missing, validation["accuracy_matrix"], shares_outputs=shares_outputs)
         more["validation"] = {**validation, **of_validation}

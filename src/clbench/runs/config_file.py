@@ -20,6 +20,12 @@ from clbench.errors import ConfigError
 from clbench.runs.folder import atomically
 
 FILE = "config.json"
+RESTORE = "Rerun the command of the run in this folder, which writes the file again, or restore it."
+KEYS = {
+    **{"schema": int, "config_hash": str, "content_hash": str, "config": dict},
+    **{"choices": dict, "options": list, "derived": dict, "overrides": list},
+}
+"""Keys of config.json and the types of their values."""
 
 
 def write_config(path: Path, cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -63,19 +69,22 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: expected a run folder, {found}. Try the output_dir of a run, or the folder of one run in a sweep."
         )
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        schema = content["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{file}: expected a config.json of clbench. Restore the file, or remove the folder."
-        ) from error
+        content: Any = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: expected a config.json of clbench ({error}). {RESTORE}") from error
+    wrong = [
+        key for key, kind in KEYS.items() if not isinstance(content, dict) or not isinstance(content.get(key), kind)
+    ]
+    if wrong:
+        raise ConfigError(f"{file}: expected a config.json of clbench (missing or wrong: {wrong[0]}). {RESTORE}")
+    schema = content["schema"]
     if schema != SCHEMA:
         raise ConfigError(
             f"{file}: expected schema {SCHEMA}, got schema {schema} of another version of clbench. Try the version that wrote it."
         )
     if "${" in json.dumps(content["config"]):
         raise ConfigError(f"{file}: expected plain values, got a reference ${{...}}. Restore the file, or replace it.")
-    return content
+    return dict(content)
 
 
 def configuration(content: Mapping[str, Any]) -> DictConfig:

@@ -19,10 +19,15 @@ def read_index(folder: Path) -> dict[str, Any]:
     """Return ``commands``, the distinct commands of the sweep, and ``runs``, the overrides of each run by name."""
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        found["commands"], found["runs"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # missing, or written by another program
-        return {"commands": [], "runs": {}}
-    return dict(found)
+    except (FileNotFoundError, ValueError, RecursionError):
+        found = {}
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("commands"), list)
+        or not isinstance(found.get("runs"), dict)
+    ):
+        return {"commands": [], "runs": {}}  # missing, damaged, or written by another program
+    return found
 
 
 def add_to_index(folder: Path, command: Sequence[str], runs: Mapping[str, Sequence[str]]) -> None:

@@ -16,7 +16,7 @@ from clbench.config.hashing import config_hash, derived_keys
 from clbench.config.keys import check_keys
 from clbench.config.options import OPTIONS, foreign_option_message, options_of
 from clbench.errors import ConfigError
-from clbench.runs.folder import FINISHED, learned
+from clbench.runs.folder import is_finished, learned, read_metrics
 
 Compose = Callable[[Sequence[str]], tuple[DictConfig, DictConfig]]
 """``compose(overrides)`` returns the configuration, without the key ``hydra``, and the choice of each group."""
@@ -55,12 +55,12 @@ class PlannedRun:
         return ["-" if typed[key] != "null" and self.cfg.get(key, "") is None else typed[key] for key in keys]
 
     def metrics(self, folder: Path) -> dict[str, Any] | None:
-        """Return the contents of metrics.json, None if it does not exist."""
-        try:
-            found: dict[str, Any] = json.loads((folder / self.name / "metrics.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return found
+        """Return the contents of metrics.json, None if it does not exist.
+
+        Raises:
+            ConfigError: The file is damaged.
+        """
+        return read_metrics(folder / self.name)
 
     def learned(self, folder: Path) -> int:
         """Return the number of tasks learned so far."""
@@ -72,7 +72,7 @@ class PlannedRun:
         found, first = self.metrics(folder), self.cfg.stop_after_task
         if found is None:
             return False
-        return found["status"] == FINISHED or (first is not None and learned(found) >= first)
+        return is_finished(found) or (first is not None and learned(found) >= first)
 
 
 def plan_runs(overrides: Sequence[Sequence[str]], compose: Compose) -> list[PlannedRun]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from clbench.errors import SweepFailed
 from clbench.experiment.describe import compare_with_current_data, fingerprint_in
 from clbench.runs.folder import FINISHED, RunFolder
+from clbench.runs.nesting import check_sweep
 from clbench.runs.objective import add_new_metrics
 from clbench.sweep.estimate import estimate_cost
 from clbench.sweep.grid import Compose, PlannedRun, count_other_runs, plan_runs
@@ -47,6 +49,13 @@ class SweepPlan:
     def to_do(self) -> list[PlannedRun]:
         """The runs that are not done."""
         return [run for run in self.runs if not run.is_done(self.folder)]
+
+    def check(self) -> None:
+        """Raise ConfigError if the folder belongs to a single run, or the files of a run are damaged or cannot be written."""
+        check_sweep(self.folder)
+        for run in self.runs:
+            if os.path.lexists(self.folder / run.name):
+                RunFolder(self.folder / run.name, run.hash, run.cfg.checkpoints)
 
     def complete(self) -> list[dict[str, Any] | None]:
         """Return the contents of metrics.json of each run, None for runs that are not complete."""

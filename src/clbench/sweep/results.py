@@ -19,6 +19,7 @@ from clbench.config.messages import user_message
 from clbench.config.options import OPTIONS
 from clbench.metrics.formulas import intransigence
 from clbench.metrics.registry import BUILT_IN
+from clbench.runs.folder import PARTIAL
 from clbench.runs.names import REFERENCES
 from clbench.runs.objective import objective
 from clbench.runs.sweep_log import duration
@@ -101,6 +102,9 @@ def _format_result(
     if error is not None:
         return f"failed: {user_message(error) or repr(error)}"
     if metrics is None:
+        found = run.metrics(folder)
+        if found is not None and found["status"] == PARTIAL:
+            return f"partial: {found['partial'][0]}"
         learned = run.learned(folder)
         return f"{learned} tasks learned" if learned else "not done"
     value = _objective(run, metrics)

@@ -68,6 +68,7 @@ class GridSweeper(BasicSweeper):
         if len(grid) >= LARGE:
             print(f"composing {len(grid):,} combinations", file=sys.stderr, flush=True)
         plan = SweepPlan.of(grid, self._compose, folder)
+        plan.check()
         if self.config.select_lam_on_first_tasks is not None:
             check_selection(plan.runs, self.config.select_lam_on_first_tasks)
         refuse_other_data(plan)
@@ -109,6 +110,7 @@ class GridSweeper(BasicSweeper):
     def _run(self, runs: Sequence[PlannedRun], folder: Path, *more: str) -> dict[str, BaseException]:
         """Launch the runs with the additional overrides ``more``. Return the errors of failed runs, by the name of the run."""
         from clbench.config.compose import quoted
+        from clbench.config.messages import user_message
         from clbench.runs import sweep_log
         from clbench.sweep.grid import run_labels
 
@@ -126,7 +128,7 @@ class GridSweeper(BasicSweeper):
             if type(error).__name__ == "TerminatedWorkerError":  # of joblib
                 print("a worker was killed (out of memory?); its unfinished runs were lost", file=sys.stderr)
             else:
-                print(f"the launcher failed: {error!r}", file=sys.stderr)
+                print(f"the launcher failed: {user_message(error) or repr(error)}", file=sys.stderr)
             return {}
         return {
             run.name: done._return_value
