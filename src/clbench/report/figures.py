@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +33,8 @@ NAME_WIDTH = 42  # characters per line of a name; more would leave too little sp
 
 def draw_figures(benchmark: Benchmark, colours: Colours, folder: Path, prefix: str) -> dict[str, str]:
     """Write ``folder``/``prefix``NAME.png and .svg of each figure with data, and return the SVG for the page by NAME."""
-    setups, rows, runs = benchmark.setups, benchmark.rows, benchmark.runs
     with report_style():
-        drawn = {
-            "ranking": draw_ranking(runs, rows, colours),
-            "lam_curves": draw_lam_curves(setups, colours),
-            "over_tasks": draw_over_tasks(runs, rows, colours),
-            "tradeoff": draw_tradeoff(setups, colours),
-            "matrices": draw_matrices(runs, rows),
-        }
+        drawn = {name: draw(benchmark, colours) for name, draw in FIGURES.items()}
     figures = {}
     for name, labelled in drawn.items():
         if labelled is not None:
@@ -139,3 +133,13 @@ def draw_tradeoff(setups: DataFrame, colours: Colours) -> LabelledFigure | None:
     axes.set(xlabel="learning accuracy (better to the right)", ylabel="forgetting (better upwards)")
     add_legend_below(figure)
     return LabelledFigure(figure, "Forgetting against learning accuracy with the Pareto front", titles)
+
+
+FIGURES: dict[str, Callable[[Benchmark, Colours], LabelledFigure | None]] = {
+    "ranking": lambda b, colours: draw_ranking(b.runs, b.rows, colours),
+    "lam_curves": lambda b, colours: draw_lam_curves(b.setups, colours),
+    "over_tasks": lambda b, colours: draw_over_tasks(b.runs, b.rows, colours),
+    "tradeoff": lambda b, colours: draw_tradeoff(b.setups, colours),
+    "matrices": lambda b, colours: draw_matrices(b.runs, b.rows),
+}
+"""Figures by name. A figure without data is None."""

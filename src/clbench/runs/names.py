@@ -31,7 +31,10 @@ def name_runs(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
     keys = [_identifying_options(run) for run in runs]
     varied = _varied(runs, keys)
     several = {group for group in GROUPS if len({run.choices.get(group) for run in runs if run.config}) > 1}
-    return [_name(run, identifying, varied, several) for run, identifying in zip(runs, keys, strict=True)]
+    names = [_name(run, identifying, varied, several) for run, identifying in zip(runs, keys, strict=True)]
+    return [
+        {key: printable(value) if isinstance(value, str) else value for key, value in name.items()} for name in names
+    ]
 
 
 def format_value(value: Any) -> str:
@@ -41,6 +44,15 @@ def format_value(value: Any) -> str:
     mantissa, _, exponent = f"{value:.5e}".partition("e")
     plain, short = f"{value:g}", f"{float(mantissa):g}e{exponent and int(exponent)}"
     return short if "e" in plain or (len(short) < len(plain) and abs(value) >= 1) else plain
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` in one line, with escapes for characters that cannot be printed.
+
+    >>> print(printable("two\nlines"))
+    two\nlines
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def options_of(run: FoundRun) -> dict[str, Any]:
