@@ -51,7 +51,7 @@ def test_an_unfinished_run_contradicts_nothing(metrics):
         (["data", "classes"], [[0, 1]], "data.classes has 1 tasks"),
         (["per_task", 0, "accuracy"], 0.9, "per_task[0].accuracy is 0.9, but the accuracy matrix gives"),
         (["per_task"], [3], "per_task has 1 tasks"),
-        (["within_tasks"], [{"step": 3}], "min_accuracy cannot be computed"),
+        (["within_tasks"], [{"step": 3}], "the metrics cannot be computed from the accuracies"),
         (["validation", "average_accuracy"], 0.99, "validation.average_accuracy is 0.99, but"),
         (["validation", "accuracy_matrix"], [[0.5]], "validation.accuracy_matrix: expected as many tasks"),
         (["validation"], 3, "validation.accuracy_matrix: expected as many tasks"),

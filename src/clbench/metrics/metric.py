@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -93,7 +94,7 @@ class Metric:
         matrix = matrix.view()
         matrix.flags.writeable = False  # a metric must not change the matrix for the next one
         given = {"matrix": matrix, "initial": initial, "mid_task": mid_task}
-        value = self.function(**{name: given[name] for name in signature(self.function).parameters})
+        value = self.function(**{name: given[name] for name in _parameters(self.function)})
         return None if value is None else float(value)
 
     def compute_or_explain(self, *inputs: Any) -> float | None:
@@ -129,7 +130,7 @@ class Metric:
     def _recompute(self, results: Results) -> float | None:
         """Compute the value from the accuracies in metrics.json."""
         matrix = np.array(results["accuracy_matrix"], dtype=float)
-        taken = signature(self.function).parameters if self.function is not None else ()
+        taken = _parameters(self.function) if self.function is not None else ()
         scenario = (results.get("data") or {}).get("scenario")
         if not np.isfinite(matrix).all() or ("mid_task" in taken and "within_tasks" not in results):
             return None
@@ -141,3 +142,10 @@ class Metric:
         mid_task = [MidTaskEvaluation(**evaluation) for evaluation in results.get("within_tasks") or []]
         b = initial if np.isfinite(initial).all() else None
         return self.compute_or_explain(matrix, b, mid_task, scenario == "domain")
+
+
+
+@cache
+def _parameters(function: Function) -> tuple[str, ...]:
+    """Return the names of the parameters, found once, because a report computes the metrics of thousands of runs."""
+    return tuple(signature(function).parameters)

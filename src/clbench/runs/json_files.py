@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clbench.config.hashing import SCHEMA
 from clbench.errors import ConfigError
 from clbench.metrics.registry import BUILT_IN
 
@@ -54,11 +53,9 @@ METRICS: Shape = {
     "versions?": {"*": TEXT},
     "machine?": {"*": TEXT},
     "config_hash?": TEXT,
+    "partial?": [TEXT],
 }
 """Shape of metrics.json."""
-
-READ_BY_SWEEPS = ("data", "validation", "initial_accuracy", "within_tasks", "seconds", "warnings")
-"""Keys of metrics.json in the current schema that files of older versions may lack."""
 
 REMEDY = "Restore the file, or remove it and rerun the command of its run."
 
@@ -74,9 +71,6 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     matrix = content["accuracy_matrix"]
     if not matrix or any(len(row) != len(matrix) for row in matrix):
         raise ConfigError(f"metrics.json cannot be read: accuracy_matrix: expected T rows of T numbers. {REMEDY}")
-    missing = [key for key in READ_BY_SWEEPS if key not in content]
-    if missing and content.get("schema") == SCHEMA:
-        raise ConfigError(f"metrics.json cannot be read: {missing[0]} is missing. {REMEDY}")
     return content
 
 

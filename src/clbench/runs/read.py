@@ -16,7 +16,7 @@ from clbench.metrics.metric import Metric
 from clbench.metrics.registry import metrics_of
 from clbench.runs.contradictions import contradictions
 from clbench.runs.find import FoundRun, find_runs, read_run
-from clbench.runs.json_files import COMPLETE, NUMBER, REMEDY, RUNNING, mismatch
+from clbench.runs.json_files import COMPLETE, NUMBER, PARTIAL, REMEDY, RUNNING, mismatch
 from clbench.runs.names import REFERENCES, name_runs, printable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     ``benchmark`` everything that does not depend on the strategy: data, scenario, net, optimiser, epochs, ...
     ``method``    the strategy and its options except for lam
     ``setup``     method and lam
-    ``status``    complete, running (or interrupted), failed, partial (trained on a part of the data or of the steps),
+    ``status``    complete, running (or interrupted), failed, partial (trained on a part of its batches or steps),
                   inconsistent (metrics.json contradicts its accuracy matrix), or repeated (an earlier row has the same seed)
     ``problem``   the reason why the run is not complete, and is excluded from statistics
 
@@ -138,7 +138,10 @@ def _status(results: Mapping[str, Any]) -> tuple[str, str | None]:
     if found := contradictions(results):
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
         return "inconsistent", f"metrics.json contradicts its accuracy matrix: {found[0]}{more}. {REMEDY}"
-    return results["status"], None if results["status"] == COMPLETE else "trained on a part of the data or of the steps"
+    if results["status"] == PARTIAL:
+        reasons = results.get("partial") or ["trained on a part of its batches or steps"]
+        return PARTIAL, f"partial: {', '.join(reasons)}"
+    return COMPLETE, None
 
 
 def _extra_metrics(run: FoundRun) -> dict[str, dict[str, Any]]:
