@@ -144,7 +144,6 @@ class Metric:
         return self.compute_or_explain(matrix, b, mid_task, scenario == "domain")
 
 
-
 @cache
 def _parameters(function: Function) -> tuple[str, ...]:
     """Return the names of the parameters, found once, because a report computes the metrics of thousands of runs."""

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.table import Column, Table
 from rich.text import Text
 
-from clbench.config.display import console
+from clbench.config.display import console, text_table
 from clbench.config.hashing import differing
 from clbench.config.messages import user_message
 from clbench.config.options import ELSEWHERE
@@ -91,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal = console()
     for title in ("config", "execution", "environment"):
         if values := getattr(found, title):
-            table = Table(title, Column(Text(parsed.a)), Column(Text(parsed.b)))
+            table = text_table(title, parsed.a, parsed.b)
             for key, pair in values.items():
-                table.add_row(key, *(Text("null" if value is None else str(value)) for value in pair))
+                table.add_row(Text(key), *(Text("null" if value is None else str(value)) for value in pair))
             terminal.print(table)
     if not found.config:
         terminal.print("the configurations are equal")
