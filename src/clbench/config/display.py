@@ -30,7 +30,9 @@ class Display:
 
     def __init__(self, log: Path, quiet: bool = False) -> None:
         self.terminal = _stdout(quiet=quiet, soft_wrap=True)
-        self.log = Console(file=log.open("a", encoding="utf-8"), width=140, highlight=False, force_terminal=False, force_jupyter=False)
+        self.log = Console(
+            file=log.open("a", encoding="utf-8"), width=140, highlight=False, force_terminal=False, force_jupyter=False
+        )
 
     def plan(self, lines: dict[str, str]) -> None:
         """Print the parts of a run, one per line, before it starts."""

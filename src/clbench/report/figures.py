@@ -28,6 +28,7 @@ from clbench.report.style import (
 )
 from clbench.report.summary import is_reference, pareto_front
 
+MAX_RANKED = 40  # rows of the figure of average accuracies, so that it fits on a page
 NAME_WIDTH = 42  # characters per line of a name; more would leave too little space for the data
 
 
@@ -44,8 +45,8 @@ def draw_figures(benchmark: Benchmark, colours: Colours, folder: Path, prefix: s
 
 
 def draw_ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> LabelledFigure:
-    """Draw the average accuracy of each row, best at the top: mean, 95 % interval, and a small dot per seed."""
-    rows = rows.sort_values("average_accuracy", ignore_index=True)
+    """Draw the average accuracy of the best rows, best at the top: mean, 95 % interval, and a small dot per seed."""
+    rows = rows.sort_values("average_accuracy", ignore_index=True).tail(MAX_RANKED)
     names = [wrap(setup, NAME_WIDTH) for setup in rows.setup]
     line_breaks = max(name.count("\n") for name in names)
     figure = Figure(figsize=(WIDTH, max(0.34, 0.17 * (line_breaks + 1)) * len(rows) + 0.9), layout="constrained")
