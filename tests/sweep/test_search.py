@@ -13,10 +13,8 @@ SMALL = ("data.tasks=2", "data.examples_per_task=64", "net.hidden=[16]", "traine
 @pytest.mark.slow
 def test_a_search_ends_with_its_best_run_and_the_command_for_it(command, tmp_path):
     callback = "+hydra.callbacks.best_run._target_=clbench.sweep.search.ShowBestRun"
-    options = ("hydra/sweeper=basic", callback, "strategy=ewc", "epochs=1,10", "lam=-1,1", *SMALL, "output_dir=search")
+    options = ("hydra/sweeper=basic", callback, "strategy=ewc", "epochs=1,10", "lam=1,10", *SMALL, "output_dir=search")
     done = command("-m", *options)
-    assert done.returncode != 0  # lam=-1 fails, and Hydra raises the error at the end
-    done = command("-m", *(option.replace("-1,1", "1,10") for option in options))
     assert done.returncode == 0, done.stderr
     values = {
         file.parent.name: json.loads(file.read_text(encoding="utf-8"))["validation"]["average_accuracy"]
