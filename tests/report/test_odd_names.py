@@ -40,6 +40,7 @@ def odd(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_report_shows_runs_with_odd_names(odd, tmp_path, capsys):
     output = main([str(odd), "--output", str(tmp_path / "out"), "--title", "\udc80"])
     out = capsys.readouterr().out
