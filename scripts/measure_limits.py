@@ -33,7 +33,7 @@ data:
 """
 
 SMALL = ("net.hidden=[64]", "epochs=1", "trainer=cpu", "logger=none", "threads=1", "output_dir=out")
-TASKS = ("data.tasks=200", "data.examples_per_task=100", "data.memory_limit=0", *SMALL)
+TASKS = ("data.tasks=200", "data.examples_per_task=100", *SMALL)
 
 
 class RandomImages:
