@@ -81,7 +81,7 @@ def test_a_run_without_status_or_accuracy_matrix_is_failed(older, key):
     del rest[key]
     (older / "metrics.json").write_text(json.dumps(rest), encoding="utf-8")
     row = read(older).iloc[0]
-    assert row.status == "failed" and f"KeyError '{key}'" in row.problem
+    assert row.status == "failed" and f"{key} is missing" in row.problem
 
 
 # ---- one record per metric

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -161,8 +162,8 @@ def test_a_folder_without_runs_is_one_line(tmp_path):
     ("text", "why"),
     [
         ("{", "cannot be read"),
-        ("[]", "metrics.json was written by another program"),
-        ('{"status": "complete"}', "KeyError"),
+        ("[]", "metrics.json cannot be read: expected an object, got []"),
+        ('{"status": "complete"}', "metrics.json cannot be read: accuracy_matrix is missing"),
         (None, "no metrics.json"),
     ],
 )
@@ -557,7 +558,7 @@ def test_the_terminal_shows_the_table_and_what_failed(copied, tmp_path, capsys):
     main([str(copied), "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out
     assert "average accuracy" in out and "finetune" in out
-    assert f"failed: {run_folder(copied, 7)}: metrics.json cannot be read" in out
+    assert f"skipped: {run_folder(copied, 7)} (metrics.json cannot be read: " in out
     assert f"report in {tmp_path / 'out' / 'report.html'}" in out
 
 
@@ -622,6 +623,41 @@ def test_bytes_and_values_are_formatted_for_reading():
         "1.23457e6",
         "3",
     ]
+
+
+def test_a_new_report_replaces_only_the_files_of_reports(finished_sweep, tmp_path):
+    """Figures of rows that no longer exist are removed."""
+    first = main([str(FINISHED_RUNS), "--output", str(tmp_path / "out")])
+    for name in ("mine.png", "my_ranking.png", "ranking.pdf", "notes.txt"):
+        (first / "figures" / name).write_text("mine", encoding="utf-8")
+    before = {file.name for file in (first / "figures").iterdir()}
+    main([str(run_folder(finished_sweep, 0)), "--output", str(first)])
+    after = {file.name for file in (first / "figures").iterdir()}
+    assert {"mine.png", "my_ranking.png", "ranking.pdf", "notes.txt"} < after
+    assert "0_ranking.png" in before and not any(name[0].isdigit() for name in after)
+    assert {"ranking.png", "ranking.svg", "matrices.png"} < after and "tradeoff.png" not in after
+    assert not list(first.rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_a_killed_report_leaves_whole_files(finished_sweep, tmp_path):
+    """Each file is that of the first report or that of the second, and no temporary file is left after the next report."""
+    arguments = [str(finished_sweep), "--output", str(tmp_path / "out"), "--title"]
+    main([*arguments, "first"])
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    sizes = {file: file.stat().st_size for file in files}
+    for delay in (0.0, 0.1, 0.2, 0.4, 0.8):
+        command = [sys.executable, "-m", "clbench.report", *arguments, "other"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        old = (tmp_path / "out/figures/ranking.png").stat().st_mtime_ns
+        while process.poll() is None and (tmp_path / "out/figures/ranking.png").stat().st_mtime_ns == old:
+            time.sleep(0.005)  # until it writes figures
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        assert all(abs(file.stat().st_size - size) < 100 for file, size in sizes.items())  # the titles differ in length
+    main([*arguments, "last"])
+    assert not list((tmp_path / "out").rglob("*.part"))
 
 
 # ---- imports of a report

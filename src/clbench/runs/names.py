@@ -36,7 +36,9 @@ def name_runs(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
     several = {group for group in GROUPS if len({run.choices.get(group) for run in runs if run.config}) > 1}
     names = [_name(run, identifying, varied, several) for run, identifying in zip(runs, keys, strict=True)]
     _mark_other_data(runs, names)
-    return names
+    return [
+        {key: printable(value) if isinstance(value, str) else value for key, value in name.items()} for name in names
+    ]
 
 
 def format_value(value: Any) -> str:
@@ -53,6 +55,15 @@ def format_value(value: Any) -> str:
     mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
     plain, short = repr(value).removesuffix(".0"), f"{mantissa}e{int(exponent)}"
     return short if "e" in plain or (len(short) < len(plain) and abs(value) >= 1) else plain
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` in one line, with escapes for characters that cannot be printed.
+
+    >>> print(printable("two\nlines"))
+    two\nlines
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def options_of(run: FoundRun) -> dict[str, Any]:
