@@ -71,6 +71,21 @@ def test_a_loaded_state_resumes_with_the_next_batch(sizes, given):
     assert all(torch.equal(b.x, w.x) for b, w in zip(rest, whole[given:], strict=True))
 
 
+def test_each_run_task_epoch_rank_batch_and_part_augments_apart():
+    seeds = []
+
+    def record(x, seed):
+        seeds.append(seed)
+        return x
+
+    for shuffle in ((0, 1), (0, 2), (3, 1)):
+        for rank in range(2):
+            batches = Batches([part(8), part(8, 1, base=8)], 8, shuffle, rank, world=2, augment=record)
+            for _ in range(2):
+                labels(batches)
+    assert len(set(seeds)) == len(seeds) > 3 * 2 * 2 * 2
+
+
 def test_the_order_depends_on_the_seed_and_the_task():
     def epochs(shuffle):
         batches = Batches([part(20)], 4, shuffle)
@@ -79,6 +94,12 @@ def test_the_order_depends_on_the_seed_and_the_task():
     assert epochs((0, 1)) == epochs((0, 1))
     assert epochs((0, 1)) != epochs((2, 1))
     assert epochs((0, 1)) != epochs((0, 2))
+
+
+def test_batches_in_order_are_not_augmented():
+    only = part(7)
+    for plain, batch in zip(Batches([only], 3), Batches([only], 3, augment=noise), strict=True):
+        assert torch.equal(plain.x, batch.x)
 
 
 def test_the_order_does_not_touch_the_global_generator():

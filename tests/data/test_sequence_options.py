@@ -132,11 +132,12 @@ def test_tasks_are_turned_by_evenly_spaced_or_given_angles(options, turned):
         assert batch.y.tolist() == Digits(train=False).targets
 
 
-def test_angles_by_the_seed_do_not_depend_on_the_number_of_tasks():
+def test_angles_by_the_seed_differ_and_do_not_depend_on_later_tasks():
     def grids(seed, tasks):
         return [cut.view.grid for cut in digits(partial(rotate, angles="seed"), tasks=tasks, seed=seed).definitions]
 
     assert all(torch.equal(a, b) for a, b in zip(grids(0, 3), grids(0, 5), strict=False))
+    assert len({tuple(grid.flatten().tolist()) for grid in grids(0, 5)}) == 5
     assert not any(torch.equal(a, b) for a, b in zip(grids(0, 3), grids(1, 3), strict=True))
 
 

@@ -99,6 +99,13 @@ def test_er_keeps_memory_times_tasks_examples():
     assert reservoir.cost()["bytes"] == 24 * (64 * 4 + 8 + 8)
 
 
+def test_each_run_and_task_draws_other_examples_from_its_memory():
+    tasks, seeds = sequence("domain"), set()
+    for strategy in (ER(memory=8), ER(memory=8, seed=1)):
+        learn(tasks, learner(tasks), strategy, watch=lambda *_, er=strategy: seeds.add(er._generator.initial_seed()))
+    assert len(seeds) == 2 * 3
+
+
 # --- DER -----------------------------------------------------------------------------------------------------------------
 
 
