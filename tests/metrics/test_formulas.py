@@ -54,7 +54,7 @@ def test_a_metric_is_what_its_formula_gives_by_hand(make, rows, name, expected):
     assert summarize(BUILT_IN, make(rows), make(INITIAL), shares_outputs=True)[name] == pytest.approx(value, abs=1e-12)
 
 
-def test_intransigence_is_positive_where_the_reference_learns_better():
+def test_intransigence_is_positive_if_the_reference_is_better():
     reference, run = np.diag([0.9, 0.8, 0.7]), np.array(FORGETS)
     assert intransigence(run, reference) == pytest.approx(((0.9 - 0.9) + (0.8 - 0.8) + (0.7 - 0.6)) / 3)
 

@@ -205,7 +205,7 @@ def test_metrics_missing_in_an_older_run_are_computed():
     assert {name: found[name] for name in others} == pytest.approx(others)
 
 
-def test_metrics_added_to_a_finished_run_are_those_of_its_accuracies():
+def test_metrics_of_a_finished_run_are_added_from_its_accuracies():
     """On test data with the accuracies before and inside tasks, on validation data without them. A stored value stays."""
     added = {name: BUILT_IN[name] for name in ("forward_transfer", "min_accuracy", "backward_transfer", "forgetting")}
     on_validation = [[0.6, 0.1], [0.5, 0.4]]

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import EWC, MAS, fisher, mas
+from clbench.data.augment import RandomCrop
 from clbench.errors import ConfigError
 from clbench.experiment.build import build
 from clbench.importance import mas_local
@@ -19,6 +20,7 @@ from clbench.importance.batching import count, take
 from clbench.learner import learner_outputs
 from clbench.strategies import OnlineEWC, Strategy
 from tests.conftest import others_slow, stopped_after, trainer
+from tests.strategies.test_baselines import learner, sequence
 from tests.test_train import load, same_checkpoint
 
 SHORT = ("epochs=1", "data.tasks=2", "net.hidden=[16]", "strategy=mas")
@@ -267,6 +269,14 @@ def test_the_importance_of_all_tasks_seen_is_measured_again(run, composed, tmp_p
     learner.load_state_dict(state["learner"])
     each = [mas(learner, sequence[i].importance_dataloader(), outputs=learner_outputs) for i in range(2)]
     close(state["strategy"]["importance"], {name: each[0][name] + each[1][name] for name in each[0]})
+
+
+@pytest.mark.parametrize("options", [{}, {"data": "seen"}], ids=str)
+def test_importance_is_measured_on_images_that_are_not_augmented(options):
+    augmented, plain = (sequence("domain", 1, **more) for more in ({"augment": RandomCrop(3)}, {}))
+    module, strategy = learner(augmented), MAS(**options)
+    trainer([strategy]).fit(module, datamodule=augmented[0])
+    close(strategy.penalty.importance, mas(module, plain[0].importance_dataloader(), outputs=learner_outputs))
 
 
 def test_samples_of_all_tasks_seen_are_counted(run):

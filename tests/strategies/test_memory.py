@@ -48,7 +48,7 @@ def test_a_reservoir_keeps_every_example_equally_often(batch):
     assert uniformity(counts, slots / n, repeats) > 1e-3
 
 
-def test_a_reservoir_keeps_each_of_4_examples_in_half_of_12_outcomes():
+def test_a_small_reservoir_is_uniform_over_all_outcomes():
     """With 2 slots, the third and the fourth example are drawn a slot from 3 and from 4. All 12 pairs are equally likely."""
     seeds = {}
     for seed in range(500):

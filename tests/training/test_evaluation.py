@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 
 import lightning as L
 import pytest
@@ -10,9 +11,14 @@ import torch
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassCalibrationError
 
+from clbench.data import Batch
+from clbench.learner import Learner
 from clbench.metrics.formulas import MidTaskEvaluation
+from clbench.metrics.metric import Metric
 from clbench.metrics.registry import load_metrics, summarize
-from clbench.training.evaluation import Evaluation
+from clbench.nets import Net, mlp
+from clbench.params import snapshot
+from clbench.training.evaluation import Evaluation, tally
 from tests.conftest import trainer
 from tests.strategies.test_baselines import SCENARIOS, learner, sequence
 
@@ -80,6 +86,23 @@ def test_every_number_is_that_of_a_loop_over_tasks(scenario):
         assert found["ece"] == pytest.approx(error.item(), abs=1e-5)
 
 
+def test_counts_are_in_eval_mode_and_add_up_over_batches():
+    """The module keeps its mode and its BatchNorm statistics."""
+    tasks = sequence("domain", 1)
+    net = Net(mlp(tasks.shape, (12,), batch_norm=True, dropout=0.5), tasks.scenario.build_head(12, tasks.sizes))
+    module = Learner(net, partial(torch.optim.SGD, lr=0.1)).train()
+    (batch,) = tasks[0].test_dataloader()[0]
+    parts = [Batch(x, y, 0) for x, y in zip(batch.x.split(20), batch.y.split(20), strict=True)]
+    before = snapshot(module.state_dict())
+    whole, added = tally(module, [[batch], parts])
+    assert module.training and all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    torch.testing.assert_close(whole, added)
+    z = deepcopy(net).eval()(batch.x, 0)
+    loss = cross_entropy(z, batch.y, reduction="sum").item()
+    expected = [(z.argmax(1) == batch.y).sum().item(), len(batch.y), loss]
+    assert whole[:3].tolist() == pytest.approx(expected, rel=1e-5)
+
+
 def test_accumulated_batches_are_one_step_and_evaluated_once():
     _, evaluation, _ = learned("domain", accumulate_grad_batches=2)
     assert [inside[:2] for inside in evaluation.within] == [(task, 3) for task in range(3)]
@@ -94,6 +117,9 @@ def test_the_metrics_of_the_first_tasks_use_only_those():
     expected = summarize(load_metrics(), r, evaluation.initial[:2], cut, shares_outputs=True)
     assert evaluation.summarize("test", 2) == expected
     assert None not in (expected["forward_transfer"], expected["stability_gap"])
+    evaluation.metrics = {"tasks": Metric("tasks", "", function=lambda matrix, mid_task: len(mid_task[0].accuracy))}
+    assert evaluation.summarize("test", 2) == {"tasks": 2}
+    evaluation.metrics = load_metrics()
     on_validation = summarize(load_metrics(), evaluation.matrix("validation"), shares_outputs=True)
     assert evaluation.summarize("validation") == on_validation
 
