@@ -127,9 +127,21 @@ def test_online_is_the_mean_over_the_examples_trained_on(form, how):
         options = {"accumulate_grad_batches": 3} if how == "accumulation" else {}
         trainer([watched, strategy], max_epochs=2, **options).fit(module, batches)
         assert watched.n == strategy.examples == 60
+        assert strategy.seconds > 0 and "mean" not in strategy.state_dict()
         mean = {name: (value / watched.n).float() for name, value in watched.total.items()}
         old = before.importance if before is not None else {}
         close(strategy.penalty.importance, {name: value + old.get(name, 0) for name, value in mean.items()})
+
+
+def test_online_measures_frozen_parameters_if_they_are_selected():
+    importances = []
+    for is_frozen in (False, True):
+        module, strategy = Plain(), MAS(online=True, frozen=True)
+        module.net[4].weight.requires_grad_(not is_frozen)
+        trainer([strategy], limit_train_batches=1).fit(module, loader(0))
+        importances.append(strategy.penalty.importance)
+    assert importances[0].keys() == importances[1].keys()
+    assert importances[1]["net.4.weight"].any()
 
 
 def test_online_makes_no_pass_over_the_data_at_the_end():

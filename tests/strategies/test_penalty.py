@@ -476,10 +476,16 @@ def test_each_of_two_optimizers_gets_its_own_penalty():
 
 
 @pytest.mark.filterwarnings("ignore:SGD with lr=0.1")
+def slower_body(params, lr):
+    body, *heads = params
+    return torch.optim.SGD([{"params": heads}, {"params": [body], "lr": lr / 10}], lr=lr)
+
+
 def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
+    """The learning rate is the largest of the parameter groups."""
     strategy = L2(lam=1e8)
     with pytest.raises(Unstable, match=r"sgd lr=0.1 with lam=1e\+08 is too stiff .*= 1e\+07.*below 2.*Lower lam or lr"):
-        learn(Plain(), strategy, tasks=2, max_epochs=60)
+        learn(Plain(slower_body), strategy, tasks=2, max_epochs=60)
 
 
 @pytest.mark.parametrize(
