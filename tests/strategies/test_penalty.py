@@ -475,12 +475,12 @@ def test_each_of_two_optimizers_gets_its_own_penalty():
         torch.testing.assert_close(p.detach(), e, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:SGD with lr=0.1")
 def slower_body(params, lr):
     body, *heads = params
     return torch.optim.SGD([{"params": heads}, {"params": [body], "lr": lr / 10}], lr=lr)
 
 
+@pytest.mark.filterwarnings("ignore:SGD with lr=")
 def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
     """The learning rate is the largest of the parameter groups."""
     strategy = L2(lam=1e8)
