@@ -82,6 +82,13 @@ def test_sampled_labels_do_not_depend_on_batching(seed: int, size: int) -> None:
     close(fisher(net, batched(x, y, size), **options), fisher(net, [(x, y)], **options, chunk=2))
 
 
+def test_sampled_labels_depend_on_the_seed() -> None:
+    net, x, y = build("mlp")
+    first, again, other = (fisher(net, [(x, y)], labels="sample", seed=seed) for seed in (1, 1, 2))
+    close(first, again, rtol=0, atol=0)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
 @pytest.mark.parametrize(
     ("labels", "loss", "number"),
     [
