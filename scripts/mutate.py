@@ -4,8 +4,8 @@
 
 The mutations are in mutations.toml. WORD selects those whose file or lines contain it. They are made in a copy of the source, and
 the tests of each run until the first one fails. The exit code is 1 if no test failed for a mutation that is not listed as
-equivalent, if tests did not end, or if a test fails without a mutation. The whole table takes about 20 minutes, so this is not
-part of CI.
+equivalent, if tests did not end, or if a test fails without a mutation. The whole table takes about half an hour, so this is
+not part of CI.
 """
 
 from __future__ import annotations
