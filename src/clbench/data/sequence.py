@@ -74,7 +74,6 @@ class Task(L.LightningDataModule):
         if loop.epoch_progress.current.ready:
             loop.epoch_progress.reset()
             loop.epoch_loop.batch_progress.reset()
-            trainer.should_stop = False
 
     def train_dataloader(self) -> Batches:
         """Return shuffled and augmented minibatches of the training examples, in a new order every epoch."""
