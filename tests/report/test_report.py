@@ -239,6 +239,8 @@ def test_thousands_of_folders_are_read(finished_sweep, tmp_path):
 def test_means_and_intervals_are_those_of_student(finished_sweep):
     frame = read(finished_sweep)
     setups = summarize_seeds(frame).set_index("setup")
+    # lams ascend, so that the smallest is selected in a tie
+    assert all(lams.dropna().is_monotonic_increasing for _, lams in setups.groupby("method").lam)
     for setup, runs in frame.groupby("setup"):
         for metric in ("average_accuracy", "forgetting", "seconds_total"):
             low, high = stats.t.interval(0.95, len(runs) - 1, runs[metric].mean(), stats.sem(runs[metric]))
@@ -317,8 +319,11 @@ def test_the_pareto_front_has_the_setups_that_no_other_beats():
 
 
 def test_paired_differences_are_the_paired_t_test(finished_sweep):
-    frame = read(finished_sweep)
-    pairs = paired_differences(frame, selected_rows(select_lam(summarize_seeds(frame), "validation")))
+    frame = read(finished_sweep).sample(frac=1, random_state=0)  # the seeds of two setups are in different orders
+    rows = selected_rows(select_lam(summarize_seeds(frame), "validation"))
+    pairs = paired_differences(frame, rows)
+    for some in (pairs, paired_differences(frame, rows[::-1])):  # differences above and below 0
+        assert some.average_accuracy.abs().is_monotonic_decreasing
     assert len(pairs) == 4 * 3 / 2 and set(pairs.seeds) == {5}
     by_setup = {setup: runs.set_index("seed").sort_index() for setup, runs in frame.groupby("setup")}
     for row in pairs.itertuples():
