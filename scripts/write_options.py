@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from clbench.config.arguments import connections
 from clbench.config.declarations import ConfigFile, Declaration, declarations, files, find, top_level_options
-from clbench.config.options import OPTIONS, RULES, conf_dir
+from clbench.config.options import OPTIONS, conf_dir
+from clbench.config.values import RULES, describe
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/options.md"
 
@@ -104,7 +105,7 @@ def table(options: Iterable[Declaration], values: bool = False) -> Iterator[str]
     yield f"| {' | '.join(head)} |"
     yield "|---" * len(head) + "|"
     for d in rows:
-        rule = [str(RULES.get(d.key, ""))] if values else []
+        rule = [describe(RULES[d.key]) if d.key in RULES else ""] if values else []
         yield f"| {' | '.join([f'`{d.key}`', f'`{d.default}`', *map(cell, [*rule, d.meaning])])} |"
 
 

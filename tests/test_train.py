@@ -14,7 +14,7 @@ from clbench.errors import ConfigError
 from clbench.experiment.build import build
 from clbench.metrics.extra import RESERVED
 from clbench.metrics.registry import BUILT_IN, summarize
-from clbench.runs.folder import RunFolder
+from clbench.runs.folder import RunFolder, is_finished
 from clbench.training.checkpointing import Checkpoints
 from clbench.training.early_stopping import EarlyStopping
 from clbench.training.evaluation import EXAMPLES, NLL, tally
@@ -269,7 +269,7 @@ def test_every_yaml_composes(composed, group, choice):
 def test_every_yaml_runs_a_batch(run, group, choice):
     last = [] if group == "trainer" else ["+trainer.limit_train_batches=1"]
     last += ["samples=2"] if group == "net" else []
-    assert run(f"{group}={choice}", "epochs=1", "data.tasks=2", *last)["status"] == "complete"
+    assert is_finished(run(f"{group}={choice}", "epochs=1", "data.tasks=2", *last))
 
 
 def replaced_source(cfg):
@@ -287,7 +287,7 @@ def test_every_data_set_runs_a_batch(run, composed, real_data, data, scenario):
     short = ("epochs=1", "data.tasks=2", "+trainer.limit_train_batches=1", "samples=20")
     cfg = composed(f"data={data}")
     options = (f"data={data}", f"scenario={scenario}", *short, f"data_dir={real_data}", *replaced_source(cfg))
-    assert run(*options)["status"] == "complete"
+    assert is_finished(run(*options))
 
 
 @pytest.mark.slow
@@ -296,7 +296,7 @@ def test_every_experiment_runs_a_batch(run, composed, real_data, experiment):
     cfg = composed(f"experiment={experiment}")
     short = ("epochs=1", "+trainer.limit_train_batches=1", f"data_dir={real_data}", "data.tasks=2")
     few = [f"{name}=4" for name in options_of(cfg) if name == "samples"] + ["steps=1"] * (cfg.steps is not None)
-    assert run(f"experiment={experiment}", *short, *few, *replaced_source(cfg))["status"] == "complete"
+    assert is_finished(run(f"experiment={experiment}", *short, *few, *replaced_source(cfg)))
 
 
 def test_the_data_of_a_run_does_not_depend_on_the_strategy(composed):

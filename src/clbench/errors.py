@@ -41,7 +41,7 @@ class LearnerError(ConfigError):
 
 
 class OtherRun(ConfigError):
-    """The folder contains the results of another configuration."""
+    """The folder contains the results of another configuration, or of other data."""
 
 
 class SweepFailed(ConfigError):

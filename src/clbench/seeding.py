@@ -21,7 +21,8 @@ def derive(seed: int, purpose: str, *numbers: int) -> int:
     Args:
         seed: The run's seed.
         purpose: A word for the choice, for example ``"shuffle"``.
-        numbers: What distinguishes choices of the same purpose, for example the task and the epoch.
+        numbers: What distinguishes choices of the same purpose, for example the task and the epoch. A purpose always has the same
+            number of them, because NumPy does not distinguish a last 0 from no number.
 
     Example:
         >>> derive(0, "shuffle", 1) == derive(0, "shuffle", 1)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     """Train one run of the command or of a sweep; return the objective, which a Hydra sweeper can optimise."""
+    from clbench.experiment.orphan import exit_with_parent
+
+    exit_with_parent()
     launch = launched_by_hydra()
     if launch.sweep is not None:
         return train_and_free(cfg, launch)  # the sweeper reports errors

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from clbench.config.arguments import NOT_ARGUMENTS, arguments_of, target_of
 from clbench.config.declarations import ConfigFile, declarations, files, find, top_level_options
 from clbench.config.help import GROUPS, help_lines
-from clbench.config.options import OPTIONS, RULES, conf_dir
+from clbench.config.options import OPTIONS, conf_dir
+from clbench.config.values import RULES, fits
 from clbench.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +88,7 @@ def test_every_integer_and_flag_has_a_rule_its_default_obeys():
             assert key in RULES, key
     for key, rule in RULES.items():
         if "." not in key:
-            assert rule.allows(values[key]), key
+            assert fits(values[key], rule), key
 
 
 @pytest.mark.parametrize("group", GROUPS)

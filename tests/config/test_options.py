@@ -75,14 +75,22 @@ def test_epochs_and_steps_are_one_number_or_one_per_task(run, tmp_path):
         (["log_every=0"], "log_every=0: expected an integer >= 1"),
         (
             ["lr=-1"],
-            r"Adam could not be constructed .Invalid learning rate: -1.. Try other values of optimizer.make",
+            "lr=-1: expected a finite number >= 0 or null, got -1.",
         ),
         (
             ["+optimizer.make.momentum=1"],
-            "Adam could not be constructed .*momentum.* Try other values of optimizer.make",
+            "optimizer.make.momentum=1: torch.optim.Adam has no option momentum. Try one of amsgrad, betas, ",
+        ),
+        (
+            ["optimizer=sgd", "optimizer.make.momentum=-1"],
+            "SGD could not be constructed or stepped .Invalid momentum value: -1.* Try other values of optimizer.make",
         ),
         (
             ["scheduler=step", "scheduler.make.step_size=x"],
+            "scheduler.make.step_size=x: expected an integer, got 'x'.",
+        ),
+        (
+            ["scheduler=step", "scheduler.make.step_size=0"],
             "StepLR could not be constructed or stepped.* Try other values of scheduler.make",
         ),
         (

@@ -58,6 +58,11 @@ def test_augmentation_follows_its_seed_not_the_global_generator(transform):
     assert not torch.equal(augment(images(), 4), first)
 
 
+def test_transforms_are_applied_in_their_order():
+    x = images(2)
+    assert torch.equal(Augmentation.of([lambda one: one // 2, lambda one: one + 1])(x, 0), x // 2 + 1)
+
+
 augmented = partial(TaskSequence, Digits, split, scale=16, augment=[RandomCrop(1)])
 
 

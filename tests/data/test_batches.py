@@ -71,6 +71,21 @@ def test_a_loaded_state_resumes_with_the_next_batch(sizes, given):
     assert all(torch.equal(b.x, w.x) for b, w in zip(rest, whole[given:], strict=True))
 
 
+def test_each_run_task_epoch_rank_batch_and_part_augments_apart():
+    seeds = []
+
+    def record(x, seed):
+        seeds.append(seed)
+        return x
+
+    for shuffle in ((0, 1), (0, 2), (3, 1)):
+        for rank in range(2):
+            batches = Batches([part(8), part(8, 1, base=8)], 8, shuffle, rank, world=2, augment=record)
+            for _ in range(2):
+                labels(batches)
+    assert len(set(seeds)) == len(seeds) > 3 * 2 * 2 * 2
+
+
 def test_the_order_depends_on_the_seed_and_the_task():
     def epochs(shuffle):
         batches = Batches([part(20)], 4, shuffle)
@@ -79,6 +94,12 @@ def test_the_order_depends_on_the_seed_and_the_task():
     assert epochs((0, 1)) == epochs((0, 1))
     assert epochs((0, 1)) != epochs((2, 1))
     assert epochs((0, 1)) != epochs((0, 2))
+
+
+def test_batches_in_order_are_not_augmented():
+    only = part(7)
+    for plain, batch in zip(Batches([only], 3), Batches([only], 3, augment=noise), strict=True):
+        assert torch.equal(plain.x, batch.x)
 
 
 def test_the_order_does_not_touch_the_global_generator():
@@ -151,9 +172,9 @@ def test_a_joint_batch_has_input_label_and_task_of_every_example():
 
 
 def test_joint_batches_mix_the_parts():
-    parts = [part(50, task, base=100 * task) for task in range(2)]
+    parts = [part(50, task, base=100 * task) for task in (3, 5)]
     tasks = [set(batch.task.tolist()) for batch in Batches(parts, 20, (0,))]
-    assert tasks == [{0, 1}] * 5
+    assert tasks == [{3, 5}] * 5
 
 
 def test_parts_that_compete_in_one_task_carry_it_as_a_number():

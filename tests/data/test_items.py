@@ -122,7 +122,7 @@ def test_images_of_different_shapes_need_resizing():
     ("form", "message"),
     [
         (lambda a: to_tensor(a) * 4 - 2, "Normalise with mean=... and std=..."),
-        (lambda a: "a.png", "expected a data set with a length"),
+        (lambda a: "a.png", "floats in .0, 1., got str for image 0"),
     ],
 )
 def test_an_invalid_image_is_described(form, message):

@@ -146,6 +146,16 @@ def test_training_and_importance_are_on_the_same_examples():
     assert not torch.equal(shuffled[0], in_order[0])
 
 
+def test_the_training_order_depends_on_the_seed_and_the_task():
+    orders = [
+        [y for batch in task.train_dataloader() for y in batch.y.tolist()]
+        for seed in range(2)
+        for task in permuted(tasks=3, seed=seed, validation=0)
+    ]
+    assert len({tuple(order) for order in orders}) == 6
+    assert len({tuple(sorted(order)) for order in orders}) == 1
+
+
 def test_importance_is_measured_in_a_fixed_order():
     loader = permuted(tasks=2)[1].importance_dataloader()
     assert torch.equal(collected(loader)[0], collected(loader)[0])
@@ -227,7 +237,7 @@ def test_there_is_no_task_outside_a_sequence(index):
         ({"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
         (
             {"validation": 0.9999},
-            "validation=0.9999: expected training and test examples in every task, got none in task 1",
+            "validation=0.9999: expected training examples of every class, but class 0 of task 1 has only validation",
         ),
         (
             {"split": partial(split, classes_per_task=[3, 5]), "tasks": None, "scenario": DOMAIN},

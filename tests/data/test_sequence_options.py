@@ -12,16 +12,17 @@ from clbench.errors import ConfigError
 digits = partial(TaskSequence, Digits, scale=16)
 
 
-def rows(task):
+def examples(task):
+    """Return pairs of the position in the data set and the label."""
     (part,) = task.importance_dataloader().parts
-    return part.rows.tolist()
+    return list(zip(part.rows.tolist(), part.y.tolist(), strict=True))
 
 
 def test_examples_per_task_select_a_subset_of_training_examples():
     """Validation and test examples do not change."""
     for some, every in zip(digits(split, examples_per_task=50), digits(split), strict=True):
         assert some.examples == 50
-        assert set(rows(some)) < set(rows(every))
+        assert set(examples(some)) < set(examples(every))
         for kind in ("val_dataloader", "test_dataloader"):
             loaders = zip(getattr(some, kind)(), getattr(every, kind)(), strict=True)
             assert all(len(a.parts[0]) == len(b.parts[0]) for a, b in loaders)
@@ -29,7 +30,7 @@ def test_examples_per_task_select_a_subset_of_training_examples():
 
 def test_examples_per_task_depend_on_the_seed_and_the_task():
     first, again, other = (
-        [rows(task) for task in digits(permute, examples_per_task=50, seed=s, validation=0)] for s in (0, 0, 1)
+        [examples(task) for task in digits(permute, examples_per_task=50, seed=s, validation=0)] for s in (0, 0, 1)
     )
     assert first == again != other
     assert first[0] != first[1]
@@ -132,11 +133,12 @@ def test_tasks_are_turned_by_evenly_spaced_or_given_angles(options, turned):
         assert batch.y.tolist() == Digits(train=False).targets
 
 
-def test_angles_by_the_seed_do_not_depend_on_the_number_of_tasks():
+def test_angles_by_the_seed_differ_and_ignore_later_tasks():
     def grids(seed, tasks):
         return [cut.view.grid for cut in digits(partial(rotate, angles="seed"), tasks=tasks, seed=seed).definitions]
 
     assert all(torch.equal(a, b) for a, b in zip(grids(0, 3), grids(0, 5), strict=False))
+    assert len({tuple(grid.flatten().tolist()) for grid in grids(0, 5)}) == 5
     assert not any(torch.equal(a, b) for a, b in zip(grids(0, 3), grids(1, 3), strict=True))
 
 

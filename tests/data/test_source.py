@@ -1,4 +1,5 @@
 import gzip
+import re
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -161,16 +162,18 @@ def test_images_are_laid_out_channels_first(shape, layout):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": (7,)}, "got uint8 data (6, 7) and 6 targets"),
-        ({"shape": (2, 2, 2, 2)}, "got uint8 data (6, 2, 2, 2, 2) and 6 targets"),
-        ({"shape": (2, 2), "dtype": np.float32}, "got float32 data (6, 2, 2) and 6 targets"),
-        ({"shape": (2, 2), "targets": 5}, "got uint8 data (6, 2, 2) and 5 targets"),
+        ({"shape": (7,)}, "(N, H, W, C), got uint8 data (6, 7). "),
+        ({"shape": (2, 2, 2, 2)}, "(N, H, W, C), got uint8 data (6, 2, 2, 2, 2). "),
+        (
+            {"shape": (2, 2), "dtype": np.float32},
+            "(N, H, W, C), got float32 data (6, 2, 2). Convert pixels in [0, 1] with",
+        ),
+        ({"shape": (2, 2), "targets": 5}, "got 5 labels for 6 images. Make their numbers equal."),
     ],
 )
 def test_data_of_an_unknown_form_are_described(options, message):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         read(partial(Pictures, **options))
-    assert str(error.value).endswith(f"one target each, {message}.")
 
 
 def test_the_digits_need_no_folder_and_have_disjoint_parts():

@@ -7,9 +7,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import clbench
+from clbench.config.compose import without_hydra
+from clbench.config.hashing import content_hash
 from clbench.errors import ConfigError
+from clbench.runs.config_file import configuration, read_config, write_config
 from clbench.training.evaluation import CORRECT, EXAMPLES, tally
 from tests.conftest import replace_in
 
@@ -66,6 +70,20 @@ def test_a_run_with_init_from_is_loaded_without_that_file(run, tmp_path):
     run("strategy=finetune", f"init_from={weights}", *SMALL, folder="second")
     weights.unlink()
     assert clbench.load(tmp_path / "second", task=1).task == 1
+
+
+@pytest.mark.parametrize("option", ["data=split_mnist", "data=mnist_usps", "data_dir=typed"])
+def test_a_saved_configuration_refers_to_the_current_data_folder(composed, tmp_path, monkeypatch, option):
+    """Also if there are several data sets."""
+    monkeypatch.setenv("CLBENCH_DATA_DIR", "first")
+    whole = composed("data=split_mnist", option)
+    write_config(tmp_path, without_hydra(whole), whole.hydra.runtime.choices, [])
+    monkeypatch.setenv("CLBENCH_DATA_DIR", "second")
+    content = read_config(tmp_path)
+    cfg = configuration(content)
+    sources = cfg.data.source if OmegaConf.is_list(cfg.data.source) else [cfg.data.source]
+    assert {source.root.split("/")[0] for source in sources} == {"second"}
+    assert content_hash(cfg) == content["content_hash"]
 
 
 def test_what_cannot_be_loaded_is_an_error(run, tmp_path):

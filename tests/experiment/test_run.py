@@ -140,7 +140,7 @@ def test_a_folder_of_configuration_groups_is_searched(tmp_path):
 
 
 def test_a_configuration_may_refer_to_values_of_hydra(tmp_path):
-    metrics = clbench.run([*TINY, "+note=${hydra:runtime.choices.net}"], tmp_path / "a")
+    metrics = clbench.run([*TINY, "data.name=${hydra:runtime.choices.net}"], tmp_path / "a")
     assert metrics["status"] == "complete"
     assert clbench.read(tmp_path / "a").net[0] == "mlp"
 

@@ -50,11 +50,18 @@ MISTAKES: list[tuple[str, nn.Module, Any, dict[str, Any]]] = [
     (r"exactly 1/8 .*divide lam by 8", NET, [(X, Y)], {"fisher_batch": 8}),
     (r"labels=predicted with loss=mse", NET, [(X, X)], {"labels": "predicted", "loss": "mse"}),
     (r"target 5: expected 0 to 2", NET, [(X, Y), (X, Y.clamp(min=2) + 3)], {"labels": "empirical"}),
+    (r"target 3: expected 0 to 2", NET, [(X, Y + 1)], {"labels": "empirical"}),
     (r"target -100: expected 0 to 2", NET, [(X, Y.clone().fill_(-100))], {"labels": "empirical"}),
     (r"class indices.*shape \(6, 1\)", NET, [(X, Y[:, None])], {"labels": "empirical"}),
     (r"class indices.*dtype torch.float32", NET, [(X, Y.float())], {"labels": "empirical"}),
     (r"needs targets, but the batches have none", NET, [X], {"labels": "empirical"}),
     (r"one logit.*3 columns", NET, [(X, Y)], {"loss": "binary_cross_entropy"}),
+    (
+        r"target 0.5: expected 0 or 1",
+        ONE,
+        [(X, Y.clamp(max=1) / 2)],
+        {"loss": "binary_cross_entropy", "labels": "empirical"},
+    ),
     (r"target 2: expected 0 or 1", ONE, [(X, Y)], {"loss": "binary_cross_entropy", "labels": "empirical"}),
     (
         r"expected shape \(6,\) or \(6, 1\), got \(6, 2\)",

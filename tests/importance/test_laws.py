@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clbench.importance import fisher, fisher_and_error, mas, subsample
+from clbench.importance.labels import columns, output_gradients_for
 from tests.importance.nets import N, batched, build
 from tests.importance.test_exactness import close
 
@@ -79,6 +80,34 @@ def test_sampled_labels_do_not_depend_on_batching(seed: int, size: int) -> None:
     close(fisher(net, batched(x, y, size), **options), fisher(net, [(x, y)], **options, chunk=2))
     options["fisher_batch"] = 3
     close(fisher(net, batched(x, y, size), **options), fisher(net, [(x, y)], **options, chunk=2))
+
+
+def test_sampled_labels_depend_on_the_seed() -> None:
+    net, x, y = build("mlp")
+    first, again, other = (fisher(net, [(x, y)], labels="sample", seed=seed) for seed in (1, 1, 2))
+    close(first, again, rtol=0, atol=0)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("labels", "loss", "number"),
+    [
+        ("exact", "cross_entropy", 3),
+        ("exact", "binary_cross_entropy", 1),
+        ("exact", "mse", 4),
+        ("sample", "cross_entropy", 5),
+        ("empirical", "mse", 1),
+        ("predicted", "cross_entropy", 1),
+    ],
+)
+def test_the_number_of_columns_is_known_in_advance(labels: str, loss: str, number: int) -> None:
+    outputs = 1 if loss == "binary_cross_entropy" else 4
+    gradients, _ = output_gradients_for(labels, loss, label_samples=5, seed=0)
+    z = torch.randn(6, outputs)
+    y = z if loss == "mse" else torch.zeros(6, dtype=torch.long)
+    found = list(gradients.columns(z, y))
+    assert len(found) == gradients.count(outputs) == columns(labels, loss, outputs, 5) == number
+    assert all(column.shape == z.shape for column in found)
 
 
 def test_every_example_is_drawn_equally_often() -> None:

@@ -65,6 +65,19 @@ def test_the_calibration_error_is_that_of_torchmetrics(scale):
     assert found > 0.01
 
 
+def test_the_calibration_error_has_15_bins_by_default():
+    """Confidences of 0.61 and 0.69, one correct and one wrong, share one of 10 bins, where they would partly cancel."""
+    p = torch.tensor([0.61, 0.69], dtype=torch.double)
+    gaps = calibration_gaps(torch.stack([p, 1 - p], 1).log(), torch.tensor([0, 1]))
+    assert len(gaps) == 15
+    assert gaps[[9, 10]].tolist() == pytest.approx([0.61 - 1, 0.69])
+
+
+def test_a_confidence_at_the_border_of_two_bins_is_in_the_lower():
+    assert calibration_gaps(torch.zeros(1, 2), torch.tensor([1]), bins=2).tolist() == [0.5, 0.0]
+    assert calibration_gaps(torch.zeros(1, 4), torch.tensor([1]), bins=4).tolist() == [0.25, 0.0, 0.0, 0.0]
+
+
 def test_calibration_gaps_add_up_over_unequal_batches():
     logits, targets = outputs_and_targets()
     whole = calibration_gaps(logits, targets)

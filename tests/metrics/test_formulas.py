@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clbench.metrics.formulas import MidTaskEvaluation
+from clbench.metrics.formulas import MidTaskEvaluation, intransigence
 from clbench.metrics.registry import BUILT_IN, summarize
 
 # rows: after training the first, second and third task; columns: on these tasks
@@ -52,6 +52,11 @@ def test_a_metric_is_what_its_formula_gives_by_hand(make, rows, name, expected):
     assert type(value) is float
     assert value == pytest.approx(expected, abs=1e-12)
     assert summarize(BUILT_IN, make(rows), make(INITIAL), shares_outputs=True)[name] == pytest.approx(value, abs=1e-12)
+
+
+def test_intransigence_is_positive_if_the_reference_is_better():
+    reference, run = np.diag([0.9, 0.8, 0.7]), np.array(FORGETS)
+    assert intransigence(run, reference) == pytest.approx(((0.9 - 0.9) + (0.8 - 0.8) + (0.7 - 0.6)) / 3)
 
 
 def test_one_task_has_accuracies_and_no_comparisons():

@@ -9,7 +9,15 @@ import pytest
 from clbench.errors import ConfigError
 from clbench.metrics import registry
 from clbench.metrics.extra import RESERVED, make_metric
-from clbench.metrics.registry import BUILT_IN, describe_extra, load_metrics, metrics_of, register, summarize
+from clbench.metrics.registry import (
+    BUILT_IN,
+    add_metrics,
+    describe_extra,
+    load_metrics,
+    metrics_of,
+    register,
+    summarize,
+)
 
 R = [[0.9, 0.2], [0.7, 0.8]]
 
@@ -51,9 +59,11 @@ def test_lower_is_better_for_losses_and_costs_have_no_direction():
         ("average_accuracy", 0.87349, "0.873"),
         ("forgetting", -0.0001, "0.000"),
         ("seconds_total", 4.25, "4.2"),
+        ("seconds_total", 100, "100"),
         ("seconds_total", 12345.6, "12,346"),
         ("bytes", 1536, "1.5 kB"),
         ("bytes", 12, "12 B"),
+        ("bytes", 1000, "1.0 kB"),
         ("bytes", 3.2e8, "320 MB"),
     ],
 )
@@ -195,6 +205,20 @@ def test_metrics_missing_in_an_older_run_are_computed():
     assert {name: found[name] for name in others} == pytest.approx(others)
 
 
+def test_metrics_of_a_finished_run_are_added_from_its_accuracies():
+    """On test data with the accuracies before and inside tasks, on validation data without them. A stored value stays."""
+    added = {name: BUILT_IN[name] for name in ("forward_transfer", "min_accuracy", "backward_transfer", "forgetting")}
+    on_validation = [[0.6, 0.1], [0.5, 0.4]]
+    results = {**FINISHED, "forgetting": 0.5, "extra_metrics": {}, "validation": {"accuracy_matrix": on_validation}}
+    found = add_metrics(results, added)
+    expected = {"forward_transfer": 0.2 - 0.1, "min_accuracy": 0.5, "backward_transfer": 0.7 - 0.9, "forgetting": 0.5}
+    assert {name: found[name] for name in added} == pytest.approx(expected)
+    assert found["validation"]["backward_transfer"] == pytest.approx(0.5 - 0.6)
+    assert found["validation"]["forward_transfer"] is None
+    assert add_metrics({**results, "initial_accuracy": [None, None]}, added)["forward_transfer"] is None
+    assert add_metrics({**results, "data": {"scenario": "task"}}, added)["forward_transfer"] is None
+
+
 def test_a_stored_value_is_not_computed_again():
     assert BUILT_IN["forgetting"].read_from({**FINISHED, "forgetting": 0.123}) == 0.123
     assert np.isnan(BUILT_IN["forgetting"].read_from({**FINISHED, "forgetting": None}))
@@ -216,6 +240,11 @@ def test_a_metric_whose_inputs_are_missing_is_nan(key):
             "validation": {"validation_average_accuracy"},
         }[key]
     )
+
+
+def test_a_mean_over_tasks_needs_the_value_of_every_task():
+    results = {**FINISHED, "per_task": [{"accuracy": 0.7, "nll": 0.3, "ece": 0.1}, {"accuracy": 0.8, "nll": 0.5}]}
+    assert np.isnan(BUILT_IN["ece"].read_from(results)) and BUILT_IN["nll"].read_from(results) == 0.4
 
 
 def test_an_unfinished_run_has_no_metrics_of_the_whole_sequence():

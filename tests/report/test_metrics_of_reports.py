@@ -14,7 +14,7 @@ from clbench.metrics.extra import RESERVED
 from clbench.metrics.metric import Metric
 from clbench.metrics.registry import BUILT_IN
 from clbench.report.__main__ import main
-from clbench.report.columns import find_best_setups
+from clbench.report.columns import filled_metrics, find_best_setups
 from clbench.report.html_tables import strategies_table
 from clbench.report.style import assign_colours
 from clbench.report.summary import select_lam, selected_rows, summarize_seeds
@@ -81,7 +81,7 @@ def test_a_run_without_status_or_accuracy_matrix_is_failed(older, key):
     del rest[key]
     (older / "metrics.json").write_text(json.dumps(rest), encoding="utf-8")
     row = read(older).iloc[0]
-    assert row.status == "failed" and f"KeyError '{key}'" in row.problem
+    assert row.status == "failed" and f"{key} is missing" in row.problem
 
 
 # ---- one record per metric
@@ -108,6 +108,16 @@ def test_a_new_metric_changes_no_value_of_another(position):
     best = find_best_setups(with_new, records)
     assert best.pop("new") == rows[rows.strategy != "joint_from_scratch"].setup.iloc[0]
     assert best == find_best_setups(rows, BUILT_IN.values())
+
+
+def test_the_best_of_one_setup_and_bytes_of_zero_are_not_shown():
+    accuracy, size = BUILT_IN["average_accuracy"], BUILT_IN["bytes"]
+    rows = pd.DataFrame({"strategy": ["ewc", "mas", "joint"], "average_accuracy": [0.5, 0.6, 0.9], "bytes": [0, 0, 0]})
+    rows["setup"] = rows.strategy
+    assert find_best_setups(rows, [accuracy]) == {"average_accuracy": "mas"}
+    assert find_best_setups(rows[1:], [accuracy]) == {}
+    assert filled_metrics(rows, [accuracy, size]) == [accuracy]
+    assert filled_metrics(rows.assign(bytes=[0, 8, 0]), [accuracy, size]) == [accuracy, size]
 
 
 def test_a_user_metric_is_in_every_part_of_a_report(copied, tmp_path):

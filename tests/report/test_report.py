@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -161,8 +162,8 @@ def test_a_folder_without_runs_is_one_line(tmp_path):
     ("text", "why"),
     [
         ("{", "cannot be read"),
-        ("[]", "metrics.json was written by another program"),
-        ('{"status": "complete"}', "KeyError"),
+        ("[]", "metrics.json cannot be read: expected an object, got []"),
+        ('{"status": "complete"}', "metrics.json cannot be read: accuracy_matrix is missing"),
         (None, "no metrics.json"),
     ],
 )
@@ -238,6 +239,8 @@ def test_thousands_of_folders_are_read(finished_sweep, tmp_path):
 def test_means_and_intervals_are_those_of_student(finished_sweep):
     frame = read(finished_sweep)
     setups = summarize_seeds(frame).set_index("setup")
+    # lams ascend, so that the smallest is selected in a tie
+    assert all(lams.dropna().is_monotonic_increasing for _, lams in setups.groupby("method").lam)
     for setup, runs in frame.groupby("setup"):
         for metric in ("average_accuracy", "forgetting", "seconds_total"):
             low, high = stats.t.interval(0.95, len(runs) - 1, runs[metric].mean(), stats.sem(runs[metric]))
@@ -304,20 +307,23 @@ def test_the_answer_says_when_lam_is_the_last_of_those_tried(best, end):
 
 
 def test_the_pareto_front_has_the_setups_that_no_other_beats():
-    learning, forgetting = [0.9, 0.8, 0.7, 0.85, 0.9], [0.5, 0.1, 0.2, 0.6, 0.4]
+    learning, forgetting = [0.9, 0.8, 0.7, 0.85, 0.9, 0.6], [0.5, 0.1, 0.2, 0.6, 0.4, 0.1]
     beaten = {
         i
-        for i in range(5)
-        for j in range(5)
+        for i in range(6)
+        for j in range(6)
         if learning[j] >= learning[i] and forgetting[j] <= forgetting[i]
         and (learning[j], forgetting[j]) != (learning[i], forgetting[i])
     }  # fmt: skip
-    assert pareto_front(learning, forgetting) == [1, 4] and set(range(5)) - beaten == {1, 4}
+    assert pareto_front(learning, forgetting) == [1, 4] and set(range(6)) - beaten == {1, 4}
 
 
 def test_paired_differences_are_the_paired_t_test(finished_sweep):
-    frame = read(finished_sweep)
-    pairs = paired_differences(frame, selected_rows(select_lam(summarize_seeds(frame), "validation")))
+    frame = read(finished_sweep).sample(frac=1, random_state=0)  # the seeds of two setups are in different orders
+    rows = selected_rows(select_lam(summarize_seeds(frame), "validation"))
+    pairs = paired_differences(frame, rows)
+    for some in (pairs, paired_differences(frame, rows[::-1])):  # differences above and below 0
+        assert some.average_accuracy.abs().is_monotonic_decreasing
     assert len(pairs) == 4 * 3 / 2 and set(pairs.seeds) == {5}
     by_setup = {setup: runs.set_index("seed").sort_index() for setup, runs in frame.groupby("setup")}
     for row in pairs.itertuples():
@@ -330,9 +336,11 @@ def test_paired_differences_are_the_paired_t_test(finished_sweep):
 
 
 def test_four_seeds_are_too_few_for_paired_differences(finished_sweep):
+    """Runs that are not complete do not count."""
     frame = read(finished_sweep)
-    frame = frame[frame.seed < 4]
-    assert paired_differences(frame, selected_rows(select_lam(summarize_seeds(frame), "validation"))).empty
+    rows = selected_rows(select_lam(summarize_seeds(frame), "validation"))
+    assert paired_differences(frame[frame.seed < 4], rows).empty
+    assert paired_differences(frame.assign(status=frame.status.where(frame.seed < 4, "running")), rows).empty
     assert np.isnan(paired_difference(pd.Series([0.1, 0.1]), "m")["m_p"])
 
 
@@ -557,7 +565,7 @@ def test_the_terminal_shows_the_table_and_what_failed(copied, tmp_path, capsys):
     main([str(copied), "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out
     assert "average accuracy" in out and "finetune" in out
-    assert f"failed: {run_folder(copied, 7)}: metrics.json cannot be read" in out
+    assert f"skipped: {run_folder(copied, 7)} (metrics.json cannot be read: " in out
     assert f"report in {tmp_path / 'out' / 'report.html'}" in out
 
 
@@ -622,6 +630,41 @@ def test_bytes_and_values_are_formatted_for_reading():
         "1.23457e6",
         "3",
     ]
+
+
+def test_a_new_report_replaces_only_the_files_of_reports(finished_sweep, tmp_path):
+    """Figures of rows that no longer exist are removed."""
+    first = main([str(FINISHED_RUNS), "--output", str(tmp_path / "out")])
+    for name in ("mine.png", "my_ranking.png", "ranking.pdf", "notes.txt"):
+        (first / "figures" / name).write_text("mine", encoding="utf-8")
+    before = {file.name for file in (first / "figures").iterdir()}
+    main([str(run_folder(finished_sweep, 0)), "--output", str(first)])
+    after = {file.name for file in (first / "figures").iterdir()}
+    assert {"mine.png", "my_ranking.png", "ranking.pdf", "notes.txt"} < after
+    assert "0_ranking.png" in before and not any(name[0].isdigit() for name in after)
+    assert {"ranking.png", "ranking.svg", "matrices.png"} < after and "tradeoff.png" not in after
+    assert not list(first.rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_a_killed_report_leaves_whole_files(finished_sweep, tmp_path):
+    """Each file is that of the first report or that of the second, and no temporary file is left after the next report."""
+    arguments = [str(finished_sweep), "--output", str(tmp_path / "out"), "--title"]
+    main([*arguments, "first"])
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    sizes = {file: file.stat().st_size for file in files}
+    for delay in (0.0, 0.1, 0.2, 0.4, 0.8):
+        command = [sys.executable, "-m", "clbench.report", *arguments, "other"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        old = (tmp_path / "out/figures/ranking.png").stat().st_mtime_ns
+        while process.poll() is None and (tmp_path / "out/figures/ranking.png").stat().st_mtime_ns == old:
+            time.sleep(0.005)  # until it writes figures
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        assert all(abs(file.stat().st_size - size) < 100 for file, size in sizes.items())  # the titles differ in length
+    main([*arguments, "last"])
+    assert not list((tmp_path / "out").rglob("*.part"))
 
 
 # ---- imports of a report

@@ -5,7 +5,7 @@ import pytest
 
 from clbench.config.options import ELSEWHERE
 from clbench.runs.find import find_runs, read_run
-from clbench.runs.names import name_runs
+from clbench.runs.names import format_value, name_runs
 from tests.make_finished_runs import FINISHED_RUNS
 
 
@@ -28,3 +28,23 @@ def test_an_option_without_effect_on_results_separates_no_runs(key, value, tmp_p
     one, other = name_runs([read_run(folder) for folder in find_runs([tmp_path])])
     assert one["benchmark"] == other["benchmark"] == "permuted_digits, task-incremental, mlp"
     assert one["setup"] == other["setup"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *(
+            (100000, "1e5"),
+            (32, "32"),
+            (1e5, "1e5"),
+            (1.0000001, "1.0000001"),
+            (1.0000002, "1.0000002"),
+            (30.0, "30"),
+            (0.001, "0.001"),
+        ),
+        *((1e-5, "1e-5"), (1234567.0, "1234567"), (1.5e6, "1.5e6"), (0.1 + 0.2, "0.30000000000000004"), (0.0, "0")),
+    ],
+)
+def test_values_that_differ_have_different_texts(value, text):
+    assert format_value(value) == text
+    assert float(format_value(value)) == value

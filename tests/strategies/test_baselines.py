@@ -99,6 +99,13 @@ def test_er_keeps_memory_times_tasks_examples():
     assert reservoir.cost()["bytes"] == 24 * (64 * 4 + 8 + 8)
 
 
+def test_each_run_and_task_draws_other_examples_from_its_memory():
+    tasks, seeds = sequence("domain"), set()
+    for strategy in (ER(memory=8), ER(memory=8, seed=1)):
+        learn(tasks, learner(tasks), strategy, watch=lambda *_, er=strategy: seeds.add(er._generator.initial_seed()))
+    assert len(seeds) == 2 * 3
+
+
 # --- DER -----------------------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +140,15 @@ def test_the_distance_to_kept_outputs_is_over_what_was_kept_only():
     assert distance.item() == (1 + 4 + 9 + 16) / 2
     distance.backward()
     assert torch.equal(z.grad, torch.tensor([[1.0, 2.0, 0.0], [-3.0, 0.0, -4.0]]))
+
+
+def test_outputs_that_a_smaller_task_lacks_have_no_distance():
+    tasks = TaskSequence(Digits, partial(split, classes_per_task=[2, 3]), 2, Scenario("task"), 16, scale=16.0)
+    strategy = DER(memory=8)
+    module = learn(tasks, learner(tasks), strategy)
+    missing = strategy.memory.examples["outputs"].isnan().sum(1)
+    assert torch.equal(missing, (strategy.memory.examples["task"] == 0).long()) and missing.any()
+    assert all(p.isfinite().all() for p in module.parameters())
 
 
 @SCENARIOS
@@ -200,6 +216,12 @@ def test_the_projection_does_not_depend_on_the_reference_norm(size):
     assert project(scaled, [r * size])
     assert project(plain, [r])
     torch.testing.assert_close(scaled, plain)
+
+
+def test_a_reference_of_zeros_changes_no_gradient():
+    gradient = torch.tensor([1.0, -2.0])
+    assert not project([gradient], [torch.zeros(2)])
+    assert gradient.tolist() == [1, -2]
 
 
 def test_agem_moves_heads_of_earlier_tasks_only_by_projection():
@@ -452,6 +474,24 @@ def test_the_learner_is_as_before_when_a_fit_has_ended(name):
     assert module.terms == {}
     assert module.extend is None
     assert module.update is None
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        (DER(memory=8), 16),
+        (DER(memory=2), 6),  # a reservoir is shared by all tasks
+        (DER(memory=2, buffer="ring"), 2),
+        (DER(memory=8, replay=3), 3),
+        (ER(memory=2), None),
+        (NCCL(memory=50, replay=9), 9),
+        (NCCL(memory=7, replay=9), 7),
+        (NCCL(memory=50, replay=64), 16),
+        (NCCL(rehearsal=False), None),
+    ],
+)
+def test_the_smallest_replay_batch_is_known_before_training(strategy, expected):
+    assert strategy.smallest_replay_batch(batch_size=16, tasks=3) == expected
 
 
 def test_the_replay_batch_may_have_another_size_than_the_batch():

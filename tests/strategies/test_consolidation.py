@@ -26,6 +26,7 @@ from clbench.errors import ConfigError
 from clbench.params import fingerprints, named_parameters, snapshot
 from clbench.strategies import quadratic
 from clbench.strategies.consolidation import LARGE, merged
+from clbench.strategies.quadratic import Quadratic
 from tests import references
 from tests.conftest import trainer
 from tests.strategies.test_penalty import data, loader
@@ -451,7 +452,13 @@ def test_the_peak_is_16_bytes_per_parameter_above_plain_training(make):
     assert strategy.cost()["bytes"] == 8 * size
 
 
-def test_merging_in_parts_equals_merging_whole():
+def add_to_half(old, new):
+    """Merge as a user's strategy may: halve the whole penalty of earlier tasks, with its constant."""
+    return quadratic.add(Quadratic({n: f / 2 for n, f in old.importance.items()}, old.anchor, old.constant / 2), new)
+
+
+@pytest.mark.parametrize("merge", [quadratic.add, add_to_half])
+def test_merging_in_parts_equals_merging_whole(merge):
     """A parameter of more than ``LARGE`` elements is merged a few rows at a time."""
     generator = torch.Generator().manual_seed(0)
     anchors = [{"w": torch.randn(300, 200, generator=generator)} for _ in range(3)]
@@ -461,7 +468,7 @@ def test_merging_in_parts_equals_merging_whole():
     for elementwise in (True, False):
         parts: list = []
         for importance, params in zip(importances, anchors, strict=True):
-            parts = [merged(parts, snapshot(importance), params, quadratic.add, elementwise)]
+            parts = [merged(parts, snapshot(importance), params, merge, elementwise)]
         ends.append(parts[0])
     assert torch.equal(ends[0].importance["w"], ends[1].importance["w"])
     assert torch.equal(ends[0].anchor["w"], ends[1].anchor["w"])

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import EWC, MAS, fisher, mas
+from clbench.data.augment import RandomCrop
 from clbench.errors import ConfigError
 from clbench.experiment.build import build
 from clbench.importance import mas_local
@@ -19,6 +20,7 @@ from clbench.importance.batching import count, take
 from clbench.learner import learner_outputs
 from clbench.strategies import OnlineEWC, Strategy
 from tests.conftest import others_slow, stopped_after, trainer
+from tests.strategies.test_baselines import learner, sequence
 from tests.test_train import load, same_checkpoint
 
 SHORT = ("epochs=1", "data.tasks=2", "net.hidden=[16]", "strategy=mas")
@@ -125,9 +127,21 @@ def test_online_is_the_mean_over_the_examples_trained_on(form, how):
         options = {"accumulate_grad_batches": 3} if how == "accumulation" else {}
         trainer([watched, strategy], max_epochs=2, **options).fit(module, batches)
         assert watched.n == strategy.examples == 60
+        assert strategy.seconds > 0 and "mean" not in strategy.state_dict()
         mean = {name: (value / watched.n).float() for name, value in watched.total.items()}
         old = before.importance if before is not None else {}
         close(strategy.penalty.importance, {name: value + old.get(name, 0) for name, value in mean.items()})
+
+
+def test_online_measures_frozen_parameters_if_they_are_selected():
+    importances = []
+    for is_frozen in (False, True):
+        module, strategy = Plain(), MAS(online=True, frozen=True)
+        module.net[4].weight.requires_grad_(not is_frozen)
+        trainer([strategy], limit_train_batches=1).fit(module, loader(0))
+        importances.append(strategy.penalty.importance)
+    assert importances[0].keys() == importances[1].keys()
+    assert importances[1]["net.4.weight"].any()
 
 
 def test_online_makes_no_pass_over_the_data_at_the_end():
@@ -267,6 +281,14 @@ def test_the_importance_of_all_tasks_seen_is_measured_again(run, composed, tmp_p
     learner.load_state_dict(state["learner"])
     each = [mas(learner, sequence[i].importance_dataloader(), outputs=learner_outputs) for i in range(2)]
     close(state["strategy"]["importance"], {name: each[0][name] + each[1][name] for name in each[0]})
+
+
+@pytest.mark.parametrize("options", [{}, {"data": "seen"}], ids=str)
+def test_importance_is_measured_on_images_that_are_not_augmented(options):
+    augmented, plain = (sequence("domain", 1, **more) for more in ({"augment": RandomCrop(3)}, {}))
+    module, strategy = learner(augmented), MAS(**options)
+    trainer([strategy]).fit(module, datamodule=augmented[0])
+    close(strategy.penalty.importance, mas(module, plain[0].importance_dataloader(), outputs=learner_outputs))
 
 
 def test_samples_of_all_tasks_seen_are_counted(run):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from hypothesis import given
@@ -44,6 +46,21 @@ def test_a_reservoir_keeps_every_example_equally_often(batch):
         counts[memory.examples["number"]] += 1
     assert counts.sum() == repeats * slots
     assert uniformity(counts, slots / n, repeats) > 1e-3
+
+
+def test_a_small_reservoir_is_uniform_over_all_outcomes():
+    """With 2 slots, the third and the fourth example are drawn a slot from 3 and from 4. All 12 pairs are equally likely."""
+    seeds = {}
+    for seed in range(500):
+        _, _, third, fourth = torch.rand(4, generator=seeded(seed), dtype=torch.double).tolist()
+        seeds.setdefault((int(3 * third), int(4 * fourth)), seed)
+    assert len(seeds) == 12
+    kept = torch.zeros(4, dtype=torch.long)
+    for seed in seeds.values():
+        memory = Reservoir(2)
+        memory.add(stream(4)[0], seeded(seed))
+        kept[memory.examples["number"]] += 1
+    assert kept.tolist() == [6, 6, 6, 6]
 
 
 def test_a_reservoir_keeps_all_until_it_is_full():
@@ -110,11 +127,31 @@ def test_stored_examples_are_copies_without_history():
     assert torch.equal(memory.examples["x"], before)
 
 
-@pytest.mark.parametrize("make", [lambda: Reservoir(5), lambda: Ring(2, 3)], ids=["reservoir", "ring"])
-def test_a_restored_memory_resumes_as_if_uninterrupted(make):
-    def add(memory, examples, generator):
-        memory.add(examples, generator) if isinstance(memory, Reservoir) else memory.add(examples, 0)
+def add(memory, examples, generator):
+    memory.add(examples, generator) if isinstance(memory, Reservoir) else memory.add(examples, 0)
 
+
+memories = pytest.mark.parametrize("make", [lambda: Reservoir(5), lambda: Ring(2, 3)], ids=["reservoir", "ring"])
+
+
+@memories
+def test_a_state_does_not_change_with_the_memories_that_share_it(make):
+    memory, copy, batches = make(), make(), stream(2, 9, 9)
+    add(memory, batches[0], seeded(0))
+    state = memory.state_dict()
+    before = deepcopy(state)
+    add(memory, batches[1], seeded(1))
+    copy.load_state_dict(state)
+    add(copy, batches[2], seeded(2))
+    assert {name: t.tolist() for name, t in state.pop("rows").items()} == {
+        name: t.tolist() for name, t in before.pop("rows").items()
+    }
+    assert state.pop("filled").tolist() == before.pop("filled").tolist()
+    assert state == before
+
+
+@memories
+def test_a_restored_memory_resumes_as_if_uninterrupted(make):
     memory, copy, batches = make(), make(), stream(6, 6)
     add(memory, batches[0], seeded(0))
     copy.load_state_dict(memory.state_dict())

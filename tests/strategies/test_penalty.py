@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import EWC, L2, MAS, SI, OnlineEWC, fisher, mas
 from clbench.errors import ConfigError, Unstable
+from clbench.importance import mas_local
 from clbench.strategies import Strategy
 from clbench.strategies.examples import examples_of_process
 from clbench.strategies.quadratic import quadratic
@@ -191,6 +192,30 @@ def test_importance_equals_fisher_on_all_training_examples():
     trainer([strategy]).fit(module, DataLoader(data(0, 30), batch_size=8, shuffle=True, drop_last=True))
     assert_close_params(strategy.penalty.importance, fisher(module, [data(0, 30).tensors]))
     assert strategy.examples == 30
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (EWC, {"fisher": "sample", "seed": 3}),
+        (EWC, {"fisher": "sample", "label_samples": 3}),
+        (EWC, {"fisher": "empirical", "fisher_batch": 4, "seed": 2}),
+        (EWC, {"fisher": "predicted", "samples": 7, "seed": 1}),
+        (MAS, {"fisher_batch": 4, "seed": 2}),
+        (MAS, {"samples": 7, "seed": 1, "form": "local"}),
+    ],
+    ids=str,
+)
+def test_options_reach_the_measurement(make, options):
+    module, strategy = Plain(), make(lam=1.0, **options)
+    trainer([strategy]).fit(module, loader(0))
+    options = dict(options)
+    if make is EWC:
+        expected = fisher(module, [data(0).tensors], labels=options.pop("fisher"), **options)
+    else:
+        expected = {None: mas, "local": mas_local}[options.pop("form", None)](module, [data(0).tensors], **options)
+    assert_close_params(strategy.penalty.importance, expected)
+    assert strategy.cost()["total"] == pytest.approx(sum(f.sum().item() for f in expected.values()), rel=1e-4)
 
 
 def assert_close_params(a, b):
@@ -450,11 +475,17 @@ def test_each_of_two_optimizers_gets_its_own_penalty():
         torch.testing.assert_close(p.detach(), e, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:SGD with lr=0.1")
+def slower_body(params, lr):
+    body, *heads = params
+    return torch.optim.SGD([{"params": heads}, {"params": [body], "lr": lr / 10}], lr=lr)
+
+
+@pytest.mark.filterwarnings("ignore:SGD with lr=")
 def test_a_stiff_penalty_stops_with_lam_lr_and_the_bound():
+    """The learning rate is the largest of the parameter groups."""
     strategy = L2(lam=1e8)
     with pytest.raises(Unstable, match=r"sgd lr=0.1 with lam=1e\+08 is too stiff .*= 1e\+07.*below 2.*Lower lam or lr"):
-        learn(Plain(), strategy, tasks=2, max_epochs=60)
+        learn(Plain(slower_body), strategy, tasks=2, max_epochs=60)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from clbench import SI
 from clbench.errors import ConfigError, Unstable
 from clbench.params import snapshot
 from clbench.strategies import Strategy
+from clbench.strategies.si import PathIntegral
 from tests.conftest import trainer
 from tests.strategies.test_penalty import Plain, assert_same, learn
 
@@ -123,6 +124,20 @@ def test_two_tasks_equal_a_loop_with_omega_of_the_task_loss(name):
     for n, expected in importance.items():
         torch.testing.assert_close(strategy.penalty.importance[n], expected, rtol=1e-9, atol=1e-13)
         torch.testing.assert_close(strategy.penalty.anchor[n], anchor[n], rtol=1e-9, atol=1e-13)
+
+
+def test_a_saved_path_integral_does_not_change_with_later_steps():
+    p = nn.Parameter(torch.ones(2, dtype=torch.double))
+    path, p.grad = PathIntegral({"p": p}), torch.tensor([1.0, 2.0], dtype=torch.double)
+    states = []
+    for _ in range(2):
+        path.begin({"p": p})
+        with torch.no_grad():
+            p.sub_(0.5)
+        path.end()
+        states.append(path.state_dict())
+    assert [state["sums"]["p"].tolist() for state in states] == [[0.5, 1.0], [1.0, 2.0]]
+    assert states[0]["start"]["p"].tolist() == [1, 1]
 
 
 def test_damping_is_added_to_the_squared_change():

@@ -110,6 +110,20 @@ def test_a_checkpoint_due_at_the_end_of_an_epoch_is_a_step_later(learn, tmp_path
     assert torch.load(tmp_path / "a/checkpoints/mid_task_0.ckpt", weights_only=True)["global_step"] == 6
 
 
+def test_a_resumed_task_counts_from_its_checkpoint_to_the_next(learn, tmp_path):
+    for stop in (8, 11):
+        with pytest.raises(Stopped):
+            learn("strategy=finetune", folder="a", stop=(0, stop), save_every=6)
+        assert torch.load(tmp_path / "a/checkpoints/mid_task_0.ckpt", weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize(("option", "step"), [("epochs=1", 5), ("steps=7", 7)])
+def test_no_checkpoint_is_written_after_the_last_step_of_a_task(learn, tmp_path, option, step):
+    with pytest.raises(Stopped):
+        learn("strategy=finetune", option, folder="a", stop=(0, step), save_every=step)
+    assert inside(tmp_path / "a") == []
+
+
 def test_seconds_of_a_stopped_process_count(learn, tmp_path):
     with pytest.raises(Stopped):
         learn("strategy=finetune", folder="a", stop=(0, 8), save_every=6)

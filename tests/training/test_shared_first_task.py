@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 
+import lightning as L
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -13,7 +14,10 @@ from omegaconf import OmegaConf, open_dict
 import clbench
 from clbench.experiment.build import shared_first_task_key
 from clbench.strategies import EWC, MAS
+from clbench.training.checkpointing import last_step_inside
+from tests.conftest import trainer
 from tests.test_train import STRATEGIES, same_checkpoint
+from tests.training.test_checkpointing import custom
 
 TINY = ("data.tasks=2", "data.examples_per_task=70", "net.hidden=[12]", "net.dropout=0.3", "trainer=cpu", "logger=none")
 SIZES = ("epochs=2", "batch_size=16")  # 5 steps per epoch
@@ -53,7 +57,7 @@ def key(composed):
         OmegaConf.set_readonly(cfg, False)
         with open_dict(cfg):
             cfg.pop("hydra")
-        return shared_first_task_key(cfg, instantiate(cfg.strategy))
+        return shared_first_task_key(cfg, instantiate(cfg.strategy), {})
 
     return of
 
@@ -172,6 +176,31 @@ def test_a_run_from_a_shared_first_task_ends_bit_identical(tmp_path, options, sh
     assert first["shared_first_task"] == forked["shared_first_task"]
     assert alone["seconds"]["shared"] == first["seconds"]["shared"] == 0
     assert (0 < forked["seconds"]["shared"] < forked["seconds"]["total"]) == shared
+
+
+class AskForLastStep(L.Callback):
+    def on_train_start(self, trainer, pl_module):
+        self.step = last_step_inside(trainer)
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_epochs": 3}, 14),
+        ({"max_epochs": 3, "max_steps": 7}, 6),
+        ({"max_epochs": 3, "max_steps": 6}, 4),  # step 5 ends an epoch
+        ({"max_epochs": 3, "limit_train_batches": 1}, None),  # every step ends an epoch
+        ({"max_epochs": 3, "max_steps": 7, "accumulate_grad_batches": 2}, 5),  # 3 steps an epoch
+        ({"max_epochs": -1}, None),  # it is unknown when the training ends
+    ],
+    ids=str,
+)
+def test_the_last_step_that_is_shared_ends_no_epoch(composed, options, expected):
+    """An epoch has five batches."""
+    module, data = custom(composed)
+    trainer([ask := AskForLastStep()], **options).fit(module, **data)
+    assert ask.step == expected
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter] | N
     """
     found: dict[str, inspect.Parameter] = {}
     passes_on = isinstance(target, type) and "__new__" in {name for cls in target.__mro__[:-1] for name in vars(cls)}
-    for function in _constructors(target):
+    for function in constructors(target):
         try:
             parameters = list(inspect.signature(function).parameters.values())
         except ValueError:  # builtins have no signature
@@ -48,19 +49,38 @@ def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter] | N
     return None if passes_on else found
 
 
-def _constructors(target: Callable[..., Any]) -> list[Callable[..., Any]]:
+def constructors(target: Callable[..., Any]) -> list[Callable[..., Any]]:
     """Return the functions that receive the arguments of ``target``, in the order in which they forward them."""
     if not isinstance(target, type):
         return [target]
     return [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
 
 
+def target_nodes(node: Any, key: str) -> Iterator[tuple[str, DictConfig]]:
+    """Yield the dotted key and the node of each object (``_target_``) in ``node``, which is stored under ``key``."""
+    if not OmegaConf.is_config(node) or node._is_none():
+        return
+    if isinstance(node, DictConfig) and "_target_" in node:
+        yield key, node
+    names: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+    for name in names:
+        yield from target_nodes(node._get_node(name), f"{key}.{name}")
+
+
+def key_of(node: DictConfig, key: str) -> str:
+    """Return the option that sets ``key`` of ``node``: another one if its value is a reference, as in ``lr: ${lr}``."""
+    raw = node._get_node(key.rpartition(".")[2])
+    match = re.fullmatch(r"[$][{](\w+)[}]", str(raw._value())) if OmegaConf.is_interpolation(raw) else None  # type: ignore[union-attr]
+    return key if match is None else match[1]
+
+
 def target_of(node: Any) -> Callable[..., Any] | None:
     """Return the object that ``_target_`` of a configuration names, None without one or if it cannot be imported."""
-    if not isinstance(node, DictConfig) or (path := node.get("_target_")) is None:
+    if not isinstance(node, DictConfig) or not isinstance(path := node.get("_target_"), str):
         return None
     from hydra.utils import get_object  # imported late, because reading runs needs no Hydra
 
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it prints several lines in addition to the error
     try:
         found: Callable[..., Any] = get_object(path)
     except Exception:  # the import runs user code, whose errors are reported when the object is instantiated
@@ -111,6 +131,15 @@ YAML_VALUES = {"None": "null", "True": "true", "False": "false"}
 """Python values -> the same values on the command line."""
 
 
+def as_typed(value: Any) -> str:
+    """Return a plain value as it is written on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_typed, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{as_typed(inner)}' for key, inner in value.items())}}}"
+    return YAML_VALUES.get(str(value), str(value))
+
+
 @contextmanager
 def translate_errors(cfg: DictConfig) -> Iterator[None]:
     """Replace Python arguments by command-line options in the errors of strategies, data, scenarios and learners.
@@ -146,7 +175,7 @@ def option_keys(cfg: DictConfig, group: str) -> dict[str, str]:
     if group == "learner":
         return LEARNER
     node = OmegaConf.select(cfg, group)
-    top = [str(key) for key in cfg if not OmegaConf.is_config(cfg._get_node(str(key)))]
+    top = [str(key) for key in cfg if not isinstance(cfg._get_node(str(key)), DictConfig)]
     connected = connections(cfg, group, top)
     keys = {}
     for name in _names(node):

@@ -6,11 +6,15 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from clbench.config.messages import check_arguments
@@ -51,6 +55,48 @@ def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike[str] | 
         more = [search_path([folder])]
     with hydra_state(), hydra.initialize_config_dir(str(conf_dir()), job_name="train", version_base="1.3"):
         return hydra.compose("train", [*typed, *more], return_hydra_config=True)
+
+
+class GridComposer:
+    """Compose the configurations of a grid, equal to those of Hydra, and faster.
+
+    Hydra first composes the yaml files of the chosen groups, which takes about 0.1 s, and then applies the values. The first
+    step is the same for all combinations with the same choices, so it is done once for them.
+
+    Args:
+        loader: Hydra's loader of the sweep.
+        master: Hydra's configuration of the sweep.
+    """
+
+    def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
+        self._loader, self._master = loader, master
+        name, fixed = master.hydra.job.config_name, list(master.hydra.overrides.hydra)
+        _, self._groups = loader._parse_overrides_and_create_caching_repo(name, fixed)
+        self._parse = cache(lambda line: OverridesParser.create(loader).parse_overrides([line])[0])
+        self._composed = cache(self._compose)
+
+    def __call__(self, overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
+        """Return the configuration without the key ``hydra``, and the choice of each group.
+
+        Raises:
+            hydra.errors.HydraException: Hydra rejects an override.
+        """
+        parsed = [self._parse(line) for line in overrides]
+        values = [override for override in parsed if self._is_value(override)]
+        base, choices = self._composed(*(line for line, o in zip(overrides, parsed, strict=True) if o not in values))
+        cfg = base.copy()
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+        return cfg, choices
+
+    def _is_value(self, override: Override) -> bool:
+        """Return whether Hydra applies the override after it has composed the yaml files."""
+        if override.is_hydra_override() or override.is_sweep_override():
+            return False
+        return isinstance(override.value(), dict) or not self._groups.group_exists(override.key_or_group)
+
+    def _compose(self, *overrides: str) -> tuple[DictConfig, DictConfig]:
+        whole = self._loader.load_sweep_config(self._master, list(overrides))
+        return without_hydra(whole), whole.hydra.runtime.choices
 
 
 def search_path(folders: Iterable[Path]) -> str:

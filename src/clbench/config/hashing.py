@@ -65,7 +65,7 @@ def identity(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = {group: str(choices[group]) for group in GROUPS}
     values = _as_numbers(decisive(cfg))
-    default = _declared(tuple(names.items()))
+    default = declared(tuple(names.items()))
     present = dict(_flat(values))
     expected = _expected(default, values)
     options = {
@@ -87,16 +87,20 @@ def content_hash(cfg: DictConfig) -> str:
     return _hash(decisive(cfg))
 
 
-def first_task_hash(cfg: DictConfig, matters: dict[str, Any]) -> str:
-    """Return a hash like ``content_hash``, with the schema, and with ``matters`` as the only options of the strategy."""
-    return _hash({"schema": SCHEMA} | decisive(cfg) | {"strategy": matters} | dict.fromkeys(OPTIONS))
+def first_task_hash(cfg: DictConfig, matters: dict[str, Any], environment: Mapping[str, Any] | None = None) -> str:
+    """Return a hash like ``content_hash``, with the schema, and with ``matters`` as the only options of the strategy.
+
+    ``environment`` is included as well: the data and the versions of packages.
+    """
+    options = decisive(cfg) | {"strategy": matters} | dict.fromkeys(OPTIONS)
+    return _hash({"schema": SCHEMA, "environment": dict(environment or {})} | options)
 
 
 def derived_keys(cfg: DictConfig) -> dict[str, str]:
     """Return the options that refer to other options, with their references: ``{"strategy.lam": "${lam}"}``."""
     raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
-    return {key: value for key, value in _flat(raw) if isinstance(value, str) and "${" in value}
+    return {key: value for key, value in _flat(raw, lists=True) if isinstance(value, str) and "${" in value}
 
 
 def leaves(value: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -112,7 +116,7 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any
 
 
 @lru_cache(maxsize=256)
-def _declared(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+def declared(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """Return the unresolved configuration that the yaml files of the package declare for ``choices``.
 
     A group whose choice is from outside the package is excluded, so all its options count as changed.
@@ -132,17 +136,28 @@ def _declared(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 def _expected(declared: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """Return the declared values with dotted keys. References to other options are resolved with ``values``."""
     flat = {key: value for key, value in _flat(declared) if key not in HOW_DATA_IS_READ}
-    refers = {key: value for key, value in flat.items() if "${" in json.dumps(value)}
-    resolved = OmegaConf.to_container(OmegaConf.create({**values, "data_dir": "", "_": refers}), resolve=True)
-    assert isinstance(resolved, dict)
-    return {key: _as_numbers(resolved["_"].get(key, value)) for key, value in flat.items()}
+    values = {**values, "data_dir": ""}
+    refers = {}
+    for key, value in flat.items():
+        name = value[2:-1] if isinstance(value, str) else ""
+        if value == f"${{{name}}}" and name in values:  # most references; OmegaConf takes a few ms for them
+            flat[key] = values[name]
+        elif "${" in json.dumps(value):
+            refers[key] = value
+    if refers:
+        resolved = OmegaConf.to_container(OmegaConf.create({**values, "_": refers}), resolve=True)
+        assert isinstance(resolved, dict)
+        flat |= resolved["_"]
+    return {key: _as_numbers(value) for key, value in flat.items()}
 
 
-def _flat(value: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values. Lists and empty mappings are values."""
+def _flat(value: Mapping[Any, Any], prefix: str = "", lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values. Lists are values unless ``lists``; empty mappings are values."""
     for key, inner in value.items():
+        if lists and isinstance(inner, list):
+            inner = dict(enumerate(inner))
         if isinstance(inner, dict) and inner:
-            yield from _flat(inner, f"{prefix}{key}.")
+            yield from _flat(inner, f"{prefix}{key}.", lists)
         else:
             yield f"{prefix}{key}", inner
 

@@ -58,7 +58,7 @@ def help_lines(arguments: Sequence[str]) -> Iterator[str]:
     for group, names in groups.items():
         yield f"  {group + ':':<{width}}{', '.join(names)}"
     yield ""
-    yield "Set any option below with KEY=VALUE, or add a new key with +KEY=VALUE:"
+    yield "Set any option below with KEY=VALUE, or another argument of a class with +KEY=VALUE:"
     connected = set().union(*connections(cfg, "strategy", OPTIONS).values())
     top = top_level_options()
     yield from _section("every run", {key: d for key, d in top.items() if key not in OPTIONS}, cfg)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from clbench.config.arguments import TOP_LEVEL
+from clbench.config.declarations import declarations, files
 from clbench.config.known_names import RENAMED, names_in, option_names, renamed, suggest
 
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
 """Plugin of Hydra -> the optional dependency of clbench that installs it."""
 
+
+PATHS = ("output_dir", "data_dir", "init_from")
+"""Options whose value is a path."""
 
 LEARNING_RATE = "optimizer.make.lr"
 """Key that every optimizer yaml sets to ``${lr}``."""
@@ -26,9 +31,7 @@ def hydra_message(error: BaseException) -> str | None:
         if match := re.search(pattern, text):
             return message(match)
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override!r}: expected option=value. Try lam=10, or -m lam=1,10 for several values, without spaces."
-        )
+        return _unreadable(error.override)
     if isinstance(error, OmegaConfBaseException | ConfigCompositionException):
         return " ".join((text or repr(cause)).split())
     if type(error) is HydraException:  # for example interval(1, 10) in a grid
@@ -37,6 +40,21 @@ def hydra_message(error: BaseException) -> str | None:
         *_, why = str(cause or "it cannot be found").splitlines()
         return f"_target_={match.group(1)} cannot be imported: {why}"
     return " ".join(text.split()) if isinstance(cause, ImportError | AttributeError) else None
+
+
+def _unreadable(override: str) -> str:
+    """Return the message for an argument that is not written as Hydra expects."""
+    key, _, value = override.partition("=")
+    if re.search(r"""[{,]\s*(["'])[^"']*\1\s*:""", value):
+        plain = re.sub(r"""([{,]\s*)(["'])([^"']*)\2(\s*:)""", r"\1\3\4", value)
+        return f"{override}: the keys of a dictionary are written without quotes. Try {shlex.quote(f'{key}={plain}')}."
+    if value and not re.search(r"[][{},\"]", value):
+        return f"{override}: a value with such characters needs quotes. Try {shlex.quote(f'{key}={chr(34)}{value}{chr(34)}')}."
+    return f"{override!r}: expected option=value. Try lam=10, or -m lam=1,10 for several values, without spaces."
+
+
+def _invalid_folder(match: re.Match[str]) -> str:
+    return match[1]
 
 
 def _missing_plugin(match: re.Match[str]) -> str:
@@ -48,7 +66,7 @@ def _missing_choice(match: re.Match[str]) -> str:
     group, choice = match.groups()
     if (new := RENAMED.get(f"{group}={choice}")) is not None:
         return f"{group}={choice} was renamed. Try {new}."
-    choices = re.findall(r"^\t(\S+)$", match.string, re.MULTILINE)
+    choices = re.findall(r"^\t(\S+)$", match.string, re.MULTILINE) or [file.path.stem for file in files(group)]
     return f"{group}={choice}: expected one of {', '.join(choices)}.{suggest(choice, choices)}"
 
 
@@ -58,13 +76,22 @@ def _missing_option(match: re.Match[str]) -> str:
         return f"{name} was renamed. Try {new}=..."
     if name in TOP_LEVEL:
         return f"{name}: this option is named {TOP_LEVEL[name]}. Try {TOP_LEVEL[name]}=..."
-    names = names_in(name.partition(".")[0]) if "." in name else option_names()
-    added = f", and +{name}=... adds it as a new key" if "." in name else ""
+    group = name.partition(".")[0]
+    if others := [file.choice for file in files(group) if name in declarations(file)]:
+        return f"{name}: the chosen {group} has no option {name}. It is an option of {', '.join(others)}."
+    names = names_in(group) if "." in name else option_names()
+    added = f", and +{name}=... sets it if the class has it" if "." in name else ""
     return f"unknown option {name}.{suggest(name, names)} --help lists all options{added}."
+
+
+def _other_form(match: re.Match[str]) -> str:
+    return f"{match[1]}: expected a value of the form that --help shows for this option, such as a list or one value."
 
 
 def _several_values(match: re.Match[str]) -> str:
     key, values = match.groups()
+    if key in PATHS:
+        return f"{key}={values}: a value with a comma needs quotes. Try {shlex.quote(f'{key}={chr(34)}{values}{chr(34)}')}."
     return f"{key}={values}: expected one value, got several. Add -m to run each of them, or try {key}=[{values}] for a list."
 
 
@@ -89,14 +116,16 @@ def _missing_folder(match: re.Match[str]) -> str:
 
 
 MESSAGES: dict[str, Callable[[re.Match[str]], str]] = {
+    r"ConfigError raised while resolving interpolation: (.*)": _invalid_folder,
+    r"Error merging override (.*)": _other_form,
     rf"Could not find 'hydra/(launcher|sweeper)/({'|'.join(EXTRAS)})'": _missing_plugin,
-    r"Could not find '(\w+)/([^'\s]*)'": _missing_choice,
+    r"Could not (?:find|load) '(\w+)/([^'\s]*)'": _missing_choice,
     r"Config group override must be a string or a list\. Got (\w+)": _unnamed_choice,
     r"Multiple values for (\w+)\. To override a value use 'override \S+: ([^']+)'": _added_choice,
     r"Additional config directory '(.+)' not found": _missing_folder,
     r"Could not override '(\S+?)'": _missing_option,
     r"Could not delete from config\. '(\S+?)' does not exist": _missing_option,
     r"An item is already at '(\S+?)'\.\s+Either remove \+ prefix: '(.+?)'": _added_option,
-    r"Ambiguous value for argument '(\S+)=(\S+)'": _several_values,
+    r"Ambiguous value for argument '(\S+?)=(.+)'": _several_values,
 }
 """Pattern in the text of an error of Hydra -> function that returns the message."""

@@ -32,8 +32,12 @@ def renamed(key: str) -> str | None:
     return None
 
 
-def refuse_renamed_key(key: str) -> None:
-    """Raise ConfigError if an override sets ``key``, an option that was renamed."""
+def refuse_renamed_key(key: str, value: str) -> None:
+    """Raise ConfigError if the override ``key=value`` sets an option that was renamed."""
+    if key == "optimizer.lr":
+        raise ConfigError(
+            f"{key}={value}: this option is named lr. Try lr={value or '...'}, which sets optimizer.make.lr."
+        )
     if (new := renamed(key)) is not None:
         raise ConfigError(f"{key} was renamed. Try {new}=...")
 
@@ -44,6 +48,12 @@ def refuse_renamed(cfg: DictConfig) -> None:
     for old, new in RENAMED.items():
         if "=" not in old and OmegaConf.select(cfg, old, default=missing) is not missing:
             raise ConfigError(f"{old} was renamed. Write {new} in your yaml file instead.")
+
+
+def name_at_top_level(key: str) -> str:
+    """Return " This option is named lam." for the key ``strategy.lam`` of a top-level option, "" for any other key."""
+    name = key.rpartition(".")[2]
+    return f" This option is named {name}." if "." in key and name in option_names() else ""
 
 
 def suggest(name: str, names: list[str]) -> str:

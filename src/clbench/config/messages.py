@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clbench.config.known_names import option_names, refuse_renamed_key
+from clbench.config.os_errors import os_message
 from clbench.errors import ConfigError, Unstable
 
 WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -54,7 +55,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         name, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and name in option_names():
             raise ConfigError(f"{argument}: expected option=value without dashes. Try {name}={value or '...'}")
-        refuse_renamed_key(name.lstrip("+~"))
+        refuse_renamed_key(name.lstrip("+~"), value)
 
 
 def interruption_message(folder: Path) -> str:
@@ -82,15 +83,25 @@ def config_errors() -> Iterator[None]:
 
 def user_message(error: BaseException) -> str | None:
     """Return a one-line message for an error that the user can correct, None for a bug in clbench."""
-    if isinstance(error, ConfigError | Unstable):
-        return str(error)
-    if isinstance(error.__cause__, ConfigError | Unstable):  # hydra.utils.instantiate wraps the original error
-        return str(error.__cause__)
+    for each in (error, error.__cause__):  # hydra.utils.instantiate wraps the original error
+        if isinstance(each, ConfigError | Unstable):
+            return str(each)
+        if isinstance(each, OSError) and (message := os_message(each)) is not None:
+            return message
+    if is_out_of_memory(error):
+        text = " ".join(str(error).split())
+        return f"out of memory: {text}. Try a smaller net, batch_size, chunk or data set."
     if "hydra" not in sys.modules:  # reports do not import Hydra, so this is not its error
         return None
     from clbench.config.hydra_messages import hydra_message
 
     return hydra_message(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation of Python, NumPy or torch failed, on the CPU or on a GPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool({"MemoryError", "OutOfMemoryError"} & names) or "can't allocate memory" in str(error)
 
 
 def silence_lightning() -> None:

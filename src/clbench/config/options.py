@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from clbench.config.arguments import NOT_ARGUMENTS, TOP_LEVEL, arguments_of, connections, target_of
+from clbench.config.arguments import TOP_LEVEL, arguments_of, connections, target_of
 from clbench.errors import ConfigError, expected
 
 OPTIONS = ("lam", "gamma", "fisher", "samples", "fisher_batch", "memory")
@@ -20,60 +20,28 @@ ELSEWHERE = (
 """Options that do not affect the results, such as folders and logging. They are not part of the config hash."""
 
 
-class Rule(NamedTuple):
-    """Allowed values of an option.
-
-    Attributes:
-        kind: Type of the value.
-        least: Smallest allowed integer, None for no bound.
-        null: Whether null is allowed.
-        each: Whether a list with one value per task is allowed.
-    """
-
-    kind: type = int
-    least: int | None = None
-    null: bool = False
-    each: bool = False
-
-    def __str__(self) -> str:
-        if self.kind is bool:
-            return "true or false"
-        text = "an integer" if self.least is None else f"an integer >= {self.least}"
-        return text + " or null" * self.null + ", or a list with one per task" * self.each
-
-    def allows(self, value: Any) -> bool:
-        """Return whether ``value`` is allowed."""
-        if isinstance(value, ListConfig | list):
-            return self.each and all(Rule(self.kind, self.least).allows(one) for one in value)
-        if value is None:
-            return self.null
-        if self.kind is bool or isinstance(value, bool):
-            return self.kind is bool and isinstance(value, bool)
-        return isinstance(value, int) and (self.least is None or value >= self.least)
-
-
-RULES = {
-    "seed": Rule(least=0),
-    "epochs": Rule(least=1, each=True),
-    "steps": Rule(least=1, each=True, null=True),
-    "patience": Rule(least=1, null=True),
-    "eval_every": Rule(least=1, null=True),
-    "batch_size": Rule(least=1),
-    "threads": Rule(least=1, null=True),
-    "log_every": Rule(least=1),
-    "save_every": Rule(least=1, null=True),
-    "stop_after_task": Rule(least=1, null=True),
-    "select_lam_on_first_tasks": Rule(least=1, null=True),
-    **dict.fromkeys(("compile", "share_first_task", "dry_run", "optimizer.reset", "data.drop_last"), Rule(bool)),
-}
-"""Rules of the integers and flags of a run. Strategies check their options themselves, because they also work without Hydra."""
-
-
 def conf_dir() -> Path:
     """Return the folder of the yaml files: in the installed package, or next to src/ in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parents[1] / "conf"
+
+
+def run_folder(output_dir: Any) -> str:
+    """Return the path in ``output_dir`` with ``~`` expanded.
+
+    Raises:
+        ConfigError: It is not a path.
+    """
+    if not isinstance(output_dir, str | int | float) or isinstance(output_dir, bool) or not str(output_dir).strip():
+        shown = {None: "null"}.get(output_dir, output_dir) if output_dir is None else output_dir
+        raise ConfigError(
+            f"output_dir={shown}: expected the path of a folder. Try output_dir=runs/a, or remove this option."
+        )
+    return str(Path(str(output_dir)).expanduser())
+
+
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
 def options_of(cfg: DictConfig) -> list[str]:
@@ -119,14 +87,8 @@ def foreign_option_message(cfg: DictConfig, strategy: str, name: str) -> str:
     )
 
 
-def check_rule(name: str, value: Any) -> None:
-    """Raise ConfigError if ``value`` is not allowed for the option ``name`` of ``RULES``."""
-    if not RULES[name].allows(value):
-        raise ConfigError(expected(name, value, str(RULES[name])))
-
-
-def check_numbers(cfg: DictConfig) -> None:
-    """Raise ConfigError if an integer or a flag is not allowed, or if a key is set that another option overrides."""
+def refuse_other_names(cfg: DictConfig) -> None:
+    """Raise ConfigError if a key is set that a top-level option overrides."""
     for key, name in TOP_LEVEL.items():
         if (value := OmegaConf.select(cfg, key)) is not None:
             raise ConfigError(f"{key}={value}: this option is named {name}. Try {name}={value}.")
@@ -137,37 +99,19 @@ def check_numbers(cfg: DictConfig) -> None:
             f"optimizer.make.lr={'null' if value is None else value}: expected ${{lr}}, because the option lr={cfg.lr} sets the "
             f"learning rate. Try lr={'...' if value is None else value}, or write lr: ${{lr}} in the yaml of your optimizer."
         )
-    for name, rule in RULES.items():
-        check_rule(name, OmegaConf.select(cfg, name, default=False if rule.kind is bool else None))
-    for group in ("strategy", "data"):
-        _check_arguments(cfg, group)
-
-
-def _check_arguments(cfg: DictConfig, group: str) -> None:
-    """Raise ConfigError if ``cfg[group]`` has a key that its class does not take."""
-    target = target_of(cfg[group])
-    takes = None if target is None else arguments_of(target)
-    for key in cfg[group] if takes is not None else ():
-        if key not in takes and key not in NOT_ARGUMENTS:  # type: ignore[operator]
-            names = ", ".join(sorted(takes))  # type: ignore[arg-type]
-            raise ConfigError(
-                f"{group}.{key}={cfg[group][key]}: {cfg[group]._target_} has no option {key}. Try one of {names}."
-            )
 
 
 def budget(cfg: DictConfig, index: int, tasks: int) -> dict[str, int]:
     """Return the training length of task ``index``, as ``max_epochs`` and ``max_steps`` of a Trainer.
 
     Raises:
-        ConfigError: ``epochs`` or ``steps`` is neither an integer >= 1 nor a list of one such integer per task.
+        ConfigError: ``epochs`` or ``steps`` is a list that does not have one number per task.
     """
     name = "epochs" if cfg.steps is None else "steps"
     given = cfg[name]
     each = list(given) if isinstance(given, ListConfig) else [given] * tasks
     if len(each) != tasks:
         raise ConfigError(expected(name, given, f"one number, or a list of {tasks}, one per task"))
-    if not all(Rule(least=1).allows(n) for n in each):
-        raise ConfigError(expected(name, given, str(Rule(least=1, each=True))))
     return (
         {"max_epochs": each[index], "max_steps": -1}
         if name == "epochs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from clbench.errors import DataError, expected
 from clbench.seeding import derive, generator
 
 Augment = Callable[[Tensor, int], Tensor]
+
+SMALLEST = torch.finfo(torch.float32).tiny
+"""The smallest divisor of pixels. A smaller one is 0 in float32 or loses digits."""
 
 
 class Batch(NamedTuple):
@@ -43,24 +46,32 @@ class Pixels:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    @classmethod
+    def of(cls, scale: Any, mean: Any, std: Any) -> Pixels:
+        """Return the conversion with one mean and std for all channels, or one per channel.
+
+        Raises:
+            ConfigError: A value is not a finite number, only one of mean and std is given, or a division is by 0.
+        """
+        if not is_number(scale) or scale < SMALLEST:
+            raise DataError(expected("scale", scale, "a finite number > 0", "It is 255 for most images."))
+        if (mean is None) != (std is None):
+            raise DataError(f"mean={mean}, std={std}: expected both or neither. Give both, or None for both.")
+        means, stds = _per_channel("mean", mean), _per_channel("std", std)
+        if stds is not None and min(stds) < SMALLEST:
+            raise DataError(
+                expected("std", std, "standard deviations > 0", "Use mean=None and std=None for no normalisation.")
+            )
+        return cls(scale, means, stds)
+
     def check(self, channels: int) -> None:
-        """Raise ConfigError unless mean and std are both given, match ``channels``, and no division is by 0."""
-        if not self.scale > 0:
-            raise DataError(expected("scale", self.scale, "a number > 0", "It is 255 for most images."))
-        if (self.mean is None) != (self.std is None):
-            raise DataError(f"mean={self.mean}, std={self.std}: expected both or neither. Give both, or None for both.")
+        """Raise ConfigError unless mean and std fit images with ``channels``."""
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, channels):
                 raise DataError(
                     f"{name}={list(values)}: expected one value per channel ({channels} channels), got {len(values)}. Give one "
                     "per channel, or None."
                 )
-        if self.std is not None and not min(self.std) > 0:
-            raise DataError(
-                expected(
-                    "std", list(self.std), "standard deviations > 0", "Use mean=None and std=None for no normalisation."
-                )
-            )
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(torch.get_default_dtype()).div_(self.scale)
@@ -68,6 +79,24 @@ class Pixels:
             mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
             x = (x - mean) / std
         return x
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether ``value`` is a number that is finite in float32."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= torch.finfo(torch.float32).max
+    )
+
+
+def _per_channel(name: str, value: Any) -> tuple[float, ...] | None:
+    """Return a number or a list of numbers as a tuple. It has one value for all channels, or one per channel."""
+    if value is None:
+        return None
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values or not all(map(is_number, values)):
+        rule = "a finite number, or a list with one per channel"
+        raise DataError(expected(name, value, rule, "Use mean=None and std=None for no normalisation."))
+    return tuple(values)
 
 
 @dataclass(frozen=True)
@@ -97,6 +126,16 @@ class Part:
         """Return uint8 images x (N, C, H, W) as the input of the network."""
         x = self.pixels(x)
         return x if self.view is None else self.view(x)
+
+
+def left_out(examples: int, batch_size: int, world: int, drop_last: bool = False) -> int:
+    """Return the number of ``examples`` that an epoch leaves out, so that ``world`` processes take the same steps.
+
+    >>> left_out(65, batch_size=32, world=2), left_out(67, batch_size=32, world=2), left_out(67, batch_size=32, world=1)
+    (1, 1, 0)
+    """
+    rest = examples % batch_size
+    return rest if drop_last or rest < world else rest % world
 
 
 class Batches:
@@ -149,9 +188,7 @@ class Batches:
                 raise DataError(
                     f"batch_size={batch_size}: expected a multiple of the {world} processes that share a batch."
                 )
-            if drop_last or self.examples % batch_size < world:
-                self.examples -= self.examples % batch_size
-            self.examples -= self.examples % world
+            self.examples -= left_out(self.examples, batch_size, world, drop_last)
 
     def __len__(self) -> int:
         return -(-self.examples // self.batch_size)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clbench.data.items import Examples
+from clbench.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,11 @@ class Streamed:
         return self.examples.shape
 
     def batches(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the images of each of ``rows``, on the device of the rows, without using the global generator."""
+        """Yield the images of each of ``rows``, on the device of the rows, without using the global generator.
+
+        Raises:
+            ConfigError: An image cannot be read, or its shape differs from that of the first image.
+        """
         lists = [chosen.tolist() for chosen in rows]
         loader: DataLoader[Any] = DataLoader(
             cast("Dataset[Any]", self.examples),
@@ -70,8 +75,11 @@ class Streamed:
             collate_fn=_stacked,
             generator=torch.Generator(),  # otherwise the loader would seed its workers from the run's generator
         )
-        for x, chosen in zip(loader, rows, strict=True):
-            yield x.to(chosen.device)
+        try:
+            for x, chosen in zip(loader, rows, strict=True):
+                yield x.to(chosen.device)
+        except DataError as error:  # a worker process adds its traceback to the text
+            raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from error
 
     def to(self, device: torch.device) -> Streamed:
         """Return itself, because every batch is moved when it is read."""

@@ -9,10 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clbench.data.labels import as_array, class_labels
 from clbench.errors import DataError, expected
 
 CHUNK = 1000
 """Number of images that are resized at a time."""
+
+COMPARED = 10
+"""Number of items whose labels are compared with the list of labels, before the list is used without reading the items."""
+
+WIDE = ("I", "F")
+"""First letters of the PIL modes with more than 8 bits per pixel, which a conversion to RGB would clip."""
 
 
 class Examples(Protocol):
@@ -21,9 +28,13 @@ class Examples(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def targets(self) -> Tensor | None:
+        """All labels (N,), int64, None if every item has to be read for them."""
+
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int, /) -> tuple[Tensor, int]: ...
+    def __getitem__(self, row: int, /) -> tuple[Tensor, Any]: ...
 
     def labels(self) -> Tensor:
         """Return all labels (N,), int64."""
@@ -44,17 +55,32 @@ def read_examples(dataset: Any, name: str, resize: int | Sequence[int] | None = 
         resize: Side of a square, or height and width.
 
     Raises:
-        ConfigError: The data set does not contain images of one shape.
+        ConfigError: The data set does not contain images of one shape with one integer label each, or it is empty.
     """
-    size = None if resize is None else [resize, resize] if isinstance(resize, int) else list(resize)
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise DataError(expected("resize", resize, "a side, or a height and a width, in pixels, each >= 1"))
+    size = None if resize is None else _size(resize)
     targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
     data = getattr(dataset, "data", None)
     of_images, of_labels = (getattr(dataset, kind, None) for kind in ("transform", "target_transform"))
+    examples: Examples
     if isinstance(data, np.ndarray | Tensor) and targets is not None and of_images is None and of_labels is None:
-        return Arrays(data, targets, name, size)
-    return Items(dataset, targets if of_labels is None else None, name, size)
+        examples = Arrays(data, targets, name, size)
+    else:
+        examples = Items(dataset, targets if of_labels is None else None, name, size)
+    if min(examples.shape) < 1:
+        raise DataError(f"data set {name}: expected images (C, H, W) with pixels, got the shape {examples.shape}.")
+    return examples
+
+
+def _size(resize: Any) -> list[int]:
+    sides = [resize, resize] if isinstance(resize, int) else list(resize) if isinstance(resize, list | tuple) else []
+    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
+        raise DataError(expected("resize", resize, "a side, or a height and a width, in pixels, each >= 1"))
+    return sides
+
+
+def _refuse_empty(number: int, name: str) -> None:
+    if number == 0:
+        raise DataError(f"data set {name}: expected at least one image, got none. Check the files of the data set.")
 
 
 class Arrays:
@@ -63,29 +89,30 @@ class Arrays:
     def __init__(
         self, data: np.ndarray | Tensor, targets: Any, name: str = "", size: Sequence[int] | None = None
     ) -> None:
-        self.data, self.size = np.asarray(data), size
-        self.y = torch.as_tensor(np.asarray(targets), dtype=torch.long)
-        if self.data.dtype != np.uint8 or self.data.ndim not in (3, 4) or len(self.data) != len(self.y):
+        self.data, self.size = as_array(data), size
+        if self.data.dtype != np.uint8 or self.data.ndim not in (3, 4):
             raise DataError(
-                f"data set {name}: expected uint8 images (N, H, W) or (N, H, W, C) and one target each, got "
-                f"{self.data.dtype} data {self.data.shape} and {len(self.y)} targets."
+                f"data set {name}: expected uint8 images (N, H, W) or (N, H, W, C), got {self.data.dtype} data "
+                f"{self.data.shape}. Convert pixels in [0, 1] with (255 * data).round().astype('uint8')."
             )
+        _refuse_empty(len(self.data), name)
+        self.targets = class_labels(targets, len(self.data), name)
         self.shape: tuple[int, ...] = tuple(self._images(slice(0, 1)).shape[1:])
 
     def __len__(self) -> int:
-        return len(self.y)
+        return len(self.targets)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self._images(slice(row, row + 1))[0], int(self.y[row])
+        return self._images(slice(row, row + 1))[0], int(self.targets[row])
 
     def labels(self) -> Tensor:
-        return self.y
+        return self.targets
 
     def whole(self) -> tuple[Tensor, Tensor]:
         if self.size is None:
-            return self._images(slice(None)), self.y
+            return self._images(slice(None)), self.targets
         chunks = [self._images(slice(start, start + CHUNK)) for start in range(0, len(self), CHUNK)]
-        return torch.cat(chunks), self.y
+        return torch.cat(chunks), self.targets
 
     def _images(self, rows: slice) -> Tensor:
         data = self.data[rows]
@@ -101,58 +128,92 @@ class Items:
     """Examples of a data set that can only be read item by item."""
 
     def __init__(self, dataset: Any, targets: Any = None, name: str = "", size: Sequence[int] | None = None) -> None:
-        self.dataset, self.targets, self.name, self.size = dataset, targets, name, size
+        self.dataset, self.name, self.size = dataset, name, size
         try:
             self._length = len(dataset)
-            self.shape: tuple[int, ...] = tuple(self._image(dataset[0][0], 0).shape)
-        except (TypeError, IndexError, KeyError) as error:
-            raise DataError(
-                f"data set {name}: expected a data set with a length and dataset[i] = (image, label), got {error}."
-            ) from error
+        except TypeError as error:
+            raise DataError(f"data set {name}: expected a data set with a length, got {error}.") from error
+        _refuse_empty(self._length, name)
+        self.targets = None if targets is None else class_labels(targets, self._length, name)
+        self.shape: tuple[int, ...] = tuple(self._image(self.item(0)[0], 0).shape)
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        image, label, *_ = self.dataset[row]
+    def __getitem__(self, row: int) -> tuple[Tensor, Any]:
+        image, label = self.item(row)
         x = self._image(image, row)
         if x.shape != self.shape:
             raise DataError(
                 f"data set {self.name}: expected images of one shape, got {self.shape} for image 0 and {tuple(x.shape)} for "
                 f"image {row}. Set resize=[H,W] for equal sizes, or a transform of the data set for equal numbers of channels."
             )
-        return x, int(label)
+        return x, label
+
+    def item(self, row: int) -> tuple[Any, Any]:
+        """Return the image and the label of an example as the data set returns them.
+
+        Raises:
+            ConfigError: The item cannot be read, or it is not a pair.
+        """
+        try:
+            image, label, *_ = self.dataset[row]
+        except (OSError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(
+                f"data set {self.name}: expected a data set with a length and dataset[i] = (image, label), got {reason} for "
+                f"i={row}. Repair the data set, or leave out this image."
+            ) from error
+        return image, label
 
     def labels(self) -> Tensor:
         if self.targets is not None:
-            return torch.as_tensor(np.asarray(self.targets), dtype=torch.long)
-        return torch.tensor([self[row][1] for row in range(len(self))])
+            for row in range(min(len(self), COMPARED)):
+                if not np.array_equal(label := self.item(row)[1], self.targets[row]):
+                    raise DataError(
+                        f"data set {self.name}: expected dataset[i] with the label targets[i], got {label!r} and "
+                        f"{self.targets[row]} for i={row}. Correct targets, or remove this attribute of the data set."
+                    )
+            return self.targets
+        return class_labels([self[row][1] for row in range(len(self))], len(self), self.name)
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        x = torch.empty(len(self), *self.shape, dtype=torch.uint8)
-        y = torch.empty(len(self), dtype=torch.long)
+        x, labels = torch.empty(len(self), *self.shape, dtype=torch.uint8), []
         for row in range(len(self)):
-            x[row], y[row] = self[row]
-        return x, y
+            x[row], label = self[row]
+            labels.append(label)
+        return x, class_labels(labels, len(self), self.name)
 
     def _image(self, image: Any, row: int) -> Tensor:
-        if not isinstance(image, Tensor):
-            if getattr(image, "mode", "RGB") not in (
-                "L",
-                "RGB",
-            ):  # PIL modes with a palette, transparency or single bits
-                image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-            image = torch.from_numpy(np.array(image))
-            image = image if image.ndim == 2 else image.permute(2, 0, 1)
-        x = image if image.ndim == 3 else image[None]
-        if x.is_floating_point() and x.min() >= 0 and x.max() <= 1:
+        if hasattr(image, "convert") and image.mode not in ("L", "RGB") and not image.mode.startswith(WIDE):
+            image = image.convert("L" if image.mode in ("1", "LA") else "RGB")  # a palette, transparency or single bits
+        x = image if isinstance(image, Tensor) else self._tensor(image, row)
+        if x.ndim == 2:
+            x = x[None]
+        if x.is_floating_point() and x.ndim == 3 and x.numel() and x.min() >= 0 and x.max() <= 1:
             x = x.mul(255).round().to(torch.uint8)
         if x.dtype != torch.uint8 or x.ndim != 3:
-            raise DataError(
-                f"data set {self.name}: expected uint8 pixels, or floats in [0, 1], got {x.dtype} {tuple(x.shape)} for image "
-                f"{row}. Normalise with mean=... and std=... instead of a transform."
-            )
+            raise self._not_an_image(f"{x.dtype} {tuple(x.shape)}{_range(x)}", row)
         return resized(x[None], self.size)[0]
+
+    def _tensor(self, image: Any, row: int) -> Tensor:
+        """Return a PIL image or an array (H, W) or (H, W, C) as a tensor (H, W) or (C, H, W)."""
+        try:
+            x = torch.from_numpy(np.array(image))
+        except (TypeError, ValueError) as error:  # text, objects, types that torch does not have, nested lists
+            raise self._not_an_image(type(image).__name__, row) from error
+        return x.permute(2, 0, 1) if x.ndim == 3 else x
+
+    def _not_an_image(self, found: str, row: int) -> DataError:
+        return DataError(
+            f"data set {self.name}: expected an image (H, W) or with channels, of uint8 pixels or floats in [0, 1], got {found} "
+            f"for image {row}. Normalise with mean=... and std=... instead of a transform."
+        )
+
+
+def _range(x: Tensor) -> str:
+    """Return the range of the pixels as text, which shows nan."""
+    return f" from {x.min():.4g} to {x.max():.4g}" if x.is_floating_point() and x.numel() else ""
 
 
 def resized(x: Tensor, size: Sequence[int] | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from clbench.data.augment import Augmentation, Transform
-from clbench.data.batches import Batch, Batches, Part, Pixels
+from clbench.data.batches import Batch, Batches, Part, Pixels, is_number
+from clbench.data.fingerprint import combine
 from clbench.data.images import Images, Streamed
 from clbench.data.scenario import Scenario
 from clbench.data.source import Source, read
@@ -73,7 +74,6 @@ class Task(L.LightningDataModule):
         if loop.epoch_progress.current.ready:
             loop.epoch_progress.reset()
             loop.epoch_loop.batch_progress.reset()
-            trainer.should_stop = False
 
     def train_dataloader(self) -> Batches:
         """Return shuffled and augmented minibatches of the training examples, in a new order every epoch."""
@@ -155,6 +155,18 @@ def task_of(trainer: L.Trainer) -> Task:
     return task
 
 
+def check_definitions(definitions: Sequence[TaskDefinition]) -> None:
+    """Raise ConfigError unless a split has returned tasks with different classes of their data set each."""
+    if not definitions:
+        raise DataError("split: expected at least one task, got none. Return one TaskDefinition per task.")
+    for index, (source, classes, _) in enumerate(definitions):
+        if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(range(source.classes)):
+            raise DataError(
+                f"split: expected different classes from 0 to {source.classes - 1} in every task, got {list(classes)} in task "
+                f"{index + 1}. Correct the split."
+            )
+
+
 class TaskSequence:
     """Sequence of tasks to learn one after the other: ``for task in sequence: trainer.fit(module, datamodule=task)``.
 
@@ -168,7 +180,8 @@ class TaskSequence:
         validation: Share of the training examples set aside for validation, in [0, 1).
         seed: Seed of all randomness in the data: pixel orders, class order, validation examples, shuffling.
         scale: Pixel value that becomes 1.
-        mean, std: Mean and standard deviation of the scaled pixels per channel. With None, they are not normalised.
+        mean, std: Mean and standard deviation of the scaled pixels, one for all channels or a list with one per channel. With
+            None, they are not normalised.
         name: Name of the sequence in metrics.json and printed text.
         examples_per_task: Number of training examples per task, drawn with the seed: one number, or one per task. None is all.
         augment: Transform of the uint8 images of training batches, or several that are applied in order, see
@@ -178,6 +191,11 @@ class TaskSequence:
         memory_limit: Limit in bytes. If the uint8 images of a data set take more, worker processes stream them instead; the
             batches are the same. None is half of the available memory.
         workers: Number of these processes. None is one per core, at most 4.
+
+    Attributes:
+        definitions: Definition of each task.
+        sizes: Number of classes of each task.
+        fingerprint: 16 hex digits each for the ``train`` and ``test`` part of all data sets, see ``clbench.data.fingerprint``.
 
     Raises:
         ConfigError: The data are missing or unreadable, or do not allow the number of tasks, share or scenario.
@@ -202,8 +220,8 @@ class TaskSequence:
         validation: float = 0.1,
         seed: int = 0,
         scale: float = 255.0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
         name: str = "tasks",
         examples_per_task: int | Sequence[int] | None = None,
         augment: Transform | Sequence[Transform] | None = None,
@@ -212,18 +230,26 @@ class TaskSequence:
         memory_limit: int | None = None,
         workers: int | None = None,
     ) -> None:
-        if not 0 <= validation < 1:
+        if not (is_number(validation) and 0 <= validation < 1):
             raise DataError(expected("validation", validation, "a share in [0, 1)"))
-        if batch_size < 1:
-            raise DataError(expected("batch_size", batch_size, "an integer >= 1"))
+        for option, value, least in (
+            ("batch_size", batch_size, 1),
+            ("memory_limit", memory_limit, 0),
+            ("workers", workers, 0),
+        ):
+            is_default = value is None and option != "batch_size"
+            if not is_default and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise DataError(expected(option, value, f"an integer >= {least}"))
         self.name, self.batch_size, self.validation, self.seed = name, batch_size, validation, seed
         self.scenario = scenario or Scenario()
-        self.pixels = Pixels(scale, tuple(mean) if mean else None, tuple(std) if std else None)
+        self.pixels = Pixels.of(scale, mean, std)
         self.drop_last = drop_last
         self.augment = Augmentation.of(augment) if augment else None
         read_one = partial(read, resize=resize, memory_limit=memory_limit, workers=workers)
         sources = [read_one(s) for s in source] if isinstance(source, Sequence) else read_one(source)
+        self.fingerprint = combine([s.fingerprint for s in (sources if isinstance(sources, list) else [sources])])
         self.definitions = split(sources, tasks=tasks, seed=seed)
+        check_definitions(self.definitions)
         self.sizes = [len(c.classes) for c in self.definitions]
         self.scenario.check(self.sizes)
         self.pixels.check(self.shape[0])
@@ -231,11 +257,7 @@ class TaskSequence:
         self._rows = {id(c.source): self._shuffled_examples(c.source) for c in self.definitions}
         self._parts = [self._task_parts(index) for index in range(len(self.definitions))]
         for index, parts in enumerate(self._parts):
-            if not len(parts["train"]) or not len(parts["test"]):
-                raise DataError(
-                    f"validation={validation}: expected training and test examples in every task, got none in task {index + 1}. "
-                    "Lower it, or data.tasks."
-                )
+            self._check_parts(index, parts)
         if examples_per_task is not None:
             for index, number in enumerate(self._numbers(examples_per_task)):
                 self._parts[index]["train"] = self._some(self._parts[index]["train"], number)
@@ -282,6 +304,23 @@ class TaskSequence:
             self._moved[key] = part.images.to(device)
         view = part.view.to(device) if part.view is not None else None
         return replace(part, images=self._moved[key], rows=part.rows.to(device), y=part.y.to(device), view=view)
+
+    def _check_parts(self, index: int, parts: Mapping[str, Part]) -> None:
+        """Raise ConfigError if a class of the task has no training example, or the task has no test example."""
+        classes, source = self.definitions[index].classes, self.definitions[index].source
+        column = self.scenario.offset(self.sizes, index)
+        counts = parts["train"].y.sub(column).bincount(minlength=len(classes)).tolist()
+        if 0 in counts:
+            raise DataError(
+                f"validation={self.validation}: expected training examples of every class, but class "
+                f"{classes[counts.index(0)]} of task {index + 1} has only validation examples. Lower validation, or leave out "
+                "this class."
+            )
+        if not len(parts["test"]):
+            raise DataError(
+                f"data set {source.name}: expected test examples in every task, got none of the classes {list(classes)} of task "
+                f"{index + 1}. Add test examples, or leave out these classes."
+            )
 
     def _seen_from(self, part: Part, after: int) -> Part:
         return replace(part, task=self.scenario.context(part.task, after))

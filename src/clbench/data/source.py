@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from clbench.data.fingerprint import FROM_ITEMS, LABELS_ONLY, combine, fingerprint
 from clbench.data.images import Images, Streamed, in_memory_or_streamed
 from clbench.data.items import read_examples
+from clbench.data.labels import count_classes
 from clbench.errors import ConfigError, DataError
 
 OFFLINE = "The data sets data=permuted_digits and data=split_digits need no download"
@@ -26,7 +29,7 @@ def dataset_name(factory: Callable[..., Any]) -> str:
     return getattr(inner, "__name__", str(inner))
 
 
-def open_dataset(factory: Callable[..., Any], train: bool) -> Any:
+def open_dataset(factory: Callable[..., Any], train: bool, download: bool = True) -> Any:
     """Return the training or test set that ``factory`` creates.
 
     The first attempt does not download. If it fails, the second attempt waits until no other process is downloading into the
@@ -36,10 +39,16 @@ def open_dataset(factory: Callable[..., Any], train: bool) -> Any:
         factory: Function that takes ``train`` (or ``split``: train, test) and, if it can download, ``download`` and ``root``.
             Usually a partial of a class of torchvision.datasets with its ``root``.
         train: Whether to return the training set instead of the test set.
+        download: Whether to make the second and third attempt.
 
     Raises:
         ConfigError: The data set is missing and cannot be downloaded, or it is unreadable.
     """
+    if not callable(factory):
+        raise DataError(
+            f"source={factory}: expected a function or class that takes train and returns a data set. In a yaml, use "
+            "_target_ with _partial_: true."
+        )
     name = dataset_name(factory)
     keywords = factory.keywords if isinstance(factory, partial) else {}
     root = keywords.get("root")
@@ -50,10 +59,12 @@ def open_dataset(factory: Callable[..., Any], train: bool) -> Any:
         raise
     except Exception as error:
         first = error
-    if root is None:
+    if root is None or not download:
         if not _missing(first):
             raise _unreadable(name, root, first) from first
-        raise DataError(f"data set {name} not found, and there is no root folder to download it to. Set root=<folder>.")
+        raise DataError(
+            f"data set {name} not found, and there is no root folder to download it to ({_reason(first)}). Set root=<folder>."
+        ) from first
     try:
         folder = Path(root).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +114,8 @@ def _not_there(name: str, root: str, error: Exception) -> DataError:
 
 
 def _unreadable(name: str, root: str | None, error: Exception) -> DataError:
+    if root is None:
+        return DataError(f"data set {name} cannot be opened ({_reason(error)}). Repair it, or choose another source.")
     return DataError(
         f"data set {name} in {root} cannot be read, a file may be truncated ({_reason(error)}). Delete it, and the next run "
         "downloads it again."
@@ -115,12 +128,13 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its name, training and test images, and number of classes."""
+    """A data set: its name, training and test images, number of classes, and fingerprints of ``train`` and ``test``."""
 
     name: str
     train: Images | Streamed
     test: Images | Streamed
     classes: int
+    fingerprint: dict[str, str] = field(default_factory=dict)
 
 
 def read(
@@ -141,16 +155,64 @@ def read(
             with labels 0, 1, ....
     """
     name = dataset_name(factory)
-    train, test = (
-        in_memory_or_streamed(read_examples(open_dataset(factory, part), name, resize), memory_limit, workers)
-        for part in (True, False)
-    )
-    classes = int(train.y.max()) + 1
-    for part, y in (("training", train.y), ("test", test.y)):
-        wrong = y[(y < 0) | (y >= classes)].unique().tolist()
-        if wrong:
+    datasets = [open_dataset(factory, part) for part in (True, False)]
+    _check_folders(name, *datasets)
+    examples = [read_examples(d, text, resize) for d, text in zip(datasets, (name, f"{name} (test)"), strict=True)]
+    if examples[0].shape != examples[1].shape:
+        raise DataError(
+            f"data set {name}: expected test images of the shape of the training images {examples[0].shape}, got "
+            f"{examples[1].shape}. Set resize=[H,W] for equal sizes, or convert the test images."
+        )
+    train, test = (in_memory_or_streamed(each, memory_limit, workers) for each in examples)
+    classes = count_classes(train.y, test.y, name)
+    pairs = zip(PARTS, examples, (train.y, test.y), strict=True)
+    prints = {part: fingerprint(each, y if each.targets is None else each.targets) for part, each, y in pairs}
+    if any(LABELS_ONLY in text for text in prints.values()):
+        warnings.warn(
+            f"data set {name}: its images change each time they are read, so the run cannot be repeated, and the fingerprint "
+            "covers the labels only. Set augment=... instead of random changes in the data set.",
+            stacklevel=2,
+        )
+    return Source(name, train, test, classes, prints)
+
+
+PARTS = ("train", "test")
+"""Parts of a data set that have a fingerprint. The validation examples of a run are drawn from ``train``."""
+
+
+def _check_folders(name: str, train: Any, test: Any) -> None:
+    """Raise ConfigError if the numbers of classes of folders differ, because ``ImageFolder`` numbers each part separately."""
+    first, second = (getattr(each, "class_to_idx", None) for each in (train, test))
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return
+    for label, number in second.items():
+        if first.get(label) != number:
             raise DataError(
-                f"data set {name}: expected labels 0, 1, ... that occur in the training set, got {wrong[:5]} in the {part} set. "
-                "Map them in the data set."
+                f"data set {name}: expected classes with the same numbers in the training and test set, got {label!r} as class "
+                f"{first.get(label)} and {number}. Use the same subfolders in both."
             )
-    return Source(name, train, test, classes)
+
+
+def current_fingerprint(
+    source: Callable[..., Any] | Sequence[Callable[..., Any]], resize: int | Sequence[int] | None = None
+) -> dict[str, str] | None:
+    """Return what ``TaskSequence(source, ...).fingerprint`` is now, in about the time of opening the files.
+
+    Returns:
+        None if this would download files, or read the labels of many items one by one.
+
+    Raises:
+        ConfigError: The data set is missing or unusable.
+    """
+    found = []
+    for factory in source if isinstance(source, Sequence) else [source]:
+        prints = {}
+        for part in PARTS:
+            examples = read_examples(
+                open_dataset(factory, part == "train", download=False), dataset_name(factory), resize
+            )
+            if examples.targets is None and len(examples) > FROM_ITEMS:
+                return None
+            prints[part] = fingerprint(examples, examples.labels())
+        found.append(prints)
+    return combine(found)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -11,17 +12,21 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from clbench.config.hashing import first_task_hash
+from clbench.config.values import check_annotations
 from clbench.data import TaskSequence
+from clbench.data.scenario import Scenario
 from clbench.errors import ConfigError
-from clbench.experiment.checks import check_optimizer, check_small_batches
+from clbench.experiment.checks import check_augmentation, check_limits, check_optimizer, check_small_batches
 from clbench.learner import Learner
 from clbench.nets import Net, features_of, init_from
 from clbench.seeding import derive, reseed
 from clbench.strategies import Strategy
+from clbench.training.loggers import LoggerContext
 
 
 def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
@@ -30,37 +35,27 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     Raises:
         ConfigError: A value is not allowed, the net does not fit the data, or ``init_from`` does not fit the net.
     """
-    if "_target_" not in cfg.strategy:
-        raise ConfigError(
-            f"strategy: expected a key _target_, got {', '.join(map(str, cfg.strategy)) or 'no keys'}. Try '# @package _global_' "
-            "as the first line of its yaml, which places its keys lam and strategy at the top level."
-        )
-    with construction_errors(cfg, "strategy"):
-        strategy = instantiate(cfg.strategy)
-    scenario = instantiate(cfg.scenario)
+    strategy: Strategy = construct(cfg, "strategy", Strategy)
+    check_annotations(cfg, ["strategy"])
+    scenario: Scenario = construct(cfg, "scenario", Scenario)
     with construction_errors(cfg, "data"):
         make_sequence = instantiate(cfg.data, _partial_=True, _convert_="all")
         sequence: TaskSequence = make_sequence(scenario=scenario, batch_size=cfg.batch_size)
+    check_kind(cfg, "data", sequence, TaskSequence)
+    check_augmentation(sequence)
     reseed(derive(cfg.seed, "init"))
-    make_body = instantiate(cfg.net, _convert_="all")
-    try:
-        body = make_body(sequence.shape)
-        features = features_of(body, sequence.shape)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise ConfigError(
-            f"net={cfg.net._target_} cannot be built for inputs of shape {tuple(sequence.shape)} "
-            f"({str(error).splitlines()[0]}). Try other options of the net, another net or other data."
-        ) from error
+    body, features = build_body(cfg, sequence.shape)
     if (path := cfg.get("init_from")) is not None:
         init_from(body, path)
     net = channels_last(Net(body, scenario.build_head(features, outputs_of(sequence, cfg.loss))))
     check_small_batches(net, strategy, sequence, cfg)
+    check_limits(cfg, strategy, sequence)
     learner = Learner(
         net,
-        instantiate(cfg.optimizer.make),
+        construct(cfg, "optimizer.make", Callable),
         cfg.optimizer.reset,
         cfg.bn,
-        instantiate(cfg.scheduler.make),
+        None if cfg.scheduler.make is None else construct(cfg, "scheduler.make", Callable),
         cfg.scheduler.interval,
         cfg.compile,
         cfg.loss,
@@ -70,21 +65,79 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     return sequence, learner, strategy
 
 
+def build_body(cfg: DictConfig, shape: Sequence[int]) -> tuple[nn.Module, int]:
+    """Return the body that ``cfg.net`` describes for inputs of ``shape`` (without N), and its number of features.
+
+    Raises:
+        ConfigError: It cannot be built, is not a module, or has parameters without values.
+    """
+    with construction_errors(cfg, "net"):
+        make_body = instantiate(cfg.net, _convert_="all")
+    try:
+        body = make_body(shape)
+        check_kind(cfg, "net", body, nn.Module)
+        features = features_of(body, shape)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"net={cfg.net._target_} cannot be built for inputs of shape {tuple(shape)} "
+            f"({first_line(error)}). Try other options of the net, another net or other data."
+        ) from error
+    empty = next((name for name, weights in body.named_parameters() if weights.numel() == 0), None)
+    if empty is not None or features == 0:
+        what = f"{empty} has no values" if empty is not None else "it computes no features"
+        raise ConfigError(
+            f"net={cfg.net._target_}: expected layers of at least one unit, but {what}. Try larger widths."
+        )
+    return body, features
+
+
+def construct(cfg: DictConfig, key: str, kind: Any) -> Any:
+    """Return the object that ``cfg`` describes under the dotted ``key``.
+
+    Raises:
+        ConfigError: It cannot be constructed, or it is not of the type ``kind``.
+    """
+    with construction_errors(cfg, key):
+        found = instantiate(OmegaConf.select(cfg, key), _convert_="all")
+    check_kind(cfg, key, found, kind)
+    return found
+
+
+def check_kind(cfg: DictConfig, key: str, found: Any, kind: Any) -> None:
+    """Raise ConfigError if ``found``, which ``cfg`` describes under the dotted ``key``, is not of the type ``kind``."""
+    if not isinstance(found, kind):
+        target = OmegaConf.select(cfg, key)._target_
+        name = "a function, made by _partial_: true" if kind is Callable else f"a {kind.__module__}.{kind.__name__}"
+        raise ConfigError(
+            f"{key}._target_={target}: expected {name}, got {type(found).__module__}.{type(found).__name__}. Try another class."
+        )
+
+
 @contextmanager
-def construction_errors(cfg: DictConfig, group: str, *others: type[Exception]) -> Iterator[None]:
-    """Convert a TypeError, or an error of the types ``others``, to ConfigError while ``cfg[group]`` is instantiated."""
-    kinds: tuple[type[Exception], ...] = (TypeError, *others)
+def construction_errors(cfg: DictConfig, key: str, *others: type[Exception]) -> Iterator[None]:
+    """Convert the errors of a constructor that rejects its arguments to ConfigError, while the object at ``key`` is built.
+
+    These are TypeError, ValueError, ArithmeticError, LookupError and the types ``others``. A ConfigError is unchanged.
+    """
+    kinds: tuple[type[Exception], ...] = (TypeError, ValueError, ArithmeticError, LookupError, *others)
     caught: tuple[type[Exception], ...] = (*kinds, InstantiationException)
     try:
         yield
     except caught as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if not isinstance(cause, kinds):
+        if cause is None or isinstance(cause, ConfigError) or not isinstance(cause, kinds):
             raise
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        target = OmegaConf.select(cfg, key)._target_
         raise ConfigError(
-            f"{group}={cfg[group]._target_} could not be constructed ({reason}). Try other values of {group}.*"
+            f"{key}={target} could not be constructed ({first_line(cause)}). Try other values of {key}.*"
         ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the text of an error, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def build_trainer(cfg: DictConfig, callbacks: list[Callback], length: dict[str, Any]) -> Trainer:
@@ -98,21 +151,44 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], length: dict[str, 
     Raises:
         ConfigError: Lightning's Trainer rejects an option or its value.
     """
-    with construction_errors(cfg, "trainer", ValueError, MisconfigurationException):
-        make = instantiate(cfg.trainer, _partial_=True)
+    with construction_errors(cfg, "trainer", MisconfigurationException, ImportError):
+        make = instantiate(cfg.trainer, _partial_=True, _convert_="all")
         added = make.keywords.get("callbacks") or []
-        trainer: Trainer = make(callbacks=[*([added] if isinstance(added, Callback) else added), *callbacks], **length)
+        added = [added] if isinstance(added, Callback) else list(added)
+        if wrong := [callback for callback in added if not isinstance(callback, Callback)]:
+            raise ConfigError(
+                f"trainer.callbacks: expected callbacks of Lightning, got {wrong[0]!r}. Try '+trainer.callbacks=[{{_target_: "
+                "my_module.MyCallback}]'."
+            )
+        trainer: Trainer = make(callbacks=[*added, *callbacks], **length)
+    check_kind(cfg, "trainer", trainer, Trainer)
     return trainer
 
 
-def shared_first_task_key(cfg: DictConfig, strategy: Strategy) -> str | None:
+def build_logger(cfg: DictConfig, name: str, context: LoggerContext) -> Logger:
+    """Return the logger that ``cfg.logger`` describes under ``name``.
+
+    Raises:
+        ConfigError: It rejects its options, or it is not a logger of Lightning.
+    """
+    key = f"logger.{name}"
+    with construction_errors(cfg, key):
+        logger: Logger = instantiate(cfg.logger[name])(context)
+    check_kind(cfg, key, logger, Logger)
+    return logger
+
+
+def shared_first_task_key(cfg: DictConfig, strategy: Strategy, fingerprint: Mapping[str, str]) -> str | None:
     """Return the hash of everything that affects the first task of a run until its consolidation.
+
+    This includes the contents of the data and the versions of clbench and torch.
 
     Runs of a sweep with the same key can share the training of their first task.
 
     Args:
         cfg: The configuration of the run.
         strategy: The strategy that ``cfg.strategy`` describes.
+        fingerprint: Fingerprints of the data, see ``TaskSequence``. Empty if the data were not read, for an estimate.
 
     Returns:
         16 hex digits. None if sharing is off, or if the length of the first task is not known in advance (``patience``).
@@ -120,7 +196,8 @@ def shared_first_task_key(cfg: DictConfig, strategy: Strategy) -> str | None:
     if not cfg.share_first_task or cfg.patience is not None:
         return None
     options: Any = OmegaConf.to_container(cfg.strategy, resolve=True)
-    return first_task_hash(cfg, strategy.first_task_options(options))
+    environment = {"data": dict(fingerprint), **{package: version(package) for package in ("clbench", "torch")}}
+    return first_task_hash(cfg, strategy.first_task_options(options), environment)
 
 
 def outputs_of(sequence: TaskSequence, loss: str) -> list[int]:

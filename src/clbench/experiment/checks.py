@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from lightning import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.config.options import budget
 from clbench.data import TaskSequence
+from clbench.data.batches import left_out
 from clbench.errors import ConfigError
 from clbench.experiment.launch import Launch
 from clbench.strategies import Strategy
+
+REJECTED = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError)
+"""Errors with which optimisers and schedulers reject their options."""
 
 
 def check_launch(cfg: DictConfig, launch: Launch) -> None:
@@ -55,26 +64,66 @@ def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequen
 
 
 def check_optimizer(cfg: DictConfig, net: nn.Module) -> None:
-    """Raise ConfigError if the optimiser or the scheduler cannot be constructed with its options."""
+    """Raise ConfigError if the optimiser or the scheduler cannot be constructed, or fails at a step on copies of the weights."""
+    on_gpu = cfg.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    weights = [nn.Parameter(p.detach().to("cuda" if on_gpu else "cpu", copy=True)) for p in net.parameters()]
+    for copy in weights:
+        copy.grad = torch.zeros_like(copy)
     try:
-        optimizer = instantiate(cfg.optimizer.make)(net.parameters())
-    except (TypeError, ValueError, RuntimeError) as error:
+        optimizer = instantiate(cfg.optimizer.make, _convert_="all")(weights)
+        check_made("optimizer", cfg.optimizer.make, optimizer, Optimizer)
+        optimizer.step(lambda: torch.zeros(()))
+    except REJECTED as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(
-            f"optimizer={cfg.optimizer.make._target_} could not be constructed ({error}). Try other values of optimizer.make.*"
+            f"optimizer={cfg.optimizer.make._target_} could not be constructed or stepped ({error}). Try other values of "
+            "optimizer.make.* or another optimizer."
         ) from error
     if cfg.scheduler.make is None:
         return
     length = cfg.scheduler.get("length")
     try:
-        schedule = instantiate(cfg.scheduler.make)(optimizer, **({} if length is None else {length: 10}))
+        schedule = instantiate(cfg.scheduler.make, _convert_="all")(
+            optimizer, **({} if length is None else {length: 10})
+        )
+        check_made("scheduler", cfg.scheduler.make, schedule, LRScheduler)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that the optimiser has not made a step
+            warnings.simplefilter("ignore")  # torch warns that the optimiser has made no step since
             schedule.step()
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except REJECTED as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(
             f"scheduler={cfg.scheduler.make._target_} could not be constructed or stepped ({error}). Try other values of "
             "scheduler.make.* or another scheduler."
         ) from error
+
+
+def check_augmentation(sequence: TaskSequence) -> None:
+    """Raise ConfigError if the augmentation fails on images of the shape of the data, or changes their shape."""
+    if sequence.augment is None:
+        return
+    images = torch.zeros(2, *sequence.shape, dtype=torch.uint8)  # (N, C, H, W)
+    try:
+        shape = tuple(sequence.augment(images, 0).shape[1:])
+    except REJECTED as error:
+        raise ConfigError(
+            f"data.augment fails on images of shape {sequence.shape} ({error}). Try other options of it."
+        ) from error
+    if shape != tuple(sequence.shape):
+        raise ConfigError(
+            f"data.augment: expected images of shape {sequence.shape} as given, got {shape}. Try other options of it."
+        )
+
+
+def check_made(group: str, make: DictConfig, found: Any, kind: type) -> None:
+    """Raise ConfigError if ``found``, which ``make`` of the group describes, is not of the type ``kind``."""
+    if not isinstance(found, kind):
+        raise ConfigError(
+            f"{group}.make._target_={make._target_}: expected a {kind.__module__}.{kind.__name__}, got "
+            f"{type(found).__module__}.{type(found).__name__}. Try another class."
+        )
 
 
 def check_precision(precision: Any) -> None:
@@ -85,13 +134,60 @@ def check_precision(precision: Any) -> None:
         )
 
 
-def check_device(accelerator: str, devices: Any) -> None:
-    """Raise ConfigError if the devices of the Trainer are not available."""
-    if accelerator not in ("gpu", "cuda"):
-        return
-    available = torch.cuda.device_count()
-    if available == 0:
+def check_device(accelerator: Any) -> None:
+    """Raise ConfigError if the Trainer needs a GPU and there is none."""
+    if accelerator in ("gpu", "cuda") and torch.cuda.device_count() == 0:
         raise ConfigError(f"trainer.accelerator={accelerator}: expected a GPU, found none. Try trainer=cpu.")
-    highest = devices if isinstance(devices, int) else max(devices) + 1 if not isinstance(devices, str) else 1
-    if highest > available:
-        raise ConfigError(f"trainer.devices={devices}: found {available} GPUs. Try fewer devices or trainer=cpu.")
+
+
+def check_processes(trainer: Trainer, sequence: TaskSequence, distribution: str) -> None:
+    """Raise ConfigError if the processes of ``trainer`` cannot share the work.
+
+    Args:
+        trainer: A Trainer of the run.
+        sequence: The tasks.
+        distribution: The option ``trainer.strategy``, which says how processes are started.
+    """
+    devices, processes = trainer.num_devices, trainer.num_devices * trainer.num_nodes
+    if processes == 1:
+        return
+    if distribution == "auto":
+        raise ConfigError(
+            f"trainer.devices={devices}, trainer.num_nodes={trainer.num_nodes}: expected one process without trainer=ddp. Try "
+            f"trainer=ddp trainer.devices={devices}."
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and devices > cores:
+        raise ConfigError(
+            f"trainer.devices={devices}: expected at most {cores}, the number of cores. Try trainer.devices={cores}."
+        )
+    if sequence.batch_size % processes:
+        raise ConfigError(
+            f"batch_size={sequence.batch_size}: expected a multiple of the {processes} processes that share a batch. Try "
+            f"batch_size={-(-sequence.batch_size // processes) * processes}."
+        )
+
+
+def examples_left_out(trainer: Trainer, sequence: TaskSequence, strategy: Strategy) -> int:
+    """Return the largest number of examples of a task that several processes leave out in each epoch."""
+    processes = trainer.num_devices * trainer.num_nodes
+    if processes == 1 or sequence.drop_last:
+        return 0
+    examples = [strategy.training_data(sequence, index).examples for index in range(len(sequence))]
+    return max(left_out(number, sequence.batch_size, processes) for number in examples)
+
+
+def check_limits(cfg: DictConfig, strategy: Strategy, sequence: TaskSequence) -> None:
+    """Raise ConfigError if an option of the Trainer leaves no training batch of a task."""
+    for name in ("limit_train_batches", "overfit_batches"):
+        limit = cfg.trainer.get(name)
+        if not isinstance(limit, int | float) or limit < 0 or (name == "overfit_batches" and limit == 0):
+            continue  # it is not set, or the Trainer refuses it
+        for index in range(len(sequence)):
+            examples, size = strategy.training_data(sequence, index).examples, sequence.batch_size
+            batches = examples // size if sequence.drop_last else -(-examples // size)
+            if (limit if isinstance(limit, int) else int(limit * batches)) == 0:
+                raise ConfigError(
+                    f"trainer.{name}={limit}: expected at least one training batch, got none of the {batches} batches of task "
+                    f"{index + 1}. Remove the option, or try trainer.{name}=1 for one batch."
+                )

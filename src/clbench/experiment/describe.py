@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from clbench.config.arguments import connections
 from clbench.config.hashing import decisive
 from clbench.config.options import OPTIONS, options_of
 from clbench.data import TaskSequence
+from clbench.data.fingerprint import check_same_data
+from clbench.data.source import current_fingerprint
+from clbench.errors import ConfigError
 from clbench.learner import Learner
 
 
@@ -28,6 +36,8 @@ def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learn
             "tasks": len(sequence),
             "classes": [list(split.classes) for split in sequence.definitions],
             "examples": [task.examples for task in sequence],
+            "fingerprint": sequence.fingerprint,
+            "source_depends_on_seed": bool(connections(cfg, "data", ["seed"]).get("source")),
         },
         "net": {"name": choices.net, "parameters": sum(p.numel() for p in learner.parameters())},
         "seed": cfg.seed,
@@ -35,6 +45,39 @@ def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learn
         "machine": {"device": device(cfg.trainer.accelerator), "system": platform.platform(terse=True)},
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
     }
+
+
+def fingerprint_in(metrics: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the fingerprints of the data in the contents of metrics.json, None for a run of an earlier version."""
+    data = metrics.get("data")
+    return data.get("fingerprint") if isinstance(data, dict) else None
+
+
+def compare_with_current_data(metrics: Mapping[str, Any], cfg: DictConfig, path: Path) -> bool:
+    """Return whether the data could be compared with those of a complete run, without downloading or building anything.
+
+    Args:
+        metrics: Contents of metrics.json.
+        cfg: The configuration of the run.
+        path: The run's folder.
+
+    Raises:
+        OtherRun: The data have changed since the run.
+    """
+    stored, current = fingerprint_in(metrics), None
+    if stored is None:
+        return True
+    try:
+        source = instantiate(cfg.data.source, _convert_="all")
+        current = current_fingerprint(source, cfg.data.get("resize"))
+    except (
+        ConfigError,
+        InstantiationException,
+    ):  # the data or its code are not on this machine; the results are complete
+        return False
+    if current is not None:
+        check_same_data(stored, current, path)
+    return current is not None
 
 
 def flat(cfg: DictConfig, choices: DictConfig, about: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from time import perf_counter
@@ -11,31 +11,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from clbench.config.arguments import translate, translate_errors
 from clbench.config.display import Display, print_once
+from clbench.config.keys import check_keys
 from clbench.config.known_names import refuse_renamed
 from clbench.config.messages import silence_lightning
-from clbench.config.options import budget, check_numbers, drop_foreign_options, refuse_foreign_options
+from clbench.config.options import budget, drop_foreign_options, refuse_foreign_options, refuse_other_names
+from clbench.config.values import check_annotations, check_rules
+from clbench.data.fingerprint import check_same_data
 from clbench.errors import ConfigError
-from clbench.experiment.build import build, build_trainer
-from clbench.experiment.checks import check_device, check_launch, check_precision
-from clbench.experiment.describe import describe, flat, plan
+from clbench.experiment.build import build, build_logger, build_trainer, construct
+from clbench.experiment.checks import check_device, check_launch, check_precision, check_processes, examples_left_out
+from clbench.experiment.describe import compare_with_current_data, describe, fingerprint_in, flat, plan
 from clbench.experiment.launch import Launch
 from clbench.experiment.session import (
     discard_unused_folder,
     exclusive_run,
     open_run_folder,
     print_status,
+    restore_config,
     save_config,
     shared_first_task_of,
 )
 from clbench.metrics.registry import load_metrics
-from clbench.runs.folder import FINISHED, learned
+from clbench.runs.folder import FINISHED, PARTIAL, is_finished
+from clbench.runs.nesting import check_new_run
 from clbench.runs.objective import add_new_metrics, objective
 from clbench.training.loggers import LoggerContext
 from clbench.training.loop import LoopOptions, TaskLoop, empty_results
@@ -81,15 +85,19 @@ class Experiment:
 
     def check(self) -> None:
         """Raise ConfigError for mistakes that can be found before anything is built."""
+        check_new_run(self.launch.folder, self.launch.sweep)
         refuse_renamed(self.cfg)
-        check_numbers(self.cfg)
+        check_keys(self.cfg, self.launch.choices)
+        refuse_other_names(self.cfg)
+        check_rules(self.cfg)
         check_launch(self.cfg, self.launch)
         if self.launch.sweep is None:
             refuse_foreign_options(self.cfg, self.launch.choices["strategy"])
         else:
             drop_foreign_options(self.cfg)
-        check_device(self.cfg.trainer.accelerator, self.cfg.trainer.devices)
+        check_device(self.cfg.trainer.accelerator)
         check_precision(self.cfg.trainer.get("precision"))
+        check_annotations(self.cfg, ("data", "scenario", "net", "optimizer", "scheduler", "trainer", "logger"))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -106,29 +114,40 @@ class Experiment:
     @property
     def is_finished(self) -> bool:
         """Whether an earlier process has learned all tasks."""
-        return self.earlier is not None and self.earlier["status"] == FINISHED
+        return self.earlier is not None and is_finished(self.earlier)
 
     def reuse(self) -> float | None:
         """Return the objective of a finished run. Metrics of the user that metrics.json lacks are computed and added first."""
         assert self.earlier is not None
+        if self.is_first_process:
+            restore_config(self.cfg, self.launch)
+        compared = compare_with_current_data(self.earlier, self.cfg, self.folder.path)
         results, added = add_new_metrics(self.folder, self.earlier, self.cfg.metrics.extra)
         if added:
             self.display.note(f"added to metrics.json: {', '.join(added)}")
-        self.display.note(f"this run is already complete: {self.folder.path}")
+        state = "finished, but partial" if results["status"] == PARTIAL else "complete"
+        hint = "" if compared else " (its data could not be compared with the current data)"
+        self.display.note(f"this run is already {state}: {self.folder.path}{hint}")
         return objective(results, self.cfg.objective)
 
     def build(self) -> None:
         """Build the tasks, learner, strategy and loop, check that they fit together, and print the plan."""
         self.metrics = load_metrics(self.cfg.metrics.extra)
         self.sequence, self.learner, self.strategy = build(self.cfg)
-        # these two calls only check epochs, steps and objective before the training
+        # these calls only check options before the training
         budget(self.cfg, 0, len(self.sequence))
         objective(empty_results(self.sequence, self.metrics), self.cfg.objective)
+        for name in self.cfg.logger:
+            construct(self.cfg, f"logger.{name}", Callable)
+        trainer = self._trainer(0, [])
+        check_processes(trainer, self.sequence, self.cfg.trainer.get("strategy", "auto"))
         # describe the net before the loop attaches the strategy, which may add parameters
         parts = (self.cfg, self.launch.choices, self.sequence, self.learner)
         self.about = describe(*parts) | {"config_hash": self.folder.config_hash}
+        if self.earlier is not None:
+            check_same_data(fingerprint_in(self.earlier), self.sequence.fingerprint, self.folder.path)
         shown = plan(*parts)
-        shared = shared_first_task_of(self.cfg, self.strategy, self.launch.sweep)
+        shared = shared_first_task_of(self.cfg, self.strategy, self.launch.sweep, self.sequence.fingerprint)
         names = LoopOptions.__dataclass_fields__.keys() - {"metrics"}
         options = LoopOptions(**{name: self.cfg[name] for name in names}, metrics=self.metrics)
         self.loop = TaskLoop(
@@ -137,16 +156,21 @@ class Experiment:
         self.loop.monitor.translate = partial(translate, cfg=self.cfg, group="strategy")
         self.loop.outside = perf_counter() - self._began
         self.display.plan(shown)
+        if fewer := examples_left_out(trainer, self.sequence, self.strategy):
+            self.display.note(
+                f"the processes share each batch equally, and leave out up to {fewer} examples of a task in each epoch"
+            )
 
     def resume(self) -> None:
         """Save the configuration, and resume from the newest checkpoint if there is one."""
         if self.is_first_process:
             save_config(self.cfg, self.launch)
         if self.earlier is not None:
-            self.display.note(f"resuming after task {learned(self.earlier)}/{len(self.sequence)}")
             seconds = self.earlier["seconds"]
             self.loop.outside += seconds["total"] - total_seconds(seconds)
         self.loop.resume()
+        if self.loop.next_task:
+            self.display.note(f"resuming after task {self.loop.next_task}/{len(self.sequence)}")
 
     def train_tasks(self) -> None:
         """Train the remaining tasks in order, with the configured loggers."""
@@ -180,7 +204,7 @@ class Experiment:
         if self.loop.tasks < len(self.sequence):
             self._print_status(f"{self.loop.tasks} of {len(self.sequence)} tasks")
             return None  # metrics.json contains the metrics so far
-        results = self.results(FINISHED)
+        results = self.results(PARTIAL if self.loop.partial else FINISHED)
         value = objective(results, self.cfg.objective)
         if self.is_first_process:
             try:
@@ -189,6 +213,12 @@ class Experiment:
                 self.folder.write_metrics(results)
             self.display.summary(results, self.metrics, self.folder.path)
             shown = "-" if value is None else f"{value:.4f}"
+            if self.loop.partial:
+                more = f" and {len(self.loop.partial) - 1} more" if len(self.loop.partial) > 1 else ""
+                self.display.warn(
+                    f"this run is partial, so reports exclude it from means: {self.loop.partial[0]}{more}"
+                )
+                shown = f"partial, {shown}"
             self._print_status(f"{shown}, {results['seconds']['total']:.1f} s")
         return value
 
@@ -211,7 +241,7 @@ class Experiment:
         report = self.display.note if self.launch.sweep is None else print_once
         shared = self.launch.sweep or self.folder.path
         context = LoggerContext(self.folder.path, shared, self.loop.next_task, about, report)
-        return [instantiate(logger)(context) for logger in self.cfg.logger.values()]
+        return [build_logger(self.cfg, str(name), context) for name in self.cfg.logger]
 
     def _print_status(self, result: str) -> None:
         if self.launch.sweep is not None:

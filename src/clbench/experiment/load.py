@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from clbench.config.hashing import content_hash
 from clbench.config.messages import user_message
 from clbench.data import TaskSequence
+from clbench.data.fingerprint import check_same_data
 from clbench.errors import ConfigError
 from clbench.experiment.build import build
+from clbench.experiment.trust import check_trust
 from clbench.learner import Learner
 from clbench.nets import Net
-from clbench.runs.config_file import configuration, read_config
+from clbench.runs.config_file import FILE, configuration, read_config
 from clbench.runs.folder import checkpoints
 from clbench.strategies import Strategy
-from clbench.training.checkpointing import check_schema
+from clbench.training.checkpoint_file import read_checkpoint
 from clbench.training.loop import restore
 
 
@@ -51,16 +54,19 @@ class LoadedRun(NamedTuple):
         return self.learner.net  # type: ignore[return-value]
 
 
-def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
+def load(folder: str | os.PathLike[str], task: int | None = None, *, trust: Sequence[str] = ()) -> LoadedRun:
     """Rebuild the net, the strategy and the data of a run after ``task`` from its folder.
 
     Args:
         folder: ``output_dir`` of the run, or the folder of one run in a sweep.
         task: Index of a task with a checkpoint, None for the last finished task.
+        trust: Modules, or full names of functions and classes, that the configuration may name in addition to those of
+            clbench, torch and torchvision, such as ``["my_module"]``. They can execute any code.
 
     Raises:
-        ConfigError: ``folder`` has no run or no checkpoint of the task, its configuration or the code has changed since the
-            checkpoint was written, or the data is not available.
+        ConfigError: ``folder`` has no run or no checkpoint of the task, it names code that is neither in ``trust`` nor on the
+            list of ``clbench.experiment.trust``, its configuration or the code has changed since the checkpoint was written,
+            or the data is not available or has changed.
 
     Example:
         >>> run = clbench.load("outputs/a", task=3)  # doctest: +SKIP
@@ -70,6 +76,8 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
     """
     folder = Path(folder).expanduser()
     content = read_config(folder)
+    cfg = configuration(content)
+    check_trust(OmegaConf.to_container(cfg, resolve=True), folder / FILE, cfg.data_dir, trust)  # type: ignore[arg-type]
     saved = checkpoints(folder)
     if not saved:
         raise ConfigError(
@@ -82,12 +90,10 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
             f"task={task}: expected a task with a checkpoint in {folder}, one of {', '.join(map(str, saved))} (counted from 0). "
             "Try a run with checkpoints=all, which keeps every task."
         )
-    cfg = configuration(content)
-    state = torch.load(saved[task], map_location="cpu", weights_only=True)
-    check_schema(saved[task], state)
+    state = read_checkpoint(saved[task], "Try the checkpoint of another task, or train the run again.")
     if content_hash(cfg) != content["content_hash"] or content["config_hash"] != state["config_hash"]:
         raise ConfigError(
-            f"{folder / 'config.json'}: expected configuration {state['config_hash']}, with which {saved[task]} was written, but "
+            f"{folder / FILE}: expected configuration {state['config_hash']}, with which {saved[task]} was written, but "
             "the file was changed. Try the original file."
         )
     cfg.init_from = None  # the weights come from the checkpoint
@@ -95,6 +101,7 @@ def load(folder: str | os.PathLike[str], task: int | None = None) -> LoadedRun:
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):  # building a net draws initial weights
             sequence, learner, strategy = build(cfg)
+            check_same_data(state.get("fingerprint"), sequence.fingerprint, folder)
             strategy.attach(learner, sequence)
             restore(state, learner, strategy)
     except ConfigError:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clbench.config.hashing import config_hash, decisive, derived_keys, differing, leaves
 from clbench.config.messages import user_message
-from clbench.errors import OtherRun
+from clbench.errors import ConfigError, OtherRun
 from clbench.experiment.build import shared_first_task_key
 from clbench.experiment.launch import Launch
 from clbench.runs import sweep_log
@@ -35,7 +35,10 @@ def open_run_folder(cfg: DictConfig, choices: Mapping[str, Any], path: Path) -> 
     try:
         return RunFolder(path, config_hash(cfg, choices), cfg.checkpoints)
     except OtherRun as error:
-        content = read_config(path)
+        try:
+            content = read_config(path)
+        except ConfigError:  # without config.json the differences are unknown
+            raise error from None
         pairs = differing(*(dict(leaves(decisive(each))) for each in (configuration(content), cfg)))
         derived = content["derived"].keys() | derived_keys(cfg).keys()
         keys = sorted((key for key in pairs if key not in derived), key=lambda key: key.count("."))
@@ -69,30 +72,42 @@ def exclusive_run(folder: RunFolder, sweep: Path | None) -> Iterator[None]:
             if not folder.path.is_dir():
                 raise
             message = user_message(error) or repr(error)
-            reason.write_text(f"{message}\n\n{''.join(format_exception(error))}", encoding="utf-8")
-            if sweep is not None:
-                print_status(sweep, folder.path, f"failed: {message}")
+            text = f"{message}\n\n{''.join(format_exception(error))}"
+            with suppress(OSError):  # a full disk must not replace the reason of the failure
+                atomically(reason, partial(Path.write_text, data=text, encoding="utf-8"))
+                if sweep is not None:
+                    print_status(sweep, folder.path, f"failed: {message}")
             raise
 
 
 def discard_unused_folder(path: Path) -> None:
     """Remove the folder of a run if it contains nothing except for the lock and the log."""
-    if path.is_dir() and {file.name for file in path.iterdir()} <= {".lock", "train.log"}:
-        with suppress(OSError):  # Windows does not remove open files
+    with suppress(OSError):  # there is no such folder, or it may not be changed; Windows does not remove open files
+        if {file.name for file in path.iterdir()} <= {".lock", "train.log"}:
             for file in path.iterdir():
                 file.unlink()
             path.rmdir()
 
 
-def shared_first_task_of(cfg: DictConfig, strategy: Strategy, sweep: Path | None) -> SharedFirstTask | None:
+def shared_first_task_of(
+    cfg: DictConfig, strategy: Strategy, sweep: Path | None, fingerprint: Mapping[str, str]
+) -> SharedFirstTask | None:
     """Return the first task that the run shares with other runs of its ``sweep``, None without sharing."""
-    key = None if sweep is None else shared_first_task_key(cfg, strategy)
+    key = None if sweep is None else shared_first_task_key(cfg, strategy, fingerprint)
     return None if key is None or sweep is None else SharedFirstTask(sweep / "shared_first_tasks", key)
 
 
 def print_status(sweep: Path, folder: Path, result: str) -> None:
     """Print the status line of a run of a sweep that has ended."""
     print(sweep_log.end(sweep, folder.name, result), file=sys.stderr, flush=True)
+
+
+def restore_config(cfg: DictConfig, launch: Launch) -> None:
+    """Write config.json of a finished run again if it is missing or damaged. All its values follow from the command."""
+    try:
+        read_config(launch.folder)
+    except ConfigError:
+        save_config(cfg, launch)
 
 
 def save_config(cfg: DictConfig, launch: Launch) -> None:

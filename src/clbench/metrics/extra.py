@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import getdoc, signature
+from keyword import iskeyword
 from pkgutil import resolve_name
 from typing import Any
 
@@ -28,11 +29,12 @@ GROUP = "clbench.metrics"
 RESERVED = {
     *("accuracy_matrix", "initial_accuracy", "per_task", "within_tasks", "validation", "extra_metrics"),
     *("strategy", "data", "net", "seed", "eval_every", "config_hash", "machine", "versions", "status", "schema"),
-    *("seconds", "importance", "shared_first_task", "warnings"),
+    *("seconds", "importance", "shared_first_task", "warnings", "partial"),
     *("folder", "problem", "scenario", "tasks", "chance", "overrides", "config", "options"),
     *("benchmark", "method", "setup", "lam", "gamma", "fisher", "samples", "fisher_batch", "memory"),
+    *("seeds", "selected", "oracle", "lam_count", "Index"),
 }
-"""Names that metrics.json or the columns of ``clbench.read`` already use."""
+"""Names that metrics.json, the columns of ``clbench.read`` or those of a report already use."""
 
 EVERYWHERE = ("run", "terminal", "tex")
 
@@ -87,7 +89,7 @@ def make_metric(function: Function, origin: str) -> Metric:
     name = getattr(function, "__name__", "")
     if not callable(function) or not name.isidentifier():
         raise ConfigError(f"{origin}: expected a function, got {function!r}.")
-    if name in RESERVED:
+    if not is_free(name):
         raise ConfigError(f"{origin}: {name} is already a key of metrics.json or a column. Rename the function.")
     try:
         parameters = list(signature(function).parameters)
@@ -109,6 +111,22 @@ def make_metric(function: Function, origin: str) -> Metric:
     )
     _check(metric, origin)
     return metric
+
+
+def is_free(name: str) -> bool:
+    """Return whether a metric may have this name: an attribute of a row of a table, with an interval ``NAME_ci``."""
+    is_attribute = name.isidentifier() and not iskeyword(name) and not name.startswith("_")
+    return is_attribute and name not in RESERVED and not name.endswith("_ci")
+
+
+def is_description(name: str, about: Any) -> bool:
+    """Return whether the value ``about`` of a metrics.json describes a metric that tables can show."""
+    if not isinstance(about, dict) or not is_free(name) or about.get("higher_is_better") not in (True, False, None):
+        return False
+    try:
+        return bool(format(0.5, str(about.get("format", "z.3f"))))
+    except ValueError:
+        return False
 
 
 def _import(path: str, origin: str) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from inspect import signature
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clbench.errors import ConfigError
 from clbench.metrics.formulas import MidTaskEvaluation
 
 Function = Callable[..., float | None]
@@ -92,13 +94,30 @@ class Metric:
         matrix = matrix.view()
         matrix.flags.writeable = False  # a metric must not change the matrix for the next one
         given = {"matrix": matrix, "initial": initial, "mid_task": mid_task}
-        value = self.function(**{name: given[name] for name in signature(self.function).parameters})
+        value = self.function(**{name: given[name] for name in _parameters(self.function)})
         return None if value is None else float(value)
+
+    def compute_or_explain(self, *inputs: Any) -> float | None:
+        """Return ``compute(*inputs)``.
+
+        Raises:
+            ConfigError: The function, which may be the user's, fails.
+        """
+        try:
+            return self.compute(*inputs)
+        except Exception as error:
+            raise ConfigError(
+                f"metric {self.name} fails on the accuracies of this run: {type(error).__name__}: {error}. Correct it or "
+                "leave it out, and rerun the same command."
+            ) from error
 
     def read_from(self, results: Results) -> float:
         """Return the value of a run from its metrics.json, nan if there is none.
 
         A run of an older version may lack the key. Then the value is computed if all inputs of ``function`` are available.
+
+        Raises:
+            ConfigError: ``function`` fails.
         """
         if self.read is not None:
             value = self.read(results)
@@ -111,14 +130,21 @@ class Metric:
     def _recompute(self, results: Results) -> float | None:
         """Compute the value from the accuracies in metrics.json."""
         matrix = np.array(results["accuracy_matrix"], dtype=float)
-        taken = signature(self.function).parameters if self.function is not None else ()
-        scenario = results.get("data", {}).get("scenario")
+        taken = _parameters(self.function) if self.function is not None else ()
+        scenario = (results.get("data") or {}).get("scenario")
         if not np.isfinite(matrix).all() or ("mid_task" in taken and "within_tasks" not in results):
             return None
         if ("initial" in taken and "initial_accuracy" not in results) or (
             scenario is None and self.needs_shared_outputs
         ):
             return None
-        initial = np.array(results.get("initial_accuracy", [None]), dtype=float)
+        initial = np.array(results.get("initial_accuracy") or [None], dtype=float)
         mid_task = [MidTaskEvaluation(**evaluation) for evaluation in results.get("within_tasks") or []]
-        return self.compute(matrix, initial if np.isfinite(initial).all() else None, mid_task, scenario == "domain")
+        b = initial if np.isfinite(initial).all() else None
+        return self.compute_or_explain(matrix, b, mid_task, scenario == "domain")
+
+
+@cache
+def _parameters(function: Function) -> tuple[str, ...]:
+    """Return the names of the parameters, found once, because a report computes the metrics of thousands of runs."""
+    return tuple(signature(function).parameters)

@@ -165,7 +165,7 @@ _RECORDS = (
     Metric(
         "bytes",
         "bytes of importance that the strategy stores, maximum over tasks",
-        read=lambda results: max((task.get("bytes", 0) for task in results.get("importance") or []), default=None),
+        read=lambda results: max((task.get("bytes") or 0 for task in results.get("importance") or []), default=None),
         unit="bytes",
         format=_format_bytes,
         heading="importance size",
@@ -259,7 +259,7 @@ def summarize(
     computed = [metric for metric in metrics.values() if metric.function is not None]
     if not np.isfinite(r).all():
         return dict.fromkeys(metric.name for metric in computed)
-    return {metric.name: _computed(metric, r, b, mid_task, shares_outputs) for metric in computed}
+    return {metric.name: metric.compute_or_explain(r, b, mid_task, shares_outputs) for metric in computed}
 
 
 def add_metrics(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[str, Any]:
@@ -268,21 +268,11 @@ def add_metrics(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> di
     shares_outputs, validation = results["data"]["scenario"] == "domain", results["validation"]
     initial = None if None in results["initial_accuracy"] else results["initial_accuracy"]
     inside = [MidTaskEvaluation(**evaluation) for evaluation in results["within_tasks"]]
-    more = {"extra_metrics": results["extra_metrics"] | describe_extra(missing)}
+    more = {"extra_metrics": (results.get("extra_metrics") or {}) | describe_extra(missing)}
     if validation is not None:
         of_validation = summarize(missing, validation["accuracy_matrix"], shares_outputs=shares_outputs)
         more["validation"] = {**validation, **of_validation}
     return {**results, **summarize(missing, results["accuracy_matrix"], initial, inside, shares_outputs), **more}
-
-
-def _computed(metric: Metric, *inputs: Any) -> float | None:
-    try:
-        return metric.compute(*inputs)
-    except Exception as error:
-        raise ConfigError(
-            f"metric {metric.name} fails on the accuracies of this run: {type(error).__name__}: {error}. Correct it or leave "
-            "it out, and rerun the same command to finish the run."
-        ) from error
 
 
 def describe_extra(metrics: Mapping[str, Metric]) -> dict[str, dict[str, object]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from clbench.errors import ConfigError
+from clbench.nets.torch_file import read_file
 
 KEYS = ("learner", "state_dict")
 """Keys of the weights in a checkpoint: in ``task_<t>.ckpt`` of a run, in a checkpoint of Lightning."""
@@ -31,7 +30,7 @@ def init_from(body: nn.Module, path: str | Path) -> None:
         ConfigError: There is no such file, it contains no weights, or the weights do not fit ``body`` exactly.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save(nn.Linear(3, 2).state_dict(), f"{folder}/body.pt")
         ...     init_from(nn.Linear(3, 2), f"{folder}/body.pt")
@@ -59,17 +58,11 @@ def init_from(body: nn.Module, path: str | Path) -> None:
 
 def _weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of the body in the file, by their names in the body."""
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(
             f"init_from={path}: expected a file. Try checkpoints/task_<t>.ckpt of a run, or a saved state_dict"
         )
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ConfigError(
-            f"init_from={path} cannot be read with weights_only ({str(error).splitlines()[0]}). Save the net's state_dict(), "
-            "not the net"
-        ) from error
+    found: Any = read_file(path, "Save the net's state_dict(), not the net, or try another file.", "init_from")
     for key in KEYS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

@@ -29,14 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Write the report and return its folder.
 
     Raises:
-        ConfigError: A folder contains no runs, no run is complete, or the output cannot be a folder.
+        ConfigError: A folder contains no runs, no run is complete, or the output folder cannot be created.
     """
     options = make_parser().parse_args(arguments)
     # these imports take a second, which --help and wrong arguments do not need
     from clbench.metrics.registry import metrics_of
     from clbench.report import tables
     from clbench.report.benchmark import split_benchmarks
+    from clbench.report.output import make_folder
     from clbench.report.summary import select_lam, selected_rows, summarize_seeds
+    from clbench.runs.names import printable
     from clbench.runs.read import read
 
     folders, output = [Path(folder) for folder in options.folders], Path(options.output)
@@ -44,12 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     complete = runs[runs.status == "complete"]
     if complete.empty:
         first = runs.iloc[0]
-        raise ConfigError(f"expected a complete run, got {len(runs)} incomplete ones. {first.folder}: {first.problem}")
+        raise ConfigError(
+            f"expected a complete run, got {len(runs)} incomplete ones. {printable(first.folder)}: {first.problem}"
+        )
     setups = select_lam(summarize_seeds(complete), options.select)
     rows = selected_rows(setups)
     benchmarks = split_benchmarks(complete, setups, options.select)
     metrics = metrics_of(complete.extra_metrics)
-    _make_folder(output)
+    make_folder(output)
     write_page(options.title, _describe_sources(folders), runs, benchmarks, output)
     tables.write_csv(setups, metrics, output / "summary.csv")
     tables.write_tex(rows, metrics, options.select, output / "summary.tex")
@@ -68,17 +72,20 @@ def write_page(title: str, note: str, runs: DataFrame, benchmarks: Sequence[Benc
         output: Existing folder with a folder ``figures``.
     """
     from clbench.report.benchmark import section_context
-    from clbench.report.figures import draw_figures
+    from clbench.report.figures import FIGURES, draw_figures
+    from clbench.report.output import remove_old_figures, write_text
     from clbench.report.page import page_context, render_page
     from clbench.report.style import assign_colours
 
     colours = assign_colours(strategy for benchmark in benchmarks for strategy in benchmark.setups.strategy)
-    sections = []
+    sections, drawn = [], []
     for number, benchmark in enumerate(benchmarks):
         prefix = "" if len(benchmarks) == 1 else f"{number}_"
         figures = draw_figures(benchmark, colours, output / "figures", prefix) if number < MAX_DRAWN else {}
         sections.append(section_context(number, benchmark, figures, colours))
-    (output / "report.html").write_text(render_page(page_context(title, note, runs, sections)), encoding="utf-8")
+        drawn += [f"{prefix}{name}" for name in figures]
+    write_text(output / "report.html", render_page(page_context(title, note, runs, sections)))
+    remove_old_figures(output / "figures", FIGURES, drawn)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -99,13 +106,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _make_folder(output: Path) -> None:
-    try:
-        (output / "figures").mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ConfigError(f"--output {output}: expected a folder, got a file or a path below a file.") from None
-
-
 def _describe_sources(folders: Sequence[Path]) -> str:
     more = " and more" if len(folders) > 3 else ""
     return f"{', '.join(map(str, folders[:3]))}{more}, {datetime.now():%d %B %Y %H:%M}"
@@ -113,17 +113,22 @@ def _describe_sources(folders: Sequence[Path]) -> str:
 
 def _print_summary(tables: Sequence[Table], runs: DataFrame, output: Path) -> None:
     """Print the tables, the excluded runs and the path of the page."""
+    from rich.text import Text
+
+    from clbench.runs.names import printable
+
     terminal = console()
     for table in tables:
         terminal.print(table)
+    lines = []
     if len(tables) > MAX_DRAWN:
-        terminal.print(f"figures are drawn only for the {MAX_DRAWN} of {len(tables)} benchmarks with the most runs")
+        lines.append(f"figures are drawn only for the {MAX_DRAWN} of {len(tables)} benchmarks with the most runs")
     excluded = runs[runs.status != "complete"]
-    for row in excluded.head(MAX_PRINTED).itertuples():
-        terminal.print(f"{row.status}: {row.folder}: {row.problem}", soft_wrap=True, markup=False)
+    lines += [f"skipped: {row.folder} ({row.problem})" for row in excluded.head(MAX_PRINTED).itertuples()]
     if len(excluded) > MAX_PRINTED:
-        terminal.print(f"and {len(excluded) - MAX_PRINTED} more excluded runs, which the report lists")
-    terminal.print(f"report in {output / 'report.html'}", soft_wrap=True, markup=False)
+        lines.append(f"and {len(excluded) - MAX_PRINTED} more skipped runs, which the report lists")
+    for line in (*lines, f"report in {output / 'report.html'}"):
+        terminal.print(Text(printable(line)), soft_wrap=True)
 
 
 def cli() -> None:

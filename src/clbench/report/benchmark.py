@@ -12,7 +12,7 @@ from pandas import DataFrame, Series
 from clbench.metrics.registry import metrics_of
 from clbench.report import html_tables
 from clbench.report.columns import Metrics
-from clbench.report.summary import MIN_PAIRED_SEEDS, is_reference, paired_differences, selected_rows
+from clbench.report.summary import MAX_PAIRED, MIN_PAIRED_SEEDS, is_reference, paired_differences, selected_rows
 from clbench.runs.names import BASELINE_LABELS
 
 
@@ -87,12 +87,14 @@ def section_context(
         ),
         card(
             "Average accuracy",
-            "Mean and 95 % interval over seeds. Small dots: single seeds. Dotted line: chance, if it is close.",
+            "Mean and 95 % interval over seeds. Small dots: single seeds. Dotted line: chance, if it is close. "
+            "At most the 40 best rows are drawn.",
             figures.get("ranking"),
         ),
         card(
             "lam",
-            "Star: best lam on test data (oracle). Ring: selected lam. Band: 95 % interval over seeds.",
+            "Star: best lam on test data (oracle). Ring: selected lam. Band: 95 % interval over seeds. "
+            "At most the 12 best methods of a strategy are drawn.",
             figures.get("lam_curves"),
             html_tables.lam_table(setups) if benchmark.has_lams else None,
         ),
@@ -110,7 +112,7 @@ def section_context(
         card("Accuracy matrices", "Mean over seeds.", figures.get("matrices")),
         card(
             "Paired differences",
-            f"a - b over runs with the same seed, for at least {MIN_PAIRED_SEEDS} shared seeds. "
+            f"a - b over runs with the same seed, for at least {MIN_PAIRED_SEEDS} shared seeds of the {MAX_PAIRED} best rows. "
             "p: paired t-test, not corrected for multiple comparisons.",
             table=html_tables.differences_table(benchmark.differences) if len(benchmark.differences) else None,
         ),

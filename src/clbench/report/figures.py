@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +28,14 @@ from clbench.report.style import (
 )
 from clbench.report.summary import is_reference, pareto_front
 
+MAX_RANKED = 40  # rows of the figure of average accuracies, so that it fits on a page
 NAME_WIDTH = 42  # characters per line of a name; more would leave too little space for the data
 
 
 def draw_figures(benchmark: Benchmark, colours: Colours, folder: Path, prefix: str) -> dict[str, str]:
     """Write ``folder``/``prefix``NAME.png and .svg of each figure with data, and return the SVG for the page by NAME."""
-    setups, rows, runs = benchmark.setups, benchmark.rows, benchmark.runs
     with report_style():
-        drawn = {
-            "ranking": draw_ranking(runs, rows, colours),
-            "lam_curves": draw_lam_curves(setups, colours),
-            "over_tasks": draw_over_tasks(runs, rows, colours),
-            "tradeoff": draw_tradeoff(setups, colours),
-            "matrices": draw_matrices(runs, rows),
-        }
+        drawn = {name: draw(benchmark, colours) for name, draw in FIGURES.items()}
     figures = {}
     for name, labelled in drawn.items():
         if labelled is not None:
@@ -50,8 +45,8 @@ def draw_figures(benchmark: Benchmark, colours: Colours, folder: Path, prefix: s
 
 
 def draw_ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> LabelledFigure:
-    """Draw the average accuracy of each row, best at the top: mean, 95 % interval, and a small dot per seed."""
-    rows = rows.sort_values("average_accuracy", ignore_index=True)
+    """Draw the average accuracy of the best rows, best at the top: mean, 95 % interval, and a small dot per seed."""
+    rows = rows.sort_values("average_accuracy", ignore_index=True).tail(MAX_RANKED)
     names = [wrap(setup, NAME_WIDTH) for setup in rows.setup]
     line_breaks = max(name.count("\n") for name in names)
     figure = Figure(figsize=(WIDTH, max(0.34, 0.17 * (line_breaks + 1)) * len(rows) + 0.9), layout="constrained")
@@ -139,3 +134,13 @@ def draw_tradeoff(setups: DataFrame, colours: Colours) -> LabelledFigure | None:
     axes.set(xlabel="learning accuracy (better to the right)", ylabel="forgetting (better upwards)")
     add_legend_below(figure)
     return LabelledFigure(figure, "Forgetting against learning accuracy with the Pareto front", titles)
+
+
+FIGURES: dict[str, Callable[[Benchmark, Colours], LabelledFigure | None]] = {
+    "ranking": lambda b, colours: draw_ranking(b.runs, b.rows, colours),
+    "lam_curves": lambda b, colours: draw_lam_curves(b.setups, colours),
+    "over_tasks": lambda b, colours: draw_over_tasks(b.runs, b.rows, colours),
+    "tradeoff": lambda b, colours: draw_tradeoff(b.setups, colours),
+    "matrices": lambda b, colours: draw_matrices(b.runs, b.rows),
+}
+"""Figures by name. A figure without data is None."""

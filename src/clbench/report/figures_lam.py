@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from clbench.report.columns import format_interval
-from clbench.report.style import COLOURS, PAPER, WIDTH, Colours, LabelledFigure, add_legend_below
+from clbench.report.style import COLOURS, PAPER, WIDTH, Colours, LabelledFigure, add_legend_below, wrap
 from clbench.runs.names import BASELINE_LABELS, format_value
 
+MAX_METHODS = 12  # curves in a panel, those with the best average accuracy at any lam
 MAX_BANDS = 4  # with more curves in a panel, bands would overlap and are left out
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
+TITLE_WIDTH = 24  # characters of a line in the title of a panel
 MAX_TICKS = 6  # with more values of lam, the ticks are powers of ten
 
 
@@ -24,6 +26,8 @@ def draw_lam_curves(setups: DataFrame, colours: Colours) -> LabelledFigure | Non
     A strategy with a single method has the colour of the strategy. Otherwise, equal options have the same colour in every panel.
     """
     curves = setups[setups.lam_count > 1]
+    best = curves.groupby(["strategy", "method"]).average_accuracy.max().sort_values(ascending=False)
+    curves = curves[curves.method.isin(best.groupby("strategy").head(MAX_METHODS).index.get_level_values("method"))]
     strategies = sorted(set(curves.strategy))
     if not strategies:
         return None
@@ -50,7 +54,7 @@ def draw_lam_curves(setups: DataFrame, colours: Colours) -> LabelledFigure | Non
             ]
         _draw_baselines(axes, setups, colours, is_named=panel % columns == columns - 1 or panel == len(strategies) - 1)
         _scale_lam_axis(axes, sorted(set(of_strategy.lam)))
-        axes.set(title=strategy, xlabel="lam")
+        axes.set(title=wrap(strategy, TITLE_WIDTH), xlabel="lam")
     for axes in grid[:, 0]:
         axes.set_ylabel("average accuracy (test)")
     add_legend_below(figure)

@@ -15,6 +15,7 @@ from clbench.report.html_tables import Cell, Heading, Row, Table
 from clbench.report.provenance import count_commands, count_versions, find_missing_runs
 from clbench.report.style import COLOURS, DARK, REFERENCE_COLOURS, REFERENCE_DARK, VARIABLES
 from clbench.report.summary import SETUP_KEYS
+from clbench.runs.names import printable
 
 MAX_COMMANDS = 20
 MAX_LISTED = 200
@@ -89,8 +90,8 @@ def run_counts(runs: DataFrame) -> list[dict[str, str]]:
 def excluded_counts(runs: DataFrame, missing: int) -> list[dict[str, str]]:
     """Return the number of runs that are excluded from the statistics, for each reason with such runs."""
     by_status = runs.status.value_counts()
-    statuses = {"unfinished": "running", "failed": "failed", "repeated": "repeated"}
-    counts = {reason: by_status.get(status, 0) for reason, status in statuses.items()} | {"missing": missing}
+    reasons = {"running": "unfinished"} | {name: name for name in ("failed", "partial", "inconsistent", "repeated")}
+    counts = {reason: by_status.get(status, 0) for status, reason in reasons.items()} | {"missing": missing}
     return [{"number": str(number), "noun": reason} for reason, number in counts.items() if number]
 
 
@@ -113,7 +114,7 @@ def failures_card(runs: DataFrame, missing: Sequence[tuple[str, str]]) -> dict[s
         "note": f"{note} {more:,} more are not listed." if more else note,
         "table": Table(
             [Heading(text, is_text=True) for text in ("folder", "setup", "seed", "status", "reason")],
-            [Row([Cell("" if isna(value) else str(value)) for value in line]) for line in listed],
+            [Row([Cell("" if isna(value) else printable(str(value))) for value in line]) for line in listed],
             "sort wide",
         ),
     }

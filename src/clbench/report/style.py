@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from html import escape
 from pathlib import Path
 from textwrap import fill
@@ -14,6 +15,9 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 from pandas import Series
+
+from clbench.report.output import write_text
+from clbench.runs.folder import atomically
 
 Colours = Mapping[str, str]
 
@@ -83,8 +87,8 @@ def is_near(chance: float, accuracy: Series) -> bool:
 
 
 def wrap(text: str, width: int) -> str:
-    """Break ``text`` into lines of at most ``width`` characters."""
-    return fill(text, width, break_on_hyphens=False)
+    """Break ``text`` into lines of at most ``width`` characters. Matplotlib would set the text between two ``$`` as a formula."""
+    return fill(text, width, break_on_hyphens=False).replace("$", r"\$")
 
 
 def add_legend_below(figure: Figure) -> None:
@@ -122,10 +126,11 @@ def save_figure(figure: Figure, path: Path) -> str:
     with report_style():
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         figure.set_layout_engine("none")  # the layout is final
-        figure.savefig(path.with_name(f"{path.name}.png"), dpi=170, facecolor="white")
+        save_png = partial(figure.savefig, format="png", dpi=170, facecolor="white")
+        atomically(path.with_name(f"{path.name}.png"), save_png)
     svg = text.getvalue()
     on_white = re.sub(r"(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
-    path.with_name(f"{path.name}.svg").write_text(on_white, encoding="utf-8")
+    write_text(path.with_name(f"{path.name}.svg"), on_white)
     return svg
 
 

@@ -14,6 +14,9 @@ from clbench.metrics.registry import metrics_of
 from clbench.runs.names import REFERENCES
 
 SETUP_KEYS = ["benchmark", "setup"]
+MAX_PAIRED = 20
+"""Largest number of setups of a benchmark, the best ones, that are compared in pairs. Twenty setups have 190 pairs."""
+
 MIN_PAIRED_SEEDS = 5
 """Smallest number of shared seeds. With fewer, the interval of a paired difference is too wide to be useful."""
 
@@ -41,15 +44,14 @@ def select_lam(setups: DataFrame, data: str) -> DataFrame:
     lam is selected. With ``data="validation"`` and without validation data, no lam is selected if the method has several.
     """
     column = {"validation": "validation_average_accuracy", "test": "average_accuracy"}[data]
-    setups = setups.assign(selected=False, oracle=False, lam_count=0)
-    for _, lams in setups.groupby(["benchmark", "method"], sort=False):
-        setups.loc[lams.index, "lam_count"] = len(lams)
-        competing = lams[lams.seeds == lams.seeds.max()]
-        setups.loc[competing.average_accuracy.idxmax(), "oracle"] = True
-        if len(lams) == 1:
-            setups.loc[lams.index, "selected"] = True
-        elif competing[column].notna().any():
-            setups.loc[competing[column].idxmax(), "selected"] = True
+    method = ["benchmark", "method"]
+    groups = setups.groupby(method, sort=False)
+    setups = setups.assign(selected=False, oracle=False, lam_count=groups.setup.transform("size"))
+    competing = setups[setups.seeds == groups.seeds.transform("max")]
+    for name, accuracy in (("oracle", "average_accuracy"), ("selected", column)):
+        known = competing[competing[accuracy].notna()]
+        setups.loc[known.groupby(method, sort=False)[accuracy].idxmax(), name] = True
+    setups.loc[setups.lam_count == 1, "selected"] = True
     return setups
 
 
@@ -84,18 +86,19 @@ def pareto_front(learning: Sequence[float], forgetting: Sequence[float]) -> list
 def paired_differences(
     runs: DataFrame, rows: DataFrame, metrics: Sequence[str] = ("average_accuracy", "forgetting")
 ) -> DataFrame:
-    """Return the differences a - b of all pairs of ``rows`` of a benchmark with at least five shared seeds.
+    """Return the differences a - b of the pairs of the best ``rows`` of a benchmark with at least five shared seeds.
 
     The columns are ``benchmark, a, b, seeds`` and, for each metric, ``M`` (mean over seeds), ``M_ci`` (half-width of the
     Student t interval) and ``M_p`` (two-sided paired t-test, not corrected for multiple comparisons). The largest
     differences come first.
     """
-    complete = runs[runs.status == "complete"]
-    by_seed = {setup: runs_of_setup.set_index("seed") for setup, runs_of_setup in complete.groupby(SETUP_KEYS)}
+    groups = runs[runs.status == "complete"].groupby(SETUP_KEYS)
     differences = []
     for benchmark, setups in rows.groupby("benchmark", sort=False):
-        for a, b in combinations(setups.setup, 2):
-            runs_a, runs_b = by_seed[benchmark, a], by_seed[benchmark, b]
+        best = setups.setup.head(MAX_PAIRED)
+        by_seed = {setup: groups.get_group((benchmark, setup)).set_index("seed") for setup in best}
+        for a, b in combinations(best, 2):
+            runs_a, runs_b = by_seed[a], by_seed[b]
             seeds = runs_a.index.intersection(runs_b.index)
             if len(seeds) < MIN_PAIRED_SEEDS:
                 continue

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pandas import DataFrame
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from clbench.report.columns import Metrics, filled_metrics, find_best_setups, format_mean
+from clbench.report.output import write_text
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""First characters of a text that spreadsheets execute as a formula."""
 
 
 def write_csv(setups: DataFrame, metrics: Metrics, path: Path) -> None:
-    """Write all setups in full precision. ``M`` is the mean over seeds, ``M_ci`` the half-width of its 95 % interval."""
+    """Write all setups in full precision. ``M`` is the mean over seeds, ``M_ci`` the half-width of its 95 % interval.
+
+    A text that a spreadsheet would execute as a formula begins with a single quote.
+    """
     numbers = [column for name in metrics for column in (name, f"{name}_ci")]
     columns = ["benchmark", "method", "strategy", "lam", "fisher", "samples", "seeds", "selected", "oracle", *numbers]
-    setups[columns].to_csv(path, index=False)
+    write_text(path, setups[columns].map(guard_formula).to_csv(index=False, lineterminator="\n"))
+
+
+def guard_formula(value: Any) -> Any:
+    """Return the value of a cell, with a single quote before a text that a spreadsheet would execute.
+
+    >>> guard_formula("=1+1"), guard_formula("ewc"), guard_formula(-0.5)
+    ("'=1+1", 'ewc', -0.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def write_tex(rows: DataFrame, metrics: Metrics, select: str, path: Path) -> None:
@@ -25,7 +43,7 @@ def write_tex(rows: DataFrame, metrics: Metrics, select: str, path: Path) -> Non
         _tex_table(str(name), of_benchmark, metrics, select)
         for name, of_benchmark in rows.groupby("benchmark", sort=False)
     ]
-    path.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(tables) + "\n")
 
 
 def _tex_table(benchmark: str, rows: DataFrame, metrics: Metrics, select: str) -> str:
@@ -70,7 +88,7 @@ def terminal_tables(rows: DataFrame, metrics: Metrics) -> list[Table]:
 def _terminal_table(benchmark: str, rows: DataFrame, metrics: Metrics) -> Table:
     columns = [metric for metric in filled_metrics(rows, metrics.values()) if "terminal" in metric.shown]
     best = find_best_setups(rows, columns)
-    table = Table(title=benchmark, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=Text(benchmark, "bold"), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("strategy", overflow="fold")
     for heading in ("seeds", *(metric.heading for metric in columns)):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -78,8 +96,8 @@ def _terminal_table(benchmark: str, rows: DataFrame, metrics: Metrics) -> Table:
         numbers = []
         for metric in columns:
             mean, half = format_mean(row, metric)
-            text = f"[bold]{mean}[/bold]" if best.get(metric.name) == row.setup else mean
+            number = Text(mean or "-", "bold" if best.get(metric.name) == row.setup else "")
             has_room = half and metric.name == "average_accuracy"
-            numbers.append(f"{text} [dim]± {half}[/dim]" if has_room else text or "-")
-        table.add_row(str(row.setup).replace("[", r"\["), str(row.seeds), *numbers)
+            numbers.append(number.append(f" ± {half}", "dim") if has_room else number)
+        table.add_row(Text(row.setup), str(row.seeds), *numbers)
     return table

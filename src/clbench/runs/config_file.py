@@ -6,6 +6,7 @@ clbench only reads config.json. The files ``.hydra/*.yaml`` in the same folder a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from clbench.config.hashing import SCHEMA, config_hash, content_hash, derived_keys
-from clbench.config.options import options_of
+from clbench.config.options import conf_dir, options_of
 from clbench.errors import ConfigError
 from clbench.runs.folder import atomically
 
 FILE = "config.json"
+RESTORE = "Rerun the command of the run in this folder, which writes the file again, or restore it."
+KEYS = {
+    **{"schema": int, "config_hash": str, "content_hash": str, "config": dict},
+    **{"choices": dict, "options": list, "derived": dict, "overrides": list},
+}
+"""Keys of config.json and the types of their values."""
 
 
 def write_config(path: Path, cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -47,7 +54,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the contents of config.json in the run folder ``path``. ``write_config`` lists the keys.
 
     Raises:
-        ConfigError: The file does not exist, cannot be read, or was written by another version of clbench.
+        ConfigError: The file does not exist, cannot be read, was written by another version of clbench, or contains values
+            that are not plain.
     """
     file = path / FILE
     if not file.is_file():
@@ -61,23 +69,33 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: expected a run folder, {found}. Try the output_dir of a run, or the folder of one run in a sweep."
         )
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        schema = content["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{file}: expected a config.json of clbench. Restore the file, or remove the folder."
-        ) from error
+        content: Any = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: expected a config.json of clbench ({error}). {RESTORE}") from error
+    wrong = [
+        key for key, kind in KEYS.items() if not isinstance(content, dict) or not isinstance(content.get(key), kind)
+    ]
+    if wrong:
+        raise ConfigError(f"{file}: expected a config.json of clbench (missing or wrong: {wrong[0]}). {RESTORE}")
+    schema = content["schema"]
     if schema != SCHEMA:
         raise ConfigError(
             f"{file}: expected schema {SCHEMA}, got schema {schema} of another version of clbench. Try the version that wrote it."
         )
-    return content
+    if "${" in json.dumps(content["config"]):
+        raise ConfigError(f"{file}: expected plain values, got a reference ${{...}}. Restore the file, or replace it.")
+    return dict(content)
 
 
 def configuration(content: Mapping[str, Any]) -> DictConfig:
-    """Return the configuration in ``content`` of ``read_config``, with the current ``data_dir`` as the data folder."""
+    """Return the configuration in ``content`` of ``read_config``, with the current ``data_dir`` as the data folder.
+
+    All other values are plain. A reference such as ``${oc.env:HOME}`` would be evaluated, although the file may be from
+    somebody else.
+    """
     cfg: DictConfig = OmegaConf.create(content["config"])
     for key, raw in content["derived"].items():
-        if "${data_dir}" in raw or key == "data_dir":
+        if re.fullmatch(r"\$\{data_dir\}(/[^$]*)?", raw):
             OmegaConf.update(cfg, key, raw)
+    cfg.data_dir = OmegaConf.load(conf_dir() / "train.yaml").data_dir
     return cfg

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.table import Column, Table
 from rich.text import Text
 
-from clbench.config.display import console
+from clbench.config.display import console, text_table
 from clbench.config.hashing import differing
 from clbench.config.messages import user_message
 from clbench.config.options import ELSEWHERE
@@ -58,7 +57,7 @@ def difference(a: Path, b: Path) -> Difference:
     derived = run_a.derived | run_b.derived
     config = {key: pair for key, pair in differing(run_a.config, run_b.config).items() if key not in derived}
     execution = {key: values for key, values in config.items() if key.split(".")[0] in ELSEWHERE}
-    environments = [{**m.get("versions", {}), **m.get("machine", {})} for m in (first, second)]
+    environments = [{**(m.get("versions") or {}), **(m.get("machine") or {})} for m in (first, second)]
     r, s = (np.array(m["accuracy_matrix"], dtype=float) for m in (first, second))
     largest, task = compare(r, s)
     return Difference(
@@ -91,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal = console()
     for title in ("config", "execution", "environment"):
         if values := getattr(found, title):
-            table = Table(title, Column(Text(parsed.a)), Column(Text(parsed.b)))
+            table = text_table(title, parsed.a, parsed.b)
             for key, pair in values.items():
-                table.add_row(key, *(Text("null" if value is None else str(value)) for value in pair))
+                table.add_row(Text(key), *(Text("null" if value is None else str(value)) for value in pair))
             terminal.print(table)
     if not found.config:
         terminal.print("the configurations are equal")
@@ -119,15 +118,14 @@ def summarize(found: Difference) -> str:
 
 def _read_run(folder: Path) -> FoundRun:
     if not folder.is_dir():
+        what = "it is a file" if folder.exists() else "there is no such folder"
         raise ConfigError(
-            f"{folder}: expected a run folder, but there is no such folder. Try the output_dir of a run, or the folder of one "
+            f"{folder}: expected a run folder, but {what}. Try the output_dir of a run, or the folder of one "
             "run in a sweep."
         )
     run = read_run(folder)
     if run.problem is not None:
         raise ConfigError(f"{folder}: expected a run with results ({run.problem}).")
-    if "accuracy_matrix" not in (run.metrics or {}):
-        raise ConfigError(f"{folder}: expected a run with results (metrics.json was written by another program).")
     return run
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,27 @@ from clbench.config.hashing import leaves
 from clbench.config.options import OPTIONS
 from clbench.errors import ConfigError
 from clbench.runs.folder import FAILED
+from clbench.runs.json_files import (
+    COUNT,
+    NUMBER,
+    REMEDY,
+    TEXT,
+    Leaf,
+    Shape,
+    mismatch,
+    read_json,
+    read_metrics,
+)
 from clbench.runs.sweep_index import read_index
+
+CONFIG: Shape = {
+    "config": {"seed?": COUNT, "lam?": NUMBER},
+    "derived": Leaf("names of options", lambda value: isinstance(value, dict) or mismatch(value, [TEXT]) is None),
+    "choices": {"strategy": TEXT, "*": Leaf("a text or null", lambda value: isinstance(value, str | None))},
+    "options": [TEXT],
+    "overrides": [TEXT],
+}
+"""Shape of config.json. The options of a run of a version without config.json, from ``.hydra``, have the same shape."""
 
 
 class FoundRun(NamedTuple):
@@ -29,7 +48,7 @@ class FoundRun(NamedTuple):
         choices: Name of the yaml chosen in each group.
         options: Top-level options of the strategy.
         overrides: The overrides of the command.
-        metrics: Contents of metrics.json, None if they cannot be read.
+        metrics: Contents of metrics.json, None if they cannot be read. Their types are those of ``json_files.METRICS``.
         problem: Reason why ``metrics`` is None.
         failure: Error of a failed run.
     """
@@ -48,72 +67,98 @@ class FoundRun(NamedTuple):
 def find_runs(folders: Iterable[Path]) -> list[Path]:
     """Return the run folders at or below ``folders``, without repetition, and the runs of a sweep in its order.
 
+    A run folder may contain further runs. A folder that cannot be opened is returned as well, because it may be a run.
+
     Raises:
         ConfigError: A folder does not exist or contains no runs.
     """
-    found: dict[str, Path] = {}
+    found: dict[Any, Path] = {}
     for folder in folders:
         if not folder.is_dir():
+            what = "it is a file" if folder.exists() else "there is no such folder"
             raise ConfigError(
-                f"{folder}: expected a folder with runs, but there is no such folder. Try the output_dir of a run or of a sweep."
+                f"{folder}: expected a folder with runs, but {what}. Try the output_dir of a run or of a sweep."
             )
-        below = list(_below(folder, folder.name in read_index(folder.parent)["runs"]))
+        below = dict(_below(folder))
         if not below:
             raise ConfigError(
                 f"{folder}: expected a folder with runs, found none. clbench train writes config.json and metrics.json to the "
                 "folder of a run."
             )
-        whole = folder.resolve()
-        for run in below:
-            found.setdefault(str(whole / run.relative_to(folder)), run)
+        found |= {place: run for place, run in below.items() if place not in found}
     return list(found.values())
 
 
-def _below(folder: Path, of_sweep: bool) -> Iterator[Path]:
-    """Yield run folders. The folder of a sweep's run may be empty, if the run failed early."""
-    with os.scandir(folder) as entries:
-        contents = {entry.name: entry for entry in entries}
-    if of_sweep or "config.json" in contents or ".hydra" in contents or "metrics.json" in contents:
-        yield folder
-        return
-    inside = [name for name, entry in contents.items() if not name.startswith(".") and entry.is_dir()]
-    runs = list(read_index(folder)["runs"])
-    position = {name: number for number, name in enumerate(runs)}
-    for name in sorted(inside, key=lambda name: (position.get(name, -1), int(name) if name.isdigit() else -1, name)):
-        yield from _below(folder / name, name in position)
+def _below(folder: Path) -> Iterator[tuple[Any, Path]]:
+    """Yield an identifier and the path of each run folder at or below ``folder``, once also if links lead to it.
+
+    The folder of a sweep's run may be empty, if the run failed early.
+    """
+    visited = set()
+    stack = [(folder, folder.name in read_index(folder.parent)["runs"])]  # may be deeper than Python's recursion limit
+    while stack:
+        folder, is_of_sweep = stack.pop()
+        try:
+            about = folder.stat()
+            if (place := (about.st_dev, about.st_ino)) in visited:
+                continue
+            visited.add(place)
+            with os.scandir(folder) as entries:
+                contents = {entry.name: entry for entry in entries}
+        except OSError:
+            yield str(folder), folder
+            continue
+        if is_of_sweep or not contents.keys().isdisjoint(("config.json", ".hydra", "metrics.json")):
+            yield place, folder
+        inside = [name for name, entry in contents.items() if not name.startswith(".") and _is_folder(entry)]
+        runs = read_index(folder)["runs"] if "sweep.json" in contents else {}
+        position = {name: number for number, name in enumerate(runs)}
+        inside.sort(key=lambda name: (position.get(name, -1), int(name) if name.isdecimal() else -1, name))
+        stack += [(folder / name, name in position) for name in reversed(inside)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or a link to a folder that this user may not enter
+        return False
 
 
 def read_run(folder: Path) -> FoundRun:
-    """Return the contents of a run folder. Missing and unreadable files raise no error."""
-    configuration = _read_config_json(folder) or _read_hydra_files(folder)
-    problem, metrics = None, None
-    failure = _text(folder / FAILED).partition("\n")[0] or None
+    """Return the contents of a run folder. Missing, unreadable and damaged files raise no error but give a ``problem``."""
+    configuration, unknown = _read_configuration(folder)
+    metrics, problem, failure = None, None, _text(folder / FAILED).partition("\n")[0] or None
     try:
-        metrics = json.loads((folder / "metrics.json").read_bytes())
-        if not isinstance(metrics, dict):
-            problem, metrics = "metrics.json was written by another program", None
+        os.scandir(folder).close()
+        metrics = read_metrics(folder)
     except FileNotFoundError:
         problem = failure or "no metrics.json: the run ended during its first task"
-    except (OSError, ValueError) as error:
-        problem = f"metrics.json cannot be read: {error}"
-    if problem is None and not configuration["config"]:
-        problem, metrics = "no config.json can be read, so the configuration is unknown", None
+    except OSError as error:
+        problem = f"the folder cannot be opened: {error.strerror}"
+    except ConfigError as error:
+        problem = str(error)
+    if problem is None and unknown is not None:
+        metrics, problem = None, unknown
     return FoundRun(folder=folder, metrics=metrics, problem=problem, failure=failure, **configuration)
 
 
-def _read_config_json(folder: Path) -> dict[str, Any] | None:
-    """Return the configuration of a run from config.json, None if it cannot be read."""
+def _read_configuration(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """Return the configuration of a run, or an empty one and the reason why it is unknown."""
+    unknown: dict[str, Any] = {"config": {}, "derived": frozenset(), "choices": {}, "options": [], "overrides": []}
     try:
-        content = json.loads(_text(folder / "config.json"))
-        return {
-            "config": dict(leaves(content["config"])),
-            "derived": frozenset(content["derived"]),
-            "choices": dict(content["choices"]),
-            "options": list(content["options"]),
-            "overrides": list(content["overrides"]),
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+        content = read_json(folder / "config.json", CONFIG)
+    except FileNotFoundError:
+        content = _read_hydra_files(folder)
+        if not content["config"]:
+            return unknown, "no config.json can be read, so the configuration is unknown"
+        if (wrong := mismatch(content, CONFIG)) is not None:
+            return unknown, f".hydra/config.yaml cannot be read: {wrong}. {REMEDY}"
+    except ConfigError as error:
+        return unknown, str(error)
+    found = {key: content[key] for key in unknown} | {"config": dict(leaves(content["config"]))}
+    if missing := [name for name in ("seed", *found["options"]) if name not in found["config"]]:
+        return unknown, f"config.json cannot be read: config.{missing[0]} is missing. {REMEDY}"
+    return found | {"derived": frozenset(found["derived"])}, None
 
 
 def _read_hydra_files(folder: Path) -> dict[str, Any]:
@@ -125,7 +170,7 @@ def _read_hydra_files(folder: Path) -> dict[str, Any]:
     of_strategy = " ".join(value for key, value in refers.items() if key.startswith("strategy."))
     return {
         "config": config,
-        "derived": frozenset(refers),
+        "derived": list(refers),
         "choices": parse(re.sub("^ {6}", "", choices[1], flags=re.MULTILINE)) if choices else {},
         "options": [name for name in OPTIONS if f"${{{name}}}" in of_strategy],
         "overrides": [str(item) for item in parse(_text(hydra / "overrides.yaml")).values()],

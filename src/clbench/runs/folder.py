@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from clbench.config.hashing import SCHEMA
+from clbench.config.os_errors import naming
 from clbench.errors import ConfigError, OtherRun, expected
+from clbench.runs.contradictions import contradictions
 
 KEEP = ("all", "last", "none")
 HOST = socket.gethostname().replace(".", "-")  # part of temporary names, because other machines may use the same folder
@@ -26,6 +29,29 @@ FAILED = "failed.txt"
 """File with the error message and the traceback of a failed run."""
 FINISHED = "complete"
 """Status of a run that learned all its tasks."""
+PARTIAL = "partial"
+"""Status of a run whose tasks were trained on a part of their batches or steps. It counts in no mean."""
+
+REMOVE = (
+    "Remove the file and rerun the same command, which writes it again from the checkpoints, or try another output_dir."
+)
+FILES = (".lock", "config.json", "metrics.json", "accuracy_matrix.csv", "train.log", FAILED)
+FOLDERS = (".hydra", "checkpoints", "logs")
+"""What a run writes in its folder."""
+
+NUMBER = (int, float)
+NEEDED: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("status", "config_hash", "strategy.name", "data.scenario"), str),
+    **dict.fromkeys(("accuracy_matrix", "initial_accuracy", "within_tasks", "warnings"), list),
+    **{f"seconds.{part}": NUMBER for part in ("train", "importance", "evaluation", "shared", "total")},
+    **{"seed": int, "validation": (dict, type(None))},
+}
+"""Keys of metrics.json that a run needs to resume, with the types of their values."""
+
+
+def is_finished(metrics: Mapping[str, Any]) -> bool:
+    """Return whether the run with these contents of metrics.json has ended, with or without all batches and steps."""
+    return metrics["status"] in (FINISHED, PARTIAL)
 
 
 def learned(metrics: Mapping[str, Any]) -> int:
@@ -78,6 +104,7 @@ class RunFolder:
         self.path = path
         self.config_hash = config_hash
         self.checkpoints = checkpoints
+        check_places(path)
         found = self.metrics()
         if found is not None and found["config_hash"] != config_hash:
             raise OtherRun(
@@ -99,24 +126,14 @@ class RunFolder:
             yield
 
     def metrics(self) -> dict[str, Any] | None:
-        """Return the contents of metrics.json, None if it does not exist."""
-        file = self.path / "metrics.json"
-        if not file.exists():
-            return None
-        try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            found["config_hash"], found["strategy"]["name"], found["seed"], found["status"]
-            schema = found.get("schema")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{file}: expected a metrics.json of clbench. Try another output_dir, or remove the file."
-            ) from error
-        if schema != SCHEMA:
-            got = "no schema" if schema is None else f"schema {schema}"
-            raise ConfigError(
-                f"output_dir={self.path}: expected results of schema {SCHEMA}, got {got} of another version of clbench, which "
-                "cannot be resumed (clbench report can read them). Try another folder."
-            )
+        """Return the contents of metrics.json, None if it does not exist.
+
+        Raises:
+            ConfigError: The file is damaged, or its numbers contradict each other.
+        """
+        found = read_metrics(self.path)
+        if found is not None and (wrong := contradictions(found)):
+            raise ConfigError(f"{self.path / 'metrics.json'}: {wrong[0]}. {REMOVE}")
         return found
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
@@ -132,20 +149,80 @@ class RunFolder:
         atomically(self.path / "metrics.json", partial(Path.write_text, data=text, encoding="utf-8"))
 
 
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """Return the contents of metrics.json in a run folder, None if it does not exist.
+
+    Raises:
+        ConfigError: The file is damaged, or was written by another program or version.
+    """
+    file = folder / "metrics.json"
+    if not file.exists():
+        return None
+    try:
+        found: Any = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: expected a metrics.json of clbench ({error}). {REMOVE}") from error
+    if (
+        isinstance(found, dict)
+        and {"config_hash", "status"} <= found.keys()
+        and (schema := found.get("schema")) != SCHEMA
+    ):
+        got = "no schema" if schema is None else f"schema {schema}"
+        raise ConfigError(
+            f"output_dir={folder}: expected results of schema {SCHEMA}, got {got} of another version of clbench, which "
+            "cannot be resumed (clbench report can read them). Try another folder."
+        )
+    wrong = [key for key, kind in NEEDED.items() if not isinstance(_value(found, key), kind)]
+    if wrong or not all(isinstance(row, list) and row for row in found["accuracy_matrix"]):
+        where = wrong[0] if wrong else "accuracy_matrix"
+        raise ConfigError(f"{file}: expected a metrics.json of clbench (missing or wrong: {where}). {REMOVE}")
+    return dict(found)
+
+
+def _value(content: Any, key: str) -> Any:
+    """Return the value of a dotted ``key``, ``...`` if there is none."""
+    for part in key.split("."):
+        content = content.get(part, ...) if isinstance(content, dict) else ...
+    return content
+
+
+def check_places(path: Path) -> None:
+    """Raise ConfigError if the files and folders of the run in ``path`` cannot be written, as far as they exist.
+
+    It is called before training, so that no computed task is lost.
+    """
+    folders = [path, *(path / name for name in FOLDERS)]
+    files = [*(path / name for name in FILES), *(path / "checkpoints").glob("*.ckpt")]
+    for place in filter(os.path.lexists, [*folders, *files]):
+        if place.is_dir() != (place in folders):
+            kind, other = ("folder", "a file or a broken link") if place in folders else ("file", "a folder")
+            raise ConfigError(f"{place}: expected a {kind}, found {other}. Move it away, or try another output_dir.")
+        if place in folders and not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"{place}: expected a folder that can be read and written. Change its permissions, or try another output_dir."
+            )
+
+
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """Return the task checkpoints of a run by task index, in order."""
+    """Return the task checkpoints of a run by task index, in order. Files with other names are ignored."""
     files = (folder / "checkpoints").glob("task_*.ckpt")
-    return dict(sorted((int(file.stem.removeprefix("task_")), file) for file in files))
+    named = {file: re.fullmatch(r"task_(0|[1-9][0-9]*)\.ckpt", file.name) for file in files}
+    return dict(sorted((int(match[1]), file) for file, match in named.items() if match is not None))
 
 
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call ``write`` on a temporary file in the same folder, flush the file to disk and rename it to ``path``."""
+    """Call ``write`` on a temporary file in the same folder, flush the file to disk and rename it to ``path``.
+
+    Raises:
+        OSError: The file cannot be written. The old file is unchanged.
+    """
     temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.part")
     try:
-        write(temporary)
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path):
+            write(temporary)
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -27,20 +27,43 @@ def name_runs(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
     A group (``data=split_mnist``) is named by its choice. An option inside a group is part of the name only if it differs
     between runs of the same choice, because ``strategy.damping`` does not distinguish EWC from SI. The name of a method
     contains ``strategy.damping`` as ``damping``.
+
+    If runs of a benchmark have different data fingerprints, its name contains the fingerprint, so that runs on different data
+    are not averaged. Runs whose data depends on the seed, and runs of earlier versions, keep the name without it.
     """
     keys = [_identifying_options(run) for run in runs]
     varied = _varied(runs, keys)
     several = {group for group in GROUPS if len({run.choices.get(group) for run in runs if run.config}) > 1}
-    return [_name(run, identifying, varied, several) for run, identifying in zip(runs, keys, strict=True)]
+    names = [_name(run, identifying, varied, several) for run, identifying in zip(runs, keys, strict=True)]
+    _mark_other_data(runs, names)
+    return [
+        {key: printable(value) if isinstance(value, str) else value for key, value in name.items()} for name in names
+    ]
 
 
 def format_value(value: Any) -> str:
-    """Format a value in its shortest form with six digits: 1e5 for 100000.0."""
-    if not isinstance(value, float):
+    """Format a value in its shortest exact form: 1e5 for 100000 and 100000.0. Values that differ have different forms."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or float(value) != value
+    ):
         return str(value)
-    mantissa, _, exponent = f"{value:.5e}".partition("e")
-    plain, short = f"{value:g}", f"{float(mantissa):g}e{exponent and int(exponent)}"
+    value = float(value)
+    digits = next(n for n in range(17) if float(f"{value:.{n}e}") == value)
+    mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
+    plain, short = repr(value).removesuffix(".0"), f"{mantissa}e{int(exponent)}"
     return short if "e" in plain or (len(short) < len(plain) and abs(value) >= 1) else plain
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` in one line, with escapes for characters that cannot be printed.
+
+    >>> print(printable("two\nlines"))
+    two\nlines
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def options_of(run: FoundRun) -> dict[str, Any]:
@@ -61,6 +84,19 @@ def _identifying_options(run: FoundRun) -> dict[str, Any]:
         and (key not in OPTIONS or key in has)
     }
     return {**kept, **has}
+
+
+def _mark_other_data(runs: Sequence[FoundRun], names: Sequence[dict[str, Any]]) -> None:
+    """Add the data fingerprint to the names of a benchmark whose runs have several."""
+    found: dict[Any, dict[int, str]] = defaultdict(dict)
+    for position, (run, name) in enumerate(zip(runs, names, strict=True)):
+        data = (run.metrics or {}).get("data")
+        prints = data.get("fingerprint") if isinstance(data, dict) and not data.get("source_depends_on_seed") else None
+        if isinstance(prints, dict):
+            found[name["benchmark"]][position] = "-".join(map(str, prints.values()))
+    for prints in found.values():
+        for position, text in prints.items() if len(set(prints.values())) > 1 else ():
+            names[position]["benchmark"] = f"{names[position]['benchmark']}, data.fingerprint={text}"
 
 
 def _comparison(run: FoundRun, key: str) -> tuple[str, Any, str]:

@@ -54,6 +54,7 @@ def add_new_metrics(
         extra: ``metrics.extra`` of the configuration.
     """
     complete = add_metrics(results, load_metrics(extra))
-    if added := sorted(complete.keys() - results.keys()):
+    added = sorted(complete.keys() - results.keys())
+    if added or not (folder.path / "accuracy_matrix.csv").exists():
         folder.write_metrics(complete)
     return complete, added

@@ -115,5 +115,6 @@ def _height(entries: int) -> float:
 
 
 def _set_title(figure: Figure, axes: Axes, title: str) -> None:
-    """Set ``title``, wrapped to the width of the figure without its legend or colour bar."""
-    axes.set_title(fill(title, int(9 * figure.get_figwidth()), break_on_hyphens=False), fontsize=10)
+    """Set ``title``, wrapped to the width of the figure without its legend or colour bar, and not parsed as a formula."""
+    text = fill(title, int(9 * figure.get_figwidth()), break_on_hyphens=False)
+    axes.set_title(text, fontsize=10, parse_math=False)

@@ -10,19 +10,22 @@ from typing import Any
 
 from filelock import FileLock
 
+from clbench.errors import ConfigError
 from clbench.runs.folder import atomically
+from clbench.runs.json_files import TEXT, Shape, read_json
 
 FILE = "sweep.json"
+
+SHAPE: Shape = {"commands": [[TEXT]], "runs": {"*": [TEXT]}}
+"""Shape of sweep.json."""
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     """Return ``commands``, the distinct commands of the sweep, and ``runs``, the overrides of each run by name."""
     try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        found["commands"], found["runs"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # missing, or written by another program
+        return dict(read_json(folder / FILE, SHAPE))
+    except (FileNotFoundError, ConfigError):  # missing, or written by another program
         return {"commands": [], "runs": {}}
-    return dict(found)
 
 
 def add_to_index(folder: Path, command: Sequence[str], runs: Mapping[str, Sequence[str]]) -> None:

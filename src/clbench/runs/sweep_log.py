@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from time import time
 
+from clbench.config.os_errors import naming
+
 FILE = "sweep.log"
+LINE = re.compile(r"(begin|end) (\d+\.\d) (\S+ ?.*)")
+"""A complete line. A full disk or a killed process may leave a part of one, which is ignored."""
 
 
 def begin(folder: Path, runs: Mapping[str, str]) -> None:
@@ -21,14 +26,23 @@ def end(folder: Path, name: str, result: str) -> str:
     """Log that the run ``name`` ended with ``result``, and return the status line."""
     result = " ".join(result.split())  # the message of an error may have several lines
     _append(folder, f"end {time():.1f} {name} {result}")
-    lines = [line.split(maxsplit=3) for line in (folder / FILE).read_text(encoding="utf-8").splitlines()]
-    for k, (event, start, *rest) in reversed(list(enumerate(lines))):  # several sweeps may run in one folder
-        if event == "begin" and name in (runs := json.loads(" ".join(rest))):
-            ended = {line[2] for line in lines[k:] if line[0] == "end"} & runs.keys()
+    text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
+    lines = [match.groups() for match in map(LINE.fullmatch, text.splitlines()) if match is not None]
+    for k, (event, start, rest) in reversed(list(enumerate(lines))):  # several sweeps may run in one folder
+        if event == "begin" and name in (runs := _labels(rest)):
+            ended = {rest.split()[0] for event, _, rest in lines[k:] if event == "end"} & runs.keys()
             left = (time() - float(start)) / len(ended) * (len(runs) - len(ended))
             more = f", about {duration(left)} left" if len(ended) < len(runs) else ""
             return f"{runs[name]}: {result} ({len(ended)} of {len(runs)} done{more})"
     return f"{name}: {result}"
+
+
+def _labels(text: str) -> dict[str, str]:
+    try:
+        labels = json.loads(text)
+    except ValueError:
+        return {}
+    return labels if isinstance(labels, dict) else {}
 
 
 def duration(seconds: float) -> str:
@@ -42,8 +56,9 @@ def duration(seconds: float) -> str:
 
 def _append(folder: Path, line: str) -> None:
     """Append a line in a single write, so that lines of several processes do not mix."""
-    file = os.open(folder / FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(file, f"{line}\n".encode())
-    finally:
-        os.close(file)
+    with naming(folder / FILE):
+        file = os.open(folder / FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(file, f"{line}\n".encode())
+        finally:
+            os.close(file)

@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 
+from clbench.config.display import print_once
 from clbench.config.messages import silence_lightning
 from clbench.config.options import budget
 from clbench.errors import ConfigError, Unstable
@@ -55,7 +56,7 @@ def estimate_cost(runs: Sequence[PlannedRun]) -> str:
         if (estimate := tried[kind]) is None:
             unknown += 1
             continue
-        each.append(estimate._replace(key=shared_first_task_key(run.cfg, instantiate(run.cfg.strategy))))
+        each.append(estimate._replace(key=shared_first_task_key(run.cfg, instantiate(run.cfg.strategy), {})))
     keys = Counter(e.key for e in each if e.key is not None)
     first = {e.key: e.first for e in each}
     saved = sum(first[key] * (times - 1) for key, times in keys.items())
@@ -96,7 +97,7 @@ def time_trial(run: PlannedRun) -> CostEstimate:
 
     with TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary), run.hash, cfg.checkpoints)
-        loop = TaskLoop(sequence, learner, strategy, folder, LoopOptions(seed=cfg.seed))
+        loop = TaskLoop(sequence, learner, strategy, folder, LoopOptions(seed=cfg.seed), report=print_once)
         loop.train_task(0, make_trainer)
         loop.save(0)
         seconds = loop.results()["seconds"]

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from clbench.config.hashing import config_hash, content_hash
-from clbench.config.options import drop_foreign_options, foreign_option_message, foreign_options, options_of
+from clbench.config.hashing import config_hash, derived_keys
+from clbench.config.keys import check_keys
+from clbench.config.options import OPTIONS, foreign_option_message, options_of
 from clbench.errors import ConfigError
-from clbench.runs.folder import FINISHED, learned
+from clbench.runs.folder import is_finished, learned, read_metrics
 
-Compose = Callable[[Sequence[str]], DictConfig]
-"""``compose(overrides)`` returns the configuration, with Hydra's settings under the key ``hydra``."""
+Compose = Callable[[Sequence[str]], tuple[DictConfig, DictConfig]]
+"""``compose(overrides)`` returns the configuration, without the key ``hydra``, and the choice of each group."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,9 @@ class PlannedRun:
 
     @property
     def kind(self) -> str:
-        """Hash of all options except for lam and seed."""
-        cfg = self.cfg.copy()
-        OmegaConf.set_readonly(cfg, False)
-        with open_dict(cfg):
-            cfg.seed, cfg.lam = 0, None
-        return content_hash(cfg)
+        """Text of all options except for lam and seed."""
+        options: Any = OmegaConf.to_container(self.cfg, resolve=False)
+        return json.dumps({**options, "seed": None, "lam": None}, sort_keys=True)
 
     def settings(self, keys: Sequence[str]) -> list[str]:
         """Return the values of ``keys`` in the overrides, "-" for options that the strategy does not have."""
@@ -57,12 +55,12 @@ class PlannedRun:
         return ["-" if typed[key] != "null" and self.cfg.get(key, "") is None else typed[key] for key in keys]
 
     def metrics(self, folder: Path) -> dict[str, Any] | None:
-        """Return the contents of metrics.json, None if it does not exist."""
-        try:
-            found: dict[str, Any] = json.loads((folder / self.name / "metrics.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return found
+        """Return the contents of metrics.json, None if it does not exist.
+
+        Raises:
+            ConfigError: The file is damaged.
+        """
+        return read_metrics(folder / self.name)
 
     def learned(self, folder: Path) -> int:
         """Return the number of tasks learned so far."""
@@ -74,7 +72,7 @@ class PlannedRun:
         found, first = self.metrics(folder), self.cfg.stop_after_task
         if found is None:
             return False
-        return found["status"] == FINISHED or (first is not None and learned(found) >= first)
+        return is_finished(found) or (first is not None and learned(found) >= first)
 
 
 def plan_runs(overrides: Sequence[Sequence[str]], compose: Compose) -> list[PlannedRun]:
@@ -85,19 +83,23 @@ def plan_runs(overrides: Sequence[Sequence[str]], compose: Compose) -> list[Plan
             option, it is dropped for these.
     """
     runs: dict[str, PlannedRun] = {}
+    known: dict[str, list[str]] = {}  # options by the class and the references, from which they follow
     supported: set[str] = set()
     wrong: dict[str, str] = {}
     for run in overrides:
-        cfg = compose(run)
-        choices = cfg.hydra.runtime.choices
-        OmegaConf.set_readonly(cfg, False)
+        cfg, choices = compose(run)
         OmegaConf.set_struct(cfg, False)
-        cfg.pop("hydra")
+        check_keys(cfg, choices)
         typed = {override.partition("=")[0].removeprefix("strategy.") for override in run}
-        supported.update(options_of(cfg))
-        for name in foreign_options(cfg).keys() & typed - wrong.keys():
+        references = json.dumps([OmegaConf.select(cfg, "strategy._target_"), derived_keys(cfg)])
+        if references not in known:
+            known[references] = options_of(cfg)
+        supported.update(known[references])
+        foreign = [name for name in OPTIONS if name not in known[references] and cfg[name] is not None]
+        for name in {*foreign} & typed - wrong.keys():
             wrong[name] = foreign_option_message(cfg, choices.strategy, name)
-        drop_foreign_options(cfg)
+        for name in foreign:
+            cfg[name] = None  # so that runs that are otherwise equal are recognised as one run
         key = config_hash(cfg, choices)
         runs.setdefault(key, PlannedRun(tuple(run), choices.strategy, cfg, key))
     for name in sorted(wrong.keys() - supported):
@@ -125,19 +127,16 @@ def run_labels(runs: Sequence[PlannedRun]) -> dict[str, str]:
     return labels
 
 
-def stable_folder(fixed: DictConfig, varied: Sequence[str]) -> Path:
+def stable_folder(fixed: DictConfig, choices: DictConfig, varied: Sequence[str]) -> Path:
     """Return the default folder of a sweep. It does not depend on the values of the varied keys.
 
     Args:
         fixed: The configuration without the varied keys.
+        choices: The choice of each group.
         varied: The varied keys.
     """
-    fixed = fixed.copy()
-    OmegaConf.set_readonly(fixed, False)
-    OmegaConf.set_struct(fixed, False)
-    choices = fixed.pop("hydra").runtime.choices
     keys = sorted(varied)
-    digest = hashlib.sha256(f"{config_hash(fixed, choices)} {keys}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{config_hash(fixed, choices)} {keys}".encode()).hexdigest()[:16]
     label = re.sub(r"[^\w-]", "", "_".join(key.rpartition(".")[2] for key in keys))[:50] or "runs"
     return Path("outputs/sweeps") / f"{label}-{digest}"
 

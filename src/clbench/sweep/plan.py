@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from clbench.errors import SweepFailed
+from clbench.experiment.describe import compare_with_current_data, fingerprint_in
 from clbench.runs.folder import FINISHED, RunFolder
+from clbench.runs.nesting import check_sweep
 from clbench.runs.objective import add_new_metrics
 from clbench.sweep.estimate import estimate_cost
 from clbench.sweep.grid import Compose, PlannedRun, count_other_runs, plan_runs
@@ -45,6 +50,13 @@ class SweepPlan:
         """The runs that are not done."""
         return [run for run in self.runs if not run.is_done(self.folder)]
 
+    def check(self) -> None:
+        """Raise ConfigError if the folder belongs to a single run, or the files of a run are damaged or cannot be written."""
+        check_sweep(self.folder)
+        for run in self.runs:
+            if os.path.lexists(self.folder / run.name):
+                RunFolder(self.folder / run.name, run.hash, run.cfg.checkpoints)
+
     def complete(self) -> list[dict[str, Any] | None]:
         """Return the contents of metrics.json of each run, None for runs that are not complete."""
         found = [run.metrics(self.folder) for run in self.runs]
@@ -59,6 +71,18 @@ def add_metrics_to_complete_runs(plan: SweepPlan) -> None:
             _, added = add_new_metrics(folder, found, run.cfg.metrics.extra)
             if added:
                 print(f"added to metrics.json of {run.name}: {', '.join(added)}", file=sys.stderr)
+
+
+def refuse_other_data(plan: SweepPlan) -> None:
+    """Raise OtherRun if the data has changed since a run of the sweep that is done. Each data set is opened once."""
+    compared = set()
+    for run in plan.runs:
+        found = run.metrics(plan.folder) if run.is_done(plan.folder) else None
+        if found is not None:
+            options: Any = OmegaConf.to_container(run.cfg.data, resolve=True)
+            if (data := str((options.get("source"), fingerprint_in(found)))) not in compared:
+                compare_with_current_data(found, run.cfg, plan.folder / run.name)
+                compared.add(data)
 
 
 def announce(plan: SweepPlan) -> None:

@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.table import Table
 from rich.text import Text
 
-from clbench.config.display import console
+from clbench.config.display import console, print_named_rows, text_table
 from clbench.config.hashing import content_hash
 from clbench.config.messages import user_message
 from clbench.config.options import OPTIONS
 from clbench.metrics.formulas import intransigence
 from clbench.metrics.registry import BUILT_IN
+from clbench.runs.folder import PARTIAL
 from clbench.runs.names import REFERENCES
 from clbench.runs.objective import objective
 from clbench.runs.sweep_log import duration
@@ -47,13 +48,12 @@ def show_results(
     keys = varied_keys(runs)
     references, losses = intransigences(runs, metrics)
     heading = [f"{INTRANSIGENCE.heading} ({', '.join(references)})"] if references else []
-    table = Table("run", *keys, "objective", *heading)
+    rows = []
     for run, found, loss in zip(runs, metrics, losses, strict=True):
         result = _format_result(run, found, errors.get(run.name), folder)
-        row = [run.name, *run.settings(keys), result, *([loss] if heading else [])]
-        table.add_row(*map(Text, row))  # Text, because rich would parse a value such as [a] as markup
+        rows.append([*run.settings(keys), result, *([loss] if heading else [])])
+    print_named_rows([run.name for run in runs], ["run", *keys, "objective", *heading], rows)
     terminal = console()
-    terminal.print(table)
     if "seed" in keys:
         terminal.print(_means(runs, metrics, [key for key in keys if key != "seed"]))
     for line in _warnings(runs, metrics):
@@ -74,7 +74,7 @@ def _means(runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | Non
         found_values = groups.setdefault(tuple(run.settings(keys)), [])
         if found is not None and (value := _objective(run, found)) is not None:
             found_values.append(value)
-    table = Table(*keys, "seeds", "objective, mean", "95 % interval")
+    table = text_table(*keys, "seeds", "objective, mean", "95 % interval")
     for setting, values in groups.items():
         mean = f"{statistics.fmean(values):.4f}" if values else "-"
         half = f"± {float(half_width(statistics.stdev(values), len(values))):.4f}" if len(values) > 1 else "-"
@@ -101,6 +101,9 @@ def _format_result(
     if error is not None:
         return f"failed: {user_message(error) or repr(error)}"
     if metrics is None:
+        found = run.metrics(folder)
+        if found is not None and found["status"] == PARTIAL:
+            return f"partial: {found['partial'][0]}"
         learned = run.learned(folder)
         return f"{learned} tasks learned" if learned else "not done"
     value = _objective(run, metrics)
@@ -116,8 +119,11 @@ def intransigences(
 ) -> tuple[list[str], list[str]]:
     """Return the reference strategies, and the intransigence of each run relative to the best reference with equal options."""
     matrices = [None if found is None else np.array(found["accuracy_matrix"]) for found in metrics]
-    alike = [_without_strategy(run.cfg) for run in runs]
-    best: dict[tuple[str, str], NDArray[np.float64]] = {}
+    sizes = [
+        None if matrix is None else len(matrix) for matrix in matrices
+    ]  # data of other contents may have other tasks
+    alike = [(_without_strategy(run.cfg), size) for run, size in zip(runs, sizes, strict=True)]
+    best: dict[tuple[str, tuple[str, int | None]], NDArray[np.float64]] = {}
     for run, matrix, rest in zip(runs, matrices, alike, strict=True):
         if matrix is not None and run.strategy in REFERENCES:
             best[run.strategy, rest] = matrix

@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.table import Table
 from rich.text import Text
 
-from clbench.config.display import console
+from clbench.config.display import console, text_table
 from clbench.config.messages import user_message
-from clbench.config.options import check_rule
+from clbench.config.values import check_rule
 from clbench.errors import ConfigError, SweepFailed, Unstable
 from clbench.sweep.grid import PlannedRun
 
@@ -103,7 +102,7 @@ def _result(
 
 def show_selection(results: Sequence[LamResult], tasks: int) -> None:
     """Print a table with a row per lam."""
-    table = Table("strategy", "lam", "seeds", f"validation accuracy on the first {tasks} tasks", "")
+    table = text_table("strategy", "lam", "seeds", f"validation accuracy on the first {tasks} tasks", "")
     for row in results:
         run = row.runs[0]
         result = f"failed: {row.problem}" if row.accuracy is None else f"{row.accuracy:.4f}"

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from clbench.sweep.plan import SweepPlan
 
 
+LARGE = 100
+"""Number of combinations from which composing them takes a second or more, so that it is announced."""
+
+
 class GridSweeper(BasicSweeper):
     """Run a grid in a folder that follows from the command.
 
@@ -31,7 +35,11 @@ class GridSweeper(BasicSweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Set the folder of the sweep before the launcher is created, which may write its files there."""
+        from clbench.config.compose import GridComposer
+
         self.hydra_context, self.config = hydra_context, config
+        loader: Any = hydra_context.config_loader
+        self._compose = GridComposer(loader, config)
         folder = self._folder(self._overrides(config.hydra.overrides.task))
         with read_write(config):
             config.hydra.sweep.dir = str(folder)
@@ -44,16 +52,26 @@ class GridSweeper(BasicSweeper):
             SweepFailed: Some runs failed or did not start.
         """
         from clbench.runs.sweep_index import add_to_index
-        from clbench.sweep.plan import SweepPlan, add_metrics_to_complete_runs, announce, raise_if_unfinished
+        from clbench.sweep.plan import (
+            SweepPlan,
+            add_metrics_to_complete_runs,
+            announce,
+            raise_if_unfinished,
+            refuse_other_data,
+        )
         from clbench.sweep.results import show_results
         from clbench.sweep.selection import check_selection
 
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
         (grid,) = self.split_arguments(self._overrides(arguments), None)
-        plan = SweepPlan.of(grid, self._composed, folder)
+        if len(grid) >= LARGE:
+            print(f"composing {len(grid):,} combinations", file=sys.stderr, flush=True)
+        plan = SweepPlan.of(grid, self._compose, folder)
+        plan.check()
         if self.config.select_lam_on_first_tasks is not None:
             check_selection(plan.runs, self.config.select_lam_on_first_tasks)
+        refuse_other_data(plan)
         announce(plan)
         if self.config.dry_run:
             return []
@@ -92,6 +110,7 @@ class GridSweeper(BasicSweeper):
     def _run(self, runs: Sequence[PlannedRun], folder: Path, *more: str) -> dict[str, BaseException]:
         """Launch the runs with the additional overrides ``more``. Return the errors of failed runs, by the name of the run."""
         from clbench.config.compose import quoted
+        from clbench.config.messages import user_message
         from clbench.runs import sweep_log
         from clbench.sweep.grid import run_labels
 
@@ -109,7 +128,7 @@ class GridSweeper(BasicSweeper):
             if type(error).__name__ == "TerminatedWorkerError":  # of joblib
                 print("a worker was killed (out of memory?); its unfinished runs were lost", file=sys.stderr)
             else:
-                print(f"the launcher failed: {error!r}", file=sys.stderr)
+                print(f"the launcher failed: {user_message(error) or repr(error)}", file=sys.stderr)
             return {}
         return {
             run.name: done._return_value
@@ -133,7 +152,7 @@ class GridSweeper(BasicSweeper):
         is_varied = [o.is_sweep_override() or o.get_key_element() in self.params for o in overrides]
         keys = [o.get_key_element() for o, many in zip(overrides, is_varied, strict=True) if many]
         fixed = [o.input_line or "" for o, many in zip(overrides, is_varied, strict=True) if not many]
-        return stable_folder(self._composed(fixed), keys)
+        return stable_folder(*self._compose(fixed), keys)
 
     def _overrides(self, arguments: Sequence[str]) -> list[Override]:
         """Return the overrides of a sweep preset and of the command. The last override of a key counts."""
@@ -152,7 +171,3 @@ class GridSweeper(BasicSweeper):
         folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
         for_hydra = [override for override in hydra.overrides.hydra if override != "hydra.mode=MULTIRUN"]
         return [*(part for folder in folders for part in ("--config-dir", folder)), *for_hydra, *arguments]
-
-    def _composed(self, overrides: Sequence[str]) -> DictConfig:
-        assert self.hydra_context is not None and self.config is not None
-        return self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))

@@ -4,37 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 
 from clbench.config.hashing import SCHEMA
+from clbench.data import task_of
+from clbench.data.fingerprint import check_same_data
 from clbench.errors import ConfigError, expected
-from clbench.runs.folder import RunFolder, atomically, checkpoints
+from clbench.nets.torch_file import write_file
+from clbench.runs.folder import RunFolder, checkpoints
 from clbench.seeding import random_states, set_random_states
+from clbench.training.checkpoint_file import AtomicCheckpointIO, read_checkpoint
 from clbench.training.shared_first_task import SharedFirstTask
 from clbench.training.timing import Stopwatch, total_seconds
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writer of Lightning checkpoints that renames a finished file in the same folder, so that none is half-written."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(exist_ok=True)
-        atomically(Path(path), partial(torch.save, checkpoint))
-
-
-def check_schema(path: Path, state: Mapping[str, Any]) -> None:
-    """Raise ConfigError if the checkpoint ``state`` at ``path`` has another schema."""
-    if state.get("schema") != SCHEMA:
-        raise ConfigError(
-            f"{path}: expected schema {SCHEMA}, got schema {state.get('schema', 'unknown')} of another version of clbench. Try "
-            "the version that wrote it."
-        )
 
 
 class Checkpoints:
@@ -54,7 +38,7 @@ class Checkpoints:
         folder = self.folder.path / "checkpoints"
         folder.mkdir(exist_ok=True)
         state = {"schema": SCHEMA, "config_hash": self.folder.config_hash, "task": task, **state}
-        atomically(folder / f"task_{task}.ckpt", partial(torch.save, state))
+        write_file(folder / f"task_{task}.ckpt", state)
         earlier = list(checkpoints(self.folder.path).values())[:-1] if self.folder.checkpoints == "last" else []
         for old in [*earlier, *folder.glob("mid_task_*.ckpt")]:
             old.unlink()
@@ -63,13 +47,16 @@ class Checkpoints:
         """Return the newest task checkpoint, on the CPU; None if there is none.
 
         Raises:
-            ConfigError: The checkpoint belongs to another configuration.
+            ConfigError: The checkpoint is damaged, or belongs to another configuration.
         """
-        saved = list(checkpoints(self.folder.path).values())
+        saved = checkpoints(self.folder.path)
         if not saved:
             return None
-        state: dict[str, Any] = torch.load(saved[-1], map_location="cpu", weights_only=True)
-        self._check(saved[-1], state)
+        task, path = saved.popitem()
+        before = f"resume after task {max(saved) + 1}" if saved else "start over"
+        remedy = f"Delete checkpoints/{path.name} to {before}."
+        state = read_checkpoint(path, remedy)
+        self._check(path, state, task, remedy)
         return state
 
     def mid_task_path(self, task: int) -> Path:
@@ -80,22 +67,23 @@ class Checkpoints:
         """Return the path of the mid-task checkpoint of ``task``, None if there is none.
 
         Raises:
-            ConfigError: The checkpoint belongs to another configuration.
+            ConfigError: The checkpoint is damaged, or belongs to another configuration.
         """
         path = self.mid_task_path(task)
         if not path.exists():
             return None
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        self._check(path, state["run"])
+        remedy = f"Delete checkpoints/{path.name} to start task {task + 1} from its beginning."
+        self._check(path, read_checkpoint(path, remedy, "run", mmap=True)["run"], task, remedy)
         return path
 
-    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
-        check_schema(path, state)
-        if state["config_hash"] != self.folder.config_hash:
+    def _check(self, path: Path, about: Mapping[str, Any], task: int, remedy: str) -> None:
+        if about["config_hash"] != self.folder.config_hash:
             raise ConfigError(
-                f"{path} belongs to another run (expected config {self.folder.config_hash}, got {state['config_hash']}). Try "
+                f"{path} belongs to another run (expected config {self.folder.config_hash}, got {about['config_hash']}). Try "
                 "another output_dir, or remove the file."
             )
+        if about.get("task", task) != task:  # mid-task checkpoints of older versions have no task
+            raise ConfigError(f"{path}: expected the state of task index {task}, got that of {about['task']}. {remedy}")
 
 
 class MidTaskCheckpoint(L.Callback):
@@ -190,13 +178,16 @@ class MidTaskCheckpoint(L.Callback):
         checkpoint["run"] = {
             "schema": SCHEMA,
             "config_hash": self.folder.config_hash,
+            "task": self._index,
             "random": random_states(pl_module.device),
             "seconds": self.seconds.spent(),
             "shared_first_task": self.shared,
+            "fingerprint": task_of(trainer).sequence.fingerprint,
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         run = checkpoint["run"]
+        check_same_data(run.get("fingerprint"), task_of(trainer).sequence.fingerprint, self.folder.path)
         self._random = run["random"]  # set in on_train_start, because other code draws random numbers until then
         self.seconds.load(run["seconds"])
         self.shared = run["shared_first_task"]

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from clbench.data import Task, task_of
+from clbench.data import Task, TaskSequence, task_of
 from clbench.errors import ConfigError, expected
 from clbench.learner import learner_of
 from clbench.params import snapshot
@@ -42,12 +42,15 @@ class EarlyStopping(L.Callback):
         """Whether the callback changes the training."""
         return self.patience is not None or self.consolidate == "best"
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        task: Task = task_of(trainer)
-        if not task.sequence.has_validation:
+    def check(self, sequence: TaskSequence) -> None:
+        """Raise ConfigError if the callback needs validation data that ``sequence`` does not have."""
+        if self.is_needed and not sequence.has_validation:
             raise ConfigError(
                 "patience and consolidate=best need validation data of every task. Try a larger data.validation."
             )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.check(task_of(trainer).sequence)
         if trainer.ckpt_path is None:
             self._reset()
 

@@ -119,7 +119,7 @@ def wandb(context: LoggerContext, project: str = "clbench") -> Logger:
     if mode == "online" and not package.login(prompt=False, verify=False):
         mode = "offline"
     context.shared.mkdir(parents=True, exist_ok=True)
-    identity = hashlib.sha256(f"{context.folder.resolve()}{context.about['config_hash']}".encode()).hexdigest()[:12]
+    identity = hashlib.sha256(f"{context.folder.resolve()}{context.about['config_hash']}".encode()).hexdigest()[:16]
     name = run_name(context.about)
     run = package.init(
         project=project,

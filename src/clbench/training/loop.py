@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from clbench.data import TaskSequence
+from clbench.data.fingerprint import check_same_data
 from clbench.errors import ConfigError, Unstable, expected
 from clbench.learner import Learner
 from clbench.metrics.metric import Metric
@@ -18,11 +20,13 @@ from clbench.metrics.registry import describe_extra
 from clbench.runs.folder import RunFolder
 from clbench.seeding import derive, reseed
 from clbench.strategies import Strategy
+from clbench.training.checkpoint_file import is_raised_while_loading, refuse_unfit_state, unfit_message
 from clbench.training.checkpointing import Checkpoints, MidTaskCheckpoint
 from clbench.training.early_stopping import EarlyStopping
 from clbench.training.evaluation import Evaluation
 from clbench.training.logging import LoggingCallback
 from clbench.training.monitor import PenaltyMonitor
+from clbench.training.partial import partial_training
 from clbench.training.shared_first_task import SharedFirstTask
 from clbench.training.timing import Stopwatch, total_seconds
 
@@ -74,6 +78,7 @@ class TaskLoop:
         callbacks: The callbacks of every Trainer, in the required order.
         logs: The callback that logs. Inside ``with logs.to(loggers):`` it writes to these loggers.
         next_task: Index of the first task that is not learned yet.
+        partial: Tasks that were not trained on all their batches or steps, with the reason.
         outside: Seconds of the run outside this loop, for example for reading data. They are part of ``seconds.total``.
 
     Raises:
@@ -111,12 +116,14 @@ class TaskLoop:
         self.seconds = Stopwatch(strategy, self.evaluation)
         self.mid_task = MidTaskCheckpoint(folder, self.seconds, options.save_every, shared_first_task)
         early_stopping = EarlyStopping(options.patience, options.consolidate)
+        early_stopping.check(sequence)
         self.callbacks: list[L.Callback] = [
             *([early_stopping] if early_stopping.is_needed else []),
             *(strategy, self.evaluation, self.monitor, self.logs, self.mid_task),
         ]
         self.checkpoints = Checkpoints(folder)
         self.importance: list[dict[str, float]] = []
+        self.partial: list[str] = []
         self.next_task = 0
         self.outside = 0.0
 
@@ -129,18 +136,21 @@ class TaskLoop:
         """Load the newest task checkpoint of the folder, if one exists.
 
         Raises:
-            ConfigError: The checkpoint belongs to another configuration.
+            ConfigError: The checkpoint is damaged, or belongs to another configuration, to other data or to other code.
         """
         state = self.checkpoints.load()
         if state is None:
             return
-        restore(state, self.learner, self.strategy)
-        self.evaluation.load_state_dict(state["evaluation"])
-        self.logs.step = state["step"]
-        self.monitor.load_state_dict(state["monitor"])
-        self.seconds.load(state["seconds"])
-        self.mid_task.shared = state["shared_first_task"]
-        self.importance = state["importance"]
+        check_same_data(state.get("fingerprint"), self.sequence.fingerprint, self.checkpoints.folder.path)
+        with refuse_unfit_state(self.checkpoints.folder.path / f"checkpoints/task_{state['task']}.ckpt"):
+            restore(state, self.learner, self.strategy)
+            self.evaluation.load_state_dict(state["evaluation"])
+            self.logs.step = state["step"]
+            self.monitor.load_state_dict(state["monitor"])
+            self.seconds.load(state["seconds"])
+            self.mid_task.shared = state["shared_first_task"]
+            self.importance = state["importance"]
+            self.partial = state.get("partial", [])  # checkpoints of older versions have no such key
         self.next_task = state["task"] + 1
 
     def train_task(self, index: int, make_trainer: MakeTrainer) -> L.Trainer:
@@ -161,9 +171,20 @@ class TaskLoop:
             except SystemExit as stop:  # Lightning converts Ctrl-C to SystemExit
                 raise KeyboardInterrupt from stop
             except Exception as error:
+                if checkpoint is not None and is_raised_while_loading(error):
+                    raise ConfigError(unfit_message(checkpoint, error)) from error
                 if (message := callback_message(error)) is not None:
                     raise ConfigError(message) from error
+                if isinstance(error, MisconfigurationException):
+                    raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
                 raise
+        if not self.evaluation.counts["test"][1, index].any():
+            raise ConfigError(
+                f"task {index + 1} was not trained, because the options of the Trainer allow no step. Try a longer "
+                "trainer.max_time, or remove it."
+            )
+        if (reason := partial_training(trainer)) is not None:
+            self.partial.append(f"task {index + 1}: {reason}")
         self.importance.append(self.strategy.cost())
         self.next_task = index + 1
         self.logs.after_task(index, self.results())
@@ -182,7 +203,9 @@ class TaskLoop:
                 "monitor": self.monitor.state_dict(),
                 "seconds": self.seconds.spent(),
                 "importance": self.importance,
+                "partial": self.partial,
                 "shared_first_task": self.mid_task.shared,
+                "fingerprint": self.sequence.fingerprint,
             },
         )
 
@@ -194,6 +217,7 @@ class TaskLoop:
             **_evaluated(self.sequence, self.evaluation),
             "seconds": spent,
             "importance": list(self.importance),
+            "partial": list(self.partial),
             "shared_first_task": self.mid_task.shared,
             "warnings": [warning._asdict() for warning in self.monitor.warnings],
         }

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from clbench.config.display import print_once
+from clbench.errors import ConfigError
 from clbench.runs.folder import remove_parts
+from clbench.training.checkpoint_file import read_checkpoint
 
 
 class SharedFirstTask:
@@ -30,15 +33,29 @@ class SharedFirstTask:
         return self._lock.is_locked
 
     def find(self) -> Path | None:
-        """Wait for the process that trains the checkpoint and return its path; None if this process has to train it."""
-        if not self.path.exists():
+        """Wait for the process that trains the checkpoint and return its path; None if this process has to train it.
+
+        A damaged checkpoint is trained again.
+        """
+        if not self._is_usable():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             remove_parts(self.path.parent)
-            if not self.path.exists():
+            if not self._is_usable():
+                self.path.unlink(missing_ok=True)
                 return None
             self.release()
         return self.path
+
+    def _is_usable(self) -> bool:
+        if not self.path.exists():
+            return False
+        try:
+            read_checkpoint(self.path, "The first task is trained again.", "run", mmap=True)
+        except ConfigError as error:
+            print_once(f"warning: {error}")
+            return False
+        return True
 
     def release(self) -> None:
         """Release the lock. Other processes then use the checkpoint, or one of them trains it if it does not exist."""

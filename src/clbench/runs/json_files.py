@@ -1,0 +1,130 @@
+"""Read JSON files that another program may have changed, and check their types, so that readers can rely on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clbench.errors import ConfigError
+from clbench.metrics.registry import BUILT_IN
+
+
+class Leaf(NamedTuple):
+    """A rule for a value, and the function that returns whether a value follows it."""
+
+    rule: str
+    follows: Callable[[Any], bool]
+
+
+def is_number(value: Any) -> bool:
+    """Return whether ``value`` is None, nan, or a number that fits into a float64. Booleans are not numbers."""
+    return value is None or (type(value) in (int, float) and (value != value or abs(value) < 1e300))
+
+
+ANYTHING = Leaf("a value", lambda value: True)
+NOTHING = Leaf("no further keys", lambda value: False)
+NUMBER = Leaf("a finite number or null", is_number)
+COUNT = Leaf("a whole number", lambda value: type(value) is int and abs(value) < 2**63)
+TEXT = Leaf("a text", lambda value: isinstance(value, str))
+
+Shape = Leaf | list[Any] | dict[str, Any]
+"""A rule, ``[shape]`` for a list, or ``{key: shape}`` for an object.
+
+A key ``name?`` may be missing or null, and ``*`` is the shape of the keys that are not listed, by default ``ANYTHING``.
+"""
+
+RUNNING, COMPLETE, PARTIAL = "running", "complete", "partial"
+STATUSES = (RUNNING, COMPLETE, PARTIAL)
+
+METRICS: Shape = {
+    **{f"{name}?": NUMBER for name in BUILT_IN},
+    "status": Leaf(f"one of {', '.join(STATUSES)}", lambda value: value in STATUSES),
+    "accuracy_matrix": [[NUMBER]],
+    "initial_accuracy?": [NUMBER],
+    "per_task?": [{"accuracy?": NUMBER, "nll?": NUMBER, "ece?": NUMBER}],
+    "within_tasks?": [{"task": COUNT, "step": COUNT, "accuracy": [NUMBER], "*": NOTHING}],
+    "validation?": {"accuracy_matrix": [[NUMBER]], "average_accuracy?": NUMBER},
+    "data?": {"classes?": [[ANYTHING]], "tasks?": COUNT, "scenario?": TEXT},
+    "seconds?": {"*": NUMBER},
+    "importance?": [{"bytes?": COUNT}],
+    "warnings?": [{"kind": TEXT, "text": TEXT}],
+    "versions?": {"*": TEXT},
+    "machine?": {"*": TEXT},
+    "config_hash?": TEXT,
+    "partial?": [TEXT],
+}
+"""Shape of metrics.json."""
+
+REMEDY = "Restore the file, or remove it and rerun the command of its run."
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return the contents of metrics.json in a run folder.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ConfigError: The file cannot be read, or a value that clbench reads has another type.
+    """
+    content: dict[str, Any] = read_json(folder / "metrics.json", METRICS)
+    matrix = content["accuracy_matrix"]
+    if not matrix or any(len(row) != len(matrix) for row in matrix):
+        raise ConfigError(f"metrics.json cannot be read: accuracy_matrix: expected T rows of T numbers. {REMEDY}")
+    return content
+
+
+def read_json(file: Path, shape: Shape) -> Any:
+    """Return the contents of a JSON file of the given shape.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ConfigError: The file cannot be read, is not JSON, or has another shape.
+    """
+    try:
+        if not file.is_file() and file.exists():  # reading a pipe or a device could block
+            raise OSError("expected a file, found a folder or a device")
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise ConfigError(f"{file.name} cannot be read: {reason}. {REMEDY}") from error
+    if (problem := mismatch(content, shape)) is not None:
+        raise ConfigError(f"{file.name} cannot be read: {problem.removeprefix(': ')}. {REMEDY}")
+    return content
+
+
+def mismatch(value: Any, shape: Shape) -> str | None:
+    """Return the first place at which ``value`` does not have the given shape, None if there is none.
+
+    >>> mismatch({"a": [1, None, "x"]}, {"a": [NUMBER]})
+    "a[2]: expected a finite number or null, got 'x'"
+    """
+    if isinstance(shape, Leaf):
+        return None if shape.follows(value) else _expected(shape.rule, value)
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return _expected("a list", value)
+        return next((f"[{i}]{found}" for i, each in enumerate(value) if (found := mismatch(each, shape[0]))), None)
+    if not isinstance(value, dict):
+        return _expected("an object", value)
+    for key, expected in shape.items():
+        name = key.removesuffix("?")
+        if key != "*" and value.get(name) is None:
+            if name == key:
+                return f"{name} is missing"
+        elif key != "*" and (found := mismatch(value[name], expected)):
+            return _inside(name, found)
+    listed = {key.removesuffix("?") for key in shape}
+    others = ((key, inner) for key, inner in value.items() if "*" in shape and key not in listed)
+    return next((_inside(key, found) for key, inner in others if (found := mismatch(inner, shape["*"]))), None)
+
+
+def _inside(key: str, found: str) -> str:
+    return f"{key}{found}" if found.startswith(("[", ":")) else f"{key}.{found}"
+
+
+def _expected(rule: str, value: Any) -> str:
+    shown = repr(value)
+    return f": expected {rule}, got {shown if len(shown) <= 40 else f'{shown[:40]}...'}"
