@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 from clbench.errors import ConfigError
 from reproduction.here import hash_of, train_here
 from reproduction.plan import read_number
 
+TOLERANCE = 0.005
+"""Largest difference of a value that ``agrees``."""
+
+VERDICTS = ("identical", "agrees", "differs")
+"""From best to worst."""
+
 
 def verify(found: dict[str, Any], seed: int, row_name: str | None = None) -> int:
-    """Rerun a run of ``found``, the content of a results/NAME.json, and print old and new values.
+    """Rerun a run of ``found``, the content of a results/NAME.json, and print old and new values with a verdict.
 
-    In a row with a grid, it is a run at the chosen point. On another machine or with other versions, the last digits of the
-    weights may differ, and so may a prediction.
+    In a row with a grid, it is a run at the chosen point. The verdict on a value is ``identical``; or ``agrees`` if the values
+    differ by at most ``TOLERANCE`` and at most 2 standard errors of the row's committed seeds, because the last digits of the
+    weights, and so a few predictions, differ between machines, versions and orders of summation; or else ``differs``.
 
     Returns:
-        Exit code, 0 if all values are identical.
+        Exit code, 0 if all values are identical or agree.
 
     Raises:
         ConfigError: There is no such row or seed.
@@ -31,26 +41,39 @@ def verify(found: dict[str, Any], seed: int, row_name: str | None = None) -> int
     print(" ".join(["python -m clbench.train", *overrides, f"seed={seed}"]))
     if now != cell["config_hash"]:
         print(f"the configuration has changed: its hash was {cell['config_hash']} and is now {now}")
-    identical = True
+    cells = committed_cells(found, row_name)
+    verdicts = set()
     for metric, key in found["metrics"].items():
         before, again = cell["values"][metric], read_number(metrics, key)
-        identical &= before == again
-        outcome = "identical" if before == again else f"differs by {again - before:+.6f}"
-        print(f"{metric:30} committed {before:.6f}  now {again:.6f}  {outcome}")
-    return 0 if identical else 1
+        verdict = verdict_on(before, again, [other["values"][metric] for other in cells.values()])
+        verdicts.add(verdict)
+        print(f"{metric:30} committed {before:.6f}  now {again:.6f}  {verdict} ({again - before:+.6f})")
+    print(f"verdict: {max(verdicts, key=VERDICTS.index)}")
+    return int("differs" in verdicts)
+
+
+def verdict_on(before: float, again: float, committed: Sequence[float]) -> str:
+    """Return the verdict on one value, given the values of all committed seeds."""
+    if before == again:
+        return "identical"
+    error = stdev(committed) / len(committed) ** 0.5 if len(committed) > 1 else math.inf
+    return "agrees" if abs(again - before) <= min(TOLERANCE, 2 * error) else "differs"
 
 
 def committed_cell(found: dict[str, Any], seed: int, row_name: str | None) -> dict[str, Any]:
-    """Return the run of a row (by default the first one) with a seed at the chosen point, see ``verify``."""
+    """Return the run of a row with a seed at the chosen point, see ``verify``."""
+    cells = committed_cells(found, row_name)
+    if seed not in cells:
+        name = found["rows"][0]["name"] if row_name is None else row_name
+        raise ConfigError(f"--seed {seed}: expected a seed of {name}, one of {', '.join(map(str, sorted(cells)))}.")
+    return cells[seed]
+
+
+def committed_cells(found: dict[str, Any], row_name: str | None) -> dict[int, dict[str, Any]]:
+    """Return the runs of a row (by default the first one) at the chosen point, by seed."""
     rows = {row["name"]: row for row in found["rows"]}
     if row_name is not None and row_name not in rows:
         raise ConfigError(f"--row {row_name}: expected one of {', '.join(rows)}.")
     row = rows[row_name] if row_name is not None else found["rows"][0]
     chosen = row["selections"][0]["config_hashes"]
-    cells = {cell["seed"]: cell for cell in row["cells"] if cell["config_hash"] in chosen}
-    if seed not in cells:
-        raise ConfigError(
-            f"--seed {seed}: expected a seed of {row['name']}, one of {', '.join(map(str, sorted(cells)))}."
-        )
-    cell: dict[str, Any] = cells[seed]
-    return cell
+    return {cell["seed"]: cell for cell in row["cells"] if cell["config_hash"] in chosen}

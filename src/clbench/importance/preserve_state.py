@@ -19,7 +19,7 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
     Restored are the training flag of every submodule, every buffer bit for bit, and the random states of torch (the CPU and
     the module's GPUs), NumPy and Python. Any ``no_grad``, ``inference_mode`` or ``autocast`` of the caller is disabled inside, so
     a measurement has the precision of the parameters. cuDNN cannot differentiate recurrent layers in evaluation mode, and
-    oneDNN hides their steps, so both are disabled for nets that have such layers.
+    oneDNN hides their steps, so both are disabled for nets that have such layers. Gradient hooks of parameters do not run.
 
     Example:
         >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
@@ -36,6 +36,7 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
         for name, b in m._buffers.items()
         if b is not None
     ]
+    hooks = [(h, dict(h)) for p in module.parameters() if (h := p._backward_hooks)]
     devices = {t.device for t in (*module.parameters(), *module.buffers())}
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
@@ -52,8 +53,12 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
             stack.enter_context(_without_onednn())
         try:
             module.eval()
+            for current, _ in hooks:
+                current.clear()
             yield
         finally:
+            for current, saved in hooks:
+                current.update(saved)
             random.setstate(python)
             np.random.set_state(numpy)
             for m, training in modes:
@@ -68,9 +73,9 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _without_onednn() -> Iterator[None]:
     """Compute without oneDNN. Its switch is set through ``torch._C``, because ``mkldnn.flags`` also warns about Intel GPUs."""
-    enabled = torch._C._get_mkldnn_enabled()  # type: ignore[attr-defined]
-    torch._C._set_mkldnn_enabled(False)  # type: ignore[attr-defined]
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
     try:
         yield
     finally:
-        torch._C._set_mkldnn_enabled(enabled)  # type: ignore[attr-defined]
+        torch._C._set_mkldnn_enabled(enabled)
