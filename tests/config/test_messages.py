@@ -91,7 +91,7 @@ ERRORS = [
     (["+strategy.foo=1"], "strategy.foo=1: clbench.strategies.EWC has no option foo. Try one of chunk, consolidate_at, "),
     (["+data.foo=1"], "data.foo=1: clbench.data.TaskSequence has no option foo. Try one of augment, "),
     (["data.tasks=many"], "data.tasks=many: expected an integer from 1 to 10000 or null, got 'many'."),
-    (["data.scale=0"], "data.scale=0: expected a number > 0, got 0."),
+    (["data.scale=0"], "data.scale=0: expected a finite number > 0, got 0."),
     (["data.mean=[0]", "data.std=[0]"], "data.std=[0]: expected standard deviations > 0, got [0]. Use data.mean=null "),
     (["data=split_digits", "data.split.order=odd"], "data.split.order=odd: expected natural, seed, or a list of classes"),
     (["data.augment=flip"], "data.augment=flip: expected an object with the key _target_, "),

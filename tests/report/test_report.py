@@ -627,7 +627,7 @@ def test_bytes_and_values_are_formatted_for_reading():
         "10",
         "0.5",
         "1e-7",
-        "1.23457e6",
+        "1234567",
         "3",
     ]
 
