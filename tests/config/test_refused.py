@@ -192,7 +192,7 @@ def test_a_path_that_hydra_cannot_read_is_one_line(command, tmp_path, row):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["~/x", "a b", "a,b", "a=b", "it's"])
+@pytest.mark.parametrize("path", ["~/x", "a, b"])
 def test_a_quoted_path_is_the_folder_of_the_run(command, tmp_path, path):
     done = command(*TINY, f'output_dir="{path}"', environment={"HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr
@@ -255,7 +255,7 @@ def test_random_options_are_planned_or_refused(tmp_path, seed):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("seed", range(100, 110))
+@pytest.mark.parametrize("seed", range(100, 103))
 def test_random_options_train_a_step_or_are_refused(tmp_path, seed):
     for number in range(10 * seed, 10 * (seed + 1)):
         check_composition(tmp_path / f"{number}", number)
