@@ -269,6 +269,14 @@ def test_the_seed_decides_what_a_sampler_draws(generator):
     assert first == again != other
 
 
+def test_the_seed_decides_the_examples_of_a_consolidation():
+    loader = DataLoader(DATA, batch_size=8, sampler=RandomSampler(DATA, replacement=True))
+    strategies = [Recording(lam=1.0, seed=seed, consolidate_at="manual") for seed in (0, 0, 1)]
+    for strategy in strategies:
+        strategy.consolidate(Module(), loader)
+    assert strategies[0].numbers == strategies[1].numbers != strategies[2].numbers
+
+
 def test_indices_of_any_kind_are_read():
     strategy, _ = fit(DataLoader(Keyed(), batch_size=2, sampler=[(3, "flip"), 1, (2, "crop")]))
     assert strategy.numbers == [3, 1, 2]

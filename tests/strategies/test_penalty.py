@@ -215,6 +215,7 @@ def test_options_reach_the_measurement(make, options):
     else:
         expected = {None: mas, "local": mas_local}[options.pop("form", None)](module, [data(0).tensors], **options)
     assert_close_params(strategy.penalty.importance, expected)
+    assert strategy.examples == options.get("samples", 32)
     assert strategy.cost()["total"] == pytest.approx(sum(f.sum().item() for f in expected.values()), rel=1e-4)
 
 
