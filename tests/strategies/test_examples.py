@@ -35,6 +35,7 @@ from clbench.errors import ConfigError
 from clbench.importance import preserve_state
 from clbench.importance.batching import subsample
 from clbench.strategies import ImportanceStrategy
+from clbench.strategies.sampling import selected_by
 from tests import references
 from tests.conftest import trainer
 
@@ -259,6 +260,21 @@ class Keyed(Dataset):
 
     def __len__(self):
         return N
+
+
+@pytest.mark.parametrize("generator", [None, torch.Generator()], ids=["global", "own"])
+def test_the_seed_decides_what_a_sampler_draws(generator):
+    sampler = RandomSampler(range(50), replacement=True, generator=generator)
+    first, again, other = (selected_by(sampler, seed, None) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_the_seed_decides_the_examples_of_a_consolidation():
+    loader = DataLoader(DATA, batch_size=8, sampler=RandomSampler(DATA, replacement=True))
+    strategies = [Recording(lam=1.0, seed=seed, consolidate_at="manual") for seed in (0, 0, 1)]
+    for strategy in strategies:
+        strategy.consolidate(Module(), loader)
+    assert strategies[0].numbers == strategies[1].numbers != strategies[2].numbers
 
 
 def test_indices_of_any_kind_are_read():

@@ -327,6 +327,7 @@ def test_a_user_loop_can_measure_on_the_test_images_of_each_task(composed):
         (["strategy.data=tset"], "strategy.data=tset: expected one of train, validation, test, got 'tset'"),
         (["strategy.data=validation", "data.validation=0"], "expected validation examples, got none. Set data.validation"),
         (["strategy.data=test", "samples=1000"], "samples=1000: expected at most 360, the number of test examples"),
+        (["samples=60", "data.examples_per_task=[90,50]"], "samples=60: expected at most 50, the number of training examples of"),
         (["strategy=ewc", "data=split_digits", "data.split.classes_per_task=[2,1]"], "task 2 has a single class"),
         (["strategy=ewc", "fisher=empirical", "strategy.data=test"], "strategy.data=test: .* of the test data. Use fisher=exact"),
     ],

@@ -215,7 +215,13 @@ def test_options_reach_the_measurement(make, options):
     else:
         expected = {None: mas, "local": mas_local}[options.pop("form", None)](module, [data(0).tensors], **options)
     assert_close_params(strategy.penalty.importance, expected)
+    assert strategy.examples == options.get("samples", 32)
     assert strategy.cost()["total"] == pytest.approx(sum(f.sum().item() for f in expected.values()), rel=1e-4)
+
+
+def test_the_cost_per_example_is_the_number_of_backward_passes():
+    strategies = EWC(), EWC(loss="mse"), EWC(fisher="sample", label_samples=3), EWC(fisher="empirical")
+    assert [strategy.columns(10) for strategy in strategies] == [9, 10, 3, 1]
 
 
 def assert_close_params(a, b):
@@ -307,8 +313,11 @@ def test_l2_penalises_from_the_latest_anchor_or_from_all(anchors):
 def test_state_dict_restores_a_strategy(name):
     first = STRATEGIES[name]()
     module = trained_and_moved(first)
+    trainer([first]).fit(module, loader(1))  # with two anchors the penalty has a constant
     second = STRATEGIES[name]()
     second.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        module.body.weight.add_(1.0)
     assert second.value(module).item() == first.value(module).item() > 0
 
 

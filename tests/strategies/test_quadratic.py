@@ -99,6 +99,7 @@ def test_the_half_gradient_is_of_the_parameters_given_only():
     some = half_gradient(q, {"b": theta["b"]})
     assert set(some) == {"b"}
     assert torch.equal(some["b"], half_gradient(q, theta)["b"])
+    assert not half_gradient(q, {"b": theta["b"].requires_grad_()})["b"].requires_grad
 
 
 @given(quadratics(), points)

@@ -19,6 +19,7 @@ from clbench.strategies import Strategy
 from clbench.strategies.si import PathIntegral
 from tests.conftest import trainer
 from tests.strategies.test_penalty import Plain, assert_same, learn
+from tests.training.test_checkpointing import Save
 
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.1),
@@ -276,6 +277,25 @@ def test_an_unfrozen_parameter_counts_from_its_first_step():
     assert torch.equal(both["body.weight"], late["body.weight"])
     assert both["body.weight"].any()
     assert not torch.equal(both["body.bias"], late["body.bias"])
+
+
+class ThawInTheSecondEpoch(L.Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch >= 1:
+            pl_module.body.weight.requires_grad_(True)
+
+
+def test_a_resumed_task_keeps_the_sums_of_unfrozen_parameters(tmp_path):
+    """They are frozen again when the task is resumed, until the next epoch starts."""
+    importances = []
+    for options in ({}, {"ckpt_path": tmp_path / "a.ckpt", "weights_only": True}):
+        module, strategy = Net(), SI(lam=1.0)
+        module.body.weight.requires_grad_(False)
+        callbacks = [strategy, ThawInTheSecondEpoch(), Save(tmp_path / "a.ckpt")]
+        trainer(callbacks, precision="64-true", max_epochs=4).fit(module, batches(0), **options)
+        importances.append(strategy.penalty.importance)
+    assert_same(*importances)
+    assert importances[0]["body.weight"].any()
 
 
 def test_only_penalised_parameters_are_followed():
