@@ -160,6 +160,10 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], length: dict[str, 
                 f"trainer.callbacks: expected callbacks of Lightning, got {wrong[0]!r}. Try '+trainer.callbacks=[{{_target_: "
                 "my_module.MyCallback}]'."
             )
+        loggers = make.keywords.get("logger") or []
+        loggers = loggers if isinstance(loggers, list) else [loggers]
+        if wrong := [logger for logger in loggers if not isinstance(logger, Logger | bool)]:
+            raise ConfigError(f"trainer.logger: expected a logger of Lightning, got {wrong[0]!r}. Try logger=csv.")
         trainer: Trainer = make(callbacks=[*added, *callbacks], **length)
     check_kind(cfg, "trainer", trainer, Trainer)
     return trainer

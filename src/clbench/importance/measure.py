@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from clbench.errors import StrategyError
 from clbench.importance.batching import Counted, Example, count, move_to, split_examples, stack_examples, subsample
 from clbench.importance.engine import Engine
 from clbench.importance.example_statistics import ExampleStatistics
@@ -123,11 +124,11 @@ def check_finite(importance: Params) -> Params:
     """Return ``importance`` if all of it is finite.
 
     Raises:
-        ValueError: An entry is not finite.
+        StrategyError: An entry is not finite. It is a ValueError.
     """
     for name, value in importance.items():
         if not bool(value.sum().isfinite()):  # no entry is negative, so infinities cannot cancel
-            raise ValueError(
+            raise StrategyError(
                 f"the importance of {name!r} is not finite, because the weights have diverged or an output is infinite. "
                 "Lower the learning rate or scale the inputs"
             )

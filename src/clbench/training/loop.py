@@ -170,6 +170,8 @@ class TaskLoop:
                 trainer.fit(self.learner, datamodule=task, ckpt_path=checkpoint, weights_only=True)
             except SystemExit as stop:  # Lightning converts Ctrl-C to SystemExit
                 raise KeyboardInterrupt from stop
+            except ConfigError:
+                raise
             except Exception as error:
                 if checkpoint is not None and is_raised_while_loading(error):
                     raise ConfigError(unfit_message(checkpoint, error)) from error
