@@ -29,12 +29,12 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     A run that cannot be read has the status failed and changes no other row. Runs with the same ``benchmark`` and ``setup``
     differ only in their seed:
 
-    ``benchmark`` everything that does not depend on the strategy: data, scenario, net, optimiser, epochs, ...
-    ``method``    the strategy and its options except for lam
-    ``setup``     method and lam
-    ``status``    complete, running (or interrupted), failed, partial (trained on a part of its batches or steps),
-                  inconsistent (metrics.json contradicts its accuracy matrix), or repeated (an earlier row has the same seed)
-    ``problem``   the reason why the run is not complete, and is excluded from statistics
+    - ``benchmark``: everything that does not depend on the strategy: data, scenario, net, optimiser, epochs, ...
+    - ``method``: the strategy and its options except for lam
+    - ``setup``: method and lam
+    - ``status``: complete, running (or interrupted), failed, partial (trained on a part of its batches or steps), inconsistent
+      (metrics.json contradicts its accuracy matrix), or repeated (an earlier row has the same seed)
+    - ``problem``: the reason why the run is not complete, and is excluded from statistics
 
     Further columns: every metric (listed in ``clbench.metrics.registry``, explained in docs/metrics.md); ``folder``,
     ``seed``, ``strategy``, ``data``, ``scenario``, ``net``, the options of the strategy, ``chance`` (accuracy of guessing on
