@@ -71,7 +71,7 @@ MISTAKES: list[tuple[str, nn.Module, Any, dict[str, Any]]] = [
     ),
     (r"over 1 output is always zero", ONE, [(X, Y)], {}),
     (r"expected the shape of the outputs, \(6, 3\)", NET, [(X, X)], {"loss": "mse", "labels": "empirical"}),
-    (r"expected shape \(2, C\) for 2 examples, got \(2, 2, 3\)", NET, [(torch.randn(6, 2, 4), Y)], {}),
+    (r"expected shape \(4, C\) for 4 examples, got \(4, 2, 3\)", NET, [(torch.randn(6, 2, 4), Y)], {}),
     (r"expected a tensor.*got tuple.*outputs=fn", NET, [(X, Y)], {"outputs": lambda m, b: ((m(b[0]),), None)}),
     (r"depend on no trainable parameter", NET, [(X, Y)], {"outputs": lambda m, b: (m(b[0]).detach(), None)}),
     (r"no parameter of the module requires grad", nn.Linear(4, 3).requires_grad_(False), [(X, Y)], {}),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.importance.batching import count, merge_batches, move_to, shapes, take
-from clbench.importance.example_statistics import ExampleStatistics, Sums
+from clbench.importance.example_statistics import ExampleStatistics, Sums, add_value
 from clbench.importance.factors import Factor, Outer, SquareOrAbs, combined, pieces
 from clbench.importance.graph import MOVES, Graph, Shared, Structure, is_ordered
 from clbench.importance.measurement import Measurement
@@ -173,6 +173,14 @@ class Engine:
     def _example(self, z: Tensor, columns: Sequence[Tensor]) -> None:
         """Add the values of a single example, by ordinary backward passes."""
         params = list(self.params.values())
+        if self.statistics.second is None:  # one column at a time, which takes less memory
+            for v in columns:
+                for name, g in zip(
+                    self.params, torch.autograd.grad(z, params, v, retain_graph=True, allow_unused=True), strict=True
+                ):
+                    if g is not None:
+                        add_value(self.statistics.first[name], widen(g), self.square_or_abs)
+            return
         by_column = [torch.autograd.grad(z, params, v, retain_graph=True, allow_unused=True) for v in columns]
         for name, p, gradients in zip(self.params, params, zip(*by_column, strict=True), strict=True):
             dense = torch.stack([torch.zeros_like(p) if g is None else g for g in gradients])
