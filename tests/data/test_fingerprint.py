@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -297,9 +298,11 @@ def test_first_tasks_on_other_data_are_not_shared(tmp_path):
 def test_a_sweep_with_runs_on_other_data_is_refused(command, tmp_path):
     data = write(tmp_path / "data")
     sweep = ("-m", *ON_DISK, f"data_dir={data}", "strategy=finetune", "output_dir=sweep")
-    assert command(*sweep, "seed=0", imported=False).returncode == 0
+    go = partial(command, *sweep, imported=False, environment={"PYTHONPATH": str(Path(__file__).parents[2])})
+    first = go("seed=0")
+    assert first.returncode == 0, first.stderr
     write(data, two_labels)
-    done = command(*sweep, "seed=0,1", imported=False)
+    done = go("seed=0,1")
     assert done.returncode == 1 and len(list((tmp_path / "sweep").glob("*/metrics.json"))) == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "contains results on other data" in done.stderr

@@ -76,9 +76,38 @@ def _tied(m: Any, x: Tensor) -> Tensor:
     return F.linear(h, m.table.weight).mean(1)[:, :C]
 
 
+def _factors(m: Any, x: Tensor) -> Tensor:
+    return m.head(torch.addmm(m.b, x, m.w, beta=0.5, alpha=3.0))
+
+
+def _positions(m: Any, x: Tensor) -> Tensor:
+    return m.head(torch.baddbmm(m.b, x.transpose(0, 1), m.w, beta=0.5, alpha=3.0).mean(0))
+
+
 FLAT, SEQUENCE, TOKENS = (D,), (T, D), "tokens"
 
+
+def _columns(m: Any, x: Tensor) -> Tensor:
+    return m.head(m.w[:, x].mean((0, 2))[:, None].expand(-1, D))
+
+
+def _sums(m: Any, x: Tensor) -> Tensor:
+    return m.head(torch.sub(x, m.w, alpha=3) * torch.add(x, m.v, alpha=3) + torch.sub(m.w, x))
+
+
 ODD: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "sums with factors": (lambda: Net(_sums, head=_head(), w=weights(D), v=weights(D)), FLAT),
+    "product with factors": (lambda: Net(_factors, head=_head(), w=weights(D, D), b=weights(D)), FLAT),
+    "weights per position": (lambda: Net(_positions, head=_head(), w=weights(T, D, D), b=weights(T, 1, D)), SEQUENCE),
+    "table with two indices": (
+        lambda: Net(lambda m, x: m.head(m.w[x, x.flip(1)].mean(1)), head=_head(), w=weights(6, 6, D)),
+        TOKENS,
+    ),
+    "table read from its end": (
+        lambda: Net(lambda m, x: m.head(m.w[1 - x].mean(1)), head=_head(), w=weights(6, D)),
+        TOKENS,
+    ),
+    "columns of a table": (lambda: Net(_columns, head=_head(), w=weights(3, 6)), TOKENS),
     "scalar parameter": (lambda: Net(lambda m, x: m.head(x) * m.s, head=_head(), s=weights()), FLAT),
     "power of a parameter": (lambda: Net(lambda m, x: m.head(x.abs() ** m.p.exp()), head=_head(), p=weights(D)), FLAT),
     "product of parameters": (

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from clbench.importance import fisher, fisher_and_error, mas
+from clbench.importance import fisher, fisher_and_error, mas, operations
 from tests import references
 from tests.conftest import others_slow
+from tests.importance.nets import NETS, build
 from tests.importance.odd_nets import ODD, C, N, inputs
 
 WITHOUT_RULE = {
@@ -19,6 +21,8 @@ WITHOUT_RULE = {
     "addcmul": "AddcmulBackward0",
     "bilinear": "TrilinearBackward0",
     "bag of rows": "EmbeddingBagBackward0",
+    "table with two indices": "IndexBackward0",
+    "columns of a table": "IndexBackward0",
     "a function with its own backward pass": "ScaledBackward",
 }
 """Nets with an operation that has no rule, and its name."""
@@ -27,6 +31,8 @@ ONE_AT_A_TIME = {"experts"}
 """Nets in which the examples cannot be located."""
 
 FAST = (
+    "product with factors",
+    "weights per position",
     "product of parameters",
     "tied table",
     "class token",
@@ -73,6 +79,20 @@ def test_a_slow_way_is_logged_with_its_reason(name: str, caplog: pytest.LogCaptu
         assert "one at a time" in caplog.text
     else:
         assert not caplog.text
+
+
+def test_every_rule_is_used_by_a_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = set()
+    for name, rule in operations.RULES.items():
+
+        def noted(op: operations.Operation, g: Tensor, name: str = name, rule: Any = rule) -> Any:
+            used.add(name)
+            return rule(op, g)
+
+        monkeypatch.setitem(operations.RULES, name, noted)
+    for net, x, _ in (*map(built, ODD), *map(build, NETS)):
+        mas(net, [x])
+    assert used == set(operations.RULES)
 
 
 class Hidden(torch.autograd.Function):

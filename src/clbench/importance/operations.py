@@ -31,6 +31,10 @@ from clbench.importance.factors import Dense, Factor, Outer, Rows, SquareOrAbs, 
 from clbench.importance.graph import Layout
 
 
+class NoRule(Exception):
+    """A rule does not cover this case of its operation."""
+
+
 class Operation(NamedTuple):
     """One operation of a forward pass.
 
@@ -51,8 +55,15 @@ class Operation(NamedTuple):
     n: int
 
     def saved(self, name: str) -> Any:
-        """Return a value that the operation has saved, tensors without history and in float32 or wider."""
-        value = getattr(self.node, f"_saved_{name}")
+        """Return a value that the operation has saved, tensors without history and in float32 or wider.
+
+        Raises:
+            NoRule: This version of torch does not save it.
+        """
+        try:
+            value = getattr(self.node, f"_saved_{name}")
+        except AttributeError as error:
+            raise NoRule from error
         return widen(value.detach()) if isinstance(value, Tensor) else value
 
     def split(self, t: Tensor, dim: int | None = None) -> Tensor:
@@ -90,20 +101,15 @@ def matrix_product(op: Operation, g: Tensor, left: str, right: str, first: int, 
     groups = g if g.dim() == 5 else g.unsqueeze(2)  # (n, K, B, rows, columns)
     if op.argument == first + 1 and op.layout.dim == g.dim() - 4:  # the examples are rows
         a = op.split(op.saved(left))
-        return Outer(
-            groups if scale == 1 else groups * scale,
-            a if a.dim() == 4 else a.unsqueeze(1),
-            op.shape,
-            is_transposed=True,
-        )
+        return Outer(groups, a if a.dim() == 4 else a.unsqueeze(1), op.shape, is_transposed=True)
     if op.argument == first and op.layout.dim == g.dim() - 3:  # the examples are columns
         a = op.split(op.saved(right)).mT
         return Outer(groups.mT, a if a.dim() == 4 else a.unsqueeze(1), op.shape)
-    raise NotImplementedError
+    raise NoRule
 
 
 def product_with_sum(op: Operation, g: Tensor) -> Factor:
-    """addmm, baddbmm: beta input + alpha mat1 @ mat2."""
+    """``beta * input + alpha * mat1 @ mat2``, of matrices or batches of matrices."""
     if op.argument == 0:
         return Dense(times(summed_to(g, op.shape), op.saved("beta")))
     names = ("mat1", "mat2") if op.node.name() == "AddmmBackward0" else ("batch1", "batch2")
@@ -113,7 +119,7 @@ def product_with_sum(op: Operation, g: Tensor) -> Factor:
 def convolution(op: Operation, g: Tensor) -> Factor:
     """A convolution of any number of dimensions. The transposed one exchanges the roles of input and output."""
     if op.layout.dim != 0:
-        raise NotImplementedError
+        raise NoRule
     n, k, repeats, o = g.shape[:4]  # (n, K, repeats, O, *out)
     if op.argument == 2:
         return Dense(g.flatten(4).sum((2, 4)) if g.dim() > 4 else g.sum(2))
@@ -167,14 +173,8 @@ def extract_patches(
 def layer_norm(op: Operation, g: Tensor) -> Factor:
     """Layer normalisation."""
     if op.argument == 1:
-        mean, rstd = (widen(getattr(op.node, f"_saved_result{i}").detach()) for i in (1, 2))
-        g = g * op.split((op.saved("input") - mean) * rstd)[:, None]
+        g = g * op.split((op.saved("input") - op.saved("result1")) * op.saved("result2"))[:, None]
     return Dense(summed_to(g, op.shape))
-
-
-def rms_norm(op: Operation, g: Tensor) -> Factor:
-    """Root mean square normalisation, where it is one operation."""
-    return Dense(summed_to(g * op.split(op.saved("input") * op.saved("result1"))[:, None], op.shape))
 
 
 def group_norm(op: Operation, g: Tensor) -> Factor:
@@ -190,9 +190,9 @@ def group_norm(op: Operation, g: Tensor) -> Factor:
 def batch_norm(op: Operation, g: Tensor) -> Factor:
     """Batch normalisation by running statistics, of inputs (N, C, ...)."""
     if op.saved("training"):
-        raise NotImplementedError
+        raise NoRule
     if op.argument == 1:
-        x, shape = op.saved("input"), (1, -1, *(1,) * (g.dim() - 5 + 1))
+        x, shape = op.saved("input"), (1, -1, *(1,) * (g.dim() - 4))
         mean, var = op.saved("running_mean").view(shape), op.saved("running_var").view(shape)
         g = g * op.split((x - mean) * torch.rsqrt(var + op.saved("eps")))[:, None]
     return Dense(channel_sums(g))
@@ -206,7 +206,7 @@ def channel_sums(g: Tensor) -> Tensor:
 def embedding(op: Operation, g: Tensor) -> Factor:
     """A table whose rows are read."""
     if op.saved("scale_grad_by_freq"):
-        raise NotImplementedError
+        raise NoRule
     tokens = op.split(op.saved("indices")).reshape(op.n, -1)
     values = g.reshape(*g.shape[:2], tokens.shape[1], -1)
     padding = op.saved("padding_idx")
@@ -217,31 +217,31 @@ def embedding(op: Operation, g: Tensor) -> Factor:
 
 def indexing(op: Operation, g: Tensor) -> Factor:
     """``table[index]`` with one tensor of row numbers."""
-    (index,) = op.saved("indices")
-    if index.dtype == torch.bool or index.dim() <= op.layout.dim:
-        raise NotImplementedError
+    index, *others = op.saved("indices")
+    if others or index is None or index.dtype == torch.bool or index.dim() <= op.layout.dim:
+        raise NoRule
     rows = op.split(index % op.shape[0]).reshape(op.n, -1)
     return Rows(rows, g.reshape(*g.shape[:2], rows.shape[1], *op.shape[1:]), op.shape)
 
 
 def addition(op: Operation, g: Tensor) -> Factor:
-    """Self + alpha other."""
+    """``self + alpha * other``."""
     return Dense(times(summed_to(g, op.shape), op.saved("alpha") if op.argument == 1 else 1))
 
 
 def subtraction(op: Operation, g: Tensor) -> Factor:
-    """Self - alpha other."""
+    """``self - alpha * other``."""
     return Dense(times(summed_to(g, op.shape), -op.saved("alpha") if op.argument == 1 else 1))
 
 
 def multiplication(op: Operation, g: Tensor) -> Factor:
-    """Self * other."""
+    """``self * other``."""
     other = op.saved("self" if op.argument == 1 else "other")
     return Dense(summed_to(g * op.aligned(other, g.dim() - 2), op.shape))
 
 
 def division(op: Operation, g: Tensor) -> Factor:
-    """Self / other."""
+    """``self / other``."""
     other = op.aligned(op.saved("other"), g.dim() - 2)
     if op.argument == 0:
         return Dense(summed_to(g / other, op.shape))
@@ -249,7 +249,7 @@ def division(op: Operation, g: Tensor) -> Factor:
 
 
 def selection(op: Operation, g: Tensor) -> Factor:
-    """where(condition, self, other)."""
+    """``where(condition, self, other)``."""
     condition = op.aligned(op.saved("condition"), g.dim() - 2)
     return Dense(summed_to(g * (condition if op.argument == 0 else ~condition), op.shape))
 
@@ -263,6 +263,47 @@ def prelu(op: Operation, g: Tensor) -> Factor:
 def expansion(op: Operation, g: Tensor) -> Factor:
     """Copies of a tensor for each example."""
     return Dense(summed_to(g, op.shape))
+
+
+def repetition(op: Operation, g: Tensor) -> Factor:
+    """Copies of a tensor along any of its dimensions."""
+    if not op.layout.is_major:
+        raise NoRule
+    for d, size in enumerate((1,) * (g.dim() - 2 - len(op.shape)) + tuple(op.shape), start=2):
+        g = g.unflatten(d, (-1, size)).sum(d)
+    return Dense(g.reshape(*g.shape[:2], *op.shape))
+
+
+def index_selection(op: Operation, g: Tensor) -> Factor:
+    """Rows of a table by a vector of row numbers."""
+    if op.saved("dim") != 0:
+        raise NoRule
+    rows = op.split(op.saved("index")).reshape(op.n, -1)
+    return Rows(rows, g.reshape(*g.shape[:2], rows.shape[1], *op.shape[1:]), op.shape)
+
+
+RULES: dict[str, Callable[[Operation, Tensor], Factor]] = {
+    "MmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
+    "BmmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
+    "AddmmBackward0": product_with_sum,
+    "BaddbmmBackward0": product_with_sum,
+    "ConvolutionBackward0": convolution,
+    "NativeLayerNormBackward0": layer_norm,
+    "NativeGroupNormBackward0": group_norm,
+    "NativeBatchNormBackward0": batch_norm,
+    "EmbeddingBackward0": embedding,
+    "IndexBackward0": indexing,
+    "AddBackward0": addition,
+    "SubBackward0": subtraction,
+    "MulBackward0": multiplication,
+    "DivBackward0": division,
+    "WhereBackward0": selection,
+    "PreluKernelBackward0": prelu,
+    "ExpandBackward0": expansion,
+    "RepeatBackward0": repetition,
+    "IndexSelectBackward0": index_selection,
+}
+"""The rules by the names of operations in the autograd graph. A rule raises ``NoRule`` for a case that it does not cover."""
 
 
 class Separate(NamedTuple):
@@ -299,55 +340,10 @@ class Separate(NamedTuple):
             sums.add_gradients(self.dense(piece), value)
 
 
-def repetition(op: Operation, g: Tensor) -> Factor:
-    """Copies of a tensor along any of its dimensions."""
-    if not op.layout.is_major:
-        raise NotImplementedError
-    for d, size in enumerate((1,) * (g.dim() - 2 - len(op.shape)) + tuple(op.shape), start=2):
-        g = g.unflatten(d, (-1, size)).sum(d)
-    return Dense(g.reshape(*g.shape[:2], *op.shape))
-
-
-def index_selection(op: Operation, g: Tensor) -> Factor:
-    """Rows of a table by a vector of row numbers."""
-    if op.saved("dim") != 0:
-        raise NotImplementedError
-    rows = op.split(op.saved("index")).reshape(op.n, -1)
-    return Rows(rows, g.reshape(*g.shape[:2], rows.shape[1], *op.shape[1:]), op.shape)
-
-
-RULES: dict[str, Callable[[Operation, Tensor], Factor]] = {
-    "MmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
-    "BmmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
-    "AddmmBackward0": product_with_sum,
-    "BaddbmmBackward0": product_with_sum,
-    "ConvolutionBackward0": convolution,
-    "NativeLayerNormBackward0": layer_norm,
-    "FusedRmsNormBackward0": rms_norm,
-    "NativeGroupNormBackward0": group_norm,
-    "NativeBatchNormBackward0": batch_norm,
-    "EmbeddingBackward0": embedding,
-    "IndexBackward0": indexing,
-    "AddBackward0": addition,
-    "SubBackward0": subtraction,
-    "MulBackward0": multiplication,
-    "DivBackward0": division,
-    "WhereBackward0": selection,
-    "PreluKernelBackward0": prelu,
-    "ExpandBackward0": expansion,
-    "RepeatBackward0": repetition,
-    "IndexSelectBackward0": index_selection,
-}
-"""The rules by the names of operations in the autograd graph. A rule raises NotImplementedError where it does not hold."""
-
-
 def factor_of(op: Operation, g: Tensor) -> Factor:
     """Return the gradients (n, K, *shape) of the shared input of ``op`` from those at its output, (n, K, ...)."""
     try:
-        return RULES[op.node.name()](op, g)
-    except (
-        KeyError,
-        NotImplementedError,
-        AttributeError,
-    ):  # no rule, or a value that this version of torch does not save
+        rule = RULES.get(op.node.name())
+        return Separate(op, g) if rule is None else rule(op, g)
+    except NoRule:
         return Separate(op, g)
