@@ -13,7 +13,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from clbench.runs.folder import FINISHED, atomically, lock_folder
+from clbench.runs.folder import atomically, lock_folder
+from clbench.runs.json_files import COMPLETE
 from reproduction.here import hash_of
 from reproduction.plan import Cell
 
@@ -58,7 +59,7 @@ class Store:
             origin = json.loads((self.path(cell) / "origin.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        return {**metrics, "origin": origin} if metrics["status"] == FINISHED else None
+        return {**metrics, "origin": origin} if metrics["status"] == COMPLETE else None
 
     def clear(self, cell: Cell) -> None:
         """Remove the files of an interrupted run without checkpoints, because it starts again."""

@@ -34,7 +34,7 @@ def run_folder(output_dir: Any) -> str:
         ConfigError: It is not a path.
     """
     if not isinstance(output_dir, str | int | float) or isinstance(output_dir, bool) or not str(output_dir).strip():
-        shown = {None: "null"}.get(output_dir, output_dir) if output_dir is None else output_dir
+        shown = "null" if output_dir is None else output_dir
         raise ConfigError(
             f"output_dir={shown}: expected the path of a folder. Try output_dir=runs/a, or remove this option."
         )

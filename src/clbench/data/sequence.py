@@ -17,7 +17,7 @@ from clbench.data.fingerprint import combine
 from clbench.data.images import Images, Streamed
 from clbench.data.scenario import Scenario
 from clbench.data.source import Source, read
-from clbench.data.splits import TaskDefinition
+from clbench.data.splits import TaskDefinition, check_definitions
 from clbench.errors import ConfigError, DataError, expected
 from clbench.seeding import generator
 
@@ -153,18 +153,6 @@ def task_of(trainer: L.Trainer) -> Task:
     if (task := find_task(trainer)) is None:
         raise ConfigError("expected a task of a TaskSequence. Try trainer.fit(learner, datamodule=sequence[0]).")
     return task
-
-
-def check_definitions(definitions: Sequence[TaskDefinition]) -> None:
-    """Raise ConfigError unless a split has returned tasks with different classes of their data set each."""
-    if not definitions:
-        raise DataError("split: expected at least one task, got none. Return one TaskDefinition per task.")
-    for index, (source, classes, _) in enumerate(definitions):
-        if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(range(source.classes)):
-            raise DataError(
-                f"split: expected different classes from 0 to {source.classes - 1} in every task, got {list(classes)} in task "
-                f"{index + 1}. Correct the split."
-            )
 
 
 class TaskSequence:

@@ -28,6 +28,18 @@ class TaskDefinition(NamedTuple):
     view: View | None = None
 
 
+def check_definitions(definitions: Sequence[TaskDefinition]) -> None:
+    """Raise ConfigError unless a split has returned tasks with different classes of their data set each."""
+    if not definitions:
+        raise DataError("split: expected at least one task, got none. Return one TaskDefinition per task.")
+    for index, (source, classes, _) in enumerate(definitions):
+        if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(range(source.classes)):
+            raise DataError(
+                f"split: expected different classes from 0 to {source.classes - 1} in every task, got {list(classes)} in task "
+                f"{index + 1}. Correct the split."
+            )
+
+
 def permute(source: Source, tasks: int | None = None, seed: int = 0, first: str = "identity") -> list[TaskDefinition]:
     """Split into tasks that have all classes and a different pixel order each.
 

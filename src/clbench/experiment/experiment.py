@@ -38,7 +38,8 @@ from clbench.experiment.session import (
     shared_first_task_of,
 )
 from clbench.metrics.registry import load_metrics
-from clbench.runs.folder import FINISHED, PARTIAL, is_finished
+from clbench.runs.folder import is_finished
+from clbench.runs.json_files import COMPLETE, PARTIAL, RUNNING
 from clbench.runs.nesting import check_new_run
 from clbench.runs.objective import add_new_metrics, objective
 from clbench.training.loggers import LoggerContext
@@ -190,7 +191,7 @@ class Experiment:
     def save(self, index: int) -> None:
         """Write the checkpoint and the metrics after task ``index``, and print the accuracies."""
         self.loop.save(index)
-        results = self.results("running")
+        results = self.results(RUNNING)
         self.folder.write_metrics(results)
         row = results["accuracy_matrix"][index]
         self.display.after_task(index, len(self.sequence), row, results["seconds"]["total"])
@@ -204,7 +205,7 @@ class Experiment:
         if self.loop.tasks < len(self.sequence):
             self._print_status(f"{self.loop.tasks} of {len(self.sequence)} tasks")
             return None  # metrics.json contains the metrics so far
-        results = self.results(PARTIAL if self.loop.partial else FINISHED)
+        results = self.results(PARTIAL if self.loop.partial else COMPLETE)
         value = objective(results, self.cfg.objective)
         if self.is_first_process:
             try:

@@ -42,6 +42,9 @@ MODELS = "torchvision.models"
 DATASETS = "torchvision.datasets"
 """Package whose classes open files, which is allowed in the data folder."""
 
+PUBLISHED = "clbench.nets.torchvision_model"
+"""Function that downloads only the published weights of torchvision."""
+
 DOWNLOADS = ("download", "pretrained", "weights", "weights_backbone")
 """Arguments that start a download."""
 
@@ -126,9 +129,7 @@ def _wrong_argument(name: str, node: Mapping[str, Any], data_dir: str) -> str | 
     if _is_below(name, [MODELS, DATASETS]) and node.get("_args_"):
         return f"{name} with _args_"
     for key, value in node.items():
-        if (
-            key in DOWNLOADS and value and name != "clbench.nets.torchvision_model"
-        ):  # which takes only published weights
+        if key in DOWNLOADS and value and name != PUBLISHED:
             return f"{name} with {key}={value}"
         for text in value if isinstance(value, list) else [value]:
             is_path = isinstance(text, str) and (key == "root" or (_is_below(name, [DATASETS]) and os.sep in text))

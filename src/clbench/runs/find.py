@@ -24,7 +24,7 @@ from clbench.runs.json_files import (
     Shape,
     mismatch,
     read_json,
-    read_metrics,
+    read_metrics_of_any_version,
 )
 from clbench.runs.sweep_index import read_index
 
@@ -130,7 +130,7 @@ def read_run(folder: Path) -> FoundRun:
     metrics, problem, failure = None, None, _text(folder / FAILED).partition("\n")[0] or None
     try:
         os.scandir(folder).close()
-        metrics = read_metrics(folder)
+        metrics = read_metrics_of_any_version(folder)
     except FileNotFoundError:
         problem = failure or "no metrics.json: the run ended during its first task"
     except OSError as error:

@@ -22,15 +22,12 @@ from clbench.config.hashing import SCHEMA
 from clbench.config.os_errors import naming
 from clbench.errors import ConfigError, OtherRun, expected
 from clbench.runs.contradictions import contradictions
+from clbench.runs.json_files import COMPLETE, PARTIAL
 
 KEEP = ("all", "last", "none")
 HOST = socket.gethostname().replace(".", "-")  # part of temporary names, because other machines may use the same folder
 FAILED = "failed.txt"
 """File with the error message and the traceback of a failed run."""
-FINISHED = "complete"
-"""Status of a run that learned all its tasks."""
-PARTIAL = "partial"
-"""Status of a run whose tasks were trained on a part of their batches or steps. It counts in no mean."""
 
 REMOVE = (
     "Remove the file and rerun the same command, which writes it again from the checkpoints, or try another output_dir."
@@ -51,7 +48,7 @@ NEEDED: dict[str, type | tuple[type, ...]] = {
 
 def is_finished(metrics: Mapping[str, Any]) -> bool:
     """Return whether the run with these contents of metrics.json has ended, with or without all batches and steps."""
-    return metrics["status"] in (FINISHED, PARTIAL)
+    return metrics["status"] in (COMPLETE, PARTIAL)
 
 
 def learned(metrics: Mapping[str, Any]) -> int:

@@ -37,6 +37,10 @@ A key ``name?`` may be missing or null, and ``*`` is the shape of the keys that 
 
 RUNNING, COMPLETE, PARTIAL = "running", "complete", "partial"
 STATUSES = (RUNNING, COMPLETE, PARTIAL)
+"""Status of a run: it has not ended, it has learned all its tasks, or it has learned them on a part of their batches or steps.
+
+A partial run counts in no mean.
+"""
 
 METRICS: Shape = {
     **{f"{name}?": NUMBER for name in BUILT_IN},
@@ -60,7 +64,7 @@ METRICS: Shape = {
 REMEDY = "Restore the file, or remove it and rerun the command of its run."
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics_of_any_version(folder: Path) -> dict[str, Any]:
     """Return the contents of metrics.json in a run folder.
 
     Raises:

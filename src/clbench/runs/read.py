@@ -59,9 +59,8 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     frame[["seed", "tasks"]] = frame[["seed", "tasks"]].astype("Int64")
     complete = frame.status == COMPLETE
     has_several = frame[complete].groupby("benchmark").tasks.transform("nunique").reindex(frame.index) > 1
-    frame.loc[has_several, "benchmark"] += (
-        ", " + frame.tasks.astype(str) + " tasks"
-    )  # the data has changed between these runs
+    # the data has changed between runs with different numbers of tasks
+    frame.loc[has_several, "benchmark"] += ", " + frame.tasks.astype(str) + " tasks"
     repeated = complete & frame[complete].duplicated(["benchmark", "setup", "seed"]).reindex(
         frame.index, fill_value=False
     )

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from clbench.errors import SweepFailed
 from clbench.experiment.describe import compare_with_current_data, fingerprint_in
-from clbench.runs.folder import FINISHED, RunFolder
+from clbench.runs.folder import RunFolder
+from clbench.runs.json_files import COMPLETE
 from clbench.runs.nesting import check_sweep
 from clbench.runs.objective import add_new_metrics
 from clbench.sweep.estimate import estimate_cost
@@ -60,7 +61,7 @@ class SweepPlan:
     def complete(self) -> list[dict[str, Any] | None]:
         """Return the contents of metrics.json of each run, None for runs that are not complete."""
         found = [run.metrics(self.folder) for run in self.runs]
-        return [m if m is not None and m["status"] == FINISHED else None for m in found]
+        return [m if m is not None and m["status"] == COMPLETE else None for m in found]
 
 
 def add_metrics_to_complete_runs(plan: SweepPlan) -> None:

@@ -19,7 +19,7 @@ from clbench.config.messages import user_message
 from clbench.config.options import OPTIONS
 from clbench.metrics.formulas import intransigence
 from clbench.metrics.registry import BUILT_IN
-from clbench.runs.folder import PARTIAL
+from clbench.runs.json_files import PARTIAL
 from clbench.runs.names import REFERENCES
 from clbench.runs.objective import objective
 from clbench.runs.sweep_log import duration
