@@ -14,7 +14,7 @@ PUBLIC = {
     ("learner.py", "Learner.__init__"),
     ("strategies/nccl.py", "NCCL.__init__"),
     ("importance/fisher.py", "fisher"),
-    ("importance/fisher.py", "fisher_and_error"),
+    ("strategies/ewc.py", "EWC.__init__"),
 }
 """Public functions, whose parameters are options."""
 

@@ -46,6 +46,11 @@ def in_float64(tensor: Tensor) -> Tensor:
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
+def widen(t: Tensor) -> Tensor:
+    """Return floating-point numbers in float32 or wider."""
+    return t.to(torch.promote_types(t.dtype, torch.float32)) if t.is_floating_point() else t
+
+
 def snapshot(params: Mapping[str, Tensor]) -> Params:
     """Return detached copies, on the same devices and with the same dtypes."""
     return {name: p.detach().clone() for name, p in params.items()}

@@ -82,8 +82,9 @@ def test_arguments_of_a_class_include_those_of_base_constructors():
     quadratic = ["include", "exclude", "frozen", "grow", "consolidate_at", "keep_previous"]
     assert list(arguments_of(SI)) == ["lam", "damping", "clamp", *quadratic]
     taken = arguments_of(EWC)
-    assert list(taken)[:5] == ["lam", "fisher", "fisher_batch", "label_samples", "loss"]
-    assert set(list(taken)[5:]) == {"samples", "outputs", "seed", "data", "chunk", *quadratic}
+    of_labels = ["reduction", "ignore_index", "class_dim"]
+    assert list(taken)[:8] == ["lam", "fisher", "fisher_batch", "label_samples", "loss", *of_labels]
+    assert set(list(taken)[8:]) == {"samples", "outputs", "seed", "data", "chunk", *quadratic}
     assert taken["lam"].default == 1e3
 
     class Any(Strategy):

@@ -51,11 +51,12 @@ MISTAKES: list[tuple[str, nn.Module, Any, dict[str, Any]]] = [
     (r"labels=predicted with loss=mse", NET, [(X, X)], {"labels": "predicted", "loss": "mse"}),
     (r"target 5: expected 0 to 2", NET, [(X, Y), (X, Y.clamp(min=2) + 3)], {"labels": "empirical"}),
     (r"target 3: expected 0 to 2", NET, [(X, Y + 1)], {"labels": "empirical"}),
-    (r"target -100: expected 0 to 2", NET, [(X, Y.clone().fill_(-100))], {"labels": "empirical"}),
+    (r"no example has a target that counts", NET, [(X, Y.clone().fill_(-100))], {"labels": "empirical"}),
+    (r"target -1: expected 0 to 2", NET, [(X, Y.clone().fill_(-1))], {"labels": "empirical"}),
     (r"class indices.*shape \(6, 1\)", NET, [(X, Y[:, None])], {"labels": "empirical"}),
     (r"class indices.*dtype torch.float32", NET, [(X, Y.float())], {"labels": "empirical"}),
     (r"needs targets, but the batches have none", NET, [X], {"labels": "empirical"}),
-    (r"one logit.*3 columns", NET, [(X, Y)], {"loss": "binary_cross_entropy"}),
+    (r"the shape of the outputs, \(6, 3\), got shape \(6,\)", NET, [(X, Y)], {"loss": "binary_cross_entropy"}),
     (
         r"target 0.5: expected 0 or 1",
         ONE,
@@ -64,18 +65,44 @@ MISTAKES: list[tuple[str, nn.Module, Any, dict[str, Any]]] = [
     ),
     (r"target 2: expected 0 or 1", ONE, [(X, Y)], {"loss": "binary_cross_entropy", "labels": "empirical"}),
     (
-        r"expected shape \(6,\) or \(6, 1\), got \(6, 2\)",
+        r"expected the shape of the outputs, \(6, 1\), got shape \(6, 2\)",
         ONE,
         [(X, X[:, :2])],
         {"loss": "binary_cross_entropy", "labels": "empirical"},
     ),
     (r"over 1 output is always zero", ONE, [(X, Y)], {}),
     (r"expected the shape of the outputs, \(6, 3\)", NET, [(X, X)], {"loss": "mse", "labels": "empirical"}),
-    (r"expected shape \(4, C\) for 4 examples, got \(4, 2, 3\)", NET, [(torch.randn(6, 2, 4), Y)], {}),
+    (r"\(6, 2, 3\) with targets \(6,\): expected targets \(6, 2\).*class_dim", NET, [(torch.randn(6, 2, 4), Y)], {}),
+    (r"\(6, 2, 3\) with no targets.*class_dim", NET, [torch.randn(6, 2, 4)], {}),
+    (r"both readings fit.*class_dim=-1 or class_dim=1", NET, [(torch.randn(6, 3, 4), Y[:, None].expand(6, 3))], {}),
+    (r"class_dim=0: expected a dimension", NET, [(torch.randn(6, 2, 4), Y)], {"class_dim": 0}),
+    (r"class_dim=3: expected a dimension", NET, [(torch.randn(6, 2, 4), Y)], {"class_dim": 3}),
+    (
+        r"500 positions x 4 classes takes 1500 .*labels=sample",
+        nn.Linear(4, 4),
+        [torch.randn(6, 500, 4)],
+        {"class_dim": -1},
+    ),
+    (r"1001 outputs takes 1001", nn.Linear(4, 1001), [X], {"loss": "mse"}),
+    (r"reduction=none: expected one of sum, mean", NET, [(X, Y)], {"reduction": "none"}),
+    (r"ignore_index=None: expected an integer", NET, [(X, Y)], {"ignore_index": None}),
+    (r"for 4 examples, got \(8, 3\)", NET, [(X, Y)], {"outputs": lambda m, b: (m(b[0]).repeat(2, 1), None)}),
+    (r"\(outputs, targets, mask\), got Tensor", NET, [(X, Y)], {"outputs": lambda m, b: m(b[0])}),
+    (r"tensor of bool, got torch.int64", NET, [(X, Y)], {"outputs": lambda m, b: (m(b[0]), b[1], b[1])}),
+    (r"expected shape \(6,\).*got \(3,\)", NET, [(X, Y)], {"outputs": lambda m, b: (m(b[0]), b[1], b[1][:3] > 0)}),
+    (r"labels=exact reduction=sum with a function", NET, [(X, Y)], {"loss": nn.functional.cross_entropy}),
+    (
+        r"expected one loss per example, shape \(4,\), got shape \(\)",
+        NET,
+        [(X, Y)],
+        {"loss": nn.functional.cross_entropy, "labels": "empirical"},
+    ),
     (r"expected a tensor.*got tuple.*outputs=fn", NET, [(X, Y)], {"outputs": lambda m, b: ((m(b[0]),), None)}),
     (r"depend on no trainable parameter", NET, [(X, Y)], {"outputs": lambda m, b: (m(b[0]).detach(), None)}),
     (r"no parameter of the module requires grad", nn.Linear(4, 3).requires_grad_(False), [(X, Y)], {}),
-    (r"got dict.*outputs=fn", NET, [{"x": X}], {}),
+    (r"no argument 'z'.*outputs=fn", NET, [{"input": X, "z": X}], {}),
+    (r"the targets may be 'labels' or 'y'.*outputs=fn", NET, [{"input": X, "y": Y, "labels": Y}], {}),
+    (r"batch: expected.*got tuple", NET, [("x", X)], {}),
     (r"first dimensions \[3, 6\]", NET, [(X, Y[:3])], {}),
     (r"has no tensor", NET, [("x", "y")], {}),
     (r"track_running_stats=False", nn.Sequential(NET, nn.BatchNorm1d(3, track_running_stats=False)), [(X, Y)], {}),
@@ -110,8 +137,9 @@ def test_errors_of_groups_or_of_one_example_are_refused() -> None:
 
 def test_mas_needs_no_labels_and_says_when_outputs_are_wrong() -> None:
     assert mas(NET, [X]).keys() == {"weight", "bias"}
-    with pytest.raises(ValueError, match="expected shape"):
-        mas(NET, [torch.randn(6, 2, 4)])
+    assert mas(NET, [torch.randn(6, 2, 4)]).keys() == {"weight", "bias"}
+    with pytest.raises(ValueError, match="expected a floating-point"):
+        mas(NET, [(X, Y)], outputs=lambda m, b: (m(b[0]).argmax(1), None))
 
 
 # --- outputs and inputs that would be read wrongly -------------------------------------------------------------------
@@ -153,11 +181,16 @@ class Returning(nn.Module):
 
 WRAPS: dict[str, tuple[Any, str, str]] = {
     "dict": (lambda z, x: {"scores": z, "hidden": x}, "got dict with scores, hidden", "['scores']"),
-    "model_output": (Output, "got Output with logits, hidden", "['logits']"),
-    "dataclass": (Fields, "got Fields with logits, hidden", ".logits"),
-    "namedtuple": (Named, "got Named with logits, hidden", ".logits"),
+    "two logits": (lambda z, x: {"logits": z, "aux_logits": z}, "got dict with logits, aux_logits", "['logits']"),
+    "detector": (lambda z, x: Boxes(z, x), "got Boxes with logits, pred_boxes", ".logits"),
     "tuple": (lambda z, x: (z, x), "got tuple with 0, 1", "[0]"),
 }
+
+
+@dataclass
+class Boxes:
+    logits: torch.Tensor
+    pred_boxes: torch.Tensor
 
 
 @pytest.mark.parametrize("measure", [fisher, mas])
@@ -172,6 +205,18 @@ def test_outputs_that_are_no_tensor_are_described(name: str, measure: Any) -> No
     code = str(caught.value).rpartition("outputs=")[2]
     assert code == f"lambda module, batch: (module(batch[0]){selection}, batch[1])"
     assert measure(net, [(X, Y)], outputs=eval(code)).keys() == {"linear.weight", "linear.bias"}
+
+
+@pytest.mark.parametrize("measure", [fisher, mas])
+@pytest.mark.parametrize(
+    "wrap",
+    [Output, Fields, Named, lambda z, x: {"scores": z, "indices": x.long(), "loss": z.mean()}, lambda z, x: (z, None)],
+    ids=["model_output", "dataclass", "namedtuple", "dict", "tuple"],
+)
+def test_logits_or_the_only_tensor_are_the_outputs(wrap: Any, measure: Any) -> None:
+    net = Returning(wrap)
+    for name, value in measure(net, [X]).items():
+        torch.testing.assert_close(value, measure(net.linear, [X])[name.removeprefix("linear.")])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clbench.importance import fisher, fisher_and_error, mas, subsample
-from clbench.importance.labels import columns, output_gradients_for
+from clbench.importance.labels import FisherGradients, LabelOptions
+from clbench.importance.outputs import Forward
 from tests.importance.nets import N, batched, build
 from tests.importance.test_exactness import close
 
@@ -102,11 +103,12 @@ def test_sampled_labels_depend_on_the_seed() -> None:
 )
 def test_the_number_of_columns_is_known_in_advance(labels: str, loss: str, number: int) -> None:
     outputs = 1 if loss == "binary_cross_entropy" else 4
-    gradients, _ = output_gradients_for(labels, loss, label_samples=5, seed=0)
+    options = LabelOptions(labels, loss, label_samples=5)
     z = torch.randn(6, outputs)
     y = z if loss == "mse" else torch.zeros(6, dtype=torch.long)
-    found = list(gradients.columns(z, y))
-    assert len(found) == gradients.count(outputs) == columns(labels, loss, outputs, 5) == number
+    columns = FisherGradients(options, seed=0)(Forward(z, y))
+    found = list(columns.each)
+    assert len(found) == columns.number == options.columns(1, outputs) == number
     assert all(column.shape == z.shape for column in found)
 
 

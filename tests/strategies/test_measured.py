@@ -153,10 +153,6 @@ def tokens(task):
     return x, (x[:, 0] + task) % 3
 
 
-def of_dict(module, batch):
-    return module(batch["pixels"]), batch["label"]
-
-
 def first_output(module, batch):
     return module(batch[0])[0], batch[1]
 
@@ -173,7 +169,7 @@ class Case:
 
 
 CASES = {
-    "dict_batches": Case(lambda: DictBatches(mlp()), as_dicts, {"outputs": of_dict}),
+    "dict_batches": Case(lambda: DictBatches(mlp()), as_dicts),
     "tuple_outputs": Case(lambda: TupleOutputs(mlp()), arguments={"outputs": first_output}),
     "bce": Case(lambda: OneLogit(mlp(1)), halves, loss="binary_cross_entropy"),
     "mse": Case(lambda: Module(mlp(2), F.mse_loss), numbers, loss="mse"),
@@ -229,10 +225,19 @@ def test_a_strategy_measures_and_penalises_any_module(case, name):
     assert 0 < moved_penalised < 0.5 * moved_free
 
 
+def test_lazy_layers_get_their_shape_before_the_first_fit():
+    module = Module(nn.Sequential(nn.LazyLinear(3)))
+    strategy = EWC(lam=1.0)
+    fit(module, strategy, vectors(0), epochs=1)
+    assert {name: f.shape for name, f in strategy.penalty.importance.items()} == {
+        "net.0.weight": module.net[0].weight.shape,
+        "net.0.bias": (3,),
+    }
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("dict_batches", "batch: expected .*, got dict. Pass outputs=fn"),
         ("tuple_outputs", "expected a tensor .*, got tuple.* Pass outputs=fn"),
     ],
 )

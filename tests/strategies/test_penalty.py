@@ -340,7 +340,7 @@ def test_an_unmeasurable_module_is_refused_before_training():
             return cross_entropy(self(batch["pixels"]), batch["label"])
 
     x, y = data(0).tensors
-    rows = [{"pixels": a, "label": b} for a, b in zip(x, y, strict=True)]
+    rows = [{"pixels": a, "label": b, "weight": b} for a, b in zip(x, y, strict=True)]
     module, before = Dicts(), Dicts().state_dict()
     with pytest.raises(ConfigError, match=r"EWC cannot measure importance on this module: .*Pass outputs=fn"):
         trainer([EWC(lam=1.0)]).fit(module, DataLoader(rows, batch_size=8))

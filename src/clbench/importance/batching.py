@@ -5,12 +5,14 @@ The subsample depends on a seed and the order of the examples, and not on the ba
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils import _pytree
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from clbench.errors import expected
 
@@ -25,6 +27,26 @@ Example = tuple[list[Any], TreeSpec]
 """One example of a batch: its leaves (tensors without the batch dimension) and the structure of the batch."""
 
 
+def flatten(batch: Any) -> tuple[list[Any], TreeSpec]:
+    """Return the leaves of a batch and its structure. Mappings other than dict, such as a BatchEncoding, are structures too."""
+    leaves, spec = _pytree.tree_flatten(batch)
+    if unknown := {type(leaf) for leaf in leaves if isinstance(leaf, UserDict | dict)}:
+        for kind in unknown:
+            _pytree.register_pytree_node(
+                kind,
+                lambda mapping: (list(mapping.values()), list(mapping)),
+                lambda values, names, kind=kind: kind(dict(zip(names, values, strict=True))),  # type: ignore[misc]
+            )
+        return flatten(batch)
+    return leaves, spec
+
+
+def tree_map(function: Callable[[Any], Any], batch: Any) -> Any:
+    """Return the batch with ``function`` applied to each leaf."""
+    leaves, spec = flatten(batch)
+    return tree_unflatten([function(leaf) for leaf in leaves], spec)
+
+
 def _has_examples(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0
 
@@ -35,7 +57,7 @@ def count(batch: Any) -> int:
     Raises:
         ValueError: The batch has no tensor, or the first dimensions differ.
     """
-    sizes = {leaf.shape[0] for leaf in tree_flatten(batch)[0] if _has_examples(leaf)}
+    sizes = {leaf.shape[0] for leaf in flatten(batch)[0] if _has_examples(leaf)}
     if not sizes:
         raise ValueError(
             f"a batch of type {type(batch).__name__} has no tensor with a batch dimension. "
@@ -51,7 +73,7 @@ def count(batch: Any) -> int:
 
 def shapes(batch: Any) -> tuple[Any, ...]:
     """Return the shape of one example of each tensor of ``batch``, which two batches of one kind share."""
-    return tuple(leaf.shape[1:] for leaf in tree_flatten(batch)[0] if _has_examples(leaf))
+    return tuple(leaf.shape[1:] for leaf in flatten(batch)[0] if _has_examples(leaf))
 
 
 def take(batch: Any, index: slice | Tensor) -> Any:
@@ -86,7 +108,7 @@ def _can_merge(a: Any, b: Any) -> bool:
 
     Leaves of other types cannot be compared safely, so batches with such leaves are not merged.
     """
-    (left, one), (right, other) = tree_flatten(a), tree_flatten(b)
+    (left, one), (right, other) = flatten(a), flatten(b)
 
     def same(x: Any, y: Any) -> bool:
         if _has_examples(x) and _has_examples(y):
@@ -99,9 +121,9 @@ def _can_merge(a: Any, b: Any) -> bool:
 def _concatenate(many: list[Any]) -> Any:
     if len(many) == 1:
         return many[0]
-    columns = zip(*(tree_flatten(batch)[0] for batch in many), strict=True)
+    columns = zip(*(flatten(batch)[0] for batch in many), strict=True)
     leaves = [torch.cat(column) if _has_examples(column[0]) else column[0] for column in columns]
-    return tree_unflatten(leaves, tree_flatten(many[0])[1])
+    return tree_unflatten(leaves, flatten(many[0])[1])
 
 
 def move_to(batch: Any, device: torch.device) -> Any:
@@ -118,7 +140,7 @@ def move_to(batch: Any, device: torch.device) -> Any:
 
 def split_examples(batch: Any, which: Sequence[int]) -> Iterator[Example]:
     """Yield copies of single examples, so that keeping an example does not keep its whole batch in memory."""
-    leaves, spec = tree_flatten(batch)
+    leaves, spec = flatten(batch)
     for i in which:
         yield [leaf[i].clone() if _has_examples(leaf) else Same(leaf) for leaf in leaves], spec
 

@@ -17,11 +17,11 @@ from clbench.importance.example_statistics import ExampleStatistics, Sums, add_v
 from clbench.importance.factors import Factor, Outer, SquareOrAbs, combined, pieces
 from clbench.importance.graph import MOVES, Graph, Shared, Structure, is_ordered
 from clbench.importance.measurement import Measurement
-from clbench.importance.operations import Operation, Separate, factor_of, widen
+from clbench.importance.operations import Operation, Separate, factor_of
 from clbench.importance.output_gradients import OutputGradients
-from clbench.importance.outputs import check_differentiable, check_outputs
+from clbench.importance.outputs import check_differentiable, forward
 from clbench.importance.probe import Probe, probe
-from clbench.params import trainable
+from clbench.params import trainable, widen
 
 CPU_FORWARD = 64 * 2**20
 """Memory for the activations and gradients of one forward pass on a CPU, in bytes."""
@@ -101,7 +101,8 @@ class Engine:
         kind = shapes(batch)
         if kind in self.probes and (self.probes[kind].examples > 2 or count(batch) <= 2):
             return self.probes[kind]
-        self.probes[kind] = probe(self.module, self.outputs, batch, self.params)
+        needed = None if self.statistics.second is None else self.output_gradients
+        self.probes[kind] = probe(self.module, self.outputs, batch, self.params, needed)
         return self.probes[kind]
 
     def _report(self) -> None:
@@ -125,15 +126,13 @@ class Engine:
             if probed.reason:
                 self.reasons.add(probed.reason)
             return 1
-        columns = 1 if self.statistics.second is None else self.output_gradients.count(probed.width)
-        each = 2 * probed.saved + columns * probed.edges
+        each = 2 * probed.saved + probed.columns * probed.edges
         return max(1, min(n, self.chunk or n, self.forward_budget // max(1, each)))
 
     def _add(self, batch: Any, probed: Probe) -> None:
         n = count(batch)
-        z, y = self.outputs(self.module, batch)
-        check_outputs(z, n)
-        check_differentiable(z)
+        result = forward(self.outputs, self.module, batch)
+        check_differentiable(z := result.z)
         graph = None
         if n > 1:
             graph = Graph(z, self.names)
@@ -141,15 +140,16 @@ class Engine:
                 for i in range(n):
                     self._add(take(batch, slice(i, i + 1)), probed)
                 return
-        columns = (v.to(z.dtype) for v in self.output_gradients.columns(widen(z.detach()), y))
-        block = self._block(probed, n, z.shape[1])
+        number, examples, each = self.output_gradients(result.detached())
+        columns = (v.to(z.dtype) for v in each)
+        block = self._block(probed, n, number)
         while some := list(islice(columns, block)):
             if graph is None:
                 self._example(z, some)
             else:
                 assert probed.structure is not None
                 Block(self, graph, probed.structure, z, some).add()
-        self.statistics.examples += n
+        self.statistics.count(n, examples)
 
     def _fits(self, probed: Probe, graph: Graph, z: Tensor) -> bool:
         """Return whether the batch has the structure that its first examples show."""
@@ -164,10 +164,10 @@ class Engine:
                 self.reasons.add(probed.reason)
         return probed.structure is not None
 
-    def _block(self, probed: Probe, n: int, c: int) -> int:
+    def _block(self, probed: Probe, n: int, number: int) -> int:
         """Return the number of columns to process together: as many as fit in memory, or all if standard errors are measured."""
         if self.statistics.second is not None:
-            return max(1, self.output_gradients.count(c))
+            return max(1, number)
         return max(1, min(BLOCK, self.forward_budget // max(1, n * probed.edges)))
 
     def _example(self, z: Tensor, columns: Sequence[Tensor]) -> None:

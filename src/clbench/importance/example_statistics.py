@@ -92,16 +92,30 @@ class ExampleStatistics:
                 for name, p in params.items()
             }
 
-        self.examples = 0
+        self.drawn = 0
+        self.examples: int | Tensor = 0
         self.first = zeros()
         self.second = zeros() if second else None
+
+    def count(self, drawn: int, examples: int | Tensor) -> None:
+        """Count the examples of a batch, and those of them that count."""
+        self.drawn += drawn
+        self.examples = self.examples + examples
 
     def of(self, name: str) -> Sums:
         """Return the sums of one parameter."""
         return Sums(self.first[name], None if self.second is None else self.second[name])
 
     def mean(self) -> Params:
-        """Return the mean over the examples."""
+        """Return the mean over the examples that count.
+
+        Raises:
+            ValueError: No example counts.
+        """
+        if not self.examples:
+            raise ValueError(
+                "no example has a target that counts: expected at least one target other than ignore_index"
+            )
         return {name: (total / self.examples).to(self.dtypes[name]) for name, total in self.first.items()}
 
     def standard_error(self, total: int) -> Params:
@@ -115,10 +129,10 @@ class ExampleStatistics:
             ValueError: There are fewer than two examples.
         """
         assert self.second is not None
-        n = self.examples
+        n = int(self.examples)
         if n < 2:
             raise ValueError(f"a standard error needs at least 2 examples, got {n}. Raise samples")
-        correction = 1.0 if n == total else 1.0 - n / total
+        correction = 1.0 if self.drawn == total else 1.0 - self.drawn / total
         return {
             name: ((self.second[name] - first.square() / n).clamp_(min=0) / (n - 1) * correction / n)
             .sqrt_()

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any, TypedDict, Unpack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from clbench.importance.labels import check_options, output_gradients_for
+from clbench.importance.batching import count
+from clbench.importance.labels import FisherGradients, LabelOptions, Loss, check_options
 from clbench.importance.measure import measure
 from clbench.importance.measurement import Measurement
-from clbench.importance.outputs import Outputs, default_outputs
+from clbench.importance.output_gradients import one_column
+from clbench.importance.outputs import (
+    Forward,
+    Outputs,
+    WithLoss,
+    check_outputs,
+    default_outputs,
+    is_default,
+    returned_outputs,
+)
 from clbench.params import Params
 
 
@@ -23,7 +35,10 @@ def fisher(
     samples: int | None = None,
     fisher_batch: int = 1,
     label_samples: int = 1,
-    loss: str = "cross_entropy",
+    loss: Loss = "cross_entropy",
+    reduction: str = "sum",
+    ignore_index: int = -100,
+    class_dim: int | None = None,
     seed: int = 0,
     outputs: Outputs = default_outputs,
     chunk: int | None = None,
@@ -35,8 +50,10 @@ def fisher(
     ``labels`` selects the expectation over y (van de Ven 2025, "On the computation of the Fisher information in continual
     learning", compares them):
 
-    - ``exact``: all competing outputs, weighted by the probabilities of the model. This is the Fisher information.
-    - ``sample``: ``label_samples`` labels per example, drawn from the model. An unbiased estimate of ``exact``.
+    - ``exact``: all competing outputs, weighted by the probabilities of the model. This is the Fisher information. It takes
+      P (C - 1) backward passes for P positions of C classes, and more than 1,000 are refused.
+    - ``sample``: ``label_samples`` labels per position, drawn from the model. An unbiased estimate of ``exact`` that takes
+      ``label_samples`` backward passes.
     - ``empirical``: the true label. It differs from the Fisher unless the model's probabilities are right.
     - ``predicted``: the most probable label.
 
@@ -52,12 +69,22 @@ def fisher(
             sum_g n_g/N (mean gradient of g)^2, as some published code does. For uncorrelated gradients this is about 1/b of
             the per-example value. All examples used are kept in memory. Use 1 except for such comparisons.
         label_samples: Labels per example with ``labels="sample"``.
-        loss: ``cross_entropy`` (softmax over the outputs), ``binary_cross_entropy`` (one logit z, targets 0 or 1, where exact is
-            p (1 - p) (dz/dtheta)^2) or ``mse``. The loss mean_c (z_c - y_c)^2 is, up to a constant, -log of a Gaussian with
-            variance C/2. So ``exact`` is sum_c (2/C) (dz_c/dtheta)^2, ``sample`` draws from that Gaussian, and ``empirical``
-            uses the true residual.
+        loss: ``cross_entropy`` (softmax over the classes), ``binary_cross_entropy`` (an independent label 0 or 1 for each output,
+            where exact is sum_c p_c (1 - p_c) (dz_c/dtheta)^2) or ``mse``. The loss mean_c (z_c - y_c)^2 is, up to a constant,
+            -log of a Gaussian with variance C/2. So ``exact`` is sum_c (2/C) (dz_c/dtheta)^2, ``sample`` draws from that
+            Gaussian, and ``empirical`` uses the true residual. With ``labels="empirical"`` it may also be a function
+            ``loss(outputs, targets)`` that returns the loss of each example, (N,).
+        reduction: How the log-likelihoods of the positions of an example (tokens, pixels, labels) become that of the example.
+            ``sum`` adds them, as the definition above says. ``mean`` divides by their number P, so that the Fisher is divided by
+            P^2, and the same penalty needs P^2 times the lam. It has no effect on ``mse``, whose loss is a mean.
+        ignore_index: Target of positions that do not count, with any kind of labels. An example without a position that counts
+            is left out of the mean.
+        class_dim: Dimension of the outputs that contains the classes, for ``cross_entropy``. By default the shape of the targets
+            shows it: (N, ...) for outputs (N, ..., C), and (N, H, W) for (N, C, H, W).
         seed: Random seed of the examples, the labels and the groups.
-        outputs: Function that maps ``(module, batch)`` to outputs (N, C) and targets (N,) or None.
+        outputs: Function that maps ``(module, batch)`` to outputs and targets, or to outputs, targets and a mask. Outputs are
+            (N, C), (N, ..., C) or (N, C, ...), targets have one entry per position or are None. The mask (bool) says which
+            positions count.
         chunk: Largest number of examples per forward pass. By default it follows from the memory, and batches of fewer than 64
             examples are merged. A module that accepts one example at a time needs ``chunk=1``.
 
@@ -75,23 +102,36 @@ def fisher(
         tensor([[0.2500, 1.0000],
                 [0.2500, 1.0000]])
     """
-    check_options(labels=labels, loss=loss, fisher_batch=fisher_batch, label_samples=label_samples)
-    options = Measurement(samples, fisher_batch, seed, outputs, chunk)
-    return _measure(module, batches, labels, loss, label_samples, options)[0]
+    label_options = check_options(
+        labels=labels,
+        loss=loss,
+        fisher_batch=fisher_batch,
+        label_samples=label_samples,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        class_dim=class_dim,
+    )
+    return _measure(module, batches, label_options, Measurement(samples, fisher_batch, seed, outputs, chunk))[0]
+
+
+class FisherArguments(TypedDict, total=False):
+    """Keyword arguments of ``fisher``."""
+
+    labels: str
+    samples: int | None
+    fisher_batch: int
+    label_samples: int
+    loss: Loss
+    reduction: str
+    ignore_index: int
+    class_dim: int | None
+    seed: int
+    outputs: Outputs
+    chunk: int | None
 
 
 def fisher_and_error(
-    module: nn.Module,
-    batches: Iterable[Any],
-    *,
-    labels: str = "exact",
-    samples: int | None = None,
-    fisher_batch: int = 1,
-    label_samples: int = 1,
-    loss: str = "cross_entropy",
-    seed: int = 0,
-    outputs: Outputs = default_outputs,
-    chunk: int | None = None,
+    module: nn.Module, batches: Iterable[Any], **arguments: Unpack[FisherArguments]
 ) -> tuple[Params, Params]:
     """Return the diagonal Fisher information and the standard error of each entry.
 
@@ -100,8 +140,8 @@ def fisher_and_error(
     finite-population correction ``1 - samples / total`` (``ExampleStatistics.standard_error``).
 
     Args:
-        module, batches, labels, samples, label_samples, loss, seed, outputs, chunk: See ``fisher``.
-        fisher_batch: Must be 1, because the error is defined over examples.
+        module, batches: See ``fisher``.
+        arguments: See ``fisher``. ``fisher_batch`` must be 1, because the error is defined over examples.
 
     Returns:
         The Fisher information and its standard error, each by parameter name.
@@ -115,15 +155,62 @@ def fisher_and_error(
         >>> error["weight"].shape
         torch.Size([2, 2])
     """
-    check_options(labels=labels, loss=loss, fisher_batch=fisher_batch, label_samples=label_samples)
-    options = Measurement(samples, fisher_batch, seed, outputs, chunk, error=True)
-    return _measure(module, batches, labels, loss, label_samples, options)
+    names = {field.name for field in fields(Measurement)}
+    measurement = {name: value for name, value in arguments.items() if name in names}
+    of_labels = {name: value for name, value in arguments.items() if name not in names}
+    options = Measurement(**measurement, error=True)  # type: ignore[arg-type]
+    checked = check_options(fisher_batch=options.fisher_batch, **of_labels)
+    return _measure(module, batches, checked, options)
 
 
 def _measure(
-    module: nn.Module, batches: Iterable[Any], labels: str, loss: str, label_samples: int, options: Measurement
+    module: nn.Module, batches: Iterable[Any], label_options: LabelOptions, options: Measurement
 ) -> tuple[Params, Params]:
-    gradients, check = output_gradients_for(labels, loss, label_samples, options.seed)
-    result = measure(module, batches, gradients, torch.square, options)
-    check.finish()
+    if callable(label_options.loss):
+        options = replace(options, outputs=loss_of_each(label_options.loss, options.outputs))
+        return measure(module, batches, one_column(torch.ones_like), torch.square, options)
+    gradients = FisherGradients(label_options, options.seed)
+    check = partial(check_own_loss, options.outputs, gradients) if is_default(options.outputs) else None
+    result = measure(module, batches, gradients, torch.square, options, check)
+    gradients.finish()
     return result
+
+
+def loss_of_each(loss: Callable[[Any, Any], Tensor], outputs: Outputs) -> Outputs:
+    """Return outputs (N, 1) that are the losses of the examples. By default ``loss`` gets all that the module returns."""
+    outputs = returned_outputs if outputs is default_outputs else outputs
+
+    def losses(module: nn.Module, batch: Any) -> tuple[Any, ...]:
+        z, y, *mask = outputs(module, batch)
+        value = loss(z, y)
+        if not isinstance(value, Tensor) or value.shape != (n := count(batch),):
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"loss=function: expected one loss per example, shape ({n},), got {found}. Use reduction='none', and the mean or "
+                "sum over all dimensions but the first"
+            )
+        return value[:, None], None, *mask
+
+    return losses
+
+
+def check_own_loss(outputs: Outputs, gradients: FisherGradients, module: nn.Module, batch: Any) -> None:
+    """Check that the loss of outputs and targets is the one that the module itself returns, if it returns one.
+
+    Raises:
+        ValueError: It is another, so outputs and targets belong together in another way.
+    """
+    with torch.no_grad():
+        found = outputs(module, batch)
+        if not isinstance(found, WithLoss) or found.loss is None or found[1] is None:
+            return
+        check_outputs(found[0], count(batch), batch)
+        mean = gradients.mean_loss(Forward(*found).detached())
+    own = float(found.loss)
+    if mean is None or abs(mean - own) > 1e-4 * max(1.0, abs(own)):
+        what = "no targets fit its outputs" if mean is None else f"that of its outputs and targets is {mean:.5g}"
+        raise ValueError(
+            f"{type(module).__name__} returns a loss of {own:.5g}, but for loss={gradients.options.loss} {what}. Its outputs and "
+            "targets belong together in another way (causal language models shift their labels). Pass outputs=fn, such as "
+            "outputs=lambda module, batch: (module(**batch).logits[:, :-1], batch['labels'][:, 1:]), or another loss="
+        )

@@ -1,204 +1,267 @@
-"""Output gradients for every combination of the options ``labels`` and ``loss`` of the Fisher."""
+"""Output gradients of the Fisher for each combination of its options ``labels`` and ``loss``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clbench.errors import expected
-from clbench.importance.output_gradients import (
-    OutputGradients,
-    bernoulli_deviation,
-    binary_cross_entropy,
-    cross_entropy,
-    inverse_cdf,
-    mse,
-    multinomial_factor,
-)
+from clbench.importance.likelihoods import LIKELIHOODS, Likelihood
+from clbench.importance.output_gradients import Columns
+from clbench.importance.outputs import Forward
+from clbench.importance.positions import Positions, class_dimension, expand_mask
 from clbench.params import in_float64
 
 LABELS = ("exact", "sample", "empirical", "predicted")
-LOSSES = ("cross_entropy", "binary_cross_entropy", "mse")
-GRADIENTS = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy, "mse": mse}
+REDUCTIONS = ("sum", "mean")
+
+MOST_COLUMNS = 1000
+"""Largest number of columns of ``labels="exact"``, which are backward passes."""
+
+Loss = str | Callable[[Any, Any], Tensor]
+"""Name of a likelihood, or a function of outputs and targets that returns the loss of each example, (N,)."""
+
+log = logging.getLogger(__name__)
 
 
-def check_options(*, labels: str, loss: str, fisher_batch: int, label_samples: int) -> None:
-    """Check options of ``fisher`` before anything is computed.
+@dataclass(frozen=True)
+class LabelOptions:
+    """Options of ``fisher`` that define the likelihood and its labels, explained there.
+
+    Raises:
+        ValueError: An option is unknown or out of range, or a combination has no meaning.
+    """
+
+    labels: str = "exact"
+    loss: Loss = "cross_entropy"
+    label_samples: int = 1
+    reduction: str = "sum"
+    ignore_index: int = -100
+    class_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, possible in (("labels", self.labels, LABELS), ("reduction", self.reduction, REDUCTIONS)):
+            if value not in possible:
+                raise ValueError(expected(name, value, f"one of {', '.join(possible)}"))
+        if not callable(self.loss) and self.loss not in LIKELIHOODS:
+            raise ValueError(expected("loss", self.loss, f"one of {', '.join(LIKELIHOODS)}, or a function"))
+        if isinstance(self.label_samples, bool) or not isinstance(self.label_samples, int) or self.label_samples < 1:
+            raise ValueError(expected("label_samples", self.label_samples, "an integer >= 1"))
+        for name, number in (("ignore_index", self.ignore_index), ("class_dim", self.class_dim)):
+            if isinstance(number, bool) or not isinstance(number, int | (type(None) if name == "class_dim" else int)):
+                raise ValueError(expected(name, number, "an integer"))
+        if self.loss == "mse" and self.labels == "predicted":
+            raise ValueError(
+                "labels=predicted with loss=mse: the prediction is the mean, so the Fisher would be zero. Use labels=exact"
+            )
+        if callable(self.loss) and (self.labels, self.reduction) != ("empirical", "sum"):
+            raise ValueError(
+                f"labels={self.labels} reduction={self.reduction} with a function as loss: expected labels=empirical, because a "
+                "function has no distribution of labels, and reduction=sum, because it returns one number per example"
+            )
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """The distribution of the labels, None if the loss is a function."""
+        return LIKELIHOODS[self.loss] if isinstance(self.loss, str) else None
+
+    def columns(self, positions: int, classes: int) -> int:
+        """Return the number of backward passes per example.
+
+        Example:
+            >>> LabelOptions().columns(1, 1000), LabelOptions(labels="sample", label_samples=3).columns(64, 1000)
+            (999, 3)
+        """
+        if self.labels == "exact" and self.likelihood is not None:
+            return self.likelihood.columns(positions, classes)
+        return self.label_samples if self.labels == "sample" else 1
+
+
+def check_options(*, fisher_batch: int = 1, **options: Any) -> LabelOptions:
+    """Return the options that define the likelihood and its labels, after a check of them and of ``fisher_batch``.
 
     Raises:
         ValueError: An option is unknown or out of range, or the combination has no meaning.
 
     Example:
-        >>> check_options(labels="exact", loss="cross_entropy", fisher_batch=1, label_samples=1)
+        >>> check_options(labels="sample", loss="mse", fisher_batch=8).label_samples
+        1
     """
-    if labels not in LABELS:
-        raise ValueError(expected("labels", labels, f"one of {', '.join(LABELS)}"))
-    if loss not in LOSSES:
-        raise ValueError(expected("loss", loss, f"one of {', '.join(LOSSES)}"))
-    for name, value in (("fisher_batch", fisher_batch), ("label_samples", label_samples)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(expected(name, value, "an integer >= 1"))
-    if loss == "mse" and labels == "predicted":
-        raise ValueError(
-            "labels=predicted with loss=mse: the prediction is the mean, so the Fisher would be zero. Use labels=exact"
-        )
-    if labels == "exact" and fisher_batch > 1:
+    checked = LabelOptions(**options)
+    if isinstance(fisher_batch, bool) or not isinstance(fisher_batch, int) or fisher_batch < 1:
+        raise ValueError(expected("fisher_batch", fisher_batch, "an integer >= 1"))
+    if checked.labels == "exact" and fisher_batch > 1:
         raise ValueError(
             f"fisher_batch={fisher_batch} with labels=exact is exactly 1/{fisher_batch} of the value at fisher_batch=1, "
             f"because labels are independent. Use fisher_batch=1 and divide lam by {fisher_batch}"
         )
+    return checked
 
 
-def columns(labels: str, loss: str, outputs: int, label_samples: int) -> int:
-    """Return the number of backward passes per example.
+class FisherGradients:
+    """The scores of the likelihood at the labels that the options select. Call ``finish`` after the last batch.
 
-    Example:
-        >>> columns("exact", "cross_entropy", outputs=1000, label_samples=1)
-        999
+    Shapes and dtypes of targets are checked at once, their ranges in ``finish``, so that no batch waits for the device.
+
+    Args:
+        options: The options, with the name of a loss.
+        seed: Random seed of the labels of ``labels="sample"``.
     """
-    if labels == "exact":
-        return {"cross_entropy": outputs - 1, "binary_cross_entropy": 1, "mse": outputs}[loss]
-    return label_samples if labels == "sample" else 1
 
-
-def output_gradients_for(labels: str, loss: str, label_samples: int, seed: int) -> tuple[OutputGradients, TargetCheck]:
-    """Return the output gradients of the Fisher and the check of the targets. Call its ``finish`` at the end."""
-    check = TargetCheck(loss)
-    if labels == "exact":
-        return OutputGradients(
-            lambda c: columns(labels, loss, c, label_samples), lambda z, y: exact_columns(check.outputs(z), loss)
-        ), check
-    if labels == "sample":
-        generator = torch.Generator().manual_seed(seed)
-        return OutputGradients(
-            lambda c: label_samples, lambda z, y: sample_columns(check.outputs(z), loss, label_samples, generator)
-        ), check
-    if labels == "predicted":
-        return OutputGradients(
-            lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, predict_labels(check.outputs(z), loss))])
-        ), check
-    return OutputGradients(lambda c: 1, lambda z, y: iter([GRADIENTS[loss](z, check(check.outputs(z), y))])), check
-
-
-def exact_columns(z: Tensor, loss: str) -> Iterator[Tensor]:
-    """Yield the columns of a factor of the covariance of the output gradients under the model's own distribution.
-
-    Softmax: Cholesky factor of diag(p) - p p^T. Bernoulli: sqrt(p (1 - p)). The mean squared error mean_c (z - y)^2 is, up to
-    a constant, -log of a Gaussian with variance C/2, so its covariance is (2/C) I.
-    """
-    if loss == "cross_entropy":
-        yield from multinomial_factor(z)
-    elif loss == "binary_cross_entropy":
-        yield bernoulli_deviation(z)
-    else:
-        c = z.shape[1]
-        for k in range(c):
-            column = torch.zeros_like(z)
-            column[:, k] = (2 / c) ** 0.5
-            yield column
-
-
-def sample_columns(z: Tensor, loss: str, label_samples: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield gradients at labels sampled from the model, divided by sqrt(label_samples) so that their squares average.
-
-    The generator gives a fixed number of float64 uniforms per example, in the order of the examples. The labels therefore do
-    not depend on the batch size.
-    """
-    n, c = z.shape
-    width = c if loss == "mse" else 1
-    u = torch.rand(n, label_samples, width, generator=generator, dtype=torch.float64).to(in_float64(z[:0]).device)
-    for d in range(label_samples):
-        if loss == "cross_entropy":
-            column = cross_entropy(z, inverse_cdf(z, u[:, d, 0]))
-        elif loss == "binary_cross_entropy":
-            column = binary_cross_entropy(z, (u[:, d, 0] < in_float64(z[:, 0]).sigmoid()).to(z.device))
-        else:  # 2/C times a residual of variance C/2
-            column = (2 / c) ** 0.5 * torch.special.ndtri(u[:, d].clamp_(min=1e-300)).to(z)
-        yield column / label_samples**0.5
-
-
-def predict_labels(z: Tensor, loss: str) -> Tensor:
-    """Return the most probable label, (N,)."""
-    return z.argmax(1) if loss == "cross_entropy" else z[:, 0] > 0
-
-
-def _are_probabilities(z: Tensor) -> bool:
-    """Return whether every row is a distribution, up to the rounding of ``z``, which may have been computed in 16 bits."""
-    is_coarse = len(z) > 1 and (torch.equal(z, z.bfloat16().to(z.dtype)) or torch.equal(z, z.half().to(z.dtype)))
-    return bool(((z >= 0).all() & ((z.sum(1) - 1).abs() < (1e-2 if is_coarse else 1e-4)).all()).item())
-
-
-class TargetCheck:
-    """Checks targets. Shapes and dtypes are checked at once, ranges in ``finish``, so that no batch waits for the device."""
-
-    def __init__(self, loss: str) -> None:
-        self.loss = loss
+    def __init__(self, options: LabelOptions, seed: int) -> None:
+        assert options.likelihood is not None
+        self.options, self.likelihood = options, options.likelihood
+        self.generator = torch.Generator().manual_seed(seed)
         self.range_errors: list[Tensor] = []
-        self.classes = 0
+        self.classes = self.most_columns = 0
 
-    def outputs(self, z: Tensor) -> Tensor:
-        """Return ``z`` if its number of outputs suits the loss.
+    def __call__(self, forward: Forward) -> Columns:
+        """Return the columns of a batch with outputs in float32 or wider.
 
         Raises:
-            ValueError: It does not.
+            ValueError: The outputs or the targets do not suit the likelihood.
         """
-        c = z.shape[1]
-        if self.loss == "cross_entropy" and c < 2:
+        p = self.arrange(forward)
+        self._check_cost(p.z)
+        number = self.options.columns(*p.z.shape[1:])
+        examples = len(p.z) if p.counts is None else p.counts.any(1).sum()
+        return Columns(number, examples, (p.restore(self._weighted(v, p)) for v in self._scores(p)))
+
+    def _scores(self, p: Positions) -> Iterator[Tensor]:
+        if self.options.labels == "exact":
+            yield from self.likelihood.exact(p)
+        elif self.options.labels == "sample":
+            yield from self._sampled(p)
+        else:
+            y = self.likelihood.predicted(p) if self.options.labels == "predicted" else p.y
+            assert y is not None
+            yield self.likelihood.score(p, y)
+
+    def _sampled(self, p: Positions) -> Iterator[Tensor]:
+        """Yield the scores at sampled labels, divided by sqrt(label_samples) so that their squares average.
+
+        The generator gives a fixed number of float64 uniforms per example, in the order of the examples. The labels therefore
+        do not depend on the batch size. All positions of an example are drawn at once: the square of a sum of independent
+        scores with mean zero has the sum of their squares as its mean.
+        """
+        draws = self.options.label_samples
+        n, positions, _ = p.z.shape
+        u = torch.rand(n, draws, positions, generator=self.generator, dtype=torch.float64).to(
+            in_float64(p.z[:0]).device
+        )
+        for d in range(draws):
+            yield self.likelihood.sampled(p, u[:, d]) / draws**0.5
+
+    def _weighted(self, v: Tensor, p: Positions) -> Tensor:
+        """Return the scores without the positions that do not count, divided by their number if the loss is a mean."""
+        if p.counts is not None:
+            v = v.masked_fill(~p.counts[..., None], 0.0)
+        return v / p.number() if self.options.reduction == "mean" and not self.likelihood.is_mean else v
+
+    def arrange(self, forward: Forward) -> Positions:
+        """Return the outputs and targets by position.
+
+        Raises:
+            ValueError: They do not suit the likelihood.
+        """
+        z, n = forward.z, len(forward.z)
+        dim = class_dimension(z, forward.y, self.options.class_dim) if self.likelihood.has_classes else z.dim()
+        last = z.movedim(dim, -1) if self.likelihood.has_classes else z[..., None]
+        shape = last.shape[:-1]
+        arranged = last.reshape(n, -1, last.shape[-1])
+        self._check_outputs(arranged)
+        y = self._targets(forward.y, shape)
+        counts = None if forward.mask is None else expand_mask(forward.mask.to(z.device), shape).reshape(n, -1)
+        if y is not None:
+            y = y.to(z.device).reshape(n, -1)
+            counts = self._note_range(y, arranged.shape[-1], counts)
+
+        def restore(v: Tensor) -> Tensor:
+            return v.reshape(last.shape).movedim(-1, dim) if self.likelihood.has_classes else v.reshape(z.shape)
+
+        return Positions(arranged, y, counts, restore)
+
+    def _check_outputs(self, z: Tensor) -> None:
+        """Raise ValueError if outputs (N, P, C) are no logits of the likelihood."""
+        if not self.likelihood.has_classes or self.classes:
+            return
+        self.classes = z.shape[-1]
+        if self.classes < 2:
             raise ValueError(
                 "loss=cross_entropy over 1 output is always zero. Use loss=binary_cross_entropy for a single logit"
             )
-        if self.loss == "binary_cross_entropy" and c != 1:
-            raise ValueError(
-                f"loss=binary_cross_entropy: expected one logit (N, 1), got {c} columns. "
-                "For one of C classes use loss=cross_entropy. Of several independent labels, select one column with outputs=..."
-            )
-        if self.loss == "cross_entropy" and not self.classes and _are_probabilities(z):
+        if _are_probabilities(z.flatten(0, 1)):
             raise ValueError(
                 "the outputs are >= 0 and sum to 1, so they are probabilities, but loss=cross_entropy expects logits. Pass "
                 "outputs=fn that returns the logits or the log-probabilities, such as outputs=lambda module, batch: "
                 "(module(batch[0]).log(), batch[1])"
             )
-        self.classes = c
-        return z
 
-    def __call__(self, z: Tensor, y: Tensor | None) -> Tensor:
-        """Return the true targets in the form that the gradient needs.
+    def _check_cost(self, z: Tensor) -> None:
+        """Raise ValueError if there are too many columns."""
+        _, positions, classes = z.shape
+        number = self.options.columns(positions, classes)
+        if self.options.labels == "exact" and number > MOST_COLUMNS:
+            what = f"{positions} positions x {classes} classes" if classes > 1 else f"{positions} outputs"
+            raise ValueError(
+                f"labels=exact over {what} takes {number} backward passes: expected at most {MOST_COLUMNS}. Use "
+                "labels=sample, an unbiased estimate that takes label_samples passes (1)"
+            )
+        if self.options.labels == "exact" and positions > 1 and number > self.most_columns:
+            self.most_columns = number
+            log.warning(
+                "labels=exact takes %d backward passes per batch, for %d positions. labels=sample takes label_samples (1)",
+                number,
+                positions,
+            )
+
+    def _targets(self, y: Any, shape: torch.Size) -> Tensor | None:
+        """Return targets that have one entry per position, None if there are none and none are needed.
 
         Raises:
-            ValueError: There are no targets, or their shape or dtype is wrong.
+            ValueError: They are needed and missing, or their shape or dtype is wrong.
         """
-        n, c = z.shape
-        if y is None:
+        is_needed = self.options.labels == "empirical"
+        if y is None and is_needed:
             raise ValueError(
                 "labels=empirical needs targets, but the batches have none. Yield (x, y), or use labels=exact"
             )
         if not isinstance(y, Tensor):
-            raise ValueError(f"targets: expected a tensor with one entry per example, got {type(y).__name__}")
-        y = y.to(z.device)
-        if self.loss == "cross_entropy":
-            if y.dim() != 1 or len(y) != n or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-                raise ValueError(
-                    f"targets of cross_entropy: expected class indices, integers of shape ({n},), got shape {tuple(y.shape)} "
-                    f"and dtype {y.dtype}"
-                )
-            self._note(y, (y < 0) | (y >= c))
-        elif self.loss == "binary_cross_entropy":
-            if tuple(y.shape) not in ((n,), (n, 1)):
-                raise ValueError(
-                    f"targets of binary_cross_entropy: expected shape ({n},) or ({n}, 1), got {tuple(y.shape)}"
-                )
-            y = y.reshape(n)
-            self._note(y, (y != 0) & (y != 1))
-        else:
-            if tuple(y.shape) != (n, c) and not (c == 1 and tuple(y.shape) == (n,)):
-                raise ValueError(f"targets of mse: expected the shape of the outputs, ({n}, {c}), got {tuple(y.shape)}")
-            y = y.reshape(n, c).to(z.dtype)
-        return y
+            if is_needed:
+                raise ValueError(f"targets: expected a tensor with one entry per example, got {type(y).__name__}")
+            return None
+        if (wanted := self.likelihood.misfit(y, shape)) is None:
+            return y
+        if is_needed or (len(shape) > 1 and not self.likelihood.is_mean):
+            raise ValueError(
+                f"targets of {self.options.loss}: expected {wanted}, got shape {tuple(y.shape)} and dtype {y.dtype}"
+            )
+        return None
 
-    def _note(self, y: Tensor, bad: Tensor) -> None:
-        self.range_errors.append(torch.stack([bad.any().float(), y[bad.int().argmax()].float()]))
+    def _note_range(self, y: Tensor, classes: int, counts: Tensor | None) -> Tensor | None:
+        """Note whether a target is outside the range, and return which positions count: those without ``ignore_index``."""
+        if not self.likelihood.is_mean:
+            is_used = y != self.options.ignore_index
+            counts = is_used if counts is None else counts & is_used
+        if self.options.labels == "empirical":
+            outside = self.likelihood.is_outside(y, classes)
+            outside = outside if counts is None else outside & counts
+            bad = y.flatten()[outside.flatten().int().argmax()]
+            self.range_errors.append(torch.stack([outside.any().float(), bad.float()]))
+        return counts
+
+    def mean_loss(self, forward: Forward) -> float | None:
+        """Return the mean loss over the positions that count, None if the targets do not fit."""
+        p = self.arrange(forward)
+        if p.y is None:
+            return None
+        losses = self.likelihood.losses(p.z, p.y)
+        return float(losses.mean() if p.counts is None else losses[p.counts].mean())
 
     def finish(self) -> None:
         """Check the ranges that were collected.
@@ -209,12 +272,13 @@ class TargetCheck:
         if not self.range_errors:
             return
         range_errors = torch.stack(self.range_errors).cpu()
-        if not range_errors[:, 0].any():
-            return
-        value = range_errors[range_errors[:, 0].argmax(), 1].item()
-        if self.loss == "cross_entropy":
-            raise ValueError(
-                f"target {value:.0f}: expected 0 to {self.classes - 1}, because there are {self.classes} outputs. "
-                "Number the classes from 0 among the outputs that compete, for example in outputs=..."
-            )
-        raise ValueError(f"target {value:g}: expected 0 or 1 with binary_cross_entropy. Threshold the targets")
+        if range_errors[:, 0].any():
+            value = range_errors[range_errors[:, 0].argmax(), 1].item()
+            rule = self.likelihood.range.format(last=self.classes - 1, classes=self.classes)
+            raise ValueError(f"target {value:g}: expected {rule}")
+
+
+def _are_probabilities(z: Tensor) -> bool:
+    """Return whether every row is a distribution, up to the rounding of ``z``, which may have been computed in 16 bits."""
+    is_coarse = len(z) > 1 and (torch.equal(z, z.bfloat16().to(z.dtype)) or torch.equal(z, z.half().to(z.dtype)))
+    return bool(((z >= 0).all() & ((z.sum(1) - 1).abs() < (1e-2 if is_coarse else 1e-4)).all()).item())

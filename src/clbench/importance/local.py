@@ -19,11 +19,11 @@ from clbench.importance.engine import budgets
 from clbench.importance.example_statistics import ExampleStatistics
 from clbench.importance.factors import Dense, Factor, Outer
 from clbench.importance.measure import check_finite
-from clbench.importance.operations import patches_by_group, widen
-from clbench.importance.outputs import Outputs, default_outputs
+from clbench.importance.operations import patches_by_group
+from clbench.importance.outputs import Outputs, default_outputs, forward
 from clbench.importance.preserve_state import preserve_state
 from clbench.importance.probe import check_independent
-from clbench.params import Params, trainable
+from clbench.params import Params, trainable, widen
 
 RELU = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 NORMALISATION = {F.batch_norm, F.group_norm, F.layer_norm}
@@ -224,10 +224,12 @@ class Local:
             self._layer(layer, widen(a), 2 * widen(post))
 
         with activations(self.names, on_activated) as tracker:
-            z, _ = self.outputs(self.module, batch)
-        tracker.finish(z)
+            result = forward(self.outputs, self.module, batch)
+        if result.mask is not None:
+            raise ValueError("a mask of the outputs has no local form. Use mas instead (form=global)")
+        tracker.finish(result.z)
         self.each = max(1, used // n)
-        self.statistics.examples += n
+        self.statistics.count(n, n)
 
     def _check(self, layer: nn.Module, a: Tensor, n: int, done: set[str]) -> None:
         """Raise ValueError if a parameter of the layer is in ``done``, or the rows of its input are not the examples."""

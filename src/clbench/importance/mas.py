@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from torch import nn
 
 from clbench.importance.measure import measure
 from clbench.importance.measurement import Measurement
-from clbench.importance.output_gradients import OutputGradients
-from clbench.importance.outputs import Outputs, default_outputs
-from clbench.params import Params
+from clbench.importance.output_gradients import one_column
+from clbench.importance.outputs import Outputs, default_outputs, forward
+from clbench.params import Params, trainable, widen
 
-SQUARED_NORM = OutputGradients(lambda c: 1, lambda z, y: iter([2 * z]))
+SQUARED_NORM = one_column(lambda z: 2 * z)
 """The gradient of ||z||^2 at the outputs, 2 z."""
 
 
@@ -58,7 +59,7 @@ def mas(
         {'weight': tensor([[ 6., 12.]])}
     """
     options = Measurement(samples, fisher_batch, seed, outputs, chunk)
-    return measure(module, batches, SQUARED_NORM, torch.abs, options)[0]
+    return measure(module, batches, SQUARED_NORM, torch.abs, options, partial(check_norm, outputs))[0]
 
 
 def mas_and_error(
@@ -89,4 +90,32 @@ def mas_and_error(
         torch.Size([1, 2])
     """
     options = Measurement(samples, fisher_batch, seed, outputs, chunk, error=True)
-    return measure(module, batches, SQUARED_NORM, torch.abs, options)
+    return measure(module, batches, SQUARED_NORM, torch.abs, options, partial(check_norm, outputs))
+
+
+def check_norm(outputs: Outputs, module: nn.Module, batch: Any) -> None:
+    """Check that the squared norm of the outputs depends on the parameters.
+
+    If it is the same for all examples, its gradient is compared with that of another function of the outputs.
+
+    Raises:
+        ValueError: The gradient is zero up to rounding.
+    """
+    z = forward(outputs, module, batch).z
+    norms = widen(z.detach()).flatten(1).square().sum(1)
+    tolerance, largest = min(1e3 * torch.finfo(z.dtype).eps, 0.02), norms.max()
+    if z.grad_fn is None or not 0 < largest < torch.inf or norms.max() - norms.min() > tolerance * largest:
+        return
+    random = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
+    params = list(trainable(module).values())
+    gradients = (
+        torch.autograd.grad(z, params, v, retain_graph=True, allow_unused=True)
+        for v in (2 * z.detach(), z.detach() * random)
+    )
+    norm, other = (sum(float(widen(g).square().sum()) for g in found if g is not None) for found in gradients)
+    if norm < tolerance**2 * other:
+        raise ValueError(
+            f"the squared norm of the outputs is {float(largest):.4g} for every example and does not depend on the parameters "
+            "(normalised outputs?), so MAS is zero up to rounding. Pass outputs=fn that returns the outputs before they are "
+            "normalised"
+        )

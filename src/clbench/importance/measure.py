@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,12 +12,21 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from clbench.errors import StrategyError
-from clbench.importance.batching import Counted, Example, count, move_to, split_examples, stack_examples, subsample
+from clbench.importance.batching import (
+    Counted,
+    Example,
+    count,
+    move_to,
+    split_examples,
+    stack_examples,
+    subsample,
+    take,
+)
 from clbench.importance.engine import Engine
 from clbench.importance.example_statistics import ExampleStatistics
 from clbench.importance.measurement import Measurement
 from clbench.importance.output_gradients import OutputGradients
-from clbench.importance.outputs import check_differentiable, check_outputs
+from clbench.importance.outputs import Forward, check_differentiable, forward
 from clbench.importance.preserve_state import preserve_state
 from clbench.importance.probe import check_independent
 from clbench.params import Params, trainable
@@ -49,38 +59,35 @@ def measure_groups(
     statistics = ExampleStatistics(params, second=False)
     for start in range(0, len(order), options.fisher_batch):
         group = [examples[i] for i in order[start : start + options.fisher_batch]]
-        forward = partial(options.outputs, module)
-        sums = _column_sums(forward, params, stack_examples(group, options.chunk or len(group)), output_gradients)
-        for column in sums:
+        run = partial(forward, options.outputs, module)
+        sums, n = _column_sums(run, params, stack_examples(group, options.chunk or len(group)), output_gradients)
+        for column in sums if n else []:
             for name, total in column.items():
-                statistics.first[name] += len(group) * square_or_abs(total / len(group))
-        statistics.examples += len(group)
+                statistics.first[name] += n * square_or_abs(total / n)
+        statistics.count(len(group), n)
     return statistics
 
 
 def _column_sums(
-    forward: Callable[[Any], tuple[Tensor, Any]],
-    params: Params,
-    batches: Iterable[Any],
-    output_gradients: OutputGradients,
-) -> list[dict[str, Tensor]]:
-    """Return sum_n J_n^T v_k of each parameter in ``params`` over all examples of ``batches``, for each column k."""
+    run: Callable[[Any], Forward], params: Params, batches: Iterable[Any], output_gradients: OutputGradients
+) -> tuple[list[dict[str, Tensor]], int]:
+    """Return sum_n J_n^T v_k of each parameter over all examples of ``batches``, for each column k, and how many count."""
     device = next(iter(params.values())).device
     sums: list[dict[str, Tensor]] = []
+    examples = 0
     for batch in batches:
-        batch = move_to(batch, device)
-        z, y = forward(batch)
-        check_outputs(z, count(batch))
-        check_differentiable(z)
-        wide = z.detach().to(torch.promote_types(z.dtype, torch.float32))
-        for k, v in enumerate(output_gradients.columns(wide, y)):
+        result = run(move_to(batch, device))
+        check_differentiable(z := result.z)
+        columns = output_gradients(result.detached())
+        examples += int(columns.examples)
+        for k, v in enumerate(columns.each):
             if k == len(sums):
                 sums.append({name: _zeros(p) for name, p in params.items()})
             grads = torch.autograd.grad(z, list(params.values()), v.to(z.dtype), retain_graph=True, allow_unused=True)
             for name, g in zip(params, grads, strict=True):
                 if g is not None:
                     sums[k][name] += g
-    return sums
+    return sums, examples
 
 
 def _zeros(p: Tensor) -> Tensor:
@@ -94,8 +101,11 @@ def measure(
     output_gradients: OutputGradients,
     square_or_abs: Callable[[Tensor], Tensor],
     options: Measurement,
+    check: Callable[[nn.Module, Any], None] | None = None,
 ) -> tuple[Params, Params]:
     """Return the mean over the examples used and, with ``options.error``, the standard error of each entry (else an empty dict).
+
+    ``check`` is called with the module and the first examples.
 
     Raises:
         ValueError: The examples cannot be drawn, or an entry of the result is not finite.
@@ -113,6 +123,10 @@ def measure(
     counted = Counted(batches)
     with preserve_state(module):
         used = subsample(counted, options.samples, options.seed)
+        if check is not None:
+            first = next(used)
+            check(module, move_to(take(first, slice(0, 4)), next(module.parameters()).device))
+            used = chain([first], used)
         if options.fisher_batch > 1:
             statistics = measure_groups(module, used, output_gradients, square_or_abs, options)
         else:

@@ -29,6 +29,7 @@ from torch.autograd.graph import GradientEdge, Node
 from clbench.importance.example_statistics import Sums
 from clbench.importance.factors import Dense, Factor, Outer, Rows, SquareOrAbs, pieces
 from clbench.importance.graph import Layout
+from clbench.params import widen
 
 
 class NoRule(Exception):
@@ -75,11 +76,6 @@ class Operation(NamedTuple):
         t = t.reshape((1,) * (dims - t.dim()) + tuple(t.shape))
         has_examples = t.shape[self.layout.dim] == self.n * self.layout.repeats
         return (self.split(t) if has_examples else t[None])[:, None]
-
-
-def widen(t: Tensor) -> Tensor:
-    """Return floating-point numbers in float32 or wider."""
-    return t.to(torch.promote_types(t.dtype, torch.float32)) if t.is_floating_point() else t
 
 
 def times(g: Tensor, scale: float) -> Tensor:

@@ -1,88 +1,143 @@
-"""From a batch to outputs and targets, and checks of the outputs."""
+"""From what a module returns to a tensor of outputs, targets and a mask."""
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from inspect import unwrap
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
-"""Function of (module, batch) that returns outputs (N, C) and targets (N,) or None."""
+from clbench.importance.batching import count
+from clbench.importance.inputs import call, positions_that_count
+from clbench.params import widen
+
+Outputs = Callable[[nn.Module, Any], tuple[Any, ...]]
+"""Function of (module, batch) that returns outputs (N, ...), targets or None, and possibly a mask of what counts."""
 
 
-def default_outputs(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Return the outputs ``module(x)`` (N, C) and the targets ``y`` of a batch ``(x, y, ...)``.
+class Forward(NamedTuple):
+    """The result of a forward pass on N examples.
 
-    A bare tensor, or a sequence with one tensor, is a batch without targets.
+    Attributes:
+        z: Outputs (N, ...), such as (N, C), (N, T, C) or (N, C, H, W).
+        y: Targets, None if there are none.
+        mask: Which outputs count: a tensor of bool with the shape of the positions or of the outputs. None counts all of them.
+    """
+
+    z: Tensor
+    y: Any = None
+    mask: Tensor | None = None
+
+    def detached(self) -> Forward:
+        """Return the same result with outputs without history, in float32 or wider."""
+        return self._replace(z=widen(self.z.detach()))
+
+
+class WithLoss(tuple[Any, ...]):
+    """Outputs, targets and perhaps a mask, with the ``loss`` that the module computed of them."""
+
+    loss: Tensor | None = None
+
+
+def default_outputs(module: nn.Module, batch: Any) -> tuple[Any, ...]:
+    """Return the outputs and the targets of a batch, and a mask if the batch has an ``attention_mask`` of the positions.
+
+    A tensor is called as ``module(x)`` and has no targets. A sequence ``(x, y, ...)`` has the targets ``y``. The entries of a
+    mapping are passed by name, and an entry ``labels``, ``label``, ``targets``, ``target`` or ``y`` has the targets. If the
+    module returns several tensors, the one named ``logits`` is taken, or the only one with a floating-point dtype.
 
     Args:
         module: The module.
-        batch: A tensor ``x``, or a tuple or list that starts with ``x`` and ``y``.
+        batch: A tensor, sequence or mapping, see above.
 
     Raises:
-        ValueError: The batch is neither a tensor nor a sequence that starts with one.
+        ValueError: The batch or what the module returns can be read in more than one way.
 
     Example:
-        >>> import torch
         >>> z, y = default_outputs(nn.Linear(3, 2), [torch.ones(4, 3), torch.tensor([0, 1, 1, 0])])
         >>> z.shape, y.shape
         (torch.Size([4, 2]), torch.Size([4]))
     """
-    if isinstance(batch, Tensor):
-        return _called(module, batch), None
-    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
-        required, possible = numbers_of_inputs(module)
-        if required > 1 or (possible > 1 and len(batch) > 2):
-            raise ValueError(
-                f"{type(module).__name__}.forward takes more than one input and a batch has {len(batch)} entries, so the "
-                "inputs among them are unknown. Pass outputs=fn, such as outputs=lambda m, batch: (m(batch[0], batch[1]), "
-                "batch[2])"
-            )
-        return _called(module, batch[0]), batch[1] if len(batch) > 1 else None
-    raise ValueError(
-        f"batch: expected (x, y) or x, got {type(batch).__name__}. "
-        "Pass outputs=fn with fn(module, batch) -> (outputs (N, C), targets (N,) or None)"
-    )
+    returned, y = call(module, batch)
+    z = select(returned, batch)
+    mask = positions_that_count(batch, z)
+    found = WithLoss((z, y) if mask is None else (z, y, mask))
+    found.loss = own_loss(returned)
+    return found
 
 
-def _called(module: nn.Module, x: Tensor) -> Any:
-    try:
-        return module(x)
-    except NotImplementedError as error:
-        if "forward" not in str(error):
-            raise
+def returned_outputs(module: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """Return what the module returns, unchanged, and the targets. See ``default_outputs``."""
+    return call(module, batch)
+
+
+def is_default(outputs: Outputs) -> bool:
+    """Return whether ``outputs`` is ``default_outputs``, possibly wrapped."""
+    return unwrap(outputs) is default_outputs
+
+
+def forward(outputs: Outputs, module: nn.Module, batch: Any) -> Forward:
+    """Return the outputs, targets and mask of a batch.
+
+    Raises:
+        ValueError: ``outputs`` returned something else.
+    """
+    found = outputs(module, batch)
+    if not isinstance(found, tuple | list) or len(found) not in (2, 3):
         raise ValueError(
-            f"{type(module).__name__} has no forward. Define it, or pass outputs=fn, such as outputs=lambda module, batch: "
-            "(module.net(batch[0]), batch[1])"
-        ) from error
+            f"outputs=fn: expected fn(module, batch) to return (outputs, targets) or (outputs, targets, mask), got "
+            f"{_described(found)}. Return None for targets that do not exist"
+        )
+    result = Forward(*found)
+    check_outputs(result.z, count(batch), batch)
+    if result.mask is not None and (not isinstance(result.mask, Tensor) or result.mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask of the outputs: expected a tensor of bool, got {getattr(result.mask, 'dtype', _described(result.mask))}. "
+            "Use mask.bool()"
+        )
+    return result
 
 
-def numbers_of_inputs(module: nn.Module) -> tuple[int, float]:
-    """Return the numbers of positional inputs that ``forward`` requires, and of inputs of any kind that it accepts."""
-    while isinstance(wrapped := getattr(module, "_orig_mod", None), nn.Module):  # torch.compile hides the signature
-        module = wrapped
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):
-        return 1, 1
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    variable = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
-    return sum(p.default is p.empty for p in positional), math.inf if variable else len(parameters)
+def _entries(returned: Any) -> dict[Any, Any]:
+    """Return what a module returned by name or number."""
+    if isinstance(returned, Tensor):
+        return {0: returned}
+    if isinstance(returned, Mapping):
+        return dict(returned)
+    if is_dataclass(returned):
+        return {field.name: getattr(returned, field.name) for field in fields(returned)}
+    if isinstance(returned, tuple | list):
+        return dict(zip(getattr(returned, "_fields", range(len(returned))), returned, strict=True))
+    return {}
+
+
+def own_loss(returned: Any) -> Tensor | None:
+    """Return the loss that a module returned with its outputs, a tensor with one number."""
+    for name, value in _entries(returned).items():
+        if isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point() and name in ("loss", 0):
+            return value
+    return None
+
+
+def select(returned: Any, batch: Any) -> Any:
+    """Return the tensor of outputs of what a module returned, or all of it if there is more than one candidate."""
+    tensors = {
+        name: t
+        for name, t in _entries(returned).items()
+        if isinstance(t, Tensor) and t.is_floating_point() and t.dim() > 0
+    }
+    others = [name for name in tensors if name != "logits" and ("logits" in str(name) or str(name).startswith("pred"))]
+    if "logits" in tensors and not others:
+        return tensors["logits"]
+    return next(iter(tensors.values())) if len(tensors) == 1 else returned
 
 
 def _described(z: Any) -> str:
     """Return the type of outputs that are no tensor, with the names of what they contain."""
-    names: list[Any] = []
-    if isinstance(z, Mapping):
-        names = list(z)
-    elif is_dataclass(z):
-        names = [field.name for field in fields(z)]
-    elif isinstance(z, tuple):
-        names = list(getattr(z, "_fields", range(len(z))))
+    names = list(_entries(z))
     return type(z).__name__ + (f" with {', '.join(map(str, names[:5]))}" if names else "")
 
 
@@ -93,20 +148,22 @@ def _selection(z: Any) -> str:
     return "[0]" if isinstance(z, tuple | list) and not hasattr(z, "logits") else ".logits"
 
 
-def check_outputs(z: Any, n: int) -> None:
-    """Check that the outputs ``z`` of ``n`` examples are a floating-point tensor (N, C).
+def check_outputs(z: Any, n: int, batch: Any = None) -> None:
+    """Check that the outputs ``z`` of ``n`` examples are a floating-point tensor (N, ...).
 
     Raises:
         ValueError: They are not.
     """
     if not isinstance(z, Tensor):
+        called = "module(**batch)" if isinstance(batch, Mapping) else "module(batch[0])"
+        targets = "batch['labels']" if isinstance(batch, Mapping) else "batch[1]"
         raise ValueError(
             f"outputs of the module: expected a tensor (N, C), got {_described(z)}. Pass outputs=fn that selects the tensor, "
-            f"such as outputs=lambda module, batch: (module(batch[0]){_selection(z)}, batch[1])"
+            f"such as outputs=lambda module, batch: ({called}{_selection(z)}, {targets})"
         )
-    if z.dim() != 2 or z.shape[0] != n:
+    if z.dim() < 1 or z.shape[0] != n:
         raise ValueError(
-            f"outputs of the module: expected shape ({n}, C) for {n} examples, got {tuple(z.shape)}. "
+            f"outputs of the module: expected shape ({n}, ...) for {n} examples, got {tuple(z.shape)}. "
             "Pass outputs=fn that reshapes them"
         )
     if not z.is_floating_point():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clbench.importance.batching import count, take
 from clbench.importance.graph import Graph, Irregular, Structure, compare, order_rows
-from clbench.importance.outputs import Outputs, check_differentiable, check_outputs
+from clbench.importance.output_gradients import OutputGradients
+from clbench.importance.outputs import Outputs, check_differentiable, forward, is_default
 from clbench.params import Params, in_float64
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -25,7 +29,7 @@ class Probe:
         reason: Why it is not known.
         saved: Bytes per example that the forward pass keeps.
         edges: Bytes per example of one gradient at the operations where parameters meet the examples.
-        width: Number of outputs.
+        columns: Number of gradients at the outputs that are needed at the same time.
         examples: Number of examples that were used.
         is_checked: Whether the order of the examples was compared in a whole batch.
     """
@@ -34,12 +38,14 @@ class Probe:
     reason: str
     saved: int
     edges: int
-    width: int
+    columns: int
     examples: int
     is_checked: bool = False
 
 
-def probe(module: nn.Module, outputs: Outputs, batch: Any, params: Params) -> Probe:
+def probe(
+    module: nn.Module, outputs: Outputs, batch: Any, params: Params, output_gradients: OutputGradients | None
+) -> Probe:
     """Run the first examples and return what they show.
 
     Args:
@@ -47,6 +53,7 @@ def probe(module: nn.Module, outputs: Outputs, batch: Any, params: Params) -> Pr
         outputs: Function of (module, batch) that returns outputs and targets.
         batch: A batch of at least one example, of which up to four are used.
         params: The parameters to measure.
+        output_gradients: The gradients at the outputs if those of an example are needed at the same time.
 
     Raises:
         ValueError: The examples are coupled, or the outputs cannot be differentiated.
@@ -62,9 +69,8 @@ def probe(module: nn.Module, outputs: Outputs, batch: Any, params: Params) -> Pr
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        z, _ = outputs(module, some)
-    check_outputs(z, n)
-    check_differentiable(z)
+        result = forward(outputs, module, some)
+    check_differentiable(z := result.z)
     for t in (*module.parameters(), *module.buffers()):
         kept.pop(t.untyped_storage().data_ptr(), None)
     names = {id(p): name for name, p in params.items()}
@@ -72,16 +78,16 @@ def probe(module: nn.Module, outputs: Outputs, batch: Any, params: Params) -> Pr
     check_hidden(z, graph, params)
     structure, reason, edges = None, "", 0
     if n > 1:
-        alone, _ = outputs(module, take(some, slice(0, few)))
-        check_outputs(alone, few)
-        check_equal(alone.detach(), z.detach())
+        alone = forward(outputs, module, take(some, slice(0, few))).z
+        check_equal(alone.detach(), z.detach(), module, outputs, some)
     if n > 2:
         try:
             structure = order_rows(compare(Graph(alone, names), graph, few, n), z, graph)
             edges = sum(graph.shape(node, 0).numel() for node in structure.nodes) * z.element_size()
         except Irregular as found:
             reason = str(found)
-    return Probe(structure, reason, sum(kept.values()) // n, edges // n, z.shape[1], n)
+    columns = 1 if output_gradients is None else output_gradients(result.detached()).number
+    return Probe(structure, reason, sum(kept.values()) // n, edges // n, columns, n)
 
 
 def check_hidden(z: Tensor, graph: Graph, params: Params) -> None:
@@ -126,10 +132,8 @@ def check_independent(module: nn.Module, outputs: Outputs, batch: Any) -> None:
         return
     few = 1 if n == 2 else 2
     with torch.no_grad():
-        alone, together = (outputs(module, take(batch, slice(0, m)))[0] for m in (few, 4))
-    check_outputs(alone, few)
-    check_outputs(together, min(n, 4))
-    check_equal(alone, together)
+        alone, together = (forward(outputs, module, take(batch, slice(0, m))).z for m in (few, 4))
+    check_equal(alone, together, module, outputs, take(batch, slice(0, 4)))
 
 
 def check_statistics(module: nn.Module) -> None:
@@ -142,15 +146,38 @@ def check_statistics(module: nn.Module) -> None:
             )
 
 
-def check_equal(alone: Tensor, together: Tensor) -> None:
-    """Raise ValueError if the outputs of some examples differ from their outputs in a larger batch."""
+def check_equal(alone: Tensor, together: Tensor, module: nn.Module, outputs: Outputs, batch: Any) -> None:
+    """Check that the outputs of some examples equal their outputs in a larger batch.
+
+    A function ``outputs`` of the user may draw random numbers, such as labels. With the same random state, the outputs of an
+    example must then be the same with any other examples.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if is_close(alone, together):
+        return
+    few, n = len(alone), len(together)
+    if not is_default(outputs):
+        others = take(batch, torch.arange(n, device=together.device) % few)
+        with torch.no_grad():
+            for some in (batch, others):
+                with torch.random.fork_rng([together.device] if together.is_cuda else []):
+                    alone, together = forward(outputs, module, some).z[:few], alone
+        if is_close(alone, together):
+            log.warning("outputs draws random numbers, so the importance is that of one draw for each example")
+            return
+    raise ValueError(
+        "the outputs of an example change with the other examples of its batch, or from call to call, so it has no "
+        "importance of its own. Remove layers that mix examples or draw random numbers in evaluation mode"
+    )
+
+
+def is_close(alone: Tensor, together: Tensor) -> bool:
+    """Return whether outputs are equal up to rounding to the first rows of other outputs."""
     precision = torch.finfo(together.dtype).eps
     alone, together = in_float64(alone), in_float64(together[: len(alone)])
     finite = together[together.isfinite()]
     scale = finite.abs().max() if finite.numel() else torch.tensor(0.0)
     tolerance = 100 * precision**0.75 * float(scale)
-    if not torch.allclose(alone, together, rtol=0.0, atol=tolerance, equal_nan=True):
-        raise ValueError(
-            "the outputs of an example change with the other examples of its batch, or from call to call, so it has no "
-            "importance of its own. Remove layers that mix examples or draw random numbers in evaluation mode"
-        )
+    return torch.allclose(alone, together, rtol=0.0, atol=tolerance, equal_nan=True)

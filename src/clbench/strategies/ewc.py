@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any, Unpack
 
 from torch import nn
@@ -10,11 +11,13 @@ from torch import nn
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.importance import check_options, fisher
-from clbench.importance.labels import columns
+from clbench.importance.labels import Loss
+from clbench.importance.outputs import Outputs, returned_outputs
+from clbench.learner import Learner
 from clbench.params import Params
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_fraction
-from clbench.strategies.measured import ImportanceOptions, ImportanceStrategy, Outputs
+from clbench.strategies.measured import ImportanceOptions, ImportanceStrategy
 from clbench.strategies.quadratic import Quadratic
 
 
@@ -24,7 +27,10 @@ class FisherOptions(ImportanceOptions, total=False):
     fisher: str
     fisher_batch: int
     label_samples: int
-    loss: str
+    loss: Loss
+    reduction: str
+    ignore_index: int
+    class_dim: int | None
 
 
 class EWC(ImportanceStrategy):
@@ -41,7 +47,9 @@ class EWC(ImportanceStrategy):
         fisher_batch: Group size. 1 squares per-example gradients; b squares the gradient of the mean over b examples, as much
             published code does.
         label_samples: Labels per example with ``fisher="sample"``.
-        loss: ``cross_entropy``, ``binary_cross_entropy`` (one logit) or ``mse``.
+        loss: ``cross_entropy``, ``binary_cross_entropy`` (independent labels 0 or 1) or ``mse``. With ``fisher="empirical"``
+            also a function of outputs and targets that returns the loss of each example.
+        reduction, ignore_index, class_dim: See ``clbench.importance.fisher``. For outputs with positions (tokens, pixels).
         options: ``samples``, ``outputs``, ``seed``, ``data`` and ``chunk`` of ``ImportanceStrategy``, and ``include`` and
             ``exclude`` of ``QuadraticStrategy``.
 
@@ -66,11 +74,22 @@ class EWC(ImportanceStrategy):
         fisher: str = "exact",
         fisher_batch: int = 1,
         label_samples: int = 1,
-        loss: str = "cross_entropy",
+        loss: Loss = "cross_entropy",
+        reduction: str = "sum",
+        ignore_index: int = -100,
+        class_dim: int | None = None,
         **options: Unpack[ImportanceOptions],
     ) -> None:
         try:
-            check_options(labels=fisher, loss=loss, fisher_batch=fisher_batch, label_samples=label_samples)
+            self.labels = check_options(
+                labels=fisher,
+                loss=loss,
+                fisher_batch=fisher_batch,
+                label_samples=label_samples,
+                reduction=reduction,
+                ignore_index=ignore_index,
+                class_dim=class_dim,
+            )
         except ValueError as error:
             raise StrategyError(str(error).replace("labels=", "fisher=")) from error
         if fisher == "empirical":
@@ -80,35 +99,34 @@ class EWC(ImportanceStrategy):
                 )
             self.needs_labels = True
         super().__init__(lam, **options)
-        self.fisher = fisher
         self.fisher_batch = fisher_batch
-        self.label_samples = label_samples
-        self.loss = loss
 
     def check(self, sequence: TaskSequence) -> None:
         super().check(sequence)
         competing = [stop - start for start, stop in sequence.scenario.slices(sequence.sizes)]
-        if self.loss == "cross_entropy" and 1 in competing:
+        if self.labels.loss == "cross_entropy" and 1 in competing:
             raise StrategyError(
                 f"task {competing.index(1) + 1} has a single class, so its loss and its Fisher are zero. Use at least two, "
                 "by data.split.first_task=2 or data.split.classes_per_task"
             )
 
     def columns(self, outputs: int) -> int:
-        return columns(self.fisher, self.loss, outputs, self.label_samples)
+        return self.labels.columns(positions=1, classes=outputs)
+
+    def default_outputs(self, module: nn.Module) -> Outputs:
+        is_whole = callable(self.labels.loss) and not isinstance(module, Learner)
+        return returned_outputs if is_whole else super().default_outputs(module)
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         return fisher(
             module,
             batches,
-            labels=self.fisher,
             samples=samples,
             fisher_batch=self.fisher_batch,
-            label_samples=self.label_samples,
-            loss=self.loss,
             seed=self.seed,
             outputs=outputs,
             chunk=self.chunk,
+            **asdict(self.labels),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from itertools import chain
 from typing import Any
 
@@ -14,14 +15,13 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from clbench.data import Batches, Task, find_task
 from clbench.data.batches import Part
 from clbench.data.sequence import EVALUATION_BATCH
 from clbench.errors import StrategyError
-from clbench.importance.batching import count, take
+from clbench.importance.batching import count, flatten, take
 from clbench.importance.outputs import Outputs
 from clbench.strategies.sampling import SeparateState, in_order, selected_by, undistributed
 
@@ -273,7 +273,8 @@ def in_precision_of(module: nn.Module, outputs: Outputs) -> Outputs:
     if trainer is None or not isinstance(plugin := trainer.precision_plugin, HalfPrecision | DoublePrecision):
         return outputs
 
-    def converted(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
+    @wraps(outputs)
+    def converted(module: nn.Module, batch: Any) -> tuple[Any, ...]:
         with plugin.forward_context():
             return outputs(module, batch)
 
@@ -282,7 +283,7 @@ def in_precision_of(module: nn.Module, outputs: Outputs) -> Outputs:
 
 def are_equal(a: Any, b: Any) -> bool:
     """Return whether two batches contain equal tensors."""
-    pairs = zip(tree_leaves(a), tree_leaves(b), strict=False)
+    pairs = zip(flatten(a)[0], flatten(b)[0], strict=False)
     return all(_are_equal(x, y) for x, y in pairs if isinstance(x, Tensor) and isinstance(y, Tensor))
 
 

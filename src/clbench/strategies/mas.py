@@ -15,11 +15,12 @@ from clbench.data.sequence import EVALUATION_BATCH
 from clbench.errors import StrategyError, expected
 from clbench.importance import mas, mas_local
 from clbench.importance.batching import count
+from clbench.importance.outputs import Outputs
 from clbench.params import Params, move_like, snapshot, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import check_choice, check_flag, check_fraction, check_integer
 from clbench.strategies.examples import Data
-from clbench.strategies.measured import ImportanceStrategy, MeasurementOptions, Outputs
+from clbench.strategies.measured import ImportanceStrategy, MeasurementOptions
 from clbench.strategies.quadratic import Quadratic
 
 

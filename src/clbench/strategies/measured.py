@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import wraps
 from typing import Any, Unpack
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.importance import default_outputs, preserve_state
 from clbench.importance.batching import count, subsample, take
+from clbench.importance.outputs import Outputs
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params
 from clbench.strategies.argument_checks import check_choice, check_integer_or_none
@@ -31,8 +34,6 @@ from clbench.strategies.examples import (
     transferred,
 )
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
-
-Outputs = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 
 MANY_COLUMNS = 99
 """Number of backward passes per example from which a warning names the cost."""
@@ -60,8 +61,8 @@ class ImportanceStrategy(QuadraticStrategy):
         lam: Strength of the penalty, >= 0.
         samples: Number of examples to measure on, drawn without replacement. None uses all. Of a stream (an IterableDataset, or a
             loader with an ``__iter__`` of its own) these are the first ones.
-        outputs: ``outputs(module, batch)`` -> (outputs (N, C), targets (N,)). Needed for a module of your own whose batches are
-            not ``(x, y)`` or which is not called as ``module(x)``.
+        outputs: ``outputs(module, batch)`` -> (outputs (N, ...), targets), or outputs, targets and a mask, see
+            ``clbench.importance.fisher``. Needed if the inputs, targets or outputs of the module can be read in several ways.
         seed: Random seed of the examples.
         data: The examples to measure on when a task has ended. ``train`` uses the examples that the
             training loader selects, after the transfer hooks of the module with ``trainer.training`` False. With a
@@ -120,9 +121,11 @@ class ImportanceStrategy(QuadraticStrategy):
 
     def outputs_of(self, module: nn.Module) -> Outputs:
         """Return the function that computes the outputs and targets of a batch with ``module``."""
-        return in_precision_of(
-            module, self.outputs or (learner_outputs if isinstance(module, Learner) else default_outputs)
-        )
+        return in_precision_of(module, self.outputs or self.default_outputs(module))
+
+    def default_outputs(self, module: nn.Module) -> Outputs:
+        """Return the function used without ``outputs``."""
+        return learner_outputs if isinstance(module, Learner) else default_outputs
 
     def columns(self, outputs: int) -> int:
         """Return the number of backward passes per example that ``measure`` takes for that number of outputs."""
@@ -144,6 +147,8 @@ class ImportanceStrategy(QuadraticStrategy):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure on two examples, so that a module that cannot be measured is reported before training."""
+        if any(is_lazy(p) for p in pl_module.parameters()) and not callable(self.data):
+            self._initialise_lazy_layers(trainer, pl_module)
         super().on_train_start(trainer, pl_module)
         if self.samples is not None and self.samples < trainer.world_size:
             raise StrategyError(
@@ -168,18 +173,31 @@ class ImportanceStrategy(QuadraticStrategy):
                 self._warn_of_random_examples(first, self._read_first(pl_module, batches))
         width = 0
 
-        def observed(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
-            nonlocal width
-            z, y = outputs(module, batch)
-            width = z.shape[1] if isinstance(z, Tensor) and z.dim() == 2 else 0
-            return z, y
-
         outputs = self.outputs_of(pl_module)
+
+        @wraps(outputs)
+        def observed(module: nn.Module, batch: Any) -> tuple[Any, ...]:
+            nonlocal width
+            found = outputs(module, batch)
+            width = found[0].shape[1] if isinstance(found[0], Tensor) and found[0].dim() == 2 else 0
+            return found
+
         try:
             self.measure(pl_module, [take(first, slice(0, 2))], observed, None)
         except ValueError as error:
             raise StrategyError(f"{type(self).__name__} cannot measure importance on this module: {error}") from error
         self._warn_of_cost(width)
+
+    def _initialise_lazy_layers(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Run one batch, because the parameters of lazy layers (``nn.LazyLinear``) have no shape before."""
+        modes = {part: part.training for part in module.modules()}
+        with torch.no_grad(), torch.random.fork_rng():
+            module.eval()
+            self.outputs_of(module)(
+                module, self._read_first(module, batches_of(self.data, trainer, self.seed, self.samples))
+            )
+        for part, training in modes.items():
+            part.training = training
 
     def _read_first(self, module: L.LightningModule, batches: Iterable[Any]) -> Any:
         return next(iter(self._as_trained(module, [next(iter(batches))])))
