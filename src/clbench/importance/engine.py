@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -47,6 +47,9 @@ BLOCK = 16
 SMALL = 64
 """Number of examples up to which small batches are merged, at most ``chunk``. Without it, a loader of single examples is slow."""
 
+FEW = 16
+"""Number of examples per forward pass, or that of the largest batch, that no limit of the memory lowers: fewer are slow."""
+
 log = logging.getLogger(__name__)
 
 
@@ -79,13 +82,14 @@ class Engine:
         self.device = next(iter(self.params.values())).device
         self.forward_budget, self.inner_budget = budgets(self.device)
         self.statistics = ExampleStatistics(self.params, second=options.error)
+        self.largest = 1
         self.probes: dict[Any, Probe] = {}
         self.reasons: set[str] = set()
         self.without_rule: dict[str, str] = {}
 
     def run(self, batches: Iterable[Any]) -> ExampleStatistics:
         """Return the sums over all examples of ``batches``."""
-        for batch in merge_batches(batches, min(SMALL, self.chunk or SMALL)):
+        for batch in merge_batches(self._with_largest(batches), min(SMALL, self.chunk or SMALL)):
             batch = move_to(batch, self.device)
             n = count(batch)
             probed = self._probe(batch)
@@ -95,6 +99,12 @@ class Engine:
                 self._add(piece, probed)
         self._report()
         return self.statistics
+
+    def _with_largest(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches and note the size of the largest, with which the module can be trained."""
+        for batch in batches:
+            self.largest = max(self.largest, count(batch))
+            yield batch
 
     def _probe(self, batch: Any) -> Probe:
         """Return the probe of batches of this kind, computed once. One or two examples do not show where the others would be."""
@@ -127,7 +137,8 @@ class Engine:
                 self.reasons.add(probed.reason)
             return 1
         each = 2 * probed.saved + probed.columns * probed.edges
-        return max(1, min(n, self.chunk or n, self.forward_budget // max(1, each)))
+        fitting = max(min(FEW, self.largest), self.forward_budget // max(1, each))
+        return min(n, self.chunk or n, fitting)
 
     def _add(self, batch: Any, probed: Probe) -> None:
         n = count(batch)

@@ -169,7 +169,7 @@ def extract_patches(
 def layer_norm(op: Operation, g: Tensor) -> Factor:
     """Layer normalisation."""
     if op.argument == 1:
-        g = g * op.split((op.saved("input") - op.saved("result1")) * op.saved("result2"))[:, None]
+        g = g * op.split((op.saved("input") - op.saved("result1")).mul_(op.saved("result2")))[:, None]
     return Dense(summed_to(g, op.shape))
 
 
