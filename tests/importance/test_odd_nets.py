@@ -13,14 +13,12 @@ from clbench.importance import fisher, fisher_and_error, mas, operations
 from tests import references
 from tests.conftest import others_slow
 from tests.importance.nets import NETS, build
-from tests.importance.odd_nets import ODD, C, N, inputs
+from tests.importance.odd_nets import ODD, TOKENS, C, N, Net, T, inputs
 
 WITHOUT_RULE = {
-    "power of a parameter": "PowBackward1",
-    "matrix times vector": "MvBackward0",
-    "addcmul": "AddcmulBackward0",
-    "bilinear": "TrilinearBackward0",
-    "bag of rows": "EmbeddingBagBackward0",
+    "distances": "CdistBackward0",
+    "bag of maxima": "EmbeddingBagBackward0",
+    "examples between others, without a rule": "ClampBackward0",
     "table with two indices": "IndexBackward0",
     "columns of a table": "IndexBackward0",
     "a function with its own backward pass": "ScaledBackward",
@@ -40,7 +38,9 @@ FAST = (
     "interleaved views",
     "experts",
     "checkpointed",
-    "addcmul",
+    "complex weights",
+    "examples between other dimensions",
+    "distances",
 )
 
 
@@ -93,6 +93,14 @@ def test_every_rule_is_used_by_a_net(monkeypatch: pytest.MonkeyPatch) -> None:
     for net, x, _ in (*map(built, ODD), *map(build, NETS)):
         mas(net, [x])
     assert used == set(operations.RULES)
+
+
+def test_bags_of_different_size_scaled_by_frequency_are_refused() -> None:
+    """Their gradient in a batch depends on how often the other examples read a row."""
+    bag = nn.EmbeddingBag(6, C, scale_grad_by_freq=True)
+    net = Net(lambda m, x: m.bag(x.flatten(), torch.arange(2 * len(x)) * T // 2).view(len(x), 2, C).mean(1), bag=bag)
+    with pytest.raises(ValueError, match="needs bags of equal size"):
+        mas(net, [inputs(TOKENS)])
 
 
 class Hidden(torch.autograd.Function):
