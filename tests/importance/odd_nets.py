@@ -247,7 +247,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         lambda: Net(
             lambda m, x: m.head(m.bag(x.flatten(), torch.arange(len(x)) * T, m.s[x].flatten())),
             head=_head(),
-            bag=nn.EmbeddingBag(6, D, mode="sum", scale_grad_by_freq=True),
+            bag=nn.EmbeddingBag(6, D, mode="sum"),
             s=weights(6),
         ),
         TOKENS,

@@ -236,35 +236,32 @@ def embedding(op: Operation, g: Tensor) -> Factor:
     tokens = op.split(op.saved("indices")).reshape(op.n, -1)
     values = g.reshape(*g.shape[:2], tokens.shape[1], -1)
     if op.saved("scale_grad_by_freq"):
-        values = by_frequency(tokens, values)
+        count = (tokens[:, None] == tokens[:, :, None]).sum(2)  # in the example, not in the batch
+        values = values / count[:, None, :, None]
     padding = op.saved("padding_idx")
     if 0 <= padding < op.shape[0]:
         values = values * (tokens != padding)[:, None, :, None]
     return Rows(tokens, values, op.shape)
 
 
-def by_frequency(rows: Tensor, values: Tensor) -> Tensor:
-    """Return ``values`` (n, K, P, D) divided by how often the example reads the row, for ``scale_grad_by_freq``."""
-    return values / (rows[:, None] == rows[:, :, None]).sum(2)[:, None, :, None]
-
-
 def embedding_bag(op: Operation, g: Tensor) -> Factor:
     """Sums or means of equally many rows of a table for each example."""
+    if op.saved("scale_grad_by_freq"):
+        raise ValueError(
+            "EmbeddingBag with scale_grad_by_freq=True: the gradient of an example depends on the other examples. "
+            "Use scale_grad_by_freq=False"
+        )
     rows, weights, padding = (op.saved(name) for name in ("indices", "per_sample_weights", "padding_idx"))
-    bags, mode, is_scaled = op.saved("result1"), op.saved("mode"), op.saved("scale_grad_by_freq")
+    bags, mode = op.saved("result1"), op.saved("mode")
     expected = torch.arange(op.n, device=bags.device).repeat_interleave(len(rows) // op.n)
     is_regular = g.shape[2] == 1 and torch.equal(expected, bags.long())
     if op.argument != 0 or mode == MAXIMUM or not is_regular or 0 <= padding < op.shape[0]:
-        if is_scaled:
-            raise ValueError(
-                "EmbeddingBag with scale_grad_by_freq=True needs bags of equal size. Use scale_grad_by_freq=False"
-            )
         raise NoRule
     rows = rows.view(op.n, -1)
     values = g.expand(-1, -1, rows.shape[1], -1) / (rows.shape[1] if mode == MEAN else 1)
     if weights is not None:
         values = values * weights.view(op.n, 1, -1, 1)
-    return Rows(rows, by_frequency(rows, values) if is_scaled else values, op.shape)
+    return Rows(rows, values, op.shape)
 
 
 def indexing(op: Operation, g: Tensor) -> Factor:
