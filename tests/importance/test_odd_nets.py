@@ -152,11 +152,15 @@ class Sorted(nn.Module):
         return self.head(h)
 
 
-def test_examples_in_an_order_that_depends_on_their_values() -> None:
-    """The first four examples are sorted already, so that only a whole batch shows it. The layer is used in both orders."""
+@pytest.mark.parametrize("last", [[-1.0, 2.5, -2.0], [1.5, 2.5, 4.0]])
+def test_examples_in_an_order_that_depends_on_their_values(last: list[float]) -> None:
+    """The first four examples are sorted already, so that only a whole batch shows it. The layer is used in both orders.
+
+    In the second case the last example keeps its place, too.
+    """
     net = Sorted().double()
     x = torch.randn(N, 4, dtype=torch.float64)
-    x[:, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0, -1.0, 2.5, -2.0])
+    x[:, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0, *last])
     close(mas(net, [x]), references.mas(net, x))
 
 
