@@ -16,6 +16,8 @@ def execute(tmp_path, monkeypatch):
     """``execute(notebook)`` runs its cells in a kernel of its own, in ``tmp_path``."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    # torchmetrics imports transformers if it is installed, whose tqdm asks a kernel for ipywidgets
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
     resources = {"metadata": {"path": str(tmp_path)}}
     return lambda notebook: nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
 

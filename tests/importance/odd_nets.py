@@ -84,6 +84,49 @@ def _positions(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.baddbmm(m.b, x.transpose(0, 1), m.w, beta=0.5, alpha=3.0).mean(0))
 
 
+def _complex(x: Tensor) -> Tensor:
+    return torch.complex(x, 2 * x.flip(-1))
+
+
+def _real(z: Tensor) -> Tensor:
+    return z.real + z.imag.flip(-1)
+
+
+def _complex_weights(m: Any, x: Tensor) -> Tensor:
+    """Multiply and divide by complex numbers that are made of real parameters."""
+    x, w, v = _complex(x), torch.view_as_complex(m.w), torch.complex(m.a, m.b)
+    return m.head(_real(x @ w) + _real(x * v) + _real(x.conj() / v))
+
+
+def _complex_inputs(m: Any, x: Tensor) -> Tensor:
+    """Multiply complex numbers by real parameters."""
+    x = _complex(x)
+    return m.head(_real((x * m.a + m.b) ** 2) + _real(x * m.a.to(x.dtype)) + _real(F.linear(x, m.w.to(x.dtype))))
+
+
+def _spectrum(m: Any, x: Tensor) -> Tensor:
+    f = torch.fft.rfft(x, dim=1) * torch.view_as_complex(m.w)
+    return m.head(torch.fft.irfft(f, n=T, dim=1)[:, 1])
+
+
+def _between(m: Any, x: Tensor) -> Tensor:
+    """Apply a layer to rows of (position, example, copy), of which the outputs read the third copy only."""
+    copies = torch.stack([x * i for i in range(1, N + 1)], 2).transpose(0, 1)
+    return m.head(torch.tanh(m.body(copies.flatten(0, 2))).view(T, len(x), N, D)[:, :, 2].mean(0))
+
+
+def _limits_between(m: Any, x: Tensor) -> Tensor:
+    rows = torch.stack([x, 2 * x], 2).transpose(0, 1).flatten(0, 2)
+    return m.head(torch.clamp(rows, max=m.w).view(T, len(x), 2, D).mean((0, 2)))
+
+
+def _joined_between(m: Any, x: Tensor) -> Tensor:
+    """Apply a layer to rows whose order no view shows: twice all examples, three rows each, of which the last one is read."""
+    n, rows = len(x), torch.stack([x, 2 * x, 3 * x], 1).flatten(0, 1)
+    a, b = torch.tanh(m.body(torch.cat([rows, rows * 2]))).split([3 * n, 3 * n])
+    return m.head(a[2::3] + b[2::3])
+
+
 FLAT, SEQUENCE, TOKENS = (D,), (T, D), "tokens"
 
 
@@ -118,8 +161,17 @@ ODD: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     ),
     "parameter on the left": (lambda: Net(lambda m, x: m.head((m.w @ x.t()).t()), head=_head(), w=weights(D, D)), FLAT),
     "matrix times vector": (lambda: Net(lambda m, x: m.head(x) + (x @ m.v)[:, None], head=_head(), v=weights(D)), FLAT),
+    "pooled by a vector": (
+        lambda: Net(lambda m, x: m.head((x * (x @ m.v).softmax(1)[..., None]).sum(1)), head=_head(), v=weights(D)),
+        SEQUENCE,
+    ),
     "addcmul": (
-        lambda: Net(lambda m, x: m.head(torch.addcmul(m.b, x, m.w)), head=_head(), w=weights(D), b=weights(D)),
+        lambda: Net(
+            lambda m, x: m.head(torch.addcmul(m.b, x, m.w, value=2) + torch.addcmul(x, m.w, x)),
+            head=_head(),
+            w=weights(D),
+            b=weights(1),
+        ),
         FLAT,
     ),
     "division": (
@@ -184,7 +236,42 @@ ODD: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         ),
         TOKENS,
     ),
+    "table scaled by frequency": (
+        lambda: Net(
+            lambda m, x: m.head(m.table(x).mean(1)), head=_head(), table=nn.Embedding(6, D, scale_grad_by_freq=True)
+        ),
+        TOKENS,
+    ),
     "bag of rows": (lambda: Net(lambda m, x: m.head(m.bag(x)), head=_head(), bag=nn.EmbeddingBag(6, D)), TOKENS),
+    "weighted bag of rows": (
+        lambda: Net(
+            lambda m, x: m.head(m.bag(x.flatten(), torch.arange(len(x)) * T, m.s[x].flatten())),
+            head=_head(),
+            bag=nn.EmbeddingBag(6, D, mode="sum"),
+            s=weights(6),
+        ),
+        TOKENS,
+    ),
+    "bag of maxima": (
+        lambda: Net(lambda m, x: m.head(m.bag(x)), head=_head(), bag=nn.EmbeddingBag(6, D, mode="max")),
+        TOKENS,
+    ),
+    "distances": (lambda: Net(lambda m, x: -torch.cdist(x, m.w), w=weights(C, D)), FLAT),
+    "generalised mean": (
+        lambda: Net(
+            lambda m, x: m.head(x.clamp(min=0).pow(m.p).mean(1)), head=_head(), p=nn.Parameter(torch.full((1,), 3.0))
+        ),
+        SEQUENCE,
+    ),
+    "complex weights": (
+        lambda: Net(_complex_weights, head=_head(), w=weights(D, D, 2), a=weights(D), b=weights(D)),
+        FLAT,
+    ),
+    "complex inputs": (lambda: Net(_complex_inputs, head=_head(), w=weights(D, D), a=weights(D), b=weights(D)), FLAT),
+    "spectrum": (lambda: Net(_spectrum, head=_head(), w=weights(T // 2 + 1, D, 2)), SEQUENCE),
+    "examples between other dimensions": (lambda: Net(_between, head=_head(), body=nn.Linear(D, D)), SEQUENCE),
+    "examples between others, without a rule": (lambda: Net(_limits_between, head=_head(), w=weights(D)), SEQUENCE),
+    "examples between others, joined": (lambda: Net(_joined_between, head=_head(), body=nn.Linear(D, D)), FLAT),
     "lstm": (
         lambda: Net(lambda m, x: m.head(m.r(x)[0][:, -1]), head=_head(), r=nn.LSTM(D, D, 2, batch_first=True)),
         SEQUENCE,

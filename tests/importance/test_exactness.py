@@ -49,6 +49,7 @@ def test_errors_equal_the_error_of_the_mean_of_the_loop(name: str) -> None:
 @pytest.mark.parametrize("layer", [nn.Linear(8, 4), nn.Conv1d(1, 2, 5), nn.Embedding(10, 4)])
 def test_errors_in_float32_are_right_for_almost_equal_examples(layer: nn.Module) -> None:
     torch.manual_seed(0)
+    layer.reset_parameters()  # type: ignore[operator]
     x = 1 + 1e-3 * torch.randn(200, 8)
     net = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(8 if isinstance(layer, nn.Conv1d) else 4, 2))
     if isinstance(layer, nn.Conv1d):

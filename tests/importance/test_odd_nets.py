@@ -13,14 +13,12 @@ from clbench.importance import fisher, fisher_and_error, mas, operations
 from tests import references
 from tests.conftest import others_slow
 from tests.importance.nets import NETS, build
-from tests.importance.odd_nets import ODD, C, N, inputs
+from tests.importance.odd_nets import ODD, TOKENS, C, N, inputs
 
 WITHOUT_RULE = {
-    "power of a parameter": "PowBackward1",
-    "matrix times vector": "MvBackward0",
-    "addcmul": "AddcmulBackward0",
-    "bilinear": "TrilinearBackward0",
-    "bag of rows": "EmbeddingBagBackward0",
+    "distances": "CdistBackward0",
+    "bag of maxima": "EmbeddingBagBackward0",
+    "examples between others, without a rule": "ClampBackward0",
     "table with two indices": "IndexBackward0",
     "columns of a table": "IndexBackward0",
     "a function with its own backward pass": "ScaledBackward",
@@ -40,7 +38,9 @@ FAST = (
     "interleaved views",
     "experts",
     "checkpointed",
-    "addcmul",
+    "complex weights",
+    "examples between other dimensions",
+    "distances",
 )
 
 
@@ -95,6 +95,11 @@ def test_every_rule_is_used_by_a_net(monkeypatch: pytest.MonkeyPatch) -> None:
     assert used == set(operations.RULES)
 
 
+def test_bags_scaled_by_frequency_are_refused() -> None:
+    with pytest.raises(ValueError, match="Use scale_grad_by_freq=False"):
+        mas(nn.EmbeddingBag(6, C, scale_grad_by_freq=True), [inputs(TOKENS)])
+
+
 class Hidden(torch.autograd.Function):
     """A function that computes the gradient of a parameter inside its backward pass."""
 
@@ -147,11 +152,15 @@ class Sorted(nn.Module):
         return self.head(h)
 
 
-def test_examples_in_an_order_that_depends_on_their_values() -> None:
-    """The first four examples are sorted already, so that only a whole batch shows it. The layer is used in both orders."""
+@pytest.mark.parametrize("last", [[-1.0, 2.5, -2.0], [1.5, 2.5, 4.0]])
+def test_examples_in_an_order_that_depends_on_their_values(last: list[float]) -> None:
+    """The first four examples are sorted already, so that only a whole batch shows it. The layer is used in both orders.
+
+    In the second case the last example keeps its place, too.
+    """
     net = Sorted().double()
     x = torch.randn(N, 4, dtype=torch.float64)
-    x[:, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0, -1.0, 2.5, -2.0])
+    x[:, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0, *last])
     close(mas(net, [x]), references.mas(net, x))
 
 

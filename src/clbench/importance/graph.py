@@ -88,6 +88,11 @@ class Graph:
         """Return the shape of an output of a node."""
         return torch.Size(self.nodes[node]._input_metadata[output].shape)
 
+    def is_complex(self, node: int) -> bool:
+        """Return whether the first output of a node contains complex numbers."""
+        dtype: torch.dtype = self.nodes[node]._input_metadata[0].dtype
+        return dtype.is_complex
+
     def edge(self, tensor: tuple[int, int]) -> GradientEdge:
         """Return the place of a tensor in the graph, for ``torch.autograd.grad``."""
         return GradientEdge(self.nodes[tensor[0]], tensor[1])
@@ -124,25 +129,28 @@ class Layout(NamedTuple):
     Attributes:
         dim: The dimension that contains them.
         repeats: Number of entries of each example along ``dim``.
-        is_major: Whether the entries of an example follow each other. Otherwise the entries of all examples alternate. None is
-            not known yet.
+        outer: How often the examples follow each other along ``dim``. 1 means that the entries of an example are all together,
+            ``repeats`` that those of all examples alternate. None is not known yet.
     """
 
     dim: int
     repeats: int
-    is_major: bool | None
+    outer: int | None
+
+    def sizes(self, n: int) -> tuple[int, int, int]:
+        """Return the sizes of ``dim`` split in three, of which the second one is the ``n`` examples."""
+        assert self.outer is not None
+        return self.outer, n, self.repeats // self.outer
 
     def split(self, t: Tensor, n: int, dim: int | None = None) -> Tensor:
         """Return ``t`` with a new first dimension for the ``n`` examples. The old one keeps the entries of one example."""
         d = self.dim if dim is None else dim
-        sizes = (n, self.repeats) if self.is_major else (self.repeats, n)
-        split: Tensor = t.unflatten(d, sizes).movedim(d + (not self.is_major), 0)
+        split: Tensor = t.unflatten(d, self.sizes(n)).movedim(d + 1, 0).flatten(d + 1, d + 2)
         return split
 
-    def entries(self, n: int, example: int) -> slice:
-        """Return the entries of an example along ``dim``."""
-        k = self.repeats
-        return slice(example * k, (example + 1) * k) if self.is_major else slice(example, None, n)
+    def entries(self, n: int, example: int, device: torch.device) -> Tensor:
+        """Return the numbers of the entries of an example along ``dim``."""
+        return torch.arange(n * self.repeats, device=device).view(self.sizes(n))[:, example].flatten()
 
 
 class Meeting(NamedTuple):
@@ -228,7 +236,7 @@ def compare(small: Graph, large: Graph, few: int, n: int) -> Structure:
             raise Irregular(f"{name} mixes the examples")
         else:
             made_of |= dict.fromkeys(outputs, set().union(*(made_of[t] for _, t in shared)))
-            if name in MOVES and (before := structure.moved.get(shared[0][1])) is not None:
+            if name in MOVES and not large.is_complex(i) and (before := structure.moved.get(shared[0][1])) is not None:
                 structure.moved.update(dict.fromkeys(outputs, (*before, i)))
     for tensor in structure.meetings:
         for parameter in sorted(made_of[tensor]):
@@ -247,22 +255,20 @@ def _layout(small: Sequence[int], large: Sequence[int], few: int, n: int) -> Lay
     repeats, rest = divmod(b - a, n - few)
     if rest or a != few * repeats:
         raise Irregular(f"the sizes {tuple(small)} and {tuple(large)} for {few} and {n} examples")
-    return Layout(grown[0], repeats, True if repeats == 1 else None)
+    return Layout(grown[0], repeats, 1 if repeats == 1 else None)
 
 
 def _stride(layout: Layout, shape: Sequence[int]) -> int | None:
     """Return the distance of two examples in the flattened tensor, None if it is not known."""
-    if layout.is_major is None:
-        return None
-    return math.prod(shape[layout.dim + 1 :]) * (layout.repeats if layout.is_major else 1)
+    return None if layout.outer is None else math.prod(shape[layout.dim + 1 :]) * (layout.repeats // layout.outer)
 
 
 def _with_order_of(layout: Layout, shape: Sequence[int], stride: int | None) -> Layout:
     """Return ``layout`` with the order of the rows that two examples at this distance have."""
-    rest = math.prod(shape[layout.dim + 1 :])
-    if layout.is_major is not None or stride not in (rest, layout.repeats * rest):
+    if layout.outer is not None or not stride:
         return layout
-    return layout._replace(is_major=stride != rest)
+    inner, rest = divmod(stride, max(1, math.prod(shape[layout.dim + 1 :])))
+    return layout if rest or not inner or layout.repeats % inner else layout._replace(outer=layout.repeats // inner)
 
 
 def _order_by_views(graph: Graph, layouts: dict[tuple[int, int], Layout | None]) -> None:
@@ -280,34 +286,60 @@ def order_rows(structure: Structure, z: Tensor, graph: Graph) -> Structure:
     """Return the structure with the order of the rows of each meeting, found from the gradients of single examples.
 
     Raises:
-        Irregular: The gradient of an example is not where one of the two orders places it, or it fits both.
+        Irregular: The gradient of an example is not where any order places it, or it fits several.
     """
-    n, known = len(z), {}
+    n, layouts = len(z), structure.nodes
     possible = {
-        node: [layout] if layout.is_major is not None else [layout._replace(is_major=b) for b in (True, False)]
-        for node, layout in structure.nodes.items()
+        node: [layout] if layout.outer is not None else [layout._replace(outer=k) for k in _divisors(layout.repeats)]
+        for node, layout in layouts.items()
     }
     for example in dict.fromkeys((1, *range(n - 1, -1, -1))):
-        todo = [node for node in possible if node not in known]
+        todo = [node for node in possible if example == 1 or layouts[node].outer is None]
         for node, g in _gradients_of(example, z, graph, todo):
             possible[node] = [layout for layout in possible[node] if _is_within(g, layout, n, example)]
             if not possible[node]:
                 raise Irregular(f"{structure.operations[node][0]} mixes the examples")
-            if len(possible[node]) == 1:
-                known[node] = possible[node][0]
-    for node in possible.keys() - known.keys():
-        raise Irregular(f"the order of the rows of {structure.operations[node][0]} is not known")
+    for node, fitting in possible.items():
+        if len(fitting) > 1:
+            raise Irregular(f"the order of the rows of {structure.operations[node][0]} is not known")
     meetings = {
-        tensor: [m._replace(layout=known[m.node]) for m in meetings] for tensor, meetings in structure.meetings.items()
+        tensor: [m._replace(layout=possible[m.node][0]) for m in meetings]
+        for tensor, meetings in structure.meetings.items()
     }
     return structure._replace(meetings=meetings)
 
 
+def _divisors(number: int) -> list[int]:
+    return [k for k in range(1, number + 1) if number % k == 0]
+
+
 def is_ordered(structure: Structure, z: Tensor, graph: Graph) -> bool:
-    """Return whether the gradients of the last example are where the structure places them."""
-    example = len(z) - 1
-    gradients = _gradients_of(example, z, graph, list(structure.nodes))
-    return all(_is_within(g, structure.nodes[node], len(z), example) for node, g in gradients)
+    """Return whether the gradients of all examples are where the structure places them.
+
+    The gradients at the outputs are scaled by a power of two per example. All gradients of the example must scale with it.
+    """
+    n, layouts = len(z), structure.nodes
+    powers = torch.randint(8, (n,), generator=torch.Generator().manual_seed(0)).to(z.device)
+    v = _direction(z).expand_as(z)
+    edges = [graph.edge((node, 0)) for node in layouts]
+    once, scaled = (
+        torch.autograd.grad(z, edges, v * s.to(z).view(-1, *(1,) * (z.dim() - 1)), retain_graph=True, allow_unused=True)
+        for s in (torch.ones_like(powers), 2**powers)
+    )
+    for layout, a, b in zip(layouts.values(), once, scaled, strict=True):
+        if a is None or b is None:
+            continue
+        a, b = (layout.split(g, n).flatten(1) for g in (a, b))
+        a = a * (2**powers).to(z.device)[:, None]
+        size = a.abs().amax(1)
+        if ((a - b).abs().amax(1) > 0.1 * size + torch.finfo(z.dtype).eps * size.amax()).any():
+            return False
+    return True
+
+
+def _direction(z: Tensor) -> Tensor:
+    """Return an arbitrary gradient at the outputs of one example."""
+    return torch.linspace(1.0, 2.0, z[0].numel(), dtype=torch.float64).cos().view(z.shape[1:]).to(z)
 
 
 def _gradients_of(example: int, z: Tensor, graph: Graph, nodes: list[int]) -> list[tuple[int, Tensor]]:
@@ -315,7 +347,7 @@ def _gradients_of(example: int, z: Tensor, graph: Graph, nodes: list[int]) -> li
     if not nodes:
         return []
     v = torch.zeros_like(z)
-    v[example] = torch.linspace(1.0, 2.0, z[0].numel(), dtype=torch.float64).cos().view(z.shape[1:]).to(z)
+    v[example] = _direction(z)
     edges = [graph.edge((node, 0)) for node in nodes]
     gradients = torch.autograd.grad(z, edges, v, retain_graph=True, allow_unused=True)
     return [(node, g) for node, g in zip(nodes, gradients, strict=True) if g is not None]
@@ -324,5 +356,5 @@ def _gradients_of(example: int, z: Tensor, graph: Graph, nodes: list[int]) -> li
 def _is_within(g: Tensor, layout: Layout, n: int, example: int) -> bool:
     """Return whether ``g`` is zero outside the entries of ``example``."""
     nonzero = g.movedim(layout.dim, 0).reshape(g.shape[layout.dim], -1).ne(0).any(1)
-    nonzero[layout.entries(n, example)] = False
+    nonzero[layout.entries(n, example, g.device)] = False
     return not bool(nonzero.any())

@@ -58,6 +58,8 @@ class Operation(NamedTuple):
     def saved(self, name: str) -> Any:
         """Return a value that the operation has saved, tensors without history and in float32 or wider.
 
+        Complex numbers are conjugated, because all rules for them multiply gradients with the conjugates of the operands.
+
         Raises:
             NoRule: This version of torch does not save it.
         """
@@ -65,7 +67,17 @@ class Operation(NamedTuple):
             value = getattr(self.node, f"_saved_{name}")
         except AttributeError as error:
             raise NoRule from error
-        return widen(value.detach()) if isinstance(value, Tensor) else value
+        if isinstance(value, complex):
+            return value.conjugate()
+        return widen(value.detach().conj().resolve_conj()) if isinstance(value, Tensor) else value
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether the shared input contains complex numbers."""
+        if isinstance(self.shared, Tensor):
+            return self.shared.is_complex()
+        dtype: torch.dtype = self.shared.node._input_metadata[self.shared.output_nr].dtype
+        return dtype.is_complex
 
     def split(self, t: Tensor, dim: int | None = None) -> Tensor:
         """Return ``t`` with the examples as a new first dimension, see ``Layout.split``."""
@@ -102,6 +114,22 @@ def matrix_product(op: Operation, g: Tensor, left: str, right: str, first: int, 
         a = op.split(op.saved(right)).mT
         return Outer(groups.mT, a if a.dim() == 4 else a.unsqueeze(1), op.shape)
     raise NoRule
+
+
+def matrix_times_vector(op: Operation, g: Tensor) -> Factor:
+    """``self @ vec``, whose rows belong to the examples."""
+    return Outer(g[:, :, None, :, None], op.split(op.saved("self")).unsqueeze(1), op.shape)
+
+
+def bilinear(op: Operation, g: Tensor) -> Factor:
+    """A bilinear layer, a linear layer of all products of two inputs."""
+    if (
+        op.argument != 1
+        or tuple(map(list, (op.saved("expand1"), op.saved("expand2"), op.saved("expand3")))) != BILINEAR
+    ):
+        raise NoRule
+    products = op.saved("i1")[:, :, None] * op.saved("i3")[:, None]
+    return Outer(g.unsqueeze(2), op.split(products.flatten(1)).unsqueeze(1), op.shape)
 
 
 def product_with_sum(op: Operation, g: Tensor) -> Factor:
@@ -201,14 +229,35 @@ def channel_sums(g: Tensor) -> Tensor:
 
 def embedding(op: Operation, g: Tensor) -> Factor:
     """A table whose rows are read."""
-    if op.saved("scale_grad_by_freq"):
-        raise NoRule
     tokens = op.split(op.saved("indices")).reshape(op.n, -1)
     values = g.reshape(*g.shape[:2], tokens.shape[1], -1)
+    if op.saved("scale_grad_by_freq"):
+        count = (tokens[:, None] == tokens[:, :, None]).sum(2)  # in the example, not in the batch
+        values = values / count[:, None, :, None]
     padding = op.saved("padding_idx")
     if 0 <= padding < op.shape[0]:
         values = values * (tokens != padding)[:, None, :, None]
     return Rows(tokens, values, op.shape)
+
+
+def embedding_bag(op: Operation, g: Tensor) -> Factor:
+    """Sums or means of equally many rows of a table for each example."""
+    if op.saved("scale_grad_by_freq"):
+        raise ValueError(
+            "EmbeddingBag with scale_grad_by_freq=True: the gradient of an example depends on the other examples. "
+            "Use scale_grad_by_freq=False"
+        )
+    rows, weights, padding = (op.saved(name) for name in ("indices", "per_sample_weights", "padding_idx"))
+    bags, mode = op.saved("result1"), op.saved("mode")
+    expected = torch.arange(op.n, device=bags.device).repeat_interleave(len(rows) // op.n)
+    is_regular = g.shape[2] == 1 and torch.equal(expected, bags.long())
+    if op.argument != 0 or mode == MAXIMUM or not is_regular or 0 <= padding < op.shape[0]:
+        raise NoRule
+    rows = rows.view(op.n, -1)
+    values = g.expand(-1, -1, rows.shape[1], -1) / (rows.shape[1] if mode == MEAN else 1)
+    if weights is not None:
+        values = values * weights.view(op.n, 1, -1, 1)
+    return Rows(rows, values, op.shape)
 
 
 def indexing(op: Operation, g: Tensor) -> Factor:
@@ -244,6 +293,24 @@ def division(op: Operation, g: Tensor) -> Factor:
     return Dense(summed_to(-g * op.aligned(op.saved("self"), g.dim() - 2) / other.square(), op.shape))
 
 
+def product_added(op: Operation, g: Tensor) -> Factor:
+    """``self + value * tensor1 * tensor2``."""
+    if op.argument > 0:
+        other = op.saved("tensor2" if op.argument == 1 else "tensor1")
+        g = times(g * op.aligned(other, g.dim() - 2), op.saved("value"))
+    return Dense(summed_to(g, op.shape))
+
+
+def power(op: Operation, g: Tensor) -> Factor:
+    """``self ** exponent`` of real numbers, with a learned exponent."""
+    x = op.aligned(op.saved("self"), g.dim() - 2)
+    if op.argument == 0 or x.is_complex():
+        raise NoRule
+    slope = op.aligned(op.saved("result"), g.dim() - 2) * x.log()
+    is_constant = (x == 0) & (op.aligned(op.saved("exponent"), g.dim() - 2) >= 0)
+    return Dense(summed_to(g * slope.masked_fill(is_constant, 0), op.shape))
+
+
 def selection(op: Operation, g: Tensor) -> Factor:
     """``where(condition, self, other)``."""
     condition = op.aligned(op.saved("condition"), g.dim() - 2)
@@ -263,7 +330,7 @@ def expansion(op: Operation, g: Tensor) -> Factor:
 
 def repetition(op: Operation, g: Tensor) -> Factor:
     """Copies of a tensor along any of its dimensions."""
-    if not op.layout.is_major:
+    if op.layout.outer != 1:
         raise NoRule
     for d, size in enumerate((1,) * (g.dim() - 2 - len(op.shape)) + tuple(op.shape), start=2):
         g = g.unflatten(d, (-1, size)).sum(d)
@@ -278,21 +345,32 @@ def index_selection(op: Operation, g: Tensor) -> Factor:
     return Rows(rows, g.reshape(*g.shape[:2], rows.shape[1], *op.shape[1:]), op.shape)
 
 
+MEAN, MAXIMUM = 1, 2
+"""Modes of ``EmbeddingBag``. 0 is the sum."""
+
+BILINEAR = ([1, 3], [0], [1, 2])
+"""The dimensions that a bilinear layer adds to its first input, weights and second input."""
+
 RULES: dict[str, Callable[[Operation, Tensor], Factor]] = {
     "MmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
     "BmmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
     "AddmmBackward0": product_with_sum,
     "BaddbmmBackward0": product_with_sum,
+    "MvBackward0": matrix_times_vector,
+    "TrilinearBackward0": bilinear,
     "ConvolutionBackward0": convolution,
     "NativeLayerNormBackward0": layer_norm,
     "NativeGroupNormBackward0": group_norm,
     "NativeBatchNormBackward0": batch_norm,
     "EmbeddingBackward0": embedding,
+    "EmbeddingBagBackward0": embedding_bag,
     "IndexBackward0": indexing,
     "AddBackward0": addition,
     "SubBackward0": subtraction,
     "MulBackward0": multiplication,
     "DivBackward0": division,
+    "AddcmulBackward0": product_added,
+    "PowBackward1": power,
     "WhereBackward0": selection,
     "PreluKernelBackward0": prelu,
     "ExpandBackward0": expansion,
@@ -321,13 +399,13 @@ class Separate(NamedTuple):
         return self.g.shape[1] * self.op.shape.numel()
 
     def dense(self, piece: slice) -> Tensor:
-        op, (output, *_) = self.op, self.op.node._input_metadata
+        op, (output, *_), dim = self.op, self.op.node._input_metadata, self.op.layout.dim
         edge = GradientEdge(op.node, 0)
         gradients: list[Tensor] = []
         for i in range(self.op.n)[piece]:
             for column in self.g[i]:
                 alone = torch.zeros(output.shape, dtype=output.dtype, device=output.device)
-                op.split(alone)[i] = column
+                alone.index_copy_(dim, op.layout.entries(op.n, i, column.device), column.to(output.dtype))
                 gradients += torch.autograd.grad([edge], [op.shared], [alone], retain_graph=True)  # type: ignore[arg-type]
         return widen(torch.stack(gradients)).view(-1, self.g.shape[1], *op.shape)
 
@@ -340,6 +418,9 @@ def factor_of(op: Operation, g: Tensor) -> Factor:
     """Return the gradients (n, K, *shape) of the shared input of ``op`` from those at its output, (n, K, ...)."""
     try:
         rule = RULES.get(op.node.name())
-        return Separate(op, g) if rule is None else rule(op, g)
+        factor = Separate(op, g) if rule is None else rule(op, g)
     except NoRule:
         return Separate(op, g)
+    if isinstance(factor, Dense) and factor.values.is_complex() and not op.is_complex:
+        return Dense(factor.values.real)  # a real tensor that meets complex examples
+    return factor
