@@ -48,7 +48,7 @@ def in_float64(tensor: Tensor) -> Tensor:
 
 def widen(t: Tensor) -> Tensor:
     """Return floating-point numbers in float32 or wider."""
-    return t.to(torch.promote_types(t.dtype, torch.float32)) if t.is_floating_point() else t
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def snapshot(params: Mapping[str, Tensor]) -> Params:

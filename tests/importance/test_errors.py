@@ -35,6 +35,13 @@ class Noisy(nn.Linear):
         return super().forward(torch.nn.functional.dropout(x, 0.5))
 
 
+class Optional(nn.Linear):
+    """Takes targets under two names."""
+
+    def forward(self, x: torch.Tensor, y: Any = None, labels: Any = None) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x)
+
+
 MISTAKES: list[tuple[str, nn.Module, Any, dict[str, Any]]] = [
     (r"samples=0: expected an integer >= 1", NET, [(X, Y)], {"samples": 0}),
     (r"samples=-3: expected an integer >= 1", NET, [(X, Y)], {"samples": -3}),
@@ -76,6 +83,7 @@ MISTAKES: list[tuple[str, nn.Module, Any, dict[str, Any]]] = [
     (r"\(6, 2, 3\) with no targets.*class_dim", NET, [torch.randn(6, 2, 4)], {}),
     (r"both readings fit.*class_dim=-1 or class_dim=1", NET, [(torch.randn(6, 3, 4), Y[:, None].expand(6, 3))], {}),
     (r"class_dim=0: expected a dimension", NET, [(torch.randn(6, 2, 4), Y)], {"class_dim": 0}),
+    (r"class_dim=-3: expected a dimension", NET, [(torch.randn(6, 2, 4), Y)], {"class_dim": -3}),
     (r"class_dim=3: expected a dimension", NET, [(torch.randn(6, 2, 4), Y)], {"class_dim": 3}),
     (
         r"500 positions x 4 classes takes 1500 .*labels=sample",
@@ -102,6 +110,18 @@ MISTAKES: list[tuple[str, nn.Module, Any, dict[str, Any]]] = [
     (r"no parameter of the module requires grad", nn.Linear(4, 3).requires_grad_(False), [(X, Y)], {}),
     (r"no argument 'z'.*outputs=fn", NET, [{"input": X, "z": X}], {}),
     (r"the targets may be 'labels' or 'y'.*outputs=fn", NET, [{"input": X, "y": Y, "labels": Y}], {}),
+    (
+        r"the targets may be 'labels' or 'y'",
+        Optional(4, 3),
+        [{"x": X, "y": Y, "labels": Y}],
+        {},
+    ),
+    (
+        r"the shape of the outputs, \(6, 3\), got shape \(2, 3\)",
+        NET,
+        [(X, Y)],
+        {"loss": "mse", "labels": "empirical", "outputs": lambda m, b: (m(b[0]), b[0][:2, :3])},
+    ),
     (r"batch: expected.*got tuple", NET, [("x", X)], {}),
     (r"first dimensions \[3, 6\]", NET, [(X, Y[:3])], {}),
     (r"has no tensor", NET, [("x", "y")], {}),

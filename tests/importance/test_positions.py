@@ -378,12 +378,19 @@ class LanguageModel(nn.Module):
 def test_a_batch_with_names_is_read_if_the_loss_agrees(kind: type) -> None:
     torch.manual_seed(0)
     x = torch.randint(0, 7, (N, T))
-    batches = [kind({"input_ids": x[:2], "labels": x[:2]}), kind({"input_ids": x[2:], "labels": x[2:]})]
+    y = with_ignored(x)
+    batches = [kind({"input_ids": x[:2], "labels": y[:2]}), kind({"input_ids": x[2:], "labels": y[2:]})]
     net = LanguageModel(shift=False).double()
-    expected = fisher(net.tagger, [(x, x)], labels="empirical")
+    expected = fisher(net.tagger, [(x, y)], labels="empirical")
     close(fisher(net, batches, labels="empirical"), expected, prefix="tagger.")
     assert mas(LanguageModel(shift=True), batches)
     with pytest.raises(ValueError, match=r"returns a loss of .*causal language models shift their labels.*outputs=fn"):
         fisher(LanguageModel(shift=True), batches, labels="sample")
     with pytest.raises(ValueError, match=r"for loss=mse no targets fit"):
         fisher(LanguageModel(shift=False), batches, loss="mse", labels="sample")
+
+
+def test_a_mask_of_the_inputs_does_not_belong_to_other_outputs() -> None:
+    net, x, _ = tokens()
+    batch = {"x": x, "attention_mask": torch.zeros(N, T + 1, dtype=torch.long)}
+    close(mas(Masked(net), [batch]), mas(net, [x]))

@@ -74,10 +74,6 @@ class Engine:
         self.module, self.output_gradients, self.square_or_abs = module, output_gradients, square_or_abs
         self.outputs, self.chunk = options.outputs, options.chunk
         self.params = trainable(module)
-        if not self.params:
-            raise ValueError(
-                "no parameter of the module requires grad, so there is nothing to measure. Set requires_grad"
-            )
         self.names = {id(p): name for name, p in self.params.items()}
         self.device = next(iter(self.params.values())).device
         self.forward_budget, self.inner_budget = budgets(self.device)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -145,6 +147,8 @@ class Layout(NamedTuple):
     def split(self, t: Tensor, n: int, dim: int | None = None) -> Tensor:
         """Return ``t`` with a new first dimension for the ``n`` examples. The old one keeps the entries of one example."""
         d = self.dim if dim is None else dim
+        if d == 0 and self.outer == 1:  # nearly always
+            return t.view(n, self.repeats, *t.shape[1:])
         split: Tensor = t.unflatten(d, self.sizes(n)).movedim(d + 1, 0).flatten(d + 1, d + 2)
         return split
 
@@ -167,7 +171,8 @@ class Meeting(NamedTuple):
     layout: Layout
 
 
-class Structure(NamedTuple):
+@dataclass(frozen=True)
+class Structure:
     """What the graphs of two batches of a module show about all batches of that kind.
 
     Attributes:
@@ -187,17 +192,15 @@ class Structure(NamedTuple):
     def fits(self, graph: Graph, n: int) -> bool:
         """Return whether ``graph`` of ``n`` examples has this structure."""
         return graph.structure == self.operations and all(
-            _resized(self.sizes[m.node], m.layout, n) == graph.shape(m.node, 0)
-            for meetings in self.meetings.values()
-            for m in meetings
+            _resized(self.sizes[node], layout, n) == graph.shape(node, 0) for node, layout in self.nodes.items()
         )
 
-    @property
+    @cached_property
     def nodes(self) -> dict[int, Layout]:
         """The operations at which gradients are needed, with the place of the examples in their outputs."""
         return {m.node: m.layout for meetings in self.meetings.values() for m in meetings}
 
-    @property
+    @cached_property
     def may_reorder(self) -> bool:
         """Whether the order of the examples may depend on their values."""
         return any(name.startswith(REORDER) for name, _ in self.operations)
@@ -306,7 +309,7 @@ def order_rows(structure: Structure, z: Tensor, graph: Graph) -> Structure:
         tensor: [m._replace(layout=possible[m.node][0]) for m in meetings]
         for tensor, meetings in structure.meetings.items()
     }
-    return structure._replace(meetings=meetings)
+    return replace(structure, meetings=meetings)
 
 
 def _divisors(number: int) -> list[int]:

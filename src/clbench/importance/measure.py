@@ -46,8 +46,6 @@ def measure_groups(
     and their order only.
     """
     params = trainable(module)
-    if not params:
-        raise ValueError("no parameter of the module requires grad, so there is nothing to measure. Set requires_grad")
     device = next(iter(params.values())).device
     examples: list[Example] = []
     for batch in batches:
@@ -108,7 +106,7 @@ def measure(
     ``check`` is called with the module and the first examples.
 
     Raises:
-        ValueError: The examples cannot be drawn, or an entry of the result is not finite.
+        ValueError: No parameter is trainable, the examples cannot be drawn, or an entry of the result is not finite.
     """
     for name, p in module.named_parameters():
         if is_lazy(p):
@@ -120,6 +118,8 @@ def measure(
                 f"parameter {name!r} is complex, and the importance of a complex number is not defined here. Store its real and "
                 "imaginary parts as two real parameters, or set requires_grad=False"
             )
+    if not trainable(module):
+        raise ValueError("no parameter of the module requires grad, so there is nothing to measure. Set requires_grad")
     counted = Counted(batches)
     with preserve_state(module):
         used = subsample(counted, options.samples, options.seed)
