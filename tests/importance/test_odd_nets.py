@@ -173,3 +173,28 @@ def test_a_measurement_in_16_bits_adds_in_32() -> None:
     for name, value in result.items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value.double(), reference[name], rtol=0.2, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(4, 4, 3, dilation=2, groups=4), (4, 9)),
+        (nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=4), (4, 9, 8)),
+        (nn.Conv2d(4, 4, (3, 5), stride=(1, 3), padding=(0, 2), groups=4), (4, 9, 8)),
+        (nn.Conv3d(2, 4, 3, padding=1, groups=2), (2, 4, 3, 5)),
+    ],
+)
+def test_depthwise_convolutions_in_float32(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """In float32 on a CPU they have a formula of their own."""
+    torch.manual_seed(0)
+    net, x, y = (
+        nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.LazyLinear(C)),
+        torch.randn(N, *shape),
+        torch.randint(0, C, (N,)),
+    )
+    net(x)
+    for labels in ("empirical", "exact"):
+        found = fisher(net, [(x, y)], labels=labels)
+        expected = references.fisher(net.double(), x.double(), y, labels)
+        close({name: f.double() for name, f in found.items()}, expected, 1e-5)
+        net.float()

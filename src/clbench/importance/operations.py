@@ -152,11 +152,46 @@ def convolution(op: Operation, g: Tensor) -> Factor:
         patches_by_group, groups=groups, kernel=op.shape[2:], stride=stride, padding=padding, dilation=dilation
     )
     inputs = op.split(op.saved("input"), 0)  # (n, repeats, I, *in)
+    if (
+        inputs.shape[2] == groups > 1
+        and not op.saved("transposed")
+        and g.dtype == torch.float32
+        and g.device.type == "cpu"
+    ):
+        return Dense(depthwise(inputs, g, op.shape, stride, padding, dilation))
     if op.saved("transposed"):
         rows = inputs.reshape(n, repeats, groups, inputs.shape[2] // groups, -1).permute(0, 2, 1, 4, 3).flatten(2, 3)
         return Outer(unfold(g.flatten(0, 1)).unflatten(0, (n, k)), rows, op.shape, is_transposed=True)
     rows = g.reshape(n, k, repeats, groups, o // groups, -1).permute(0, 1, 3, 2, 5, 4).flatten(3, 4)
     return Outer(rows, inputs, op.shape, unfold=unfold)
+
+
+def depthwise(
+    a: Tensor, g: Tensor, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Return the gradients (n, K, *shape) of a convolution with one input channel per group, for inputs (n, repeats, I, *in).
+
+    A gradient is the correlation of an input and a gradient at the output, so that of all channels of all examples is another
+    grouped convolution. With oneDNN it is about ten times as fast as a product with patches, but slow in float64.
+    """
+    n, k, repeats, o = g.shape[:4]
+    channels, spatial = a.shape[2], a.shape[3:]
+    a = a[:, None, :, :, None].expand(n, k, repeats, channels, o // channels, *spatial)
+    maps = n * k * repeats * o
+    w = torch.convolution(
+        a.reshape(1, maps, *spatial),
+        g.reshape(maps, 1, *g.shape[4:]),
+        None,
+        stride=list(dilation),
+        padding=list(padding),
+        dilation=list(stride),
+        transposed=False,
+        output_padding=[0] * len(spatial),
+        groups=maps,
+    )
+    for d, size in enumerate(shape[2:], start=2):
+        w = w.narrow(d, 0, size)
+    return w.reshape(n, k, repeats, *shape).sum(2)
 
 
 def patches_by_group(
