@@ -79,7 +79,7 @@ def test_an_option_that_a_yaml_does_not_pass_on_is_named(composed):
 def test_arguments_of_a_class_include_those_of_base_constructors():
     """Arguments that a constructor passes on are those of the constructor that receives them."""
     assert list(arguments_of(Strategy)) == []
-    quadratic = ["include", "exclude", "frozen", "grow", "consolidate_at", "keep_previous"]
+    quadratic = ["include", "exclude", "frozen", "grow", "consolidate_at", "keep_previous", "store"]
     assert list(arguments_of(SI)) == ["lam", "damping", "clamp", *quadratic]
     taken = arguments_of(EWC)
     of_labels = ["reduction", "ignore_index", "class_dim"]

@@ -483,3 +483,41 @@ def test_a_fingerprint_differs_if_one_bit_differs():
     q[1, 2] = torch.nextafter(q[1, 2], torch.tensor(9.0))
     assert fingerprints({"a": p}) == fingerprints({"a": p.clone()}) != fingerprints({"a": q})
     assert fingerprints({"a": torch.ones(2, dtype=torch.complex64), "b": torch.ones((), dtype=torch.bfloat16)})
+
+
+@pytest.mark.parametrize("make", [EWC, OnlineEWC, MAS, SI, L2])
+def test_a_penalty_on_the_host_gives_the_same_weights(make):
+    weights = []
+    for store in (None, "cpu"):
+        module, strategy = Net(), make(lam=10.0, store=store)
+        for task in range(3):
+            fit(module, strategy, task)
+        assert {t.device.type for t in strategy.penalty.importance.values()} == {"cpu"}
+        weights.append(module.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
+
+
+@pytest.mark.parametrize("make", [EWC, OnlineEWC, MAS])
+def test_an_importance_in_16_bits_has_exact_anchors(make):
+    penalties = []
+    for store in (None, "bfloat16"):
+        module, strategy = Net(), make(lam=0.0, store=store)
+        for task in range(2):
+            fit(module, strategy, task)
+        penalties.append(strategy.penalty)
+    exact, coarse = penalties
+    for name, f in exact.importance.items():
+        assert coarse.importance[name].dtype == torch.bfloat16 and coarse.anchor[name].dtype == torch.float32
+        torch.testing.assert_close(coarse.importance[name].float(), f, rtol=2**-7, atol=0)  # rounded after each task
+    params = {name: p.detach() + 0.1 for name, p in module.named_parameters()}
+    for name, g in quadratic.half_gradient(coarse, params).items():
+        torch.testing.assert_close(g, quadratic.half_gradient(exact, params)[name], rtol=0.02, atol=1e-4)
+
+
+def test_the_anchor_of_16_bit_parameters_takes_16_bits_and_is_exact():
+    importance = {"w": torch.rand(4)}
+    params = {"w": torch.randn(4, dtype=torch.bfloat16)}
+    q = merged([], importance, params, quadratic.add, True, "bfloat16")
+    assert q.anchor["w"].dtype == torch.bfloat16 and torch.equal(q.anchor["w"], params["w"])
+    with pytest.raises(ConfigError, match="store=half: expected one of cpu, bfloat16"):
+        EWC(store="half")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clbench.errors import StrategyError
-from clbench.params import Params, move_like
+from clbench.params import Params, move_like, widen
 from clbench.strategies import quadratic
 from clbench.strategies.patterns import Patterns, is_left_out
 from clbench.strategies.quadratic import Quadratic
@@ -20,7 +20,29 @@ LARGE = 2**14
 """Elements that are merged at a time."""
 
 
-def merged(old: list[Quadratic], importance: Params, params: Params, merge: Merge, elementwise: bool) -> Quadratic:
+def stored(q: Quadratic, params: Params, store: str | None) -> Quadratic:
+    """Return the penalty as it is kept between consolidations.
+
+    With ``bfloat16`` the anchor has the dtype of its parameter, because an anchor that is rounded would pull the weights away.
+    """
+    if store == "cpu":
+        return Quadratic(
+            {k: f.cpu() for k, f in q.importance.items()}, {k: a.cpu() for k, a in q.anchor.items()}, q.constant
+        )
+    if store == "bfloat16":
+        anchor = {name: a.to(params[name].dtype) if name in params else a for name, a in q.anchor.items()}
+        return Quadratic({name: f.bfloat16() for name, f in q.importance.items()}, anchor, q.constant)
+    return q
+
+
+def merged(
+    old: list[Quadratic],
+    importance: Params,
+    params: Params,
+    merge: Merge,
+    elementwise: bool,
+    store: str | None = None,
+) -> Quadratic:
     """Return the penalty with ``importance`` at the anchor ``params`` merged into it.
 
     Args:
@@ -30,17 +52,20 @@ def merged(old: list[Quadratic], importance: Params, params: Params, merge: Merg
         merge: Merges two penalties.
         elementwise: ``merge`` treats each element alone. Then a few rows are merged at a time, so that little memory is needed
             in addition to the importance and the anchor of the task.
+        store: Where the penalty is kept, see ``stored``.
     """
     if not old or not elementwise:
         anchor = {name: p.detach().to(importance[name].dtype, copy=True) for name, p in params.items()}
         new = quadratic.quadratic(importance, anchor)
-        return merge(old.pop(), new) if old else new
+        return stored(merge(_loaded(old.pop(), params), new) if old else new, params, store)
     q = old.pop()
     f, a, zero = dict(q.importance), dict(q.anchor), torch.zeros_like(q.constant)
     constant = merge(Quadratic({}, {}, q.constant), Quadratic({}, {}, zero)).constant
     del q
     for name in [*f, *(name for name in importance if name not in f)]:
-        mine = Quadratic({name: f[name]}, {name: a[name]}, zero) if name in f else Quadratic({}, {}, zero)
+        mine = (
+            _loaded(Quadratic({name: f[name]}, {name: a[name]}, zero), params) if name in f else Quadratic({}, {}, zero)
+        )
         new = Quadratic({}, {}, zero)
         if name in importance:
             value = importance.pop(name)
@@ -53,8 +78,15 @@ def merged(old: list[Quadratic], importance: Params, params: Params, merge: Merg
                 new_rows.importance[name].copy_(both.importance[name])
                 new_rows.anchor[name].copy_(both.anchor[name])
                 both = new
+        both = stored(both, params, store)
         f[name], a[name] = both.importance[name], both.anchor[name]
     return Quadratic(f, a, constant)
+
+
+def _loaded(q: Quadratic, params: Params) -> Quadratic:
+    """Return the penalty on the devices of the parameters, in float32 or wider."""
+    importance, anchor = ({k: widen(t) for k, t in part.items()} for part in (q.importance, q.anchor))
+    return Quadratic(move_like(importance, params), move_like(anchor, params), q.constant)
 
 
 def _rows(name: str, old: Quadratic, new: Quadratic) -> Iterator[tuple[Quadratic, Quadratic]]:
@@ -83,9 +115,16 @@ def requiring_grad(params: Iterable[Tensor]) -> Iterator[None]:
 
 
 def fitted(
-    q: Quadratic, params: Params, include: Patterns, exclude: Patterns, names: set[str], grow: bool
+    q: Quadratic,
+    params: Params,
+    include: Patterns,
+    exclude: Patterns,
+    names: set[str],
+    *,
+    grow: bool,
+    on_device: bool = True,
 ) -> Quadratic:
-    """Return the penalty for the module as it is now: without what is excluded, on the devices of the parameters.
+    """Return the penalty for the module as it is now: without what is excluded.
 
     Args:
         q: The penalty.
@@ -93,6 +132,7 @@ def fitted(
         include, exclude: The patterns of the strategy.
         names: The names that the patterns select.
         grow: Allow parameters that became larger. What is new has importance 0.
+        on_device: Move the penalty to the devices of the parameters.
 
     Raises:
         ConfigError: The module lacks a parameter of the penalty, or one has another shape.
@@ -116,7 +156,9 @@ def fitted(
                 f"the old part with strategy.grow = 'rows'. Otherwise exclude it with strategy.exclude = ['{name}']"
             )
         importance[name], anchor[name] = _padded(f, now), _padded(anchor[name], now)
-    return Quadratic(move_like(importance, params), move_like(anchor, params), q.constant)
+    if on_device:
+        importance, anchor = move_like(importance, params), move_like(anchor, params)
+    return Quadratic(importance, anchor, q.constant)
 
 
 def _padded(tensor: Tensor, shape: torch.Size) -> Tensor:

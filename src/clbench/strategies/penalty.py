@@ -52,6 +52,7 @@ class QuadraticOptions(TypedDict, total=False):
     grow: str | None
     consolidate_at: str
     keep_previous: bool
+    store: str | None
 
 
 class QuadraticStrategy(Strategy):
@@ -72,6 +73,9 @@ class QuadraticStrategy(Strategy):
             fit, for example after you have loaded the best checkpoint.
         keep_previous: Also store the penalty of the earlier tasks (8 more bytes per parameter), so that
             ``consolidate(..., replace=True)`` can measure the last task again.
+        store: Where importance and anchor are kept, for large models. ``cpu`` keeps both in the memory of the host, from where
+            each step copies them. ``bfloat16`` keeps the importance in 16 bits, with a relative error of at most 2^-9, and the
+            anchor in the dtype of its parameter. With None both are in float32 or wider, on the device.
 
     Attributes:
         penalty: Importance and anchor, None before the end of the first task.
@@ -112,6 +116,7 @@ class QuadraticStrategy(Strategy):
         grow: str | None = None,
         consolidate_at: str = "fit",
         keep_previous: bool = False,
+        store: str | None = None,
     ) -> None:
         self.lam = check_strength("lam", lam)
         self.include = include
@@ -124,6 +129,7 @@ class QuadraticStrategy(Strategy):
                 f"consolidate_at=manual: expected fit, because {type(self).__name__} does not measure on examples that are given"
             )
         self.keep_previous = check_flag("keep_previous", keep_previous)
+        self.store = None if store is None else check_choice("store", store, ("cpu", "bfloat16"))
         self.penalty: Quadratic | None = None
         self.previous: Quadratic | None = None
         self.seconds = 0.0
@@ -249,15 +255,20 @@ class QuadraticStrategy(Strategy):
         if self.penalty is None or self.strength == 0:
             return
         params = self._penalised(p for group in optimizer.param_groups for p in group["params"])
-        gradient = quadratic.half_gradient(self.penalty, params)
+        at_once = [{name: p} for name, p in params.items()] if self.store == "cpu" else [params]
+        for some in at_once:
+            self._add_gradient(quadratic.half_gradient(self.penalty, some), some)
+
+    def _add_gradient(self, half: Params, params: Params) -> None:
+        """Add the gradient of the penalty, ``strength`` times that of q / 2, to the gradients of the parameters."""
         grads = []
-        for name in gradient:
+        for name in half:
             p = params[name]
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             grads.append(p.grad)
         if grads:  # in the dtype of the importance, because in float16 lam may overflow and F (theta - a) underflow
-            torch._foreach_add_(grads, list(gradient.values()), alpha=self.strength)
+            torch._foreach_add_(grads, list(half.values()), alpha=self.strength)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if changed := self._watch.stop():
@@ -392,7 +403,9 @@ class QuadraticStrategy(Strategy):
     def _fitted(self, q: Quadratic, module: nn.Module) -> Quadratic:
         """Return the penalty for the module as it is now."""
         names = self._selected_names(module)
-        return fitted(q, named_parameters(module), self.include, self.exclude, names, self.grow is not None)
+        params = named_parameters(module)
+        on_device = self.store != "cpu"
+        return fitted(q, params, self.include, self.exclude, names, grow=self.grow is not None, on_device=on_device)
 
     @contextmanager
     def measurable(self, module: nn.Module) -> Iterator[None]:
@@ -420,7 +433,7 @@ class QuadraticStrategy(Strategy):
                 self.previous = old
             parts = [old] if old is not None else []
             del old
-            self.penalty = merged(parts, importance, params, self.merge, self.merges_by_name)
+            self.penalty = merged(parts, importance, params, self.merge, self.merges_by_name, self.store)
         self._pending, self._loaded_pending = False, None
         device = next(module.parameters()).device
         if device.type == "cuda":

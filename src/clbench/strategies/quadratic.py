@@ -19,7 +19,8 @@ from clbench.params import Params
 class Quadratic(NamedTuple):
     """q(theta) = sum_i importance_i * (theta_i - anchor_i)^2 + constant. The penalty of a strategy is ``lam / 2 * q(theta)``.
 
-    ``importance`` and ``anchor`` have the same names and shapes. ``constant`` is a scalar.
+    ``importance`` and ``anchor`` have the same names and shapes. ``constant`` is a scalar. They may be on another device than the
+    parameters, and are then copied one after another.
     """
 
     importance: Params
@@ -36,7 +37,10 @@ def quadratic(importance: Params, anchor: Params) -> Quadratic:
 def value(q: Quadratic, params: Mapping[str, Tensor]) -> Tensor:
     """Return q(theta), a scalar. Parameters that are not in both ``q`` and ``params`` are ignored."""
     known = [name for name in q.importance if name in params]
-    return q.constant + sum((q.importance[name] * (params[name] - q.anchor[name]) ** 2).sum() for name in known)
+    at = {name: params[name].device for name in known}
+    return q.constant + sum(
+        (q.importance[name].to(at[name]) * (params[name] - q.anchor[name].to(at[name])) ** 2).sum() for name in known
+    )
 
 
 def half_gradient(q: Quadratic, params: Mapping[str, Tensor]) -> Params:
@@ -44,8 +48,9 @@ def half_gradient(q: Quadratic, params: Mapping[str, Tensor]) -> Params:
     names = [name for name in q.importance if name in params]
     if not names:
         return {}
-    distance = torch._foreach_sub([params[name].detach() for name in names], [q.anchor[name] for name in names])
-    torch._foreach_mul_(distance, [q.importance[name] for name in names])
+    theta = [params[name].detach() for name in names]
+    distance = torch._foreach_sub(theta, [q.anchor[name].to(params[name].device) for name in names])
+    torch._foreach_mul_(distance, [q.importance[name].to(params[name].device) for name in names])
     return dict(zip(names, distance, strict=True))
 
 
