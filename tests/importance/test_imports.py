@@ -10,7 +10,8 @@ NOT_NEEDED = (
 )  # fmt: skip
 
 
-def test_importances_are_measured_without_lightning_hydra_pandas_or_packages_of_models() -> None:
+def test_importances_do_not_import_the_rest_of_clbench() -> None:
+    """Neither Lightning, Hydra and pandas nor the packages of models, not even when they measure."""
     program = (
         "import sys, torch\n"
         "from clbench.importance import fisher, mas, mas_local\n"

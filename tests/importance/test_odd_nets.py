@@ -162,6 +162,8 @@ def test_examples_in_an_order_that_depends_on_their_values(last: list[float]) ->
     x = torch.randn(N, 4, dtype=torch.float64)
     x[:, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0, *last])
     close(mas(net, [x]), references.mas(net, x))
+    ordered = x.sort(0).values
+    close(mas(net, [ordered, x]), references.mas(net, torch.cat([ordered, x])))
 
 
 def test_a_measurement_in_16_bits_adds_in_32() -> None:

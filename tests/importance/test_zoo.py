@@ -93,7 +93,7 @@ def test_errors_and_predicted_labels_equal_the_loop(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["GPT-2, tied head", "Qwen2", "LoRA of tables", "Swin", "DenseNet", "Mixtral", "mixture of experts"]
 )
-def test_a_fisher_batch_of_all_examples_is_the_square_of_the_mean_gradient(name: str) -> None:
+def test_a_fisher_batch_of_all_examples_squares_the_mean(name: str) -> None:
     net, x, y = built(name)
     gradients = references.gradients(net, F.cross_entropy(net(x), y))
     expected = {key: g.square() for key, g in gradients.items()}

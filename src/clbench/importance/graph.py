@@ -181,6 +181,7 @@ class Structure:
         sources: The shared tensors that depend on each parameter and meet examples.
         moved: For each shared tensor that only moves the entries of one parameter, the nodes that do so, in order.
         sizes: Shape of the output of every operation in a meeting for one batch.
+        reordering: The operations that may reorder the examples of their first input, its layout and its number of dimensions.
     """
 
     operations: tuple[tuple[str, tuple[Shared | None, ...]], ...]
@@ -188,11 +189,14 @@ class Structure:
     sources: dict[str, list[Shared]]
     moved: dict[Shared, tuple[int, ...]]
     sizes: dict[int, torch.Size]
+    reordering: dict[int, tuple[Layout, int]]
 
     def fits(self, graph: Graph, n: int) -> bool:
         """Return whether ``graph`` of ``n`` examples has this structure."""
-        return graph.structure == self.operations and all(
-            _resized(self.sizes[node], layout, n) == graph.shape(node, 0) for node, layout in self.nodes.items()
+        return (
+            graph.structure == self.operations
+            and all(_resized(self.sizes[node], layout, n) == graph.shape(node, 0) for node, layout in self.nodes.items())
+            and all(_keeps_order(graph.nodes[i], *where, n) for i, where in self.reordering.items())
         )
 
     @cached_property
@@ -204,6 +208,22 @@ class Structure:
     def may_reorder(self) -> bool:
         """Whether the order of the examples may depend on their values."""
         return any(name.startswith(REORDER) for name, _ in self.operations)
+
+
+def _keeps_order(node: Node, layout: Layout, dims: int, n: int) -> bool:
+    """Return whether an operation leaves the examples of its first input of ``dims`` dimensions in their order."""
+    index, indices, dim = (getattr(node, f"_saved_{name}", None) for name in ("index", "indices", "dim"))
+    if isinstance(indices, tuple | list):  # one tensor per dimension
+        index = indices[layout.dim] if layout.dim < len(indices) else None
+        if index is None:
+            return True
+    elif dim is None or _signed(dim) % dims != layout.dim:
+        return dim is not None
+    if index is None or index.dtype == torch.bool or index.numel() % n or layout.outer is None:
+        return False
+    example = index.flatten() % (n * layout.repeats) // (layout.repeats // layout.outer) % n
+    order = torch.arange(n, device=index.device)
+    return bool((example.view(n, -1) == order[:, None]).all() or (example.view(-1, n) == order).all())
 
 
 def _resized(size: torch.Size, layout: Layout, n: int) -> torch.Size:
@@ -222,7 +242,7 @@ def compare(small: Graph, large: Graph, few: int, n: int) -> Structure:
     used.add((len(large.nodes) - 1, 0))
     layouts = {t: _layout(small.shape(*t), large.shape(*t), few, n) for t in sorted(used)}
     _order_by_views(large, layouts)
-    structure = Structure(large.structure, {}, {}, {}, {})
+    structure = Structure(large.structure, {}, {}, {}, {}, _reordering(large, layouts))
     made_of: dict[Shared, set[str]] = {}  # the parameters of a shared tensor
     for i, (name, inputs) in enumerate(large.structure):
         outputs = [t for t in layouts if t[0] == i]
@@ -245,6 +265,16 @@ def compare(small: Graph, large: Graph, few: int, n: int) -> Structure:
         for parameter in sorted(made_of[tensor]):
             structure.sources.setdefault(parameter, []).append(tensor)
     return structure
+
+
+def _reordering(graph: Graph, layouts: Mapping[tuple[int, int], Layout | None]) -> dict[int, tuple[Layout, int]]:
+    """Return the operations that may reorder the examples of their first input, its layout and its number of dimensions."""
+    found = {}
+    for i, (name, inputs) in enumerate(graph.structure):
+        first = inputs[0] if inputs else None
+        if name.startswith(REORDER) and isinstance(first, tuple) and (layout := layouts[first]) is not None:
+            found[i] = layout, len(graph.shape(*first))
+    return found
 
 
 def _layout(small: Sequence[int], large: Sequence[int], few: int, n: int) -> Layout | None:
