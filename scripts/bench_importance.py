@@ -8,10 +8,14 @@ by it, and the table has the medians of these ratios. So a noisy machine slows b
 
   plain       one forward and backward pass, mean cross-entropy, batches of 128, .grad set to None between, no optimizer
   ours        clbench.fisher and clbench.mas in batches of 1000, as in a run of clbench
+              (models of transformers, timm and torchvision: both in batches of 16, scripts/bench_nets.py)
   batch-1     one example at a time, one backward pass per example and label; 1/32 of the examples, scaled
   nngeometry  PMatDiag, without MAS because it only squares; a quarter of the examples, scaled, on the CNN and the ResNet
   backpack    SumGradSquared, DiagGGNExact (equal to the exact Fisher of a softmax), BatchGrad for MAS; examples as above
   torch.func  vmap(grad) over 64 examples at a time, once per label for exact; 1/8 of the examples, scaled
+  laplace     GGNInterface.diag of laplace-torch for exact, EFInterface.diag for one label; 1/8 of the examples, scaled
+
+A library that fails on a network has no time in its row. The extra "peers" installs the libraries.
 
 All networks are in evaluation mode. The labels of "sample" are sampled once by the rule of clbench and passed to the other
 methods, which saves them the sampling. Extra memory is the peak memory during one call minus the memory before it. On a CPU it
@@ -36,20 +40,19 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+from bench_nets import NETS, OWN
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from clbench import fisher, mas
-from clbench.importance.output_gradients import inverse_cdf
-from clbench.nets import cnn, mlp, resnet18_reduced
+from clbench.importance.likelihoods import inverse_cdf
 
-OURS, PLAIN, CHECKED = 1000, 128, 16
+PLAIN, CHECKED = 128, 16
 TOLERANCE = 1e-3
-NETS = ("mlp", "cnn", "resnet18_reduced")
-KINDS = (("empirical", 10), ("sample", 10), ("exact", 2), ("exact", 10), ("mas", 10))
-PEERS = ("nngeometry", "backpack", "torch.func")
+KINDS = (("empirical", 10), ("predicted", 10), ("sample", 10), ("exact", 2), ("exact", 10), ("mas", 10))
+PEERS = ("nngeometry", "backpack", "torch.func", "laplace")
 Importance = dict[str, Tensor]
 
 
@@ -60,6 +63,8 @@ class Case(NamedTuple):
     net: nn.Module
     x: Tensor
     y: Tensor
+    ours: int
+    plain: int
 
     def first(self, n: int) -> Case:
         """Return the case with the first ``n`` examples."""
@@ -73,25 +78,25 @@ class Case(NamedTuple):
 def case(name: str, kind: str, classes: int, examples: int, device: str, tiny: bool = False) -> Case:
     """Return the case of one row, with a small network if ``tiny``."""
     torch.manual_seed(0)
-    image = (1, 28, 28) if name == "mlp" else (3, 32, 32)
-    if name == "mlp":
-        body, features = mlp(image, (20, 20) if tiny else (400, 400)), 20 if tiny else 400
-    elif name == "cnn":
-        body, features = cnn(image, (4, 8), 16) if tiny else cnn(image), 16 if tiny else 128
-    else:
-        body, features = resnet18_reduced(image, 4 if tiny else 20), 32 if tiny else 160
-    net = nn.Sequential(*body, nn.Linear(features, classes)).to(device).eval()
-    x, y = torch.randn(examples, *image, device=device), torch.randint(classes, (examples,), device=device)
+    net = NETS[name].build(classes, tiny).to(device).eval()
+    x, y = NETS[name].inputs(examples).to(device), torch.randint(classes, (examples,), device=device)
+    with torch.no_grad():  # some models begin with a head of zeros
+        for p in net.parameters():
+            if p.dim() == 2 and len(p) == classes:
+                p.normal_(std=0.1)
     if kind == "sample":
         with torch.no_grad():
-            z = torch.cat([net(some) for some in x.split(PLAIN)])
+            z = torch.cat([net(some) for some in x.split(NETS[name].plain)])
         u = torch.rand(examples, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         y = inverse_cdf(z, u.to(device))
-    return Case(kind, net, x, y)
+    if kind == "predicted":
+        with torch.no_grad():
+            y = torch.cat([net(some).argmax(1) for some in x.split(NETS[name].plain)])
+    return Case(kind, net, x, y, NETS[name].ours, NETS[name].plain)
 
 
 def plain(c: Case) -> None:
-    for x, y in c.batches(PLAIN):
+    for x, y in c.batches(c.plain):
         c.net.zero_grad(set_to_none=True)
         cross_entropy(c.net(x), y).backward()
     c.net.zero_grad(set_to_none=True)
@@ -99,8 +104,8 @@ def plain(c: Case) -> None:
 
 def ours(c: Case) -> Importance:
     if c.kind == "mas":
-        return mas(c.net, c.batches(OURS))
-    return fisher(c.net, c.batches(OURS), labels=c.kind)
+        return mas(c.net, c.batches(c.ours))
+    return fisher(c.net, c.batches(c.ours), labels=c.kind)
 
 
 def terms(kind: str, z: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor | float]]:
@@ -181,7 +186,7 @@ def by_backpack(c: Case) -> Importance:
         "mas": (BatchGrad, "grad_batch"),
     }.get(c.kind, (SumGradSquared, "sum_grad_squared"))
     totals = [torch.zeros_like(p) for p in c.net.parameters()]
-    for x, y in c.batches(PLAIN):
+    for x, y in c.batches(c.plain):
         c.net.zero_grad(set_to_none=True)
         with backpack(extension()):
             (c.net(x).square().sum() if c.kind == "mas" else loss(c.net(x), y)).backward()
@@ -192,27 +197,65 @@ def by_backpack(c: Case) -> Importance:
     return {name: total / len(c.x) for (name, _), total in zip(c.net.named_parameters(), totals, strict=True)}
 
 
+def by_laplace(c: Case) -> Importance:
+    """Return the importance by laplace-torch: the diagonal of the Gauss-Newton matrix, or of one label per example."""
+    from laplace.curvature import CurvlinopsEF, CurvlinopsGGN
+
+    net = copy.deepcopy(c.net)
+    curvature = (CurvlinopsGGN if c.kind == "exact" else CurvlinopsEF)(net, "classification")
+    total = sum(curvature.diag(x, y)[1] for x, y in c.batches(c.plain))
+    pieces = (total / len(c.x)).split([p.numel() for p in net.parameters()])
+    return {name: piece.view_as(p) for (name, p), piece in zip(net.named_parameters(), pieces, strict=True)}
+
+
 def contenders(c: Case, name: str, peers: tuple[str, ...]) -> dict[str, tuple[Callable[[Case], Importance], Case]]:
     """Return the methods that support the row, each with the case on which it is timed."""
     n = len(c.x)
     part = n if name == "mlp" else max(CHECKED, n // 4)
     found = {"ours": (ours, c), "batch-1": (loop, c.first(max(CHECKED, n // 32)))}
-    if "nngeometry" in peers and c.kind != "mas":
-        found["nngeometry"] = (by_nngeometry, c.first(part))
+    possible = {"torch.func": (by_func, c.first(max(CHECKED, n // 8)))}
+    if c.kind != "mas":
+        possible["nngeometry"] = (by_nngeometry, c.first(part)._replace(net=copy.deepcopy(c.net)))  # it may leave hooks
+        possible["laplace"] = (by_laplace, c.first(max(CHECKED, n // 8)))
     if "backpack" in peers:
-        from backpack import extend
+        possible["backpack"] = (by_backpack, extended(c.first(part), name == "resnet18_reduced"))
+    return found | {peer: possible[peer] for peer in peers if peer in possible and runs(*possible[peer])}
 
-        net = extend(copy.deepcopy(c.net), use_converter=name == "resnet18_reduced")
-        found["backpack"] = (by_backpack, c.first(part)._replace(net=net.eval()))
-    if "torch.func" in peers:
-        found["torch.func"] = (by_func, c.first(max(CHECKED, n // 8)))
-    return found
+
+def extended(c: Case, convert: bool) -> Case:
+    """Return the case with a network that BackPACK has extended, as it is if this fails."""
+    from backpack import extend
+
+    try:
+        return c._replace(net=extend(copy.deepcopy(c.net), use_converter=convert).eval())
+    except Exception as error:
+        print(f"backpack cannot extend {type(c.net).__name__}: {error}", file=sys.stderr)
+        return c
+
+
+def runs(f: Callable[[Case], Importance], c: Case) -> bool:
+    """Return whether another library can measure the network: without an error, and with the right values."""
+    few = c.first(CHECKED)
+    try:
+        exact = loop(few._replace(net=copy.deepcopy(c.net).double(), x=doubled(few.x)))
+        return deviation(f(few), exact) < TOLERANCE
+    except Exception as error:
+        print(f"{f.__name__} cannot measure {type(c.net).__name__}: {str(error)[:100]}", file=sys.stderr)
+        return False
+
+
+def doubled(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
 
 
 def deviation(a: Importance, b: Importance) -> float:
-    """Return the largest |a - b| / (|b| + mean |b|) over all entries, with the mean over each tensor."""
+    """Return the largest |a - b| / (|b| + mean |b|) over all entries, with the mean over each tensor.
+
+    A mean below 1e-8 of the largest one counts as this, because some gradients are zero up to rounding (a bias before a softmax).
+    """
+    least = 1e-8 * max(float(y.abs().mean()) for y in b.values())
     pairs = zip(a.values(), b.values(), strict=True)
-    return max(float(((x.double() - y).abs() / (y.abs() + y.abs().mean())).max()) for x, y in pairs)
+    return max(float(((x.double() - y).abs() / (y.abs() + y.abs().mean().clamp(min=least))).max()) for x, y in pairs)
 
 
 def seconds(f: Callable[[Case], Any], c: Case) -> float:
@@ -234,7 +277,7 @@ def row(name: str, kind: str, classes: int, args: argparse.Namespace) -> dict[st
     c = case(name, kind, classes, args.examples, args.device, args.quick)
     methods = contenders(c, name, args.peers)
     few = c.first(CHECKED)
-    exact = loop(few._replace(net=copy.deepcopy(c.net).double(), x=few.x.double()))
+    exact = loop(few._replace(net=copy.deepcopy(c.net).double(), x=doubled(few.x)))
     deviations = {method: deviation(f(its_case.first(CHECKED)), exact) for method, (f, its_case) in methods.items()}
     if not max(deviations.values()) < TOLERANCE:
         raise SystemExit(f"{name}, {kind} over {classes}: relative deviations {deviations} are not below {TOLERANCE}")
@@ -320,7 +363,7 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def installed() -> tuple[str, ...]:
-    """Return the installed libraries to compare with. The extra ``dev`` installs them."""
+    """Return the installed libraries to compare with. The extra ``peers`` installs them."""
     from importlib.util import find_spec
 
     return tuple(peer for peer in PEERS if find_spec(peer.partition(".")[0]))
@@ -334,7 +377,8 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=1024, help="examples per row (default 1024)")
     parser.add_argument("--repeats", type=int, default=9, help="repetitions of ours and the plain pass (default 9)")
     parser.add_argument("--peer-repeats", type=int, default=3, help="repetitions of the other methods (default 3)")
-    parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS, help="networks (default: all)")
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=OWN, help="networks (default: those of clbench)")
+    parser.add_argument("--kinds", nargs="+", choices=sorted({k for k, _ in KINDS}), help="importances (default: all)")
     parser.add_argument(
         "--quick", action="store_true", help="small networks, 32 examples, one repetition, no memory: a smoke test"
     )
@@ -356,6 +400,8 @@ def main() -> None:
     rows = []
     for name in args.nets:
         for kind, classes in KINDS:
+            if args.kinds and kind not in args.kinds:
+                continue
             rows.append(row(name, kind, classes, args))
             if args.json:  # after every row, so that an interrupted run keeps its results
                 args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
