@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clbench.config.arguments import TOP_LEVEL
 from clbench.config.declarations import declarations, files
+from clbench.config.hashing import GROUPS
 from clbench.config.known_names import RENAMED, names_in, option_names, renamed, suggest
 
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
@@ -77,7 +78,7 @@ def _missing_choice(match: re.Match[str]) -> str:
 def _missing_option(match: re.Match[str]) -> str:
     name = match.group(1)
     if files(name):
-        return f"{name}: expected the name of one choice, such as {files(name)[0].choice}. --help lists the choices."
+        return f"{name}: expected one of {', '.join(file.path.stem for file in files(name))}."
     if (new := renamed(name)) is not None:  # a sweep yaml with an option of an earlier version
         return f"{name} was renamed. Try {new}=..."
     if name in TOP_LEVEL:
@@ -86,7 +87,8 @@ def _missing_option(match: re.Match[str]) -> str:
     if others := [file.choice for file in files(group) if name in declarations(file)]:
         return f"{name}: the chosen {group} has no option {name}. It is an option of {', '.join(others)}."
     names = names_in(group) if "." in name else option_names()
-    added = f", and +{name}=... sets it if the class has it" if "." in name else ""
+    added = f", and +{name}=... sets it if the class has it" if "." in name and names else ""
+    names = names or [key for each in (*GROUPS, "logger") for key in names_in(each)]
     return f"unknown option {name}.{suggest(name, names)} --help lists all options{added}."
 
 

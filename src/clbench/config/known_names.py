@@ -48,9 +48,7 @@ def refuse_unnamed_choice(key: str, value: str) -> None:
     group = key.lstrip("+")
     is_list = value.startswith("[") and group not in ("logger", "experiment")
     if group and files(group) and (is_list or re.fullmatch(r"|null|true|false|[-+]?[0-9.]+", value)):
-        raise ConfigError(
-            f"{key}={value}: expected the name of one choice, such as {files(group)[0].choice}. --help lists the choices."
-        )
+        raise ConfigError(f"{key}={value}: expected one of {', '.join(file.path.stem for file in files(group))}.")
 
 
 def refuse_renamed(cfg: DictConfig) -> None:
