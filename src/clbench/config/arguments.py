@@ -80,7 +80,8 @@ def target_of(node: Any) -> Callable[..., Any] | None:
         return None
     from hydra.utils import get_object  # imported late, because reading runs needs no Hydra
 
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it prints several lines in addition to the error
+    if (log := logging.getLogger("hydra.utils")).level != logging.CRITICAL:
+        log.setLevel(logging.CRITICAL)  # it prints several lines in addition to the error
     try:
         found: Callable[..., Any] = get_object(path)
     except Exception:  # the import runs user code, whose errors are reported when the object is instantiated
