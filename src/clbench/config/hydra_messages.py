@@ -147,6 +147,10 @@ def _search_in_a_grid(match: re.Match[str]) -> str:
     return f"{kind}(...): expected values for a grid, got a function of a search. Try lam=1,10, or add sweep=optuna for a search."
 
 
+def _no_trial(match: re.Match[str]) -> str:
+    return "no trial of the search is complete. The lines above have their errors. Try other values for the search."
+
+
 def _blocked(match: re.Match[str]) -> str:
     return f"_target_={match[1]}: Hydra refuses to call this function. Try the dotted path of a class, such as my_module.MyClass."
 
@@ -181,6 +185,7 @@ MESSAGES: dict[str, Callable[[re.Match[str]], str]] = {
     r"Interpolation key '(.+)' not found(?:\s+full_key: (\S+))?": _missing_reference,
     r"unexpected keyword argument '(\w+)'\"?\)\s+full_key: (hydra[.]\w+)": _unknown_setting_of_hydra,
     r"does not support sweep type : (\w+)_SWEEP": _search_in_a_grid,
+    r"^No trials are completed yet": _no_trial,
     r"Additional config directory '(.+)' not found": _missing_folder,
     r"Could not override '(\S+?)'": _missing_option,
     r"Could not delete from config\. '(\S+?)' does not exist": _nothing_to_delete,

@@ -66,18 +66,21 @@ def check_keys(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
             check_arguments_of(key, described)
 
 
-def check_hydra_keys(node: DictConfig, key: str = "hydra") -> None:
-    """Raise ConfigError if Hydra's own settings ``node``, which are stored under ``key``, have a key that Hydra does not read."""
-    kind = OmegaConf.get_type(node)
-    if is_dataclass(kind):
+def check_hydra_keys(hydra: DictConfig) -> None:
+    """Raise ConfigError if Hydra's own settings have a key that Hydra does not read.
+
+    A sweeper rejects unknown keys itself, and the type of its parts does not list those of a plugin.
+    """
+    for part in ("", "run", "sweep", "job", "launcher"):
+        node = OmegaConf.select(hydra, part) if part else hydra
+        kind: Any = OmegaConf.get_type(node)
+        if not is_dataclass(kind):
+            continue
         names = [field.name for field in fields(kind)]
-        names += ["env"] if key == "hydra" else []  # a yaml of Hydra declares it
+        names += [] if part else ["env"]  # a yaml of Hydra declares it
+        prefix = ".".join(filter(None, ("hydra", part)))
         for name in map(str, node.keys() - set(names)):
-            raise ConfigError(unknown(f"{key}.{name}", node._get_node(name), [f"{key}.{n}" for n in names]))
-    for name in map(str, node):
-        inner = node._get_node(name)
-        if isinstance(inner, DictConfig) and not inner._is_none() and not inner._is_missing():
-            check_hydra_keys(inner, f"{key}.{name}")
+            raise ConfigError(unknown(f"{prefix}.{name}", node._get_node(name), [f"{prefix}.{n}" for n in names]))
 
 
 def check_missing(cfg: DictConfig) -> None:
