@@ -151,12 +151,17 @@ def check_flags(arguments: Sequence[str]) -> None:
 
 
 def cli() -> None:
-    """Run the command ``clbench train``. ``--dry-run`` is replaced by ``dry_run=true``, because Hydra rejects unknown flags."""
+    """Run the command ``clbench train``.
+
+    ``--dry-run`` is replaced by ``dry_run=true``, because Hydra rejects unknown flags. ``-m`` is moved to the front, because
+    Hydra rejects overrides on both sides of it.
+    """
     if "--version" in sys.argv[1:]:  # Hydra would print its own version
         from clbench.__main__ import show_version
 
         return show_version()
-    sys.argv = ["dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv]
+    program, *typed = ("dry_run=true" if argument == "--dry-run" else argument for argument in sys.argv)
+    sys.argv = [program, *sorted(typed, key=lambda argument: argument not in ("-m", "--multirun"))]
     with errors_in_one_line():
         if set(HELP_FLAGS) & set(sys.argv):
             return print_help(sys.argv[1:])

@@ -84,7 +84,7 @@ ERRORS = [
     (["+trainer.max_epochs=3"], "trainer.max_epochs=3: this option is named epochs. Try epochs=3."),
     (["+data.batch_size=64"], "data.batch_size=64: this option is named batch_size. Try batch_size=64."),
     (["+trainer.gradient_clip_value=1"], "Trainer has no option gradient_clip_value. Did you mean gradient_clip_val? "),
-    (["trainer.precision=8"], "trainer.precision=8: expected one of 64, 32, 16, "),
+    (["trainer.precision=8"], "trainer.precision=8: expected a precision with float32 weights. Try 32-true"),
     (["optimizer.reset=no"], "optimizer.reset=no: expected true or false, got 'no'."),
     (["net.batch_norm=no"], "net.batch_norm=no: expected true or false, got 'no'."),
     (["data.drop_last=no"], "data.drop_last=no: expected true or false, got 'no'."),

@@ -84,6 +84,7 @@ def test_a_saved_configuration_refers_to_the_current_data_folder(composed, tmp_p
     sources = cfg.data.source if OmegaConf.is_list(cfg.data.source) else [cfg.data.source]
     assert {source.root.split("/")[0] for source in sources} == {"second"}
     assert content_hash(cfg) == content["content_hash"]
+    assert configuration(content, tmp_path).data_dir == str(tmp_path)
 
 
 def test_what_cannot_be_loaded_is_an_error(run, tmp_path):

@@ -14,6 +14,22 @@ from clbench.errors import ConfigError
 from clbench.runs.folder import RunFolder, atomically
 from clbench.training.checkpointing import Checkpoints
 
+STATE = {
+    **{key: {} for key in ("learner", "strategy", "monitor", "seconds")},
+    **{"step": 0, "importance": [], "evaluation": {"counts": {}, "per_task": [], "within": []}},
+}
+"""A task checkpoint without values, with the parts that each one needs."""
+
+MID_TASK_STATE = {
+    **{"epoch": 0, "global_step": 1, "state_dict": {}, "loops": {"fit_loop": {}}, "callbacks": {"Log": {}}},
+    **{"optimizer_states": [], "lr_schedulers": []},
+    "run": {
+        **{"schema": SCHEMA, "config_hash": "abc", "seconds": {}},
+        "random": {"python": (), "numpy": [], "torch": torch.get_rng_state()},
+    },
+}
+"""A mid-task checkpoint without values, with the parts that each one needs."""
+
 
 def metrics(config_hash="abc", matrix=((0.5, 0.25), (0.125, 1.0)), **others):
     return {
@@ -128,7 +144,7 @@ def test_the_folder_of_another_run_is_named_and_not_touched(tmp_path):
 
 
 def test_the_checkpoint_of_another_run_is_refused(tmp_path):
-    Checkpoints(RunFolder(tmp_path, "abc")).save(0, {})
+    Checkpoints(RunFolder(tmp_path, "abc")).save(0, STATE)
     with pytest.raises(ConfigError, match=r"task_0.ckpt belongs to another run \(expected config xyz, got abc\)"):
         Checkpoints(RunFolder(tmp_path, "xyz")).load()
 
@@ -136,7 +152,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
 def test_temporary_files_of_dead_processes_only_are_removed(tmp_path):
     """Files that a live process or another machine writes stay."""
     folder = RunFolder(tmp_path, "abc")
-    Checkpoints(folder).save(0, {})
+    Checkpoints(folder).save(0, STATE)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     here, elsewhere = socket.gethostname().replace(".", "-"), "another-machine"
@@ -161,13 +177,13 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
 
 def test_a_task_checkpoint_replaces_the_mid_task_checkpoint(tmp_path):
     folder = RunFolder(tmp_path, "abc")
-    Checkpoints(folder).save(0, {})
-    torch.save({"run": {"schema": SCHEMA, "config_hash": "abc"}}, Checkpoints(folder).mid_task_path(1))
+    Checkpoints(folder).save(0, STATE)
+    torch.save(MID_TASK_STATE, Checkpoints(folder).mid_task_path(1))
     assert Checkpoints(folder).find_mid_task(0) is None and Checkpoints(folder).find_mid_task(1) == Checkpoints(
         folder
     ).mid_task_path(1)
     assert Checkpoints(folder).load()["task"] == 0
-    Checkpoints(folder).save(1, {})
+    Checkpoints(folder).save(1, STATE)
     assert Checkpoints(folder).find_mid_task(1) is None
 
 
@@ -188,7 +204,7 @@ def test_a_foreign_metrics_json_is_refused_and_not_touched(tmp_path, content):
 def test_checkpoints_decides_which_are_kept(tmp_path, keep, left):
     folder = RunFolder(tmp_path, "abc", keep)
     for task in range(3):
-        Checkpoints(folder).save(task, {"weights": torch.full((2,), float(task))})
+        Checkpoints(folder).save(task, {**STATE, "weights": torch.full((2,), float(task))})
     assert {Path(name).name for name in files(tmp_path)} == left
     state = Checkpoints(folder).load()
     if left:
@@ -202,14 +218,14 @@ def test_checkpoints_decides_which_are_kept(tmp_path, keep, left):
 def test_the_newest_checkpoint_is_that_of_the_highest_number(tmp_path, keep):
     folder = RunFolder(tmp_path, "abc", keep)
     for task in (8, 9, 10):
-        Checkpoints(folder).save(task, {"weights": torch.tensor(float(task))})
+        Checkpoints(folder).save(task, {**STATE, "weights": torch.tensor(float(task))})
     assert Checkpoints(folder).load()["task"] == 10
     assert Checkpoints(folder).load()["weights"].item() == 10
 
 
 def test_a_checkpoint_that_could_run_code_is_not_loaded(tmp_path):
     folder = RunFolder(tmp_path, "abc")
-    Checkpoints(folder).save(0, {"thing": Path("neither a tensor nor a plain value")})
+    Checkpoints(folder).save(0, {**STATE, "thing": Path("neither a tensor nor a plain value")})
     with pytest.raises(ConfigError, match="objects that could run code. Delete checkpoints/task_0.ckpt to start over."):
         Checkpoints(folder).load()
 

@@ -81,6 +81,22 @@ def folder_at(name):
     return change
 
 
+def pipe_at(name):
+    """Return a function that puts a named pipe in the place of the file ``name``."""
+
+    def change(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def without_anchor(folder):
+    state = torch.load(folder / LAST, weights_only=True)
+    del state["strategy"]["anchor"]
+    torch.save(state, folder / LAST)
+
+
 def truncated(folder):
     (folder / LAST).write_bytes((folder / LAST).read_bytes()[:-500])
 
@@ -126,7 +142,16 @@ REFUSED = {
     "empty metrics.json": (stored("metrics.json", b""), f"expected a metrics.json of clbench .* {AGAIN}"),
     "nested metrics.json": (stored("metrics.json", b"[" * 100_000), f"expected a metrics.json of clbench .* {AGAIN}"),
     "metrics.json of bytes": (stored("metrics.json", b"\xff\xfe\x00"), f"expected a metrics.json of clbench .* {AGAIN}"),
-    "metrics.json without keys": (edited(seconds={}), rf"\(missing or wrong: seconds.train\). {AGAIN}"),
+    "metrics.json without keys": (edited(seconds={}), rf"\(seconds.train is missing\). {AGAIN}"),
+    "unknown status": (edited(status="x"), rf"\(status: expected one of running, .*, got 'x'\). {AGAIN}"),
+    "text as extra metrics": (edited(extra_metrics="x"), rf"\(extra_metrics: expected an object, got 'x'\). {AGAIN}"),
+    "empty state of the strategy": (with_keys(strategy={}), "the state of EWC is empty, but it had [0-9]+ bytes"),
+    "importance without anchor": (without_anchor, "the checkpoint does not fit the net.*KeyError: 'anchor'"),
+    "text as state": (with_keys(optimizer="x"), rf"\(optimizer: expected an object, got 'x'\). {AFTER_1}"),
+    "checkpoint without its step": (with_keys(step=None), rf"\(step is missing\). {AFTER_1}"),
+    "pipe as checkpoint": (pipe_at(LAST), f"task_1.ckpt: expected a file, found a device. {ELSEWHERE}"),
+    "pipe as metrics.json": (pipe_at("metrics.json"), "metrics.json: expected a file, found a device."),
+    "pipe as config.json": (pipe_at("config.json"), "config.json: expected a file, found a device."),
     "edited average": (edited(average_accuracy=0.99), f"average_accuracy is 0.99, but the accuracy matrix gives .* {AGAIN}"),
     "edited matrix": (edited(accuracy_matrix=[[0.5]]), f"data.tasks has 2 tasks, .* {AGAIN}"),
 }  # fmt: skip

@@ -80,7 +80,8 @@ def target_of(node: Any) -> Callable[..., Any] | None:
         return None
     from hydra.utils import get_object  # imported late, because reading runs needs no Hydra
 
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it prints several lines in addition to the error
+    if (log := logging.getLogger("hydra.utils")).level != logging.CRITICAL:
+        log.setLevel(logging.CRITICAL)  # it prints several lines in addition to the error
     try:
         found: Callable[..., Any] = get_object(path)
     except Exception:  # the import runs user code, whose errors are reported when the object is instantiated
@@ -111,11 +112,11 @@ def connections(cfg: DictConfig, group: str, names: Iterable[str]) -> dict[str, 
     return found
 
 
-def _resolve(cfg: DictConfig, group: str, key: str) -> Any:
-    """Return the resolved value of an argument, or the text of the error if it cannot be resolved."""
+def _resolve(cfg: DictConfig, group: str, key: str) -> str:
+    """Return the resolved value of an argument as text, in which nan equals nan, or the error if it cannot be resolved."""
     try:
         value = OmegaConf.select(cfg, group)[key]
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        return repr(OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value)
     except Exception as error:  # a resolver may also fail, for example on arithmetic with an option
         return repr(error)
 
@@ -180,7 +181,8 @@ def option_keys(cfg: DictConfig, group: str) -> dict[str, str]:
     keys = {}
     for name in _names(node):
         dotted = f"{group}.{name}"
-        keys[name] = next(iter(sorted(connected.get(name, ()))), TOP_LEVEL.get(dotted, dotted))
+        options = connected.get(name, set())
+        keys[name] = name if name in options else next(iter(sorted(options)), TOP_LEVEL.get(dotted, dotted))
     for part, inner in node.items():
         for name in _names(inner):
             keys.setdefault(name, f"{group}.{part}.{name}")

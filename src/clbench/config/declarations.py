@@ -7,8 +7,10 @@ from these lines. A test compares the defaults with those of the Python argument
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from omegaconf import OmegaConf
@@ -80,9 +82,10 @@ def find(group: str, choice: str, folders: Sequence[Path]) -> ConfigFile | None:
     return next((ConfigFile(path, group, folder) for path, folder in paths if path.is_file()), None)
 
 
-def top_level_options() -> dict[str, Declaration]:
-    """Return the declarations of the top-level options, which every run has."""
-    return declarations(ConfigFile(conf_dir() / "train.yaml", "", conf_dir()))
+@cache
+def top_level_options() -> Mapping[str, Declaration]:
+    """Return the declarations of the top-level options, which every run has. The file is read once, as a sweep asks often."""
+    return MappingProxyType(declarations(ConfigFile(conf_dir() / "train.yaml", "", conf_dir())))
 
 
 def declarations(file: ConfigFile, package: str | None = None) -> dict[str, Declaration]:

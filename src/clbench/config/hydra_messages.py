@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clbench.config.arguments import TOP_LEVEL
 from clbench.config.declarations import declarations, files
+from clbench.config.hashing import GROUPS
 from clbench.config.known_names import RENAMED, names_in, option_names, renamed, suggest
 
 EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
@@ -33,7 +34,10 @@ def hydra_message(error: BaseException) -> str | None:
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if isinstance(error, OmegaConfBaseException | ConfigCompositionException):
-        return " ".join((text or repr(cause)).split())
+        what, _, key = text.partition("\n    full_key: ")
+        return (
+            f"{key.split()[0]}: {what}. Try a plain value." if key.strip() else " ".join((text or repr(cause)).split())
+        )
     if type(error) is HydraException:  # for example interval(1, 10) in a grid
         return " ".join(text.split())
     if match := re.search(r"Error locating target '(\S+)'", text):
@@ -48,7 +52,7 @@ def _unreadable(override: str) -> str:
     if re.search(r"""[{,]\s*(["'])[^"']*\1\s*:""", value):
         plain = re.sub(r"""([{,]\s*)(["'])([^"']*)\2(\s*:)""", r"\1\3\4", value)
         return f"{override}: the keys of a dictionary are written without quotes. Try {shlex.quote(f'{key}={plain}')}."
-    if value and not re.search(r"[][{},\"]", value):
+    if value and re.fullmatch(r"[\w+~./@:-]+", key) and not re.search(r"[][{},\"]", value):
         return f"{override}: a value with such characters needs quotes. Try {shlex.quote(f'{key}={chr(34)}{value}{chr(34)}')}."
     return f"{override!r}: expected option=value. Try lam=10, or -m lam=1,10 for several values, without spaces."
 
@@ -64,6 +68,7 @@ def _missing_plugin(match: re.Match[str]) -> str:
 
 def _missing_choice(match: re.Match[str]) -> str:
     group, choice = match.groups()
+    group, choice = f"{group}/{choice}".rsplit("/", 1)  # hydra/launcher is a group as well
     if (new := RENAMED.get(f"{group}={choice}")) is not None:
         return f"{group}={choice} was renamed. Try {new}."
     choices = re.findall(r"^\t(\S+)$", match.string, re.MULTILINE) or [file.path.stem for file in files(group)]
@@ -72,6 +77,8 @@ def _missing_choice(match: re.Match[str]) -> str:
 
 def _missing_option(match: re.Match[str]) -> str:
     name = match.group(1)
+    if files(name):
+        return f"{name}: expected one of {', '.join(file.path.stem for file in files(name))}."
     if (new := renamed(name)) is not None:  # a sweep yaml with an option of an earlier version
         return f"{name} was renamed. Try {new}=..."
     if name in TOP_LEVEL:
@@ -80,7 +87,8 @@ def _missing_option(match: re.Match[str]) -> str:
     if others := [file.choice for file in files(group) if name in declarations(file)]:
         return f"{name}: the chosen {group} has no option {name}. It is an option of {', '.join(others)}."
     names = names_in(group) if "." in name else option_names()
-    added = f", and +{name}=... sets it if the class has it" if "." in name else ""
+    added = f", and +{name}=... sets it if the class has it" if "." in name and names else ""
+    names = names or [key for each in (*GROUPS, "logger") for key in names_in(each)]
     return f"unknown option {name}.{suggest(name, names)} --help lists all options{added}."
 
 
@@ -97,6 +105,54 @@ def _several_values(match: re.Match[str]) -> str:
 
 def _unnamed_choice(match: re.Match[str]) -> str:
     return f"expected the name of a choice, such as net=mlp, got a value of type {match[1]}. --help lists the choices."
+
+
+def _second_choice(match: re.Match[str]) -> str:
+    group = match[1]
+    return f"+{group}=...: the group {group} already has a choice. Try {group}=..."
+
+
+def _nothing_to_delete(match: re.Match[str]) -> str:
+    name = match[1]
+    if name in option_names() or name in names_in(
+        name.partition(".")[0]
+    ):  # Hydra cannot delete a key whose value is null
+        return f"~{name}: the option is null or not set, so it has no value to remove. Remove ~{name}."
+    return _missing_option(match)
+
+
+def _missing_deletion(match: re.Match[str]) -> str:
+    return f"~{match[1]}: expected the name of an option or a group to remove, but there is none. --help lists all options."
+
+
+def _several_values_of_a_function(match: re.Match[str]) -> str:
+    key, _, values = match[1].partition("=")
+    return f"{key}={values}: expected one value, got several. Add -m to run each of them."
+
+
+def _missing_reference(match: re.Match[str]) -> str:
+    name, key = match.groups()
+    option = "" if key is None else f"{key}="
+    hint = suggest(name, option_names())
+    return f"{option}${{{name}}}: expected a reference to an option, but there is no option {name}.{hint}"
+
+
+def _unknown_setting_of_hydra(match: re.Match[str]) -> str:
+    name, key = match.groups()
+    return f"unknown option {key}.{name}. Try another launch=... or sweep=..., whose class has it, or remove it."
+
+
+def _search_in_a_grid(match: re.Match[str]) -> str:
+    kind = match[1].lower()
+    return f"{kind}(...): expected values for a grid, got a function of a search. Try lam=1,10, or add sweep=optuna for a search."
+
+
+def _no_trial(match: re.Match[str]) -> str:
+    return "no trial of the search is complete. The lines above have their errors. Try other values for the search."
+
+
+def _blocked(match: re.Match[str]) -> str:
+    return f"_target_={match[1]}: Hydra refuses to call this function. Try the dotted path of a class, such as my_module.MyClass."
 
 
 def _added_choice(match: re.Match[str]) -> str:
@@ -122,9 +178,17 @@ MESSAGES: dict[str, Callable[[re.Match[str]], str]] = {
     r"Could not (?:find|load) '(\w+)/([^'\s]*)'": _missing_choice,
     r"Config group override must be a string or a list\. Got (\w+)": _unnamed_choice,
     r"Multiple values for (\w+)\. To override a value use 'override \S+: ([^']+)'": _added_choice,
+    r"^(\w+) appears more than once in the final defaults list": _second_choice,
+    r"Could not delete '(.*)'\. No match in the defaults list": _missing_deletion,
+    r"Sweep parameters '(.+)' requires --multirun": _several_values_of_a_function,
+    r"Target '(\S+)' is blocklisted": _blocked,
+    r"Interpolation key '(.+)' not found(?:\s+full_key: (\S+))?": _missing_reference,
+    r"unexpected keyword argument '(\w+)'\"?\)\s+full_key: (hydra[.]\w+)": _unknown_setting_of_hydra,
+    r"does not support sweep type : (\w+)_SWEEP": _search_in_a_grid,
+    r"^No trials are completed yet": _no_trial,
     r"Additional config directory '(.+)' not found": _missing_folder,
     r"Could not override '(\S+?)'": _missing_option,
-    r"Could not delete from config\. '(\S+?)' does not exist": _missing_option,
+    r"Could not delete from config\. '(\S+?)' does not exist": _nothing_to_delete,
     r"An item is already at '(\S+?)'\.\s+Either remove \+ prefix: '(.+?)'": _added_option,
     r"Ambiguous value for argument '(\S+?)=(.+)'": _several_values,
 }

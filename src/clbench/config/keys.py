@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, Node, OmegaConf
@@ -65,6 +66,23 @@ def check_keys(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
             check_arguments_of(key, described)
 
 
+def check_hydra_keys(hydra: DictConfig) -> None:
+    """Raise ConfigError if Hydra's own settings have a key that Hydra does not read.
+
+    A sweeper rejects unknown keys itself, and the type of its parts does not list those of a plugin.
+    """
+    for part in ("", "run", "sweep", "job", "launcher"):
+        node = OmegaConf.select(hydra, part) if part else hydra
+        kind: Any = OmegaConf.get_type(node)
+        if not is_dataclass(kind):
+            continue
+        names = [field.name for field in fields(kind)]
+        names += [] if part else ["env"]  # a yaml of Hydra declares it
+        prefix = ".".join(filter(None, ("hydra", part)))
+        for name in map(str, node.keys() - set(names)):
+            raise ConfigError(unknown(f"{prefix}.{name}", node._get_node(name), [f"{prefix}.{n}" for n in names]))
+
+
 def check_missing(cfg: DictConfig) -> None:
     """Raise ConfigError if a key is missing that a run needs, or a part of the configuration describes no object."""
     for group in (*GROUPS, "logger", "metrics"):
@@ -86,11 +104,14 @@ def check_missing(cfg: DictConfig) -> None:
 
 def check_arguments_of(key: str, node: DictConfig) -> None:
     """Raise ConfigError if the object that ``node`` describes has a key that its class or function does not take."""
-    if not isinstance(path := node.get("_target_"), str):
-        raise ConfigError(
-            f"{shown(f'{key}._target_', path)}: expected the dotted path of a class, such as my_module.MyClass."
-        )
+    path = node.get("_target_")
     target = target_of(node)
+    is_path = isinstance(path, str) and all(map(str.isidentifier, path.split(".")))
+    if not is_path or (target is not None and not callable(target)):
+        found = f", got the {type(target).__name__} {path}" if is_path else ""
+        raise ConfigError(
+            f"{shown(f'{key}._target_', path)}: expected the dotted path of a class, such as my_module.MyClass{found}."
+        )
     takes = None if target is None else arguments_of(target)
     passed = PASSED.get(re.sub(r"[.]\d+$", "", key), ())
     for name in map(str, node):

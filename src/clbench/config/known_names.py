@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 
 from omegaconf import DictConfig, OmegaConf
@@ -40,6 +41,14 @@ def refuse_renamed_key(key: str, value: str) -> None:
         )
     if (new := renamed(key)) is not None:
         raise ConfigError(f"{key} was renamed. Try {new}=...")
+
+
+def refuse_unnamed_choice(key: str, value: str) -> None:
+    """Raise ConfigError if the override ``key=value`` chooses no yaml file, or several of a group that has one."""
+    group = key.lstrip("+")
+    is_list = value.startswith("[") and group not in ("logger", "experiment")
+    if group and files(group) and (is_list or re.fullmatch(r"|null|true|false|[-+]?[0-9.]+", value)):
+        raise ConfigError(f"{key}={value}: expected one of {', '.join(file.path.stem for file in files(group))}.")
 
 
 def refuse_renamed(cfg: DictConfig) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clbench.config.known_names import option_names, refuse_renamed_key
+from clbench.config.known_names import option_names, refuse_renamed_key, refuse_unnamed_choice
 from clbench.config.os_errors import os_message
 from clbench.errors import ConfigError, Unstable
 
@@ -49,13 +49,16 @@ def check_arguments(arguments: Sequence[str]) -> None:
     """Check the syntax and the names of overrides before the configuration is composed.
 
     Raises:
-        ConfigError: An argument is ``--lam`` or ``--lam=10``, or an option that was renamed, with or without ``+`` or ``~``.
+        ConfigError: An argument is ``--lam`` or ``--lam=10``, a group without the name of a choice, or an option that was
+            renamed, with or without ``+`` or ``~``.
     """
     for argument in arguments:
         name, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and name in option_names():
             raise ConfigError(f"{argument}: expected option=value without dashes. Try {name}={value or '...'}")
         refuse_renamed_key(name.lstrip("+~"), value)
+        if "=" in argument:
+            refuse_unnamed_choice(name, value)
 
 
 def interruption_message(folder: Path) -> str:

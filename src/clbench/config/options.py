@@ -88,10 +88,16 @@ def foreign_option_message(cfg: DictConfig, strategy: str, name: str) -> str:
 
 
 def refuse_other_names(cfg: DictConfig) -> None:
-    """Raise ConfigError if a key is set that a top-level option overrides."""
+    """Raise ConfigError if a key is set that another option overrides."""
     for key, name in TOP_LEVEL.items():
         if (value := OmegaConf.select(cfg, key)) is not None:
             raise ConfigError(f"{key}={value}: this option is named {name}. Try {name}={value}.")
+    length = cfg.scheduler.get("length")
+    if cfg.scheduler.make is not None and length in cfg.scheduler.make:
+        raise ConfigError(
+            f"scheduler.make.{length}={cfg.scheduler.make[length]}: scheduler.length={length} sets this argument to the number "
+            "of steps of a task. Try scheduler.length=null to set it yourself."
+        )
     make = cfg.optimizer.make
     if cfg.lr is not None and "lr" not in connections(cfg, "optimizer.make", ["lr"]).get("lr", ()):
         value = make.get("lr")

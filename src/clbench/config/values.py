@@ -71,6 +71,9 @@ RULES: dict[str, Any] = {
 """Rules of the values of options, as types. Strategies check their options themselves, because they also work without Hydra."""
 
 LISTS = (list, tuple, set, Sequence, Collection, Iterable)
+NEVER_PLAIN = ("lightning", "datetime")
+"""Packages whose classes take no plain value in their place, as ``Path`` takes a string and ``Tensor`` a number."""
+
 PLAIN = {
     NoneType: ("null", "null"),
     bool: ("true or false", "true or false"),
@@ -130,10 +133,10 @@ def annotations_of(target: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Return whether a plain value is of the type ``kind``. Any value but null fits a class."""
+    """Return whether a plain value is of the type ``kind``. Any value but null fits a class outside of ``NEVER_PLAIN``."""
     origin, options = get_origin(kind), get_args(kind)
     if isinstance(value, dict) and "_target_" in value:  # becomes an object
-        return True
+        return not _is_plain_kind(kind)
     if origin is Annotated:
         limits = [limit for limit in options[1:] if isinstance(limit, Range)]
         return fits(value, options[0]) and all(limit.contains(value) for limit in limits)
@@ -146,10 +149,43 @@ def fits(value: Any, kind: Any) -> bool:
     if (origin or kind) is Callable:
         return False
     if (origin or kind) in LISTS:
-        return isinstance(value, list) and all(fits(v, options[0] if options else Any) for v in value)
+        return _fits_list(value, kind)
     if (origin or kind) in (dict, Mapping):
         return isinstance(value, dict)
-    return value is not None or kind in (Any, object)
+    return _fits_class(value, kind)
+
+
+def _fits_list(value: Any, kind: Any) -> bool:
+    """Return whether ``value`` is a list of the right length, with values of the right type."""
+    options = get_args(kind)
+    if not isinstance(value, list) or _length(kind) not in (None, len(value)):
+        return False
+    return all(fits(each, options[0] if options else Any) for each in value)
+
+
+def _fits_class(value: Any, kind: Any) -> bool:
+    """Return whether a plain value may stand for an object of the class ``kind``."""
+    if kind in (Any, object):
+        return True
+    if isinstance(kind, type) and kind.__module__.partition(".")[0] in NEVER_PLAIN:
+        return False
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
+
+
+def _length(kind: Any) -> int | None:
+    """Return the number of values of a tuple such as ``tuple[float, float]``, None for other types."""
+    options = get_args(kind)
+    return len(options) if get_origin(kind) is tuple and Ellipsis not in options else None
+
+
+def _is_plain_kind(kind: Any) -> bool:
+    """Return whether a type has only plain values and lists of them, so that no object can be such a value."""
+    options = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return _is_plain_kind(options[0])
+    if get_origin(kind) in (Union, UnionType, *LISTS):
+        return all(map(_is_plain_kind, options))
+    return kind in PLAIN or get_origin(kind) is Literal
 
 
 def _is_plain(value: Any, kind: type) -> bool:
@@ -174,7 +210,8 @@ def describe(kind: Any, plural: bool = False) -> str:
     if kind in PLAIN:
         return PLAIN[kind][plural]
     if (origin or kind) in LISTS:
-        return "a list" + (f" of {describe(options[0], plural=True)}" if options else "")
+        number = "" if (length := _length(kind)) is None else f"{length} "
+        return "a list" + (f" of {number}{describe(options[0], plural=True)}" if options else "")
     if (origin or kind) is Callable:
         return "objects with the key _target_" if plural else "an object with the key _target_"
     return "keys and values" if (origin or kind) in (dict, Mapping) else str(getattr(kind, "__name__", kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -17,11 +18,18 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from clbench.config.hashing import first_task_hash
+from clbench.config.messages import is_out_of_memory
 from clbench.config.values import check_annotations
 from clbench.data import TaskSequence
 from clbench.data.scenario import Scenario
 from clbench.errors import ConfigError
-from clbench.experiment.checks import check_augmentation, check_limits, check_optimizer, check_small_batches
+from clbench.experiment.checks import (
+    REJECTED,
+    check_augmentation,
+    check_limits,
+    check_optimizer,
+    check_small_batches,
+)
 from clbench.learner import Learner
 from clbench.nets import Net, features_of, init_from
 from clbench.seeding import derive, reseed
@@ -74,11 +82,13 @@ def build_body(cfg: DictConfig, shape: Sequence[int]) -> tuple[nn.Module, int]:
     with construction_errors(cfg, "net"):
         make_body = instantiate(cfg.net, _convert_="all")
     try:
-        body = make_body(shape)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # refused below, in one line
+            body = make_body(shape)
         check_kind(cfg, "net", body, nn.Module)
         features = features_of(body, shape)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        if isinstance(error, ConfigError):
+    except REJECTED as error:
+        if isinstance(error, ConfigError) or is_out_of_memory(error):
             raise
         raise ConfigError(
             f"net={cfg.net._target_} cannot be built for inputs of shape {tuple(shape)} "
@@ -119,15 +129,18 @@ def check_kind(cfg: DictConfig, key: str, found: Any, kind: Any) -> None:
 def construction_errors(cfg: DictConfig, key: str, *others: type[Exception]) -> Iterator[None]:
     """Convert the errors of a constructor that rejects its arguments to ConfigError, while the object at ``key`` is built.
 
-    These are TypeError, ValueError, ArithmeticError, LookupError and the types ``others``. A ConfigError is unchanged.
+    These are ``REJECTED`` and the types ``others``. A ConfigError is unchanged, and so is the error of a class that cannot be
+    imported.
     """
-    kinds: tuple[type[Exception], ...] = (TypeError, ValueError, ArithmeticError, LookupError, *others)
+    kinds: tuple[type[Exception], ...] = (*REJECTED, *others)
     caught: tuple[type[Exception], ...] = (*kinds, InstantiationException)
     try:
         yield
     except caught as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if cause is None or isinstance(cause, ConfigError) or not isinstance(cause, kinds):
+            raise
+        if is_out_of_memory(cause) or str(error).startswith("Error locating target"):
             raise
         target = OmegaConf.select(cfg, key)._target_
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from typing import Any
 
@@ -128,7 +129,7 @@ def check_made(group: str, make: DictConfig, found: Any, kind: type) -> None:
 
 def check_precision(precision: Any) -> None:
     """Raise ConfigError if the weights would not be float32, the type in which importances are measured."""
-    if (str(precision).endswith("-true") and precision != "32-true") or str(precision) == "64":
+    if precision is not None and str(precision).removesuffix("-mixed") not in ("32", "32-true", "16", "bf16"):
         raise ConfigError(
             f"trainer.precision={precision}: expected a precision with float32 weights. Try 32-true, bf16-mixed or 16-mixed."
         )
@@ -148,6 +149,11 @@ def check_processes(trainer: Trainer, sequence: TaskSequence, distribution: str)
         sequence: The tasks.
         distribution: The option ``trainer.strategy``, which says how processes are started.
     """
+    if re.search(r"spawn|fork|notebook", str(distribution)):
+        raise ConfigError(
+            f"trainer.strategy={distribution}: expected a strategy that starts the command again in each process. Try "
+            "trainer=ddp."
+        )
     devices, processes = trainer.num_devices, trainer.num_devices * trainer.num_nodes
     if processes == 1:
         return

@@ -17,13 +17,12 @@ from omegaconf import DictConfig
 
 from clbench.config.arguments import translate, translate_errors
 from clbench.config.display import Display, print_once
-from clbench.config.keys import check_keys
+from clbench.config.keys import check_hydra_keys, check_keys
 from clbench.config.known_names import refuse_renamed
 from clbench.config.messages import silence_lightning
 from clbench.config.options import budget, drop_foreign_options, refuse_foreign_options, refuse_other_names
 from clbench.config.values import check_annotations, check_rules
 from clbench.data.fingerprint import check_same_data
-from clbench.errors import ConfigError
 from clbench.experiment.build import build, build_logger, build_trainer, construct
 from clbench.experiment.checks import check_device, check_launch, check_precision, check_processes, examples_left_out
 from clbench.experiment.describe import compare_with_current_data, describe, fingerprint_in, flat, plan
@@ -78,17 +77,18 @@ class Experiment:
         self.is_first_process = int(os.environ.get("LOCAL_RANK", 0)) == 0
         try:
             self.check()
-        except ConfigError:
+            self.folder = open_run_folder(cfg, launch.choices, launch.folder)
+        except Exception:  # OmegaConf raises other errors for references that it cannot resolve
             if launch.sweep is None:
                 discard_unused_folder(launch.folder)
             raise
-        self.folder = open_run_folder(cfg, launch.choices, launch.folder)
 
     def check(self) -> None:
         """Raise ConfigError for mistakes that can be found before anything is built."""
         check_new_run(self.launch.folder, self.launch.sweep)
         refuse_renamed(self.cfg)
         check_keys(self.cfg, self.launch.choices)
+        check_hydra_keys(self.launch.hydra.hydra)
         refuse_other_names(self.cfg)
         check_rules(self.cfg)
         check_launch(self.cfg, self.launch)

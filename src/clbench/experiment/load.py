@@ -54,7 +54,13 @@ class LoadedRun(NamedTuple):
         return self.learner.net  # type: ignore[return-value]
 
 
-def load(folder: str | os.PathLike[str], task: int | None = None, *, trust: Sequence[str] = ()) -> LoadedRun:
+def load(
+    folder: str | os.PathLike[str],
+    task: int | None = None,
+    *,
+    trust: Sequence[str] = (),
+    data_dir: str | os.PathLike[str] | None = None,
+) -> LoadedRun:
     """Rebuild the net, the strategy and the data of a run after ``task`` from its folder.
 
     Args:
@@ -62,6 +68,8 @@ def load(folder: str | os.PathLike[str], task: int | None = None, *, trust: Sequ
         task: Index of a task with a checkpoint, None for the last finished task.
         trust: Modules, or full names of functions and classes, that the configuration may name in addition to those of
             clbench, torch and torchvision, such as ``["my_module"]``. They can execute any code.
+        data_dir: Folder of the data sets, None for ``CLBENCH_DATA_DIR`` or its default. The ``data_dir`` in the folder is not
+            used, because it may be from somebody else.
 
     Raises:
         ConfigError: ``folder`` has no run or no checkpoint of the task, it names code that is neither in ``trust`` nor on the
@@ -76,7 +84,7 @@ def load(folder: str | os.PathLike[str], task: int | None = None, *, trust: Sequ
     """
     folder = Path(folder).expanduser()
     content = read_config(folder)
-    cfg = configuration(content)
+    cfg = configuration(content, data_dir)
     check_trust(OmegaConf.to_container(cfg, resolve=True), folder / FILE, cfg.data_dir, trust)  # type: ignore[arg-type]
     saved = checkpoints(folder)
     if not saved:

@@ -68,8 +68,8 @@ def read_file(path: Path, remedy: str, option: str = "", mmap: bool = False) -> 
 
 def _damage(path: Path) -> str | None:
     """Return why the file cannot be used, None if the checksums of its parts are right or if it has none."""
-    if path.is_dir():
-        return "expected a file, found a folder"
+    if path.exists() and not path.is_file():  # reading a pipe would block
+        return f"expected a file, found a {'folder' if path.is_dir() else 'device'}"
     with path.open("rb") as file:
         start = file.read(len(ZIP))
         if not start:

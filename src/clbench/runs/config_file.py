@@ -6,6 +6,7 @@ clbench only reads config.json. The files ``.hydra/*.yaml`` in the same folder a
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -87,8 +88,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def configuration(content: Mapping[str, Any]) -> DictConfig:
-    """Return the configuration in ``content`` of ``read_config``, with the current ``data_dir`` as the data folder.
+def configuration(content: Mapping[str, Any], data_dir: str | os.PathLike[str] | None = None) -> DictConfig:
+    """Return the configuration in ``content`` of ``read_config``, with ``data_dir``, by default the current one, as data folder.
 
     All other values are plain. A reference such as ``${oc.env:HOME}`` would be evaluated, although the file may be from
     somebody else.
@@ -97,5 +98,5 @@ def configuration(content: Mapping[str, Any]) -> DictConfig:
     for key, raw in content["derived"].items():
         if re.fullmatch(r"\$\{data_dir\}(/[^$]*)?", raw):
             OmegaConf.update(cfg, key, raw)
-    cfg.data_dir = OmegaConf.load(conf_dir() / "train.yaml").data_dir
+    cfg.data_dir = OmegaConf.load(conf_dir() / "train.yaml").data_dir if data_dir is None else os.fspath(data_dir)
     return cfg

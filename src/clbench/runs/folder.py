@@ -22,7 +22,7 @@ from clbench.config.hashing import SCHEMA
 from clbench.config.os_errors import naming
 from clbench.errors import ConfigError, OtherRun, expected
 from clbench.runs.contradictions import contradictions
-from clbench.runs.json_files import COMPLETE, PARTIAL
+from clbench.runs.json_files import COMPLETE, COUNT, METRICS, NUMBER, PARTIAL, TEXT, Shape, mismatch
 
 KEEP = ("all", "last", "none")
 HOST = socket.gethostname().replace(".", "-")  # part of temporary names, because other machines may use the same folder
@@ -36,14 +36,14 @@ FILES = (".lock", "config.json", "metrics.json", "accuracy_matrix.csv", "train.l
 FOLDERS = (".hydra", "checkpoints", "logs")
 """What a run writes in its folder."""
 
-NUMBER = (int, float)
-NEEDED: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("status", "config_hash", "strategy.name", "data.scenario"), str),
-    **dict.fromkeys(("accuracy_matrix", "initial_accuracy", "within_tasks", "warnings"), list),
-    **{f"seconds.{part}": NUMBER for part in ("train", "importance", "evaluation", "shared", "total")},
-    **{"seed": int, "validation": (dict, type(None))},
+SECONDS = ("train", "importance", "evaluation", "shared", "total")
+RESUMABLE: Shape = {
+    **METRICS,
+    **{"config_hash": TEXT, "seed": COUNT, "strategy": {"name": TEXT}, "data": {"scenario": TEXT}},
+    **{key: METRICS[f"{key}?"] for key in ("initial_accuracy", "within_tasks", "warnings")},
+    **{"seconds": dict.fromkeys(SECONDS, NUMBER), "extra_metrics?": {"*": {}}},
 }
-"""Keys of metrics.json that a run needs to resume, with the types of their values."""
+"""Shape of the metrics.json of a run that can resume."""
 
 
 def is_finished(metrics: Mapping[str, Any]) -> bool:
@@ -169,18 +169,12 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
             f"output_dir={folder}: expected results of schema {SCHEMA}, got {got} of another version of clbench, which "
             "cannot be resumed (clbench report can read them). Try another folder."
         )
-    wrong = [key for key, kind in NEEDED.items() if not isinstance(_value(found, key), kind)]
-    if wrong or not all(isinstance(row, list) and row for row in found["accuracy_matrix"]):
-        where = wrong[0] if wrong else "accuracy_matrix"
-        raise ConfigError(f"{file}: expected a metrics.json of clbench (missing or wrong: {where}). {REMOVE}")
-    return dict(found)
-
-
-def _value(content: Any, key: str) -> Any:
-    """Return the value of a dotted ``key``, ``...`` if there is none."""
-    for part in key.split("."):
-        content = content.get(part, ...) if isinstance(content, dict) else ...
-    return content
+    problem = mismatch(found, RESUMABLE)
+    if problem is None and not all(found["accuracy_matrix"]):
+        problem = "accuracy_matrix: expected numbers in each row"
+    if problem is not None:
+        raise ConfigError(f"{file}: expected a metrics.json of clbench ({problem.removeprefix(': ')}). {REMOVE}")
+    return {"validation": None, **found}
 
 
 def check_places(path: Path) -> None:
@@ -191,8 +185,10 @@ def check_places(path: Path) -> None:
     folders = [path, *(path / name for name in FOLDERS)]
     files = [*(path / name for name in FILES), *(path / "checkpoints").glob("*.ckpt")]
     for place in filter(os.path.lexists, [*folders, *files]):
-        if place.is_dir() != (place in folders):
+        is_device = place.exists() and not place.is_dir() and not place.is_file()  # reading a pipe would block
+        if place.is_dir() != (place in folders) or is_device:
             kind, other = ("folder", "a file or a broken link") if place in folders else ("file", "a folder")
+            other = "a device" if is_device else other
             raise ConfigError(f"{place}: expected a {kind}, found {other}. Move it away, or try another output_dir.")
         if place in folders and not os.access(place, os.R_OK | os.W_OK | os.X_OK):
             raise ConfigError(

@@ -42,7 +42,7 @@ STATUSES = (RUNNING, COMPLETE, PARTIAL)
 A partial run counts in no mean.
 """
 
-METRICS: Shape = {
+METRICS: dict[str, Shape] = {
     **{f"{name}?": NUMBER for name in BUILT_IN},
     "status": Leaf(f"one of {', '.join(STATUSES)}", lambda value: value in STATUSES),
     "accuracy_matrix": [[NUMBER]],

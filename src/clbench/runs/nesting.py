@@ -73,7 +73,7 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
 
 def _has_key(file: Path, key: str) -> bool:
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes()) if file.is_file() else None  # reading a pipe would block
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and key in content

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from clbench.data import TaskSequence
-from clbench.errors import StrategyError
+from clbench.errors import StrategyError, expected
 from clbench.importance import default_outputs, preserve_state
 from clbench.importance.batching import count, subsample, take
 from clbench.importance.outputs import Outputs
@@ -103,6 +103,8 @@ class ImportanceStrategy(QuadraticStrategy):
         super().__init__(lam, **options)
         self.samples = check_integer_or_none("samples", samples)
         self.chunk = check_integer_or_none("chunk", chunk)
+        if isinstance(data, list | tuple) and not data:
+            raise StrategyError(expected("data", data, f"one of {', '.join(PARTS)}, or batches", "Try data=train."))
         if isinstance(data, str):
             check_choice("data", data, list(PARTS))
             if data == "test" and self.needs_labels:

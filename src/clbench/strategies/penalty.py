@@ -166,6 +166,7 @@ class QuadraticStrategy(Strategy):
         self.penalty, self.previous, self.examples = None, None, 0
         self._trained, self._unmeasured, self._dropped = set(), set(), set()
         self._pending, self._loaded_pending = False, None
+        self._selected_names(learner)  # a pattern that matches nothing is an error in the plan of a run, too
 
     def check(self, sequence: TaskSequence) -> None:
         if self.consolidate_at != "fit":
@@ -341,7 +342,7 @@ class QuadraticStrategy(Strategy):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.penalty, self.previous = (
             Quadratic(state_dict[f"{prefix}importance"], state_dict[f"{prefix}anchor"], state_dict[f"{prefix}constant"])
-            if f"{prefix}anchor" in state_dict
+            if {f"{prefix}anchor", f"{prefix}importance"} & state_dict.keys()
             else None
             for prefix in ("", "previous_")
         )

@@ -51,6 +51,8 @@ class GridSweeper(BasicSweeper):
         Raises:
             SweepFailed: Some runs failed or did not start.
         """
+        from clbench.config.keys import check_hydra_keys
+        from clbench.errors import ConfigError
         from clbench.runs.sweep_index import add_to_index
         from clbench.sweep.plan import (
             SweepPlan,
@@ -63,8 +65,15 @@ class GridSweeper(BasicSweeper):
         from clbench.sweep.selection import check_selection
 
         assert self.config is not None
+        check_hydra_keys(self.config.hydra)
         folder = Path(self.config.hydra.sweep.dir)
-        (grid,) = self.split_arguments(self._overrides(arguments), None)
+        try:
+            (grid,) = self.split_arguments(self._overrides(arguments), None)
+        except ValueError as error:  # range(1,3,0)
+            typed = " ".join(argument for argument in arguments if "(" in argument)
+            raise ConfigError(
+                f"{typed}: the values cannot be listed ({error}). Try values such as lam=1,10."
+            ) from error
         if len(grid) >= LARGE:
             print(f"composing {len(grid):,} combinations", file=sys.stderr, flush=True)
         plan = SweepPlan.of(grid, self._compose, folder)

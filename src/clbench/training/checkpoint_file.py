@@ -12,9 +12,29 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from clbench.config.hashing import SCHEMA
 from clbench.errors import ConfigError
 from clbench.nets.torch_file import read_file, write_file
+from clbench.runs.json_files import ANYTHING, COUNT, NUMBER, TEXT, Leaf, Shape, mismatch
 
 UNFIT = (RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 """What load_state_dict raises for the state of another net, optimizer or strategy."""
+
+TASK: Shape = {
+    **{"task": COUNT, "step": COUNT, "learner": {}, "optimizer?": {"state": {}}, "strategy": {}},
+    "evaluation": {"counts": {}, "per_task": [ANYTHING], "within": [ANYTHING]},
+    **{"monitor": {}, "seconds": {"*": NUMBER}, "importance": [{"*": NUMBER}], "partial?": [TEXT]},
+    **{"shared_first_task?": TEXT, "fingerprint?": {"*": TEXT}},
+}
+"""Shape of a task checkpoint. Older versions did not write the keys ``partial`` and ``fingerprint``."""
+
+MID_TASK: Shape = {
+    **{"epoch": COUNT, "global_step": COUNT, "state_dict": {}, "loops": {"fit_loop": {}}},
+    "callbacks": Leaf("a mapping with keys", lambda value: isinstance(value, dict) and len(value) > 0),
+    **{"optimizer_states": [{"state": {}}], "lr_schedulers": [{}]},
+    "run": {
+        "random": {"python": ANYTHING, "numpy": [ANYTHING], "torch": ANYTHING},
+        **{"seconds": {"*": NUMBER}, "task?": COUNT, "shared_first_task?": TEXT, "fingerprint?": {"*": TEXT}},
+    },
+}
+"""Shape of a mid-task checkpoint, which Lightning writes."""
 
 REASON = 200  # letters of an error that are shown, because torch lists every tensor that does not fit
 
@@ -37,7 +57,7 @@ def read_checkpoint(path: Path, remedy: str, key: str | None = None, mmap: bool 
         mmap: Whether tensors are read when they are used.
 
     Raises:
-        ConfigError: The file is damaged, is no checkpoint of clbench, or has another schema.
+        ConfigError: The file is damaged, is no checkpoint of clbench, lacks a part, or has another schema.
     """
     state = read_file(path, remedy, mmap=mmap)
     about = state.get(key) if key is not None and isinstance(state, dict) else state
@@ -48,6 +68,8 @@ def read_checkpoint(path: Path, remedy: str, key: str | None = None, mmap: bool 
             f"{path}: expected schema {SCHEMA}, got schema {about.get('schema', 'unknown')} of another version of clbench. Try "
             "the version that wrote it."
         )
+    if (problem := mismatch(state, TASK if key is None else MID_TASK)) is not None:
+        raise ConfigError(f"{path}: expected a checkpoint of clbench ({problem}). {remedy}")
     return dict(state)
 
 

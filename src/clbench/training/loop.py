@@ -143,6 +143,7 @@ class TaskLoop:
             return
         check_same_data(state.get("fingerprint"), self.sequence.fingerprint, self.checkpoints.folder.path)
         with refuse_unfit_state(self.checkpoints.folder.path / f"checkpoints/task_{state['task']}.ckpt"):
+            check_strategy_state(state, self.strategy)
             restore(state, self.learner, self.strategy)
             self.evaluation.load_state_dict(state["evaluation"])
             self.logs.step = state["step"]
@@ -150,7 +151,7 @@ class TaskLoop:
             self.seconds.load(state["seconds"])
             self.mid_task.shared = state["shared_first_task"]
             self.importance = state["importance"]
-            self.partial = state.get("partial", [])  # checkpoints of older versions have no such key
+            self.partial = state.get("partial") or []  # checkpoints of older versions have no such key
         self.next_task = state["task"] + 1
 
     def train_task(self, index: int, make_trainer: MakeTrainer) -> L.Trainer:
@@ -263,6 +264,13 @@ def empty_results(sequence: TaskSequence, metrics: Mapping[str, Metric] | None =
     """Return the results of a run before its first task, with the same keys as after it."""
     spent = dict.fromkeys(("train", "importance", "evaluation", "shared", "total"), 0.0)
     return {**_evaluated(sequence, Evaluation(len(sequence), metrics=metrics)), "seconds": spent}
+
+
+def check_strategy_state(state: dict[str, Any], strategy: Strategy) -> None:
+    """Raise ValueError if a task checkpoint lacks the state that the strategy kept after the task."""
+    kept = state["importance"][-1].get("bytes", 0) if state["importance"] else 0
+    if kept and not state["strategy"] and type(strategy).state_dict is not Strategy.state_dict:
+        raise ValueError(f"the state of {type(strategy).__name__} is empty, but it had {kept} bytes")
 
 
 def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None:
