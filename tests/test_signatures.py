@@ -15,6 +15,7 @@ PUBLIC = {
     ("strategies/nccl.py", "NCCL.__init__"),
     ("importance/fisher.py", "fisher"),
     ("strategies/ewc.py", "EWC.__init__"),
+    ("strategies/penalty.py", "QuadraticStrategy.__init__"),
 }
 """Public functions, whose parameters are options."""
 

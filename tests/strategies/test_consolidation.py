@@ -514,7 +514,7 @@ def test_an_importance_in_16_bits_has_exact_anchors(make):
         torch.testing.assert_close(g, quadratic.half_gradient(exact, params)[name], rtol=0.02, atol=1e-4)
 
 
-def test_the_anchor_of_16_bit_parameters_takes_16_bits_and_is_exact():
+def test_the_anchor_of_16_bit_parameters_is_exact():
     importance = {"w": torch.rand(4)}
     params = {"w": torch.randn(4, dtype=torch.bfloat16)}
     q = merged([], importance, params, quadratic.add, True, "bfloat16")
