@@ -88,7 +88,7 @@ ERRORS = [
     (["optimizer.reset=no"], "optimizer.reset=no: expected true or false, got 'no'."),
     (["net.batch_norm=no"], "net.batch_norm=no: expected true or false, got 'no'."),
     (["data.drop_last=no"], "data.drop_last=no: expected true or false, got 'no'."),
-    (["+strategy.foo=1"], "strategy.foo=1: clbench.strategies.EWC has no option foo. Try one of chunk, class_dim, consolidate_at, "),
+    (["+strategy.foo=1"], "strategy.foo=1: clbench.strategies.EWC has no option foo. Try one of chunk, class_dim, "),
     (["+data.foo=1"], "data.foo=1: clbench.data.TaskSequence has no option foo. Try one of augment, "),
     (["data.tasks=many"], "data.tasks=many: expected an integer from 1 to 10000 or null, got 'many'."),
     (["data.scale=0"], "data.scale=0: expected a finite number > 0, got 0."),
