@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from clbench.config.options import ELSEWHERE, OPTIONS, conf_dir
 
@@ -38,17 +38,34 @@ HOW_DATA_IS_READ = ("data.memory_limit", "data.workers")
 
 def decisive(cfg: DictConfig) -> dict[str, Any]:
     """Return all resolved options of ``cfg`` that affect the results."""
-    cfg = cfg.copy()
-    OmegaConf.set_readonly(cfg, False)
-    with open_dict(cfg):
-        cfg.data_dir = ""
-        cfg.output_dir = ""
-        cfg.logger = {}
-        for key in HOW_DATA_IS_READ:
-            cfg.data.pop(key.removeprefix("data."), None)
-        resolved = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items() if key not in ELSEWHERE}
+    options = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(options, dict)
+    options |= {"data_dir": "", "output_dir": "", "logger": {}}
+    options["data"] = {key: value for key, value in options["data"].items() if f"data.{key}" not in HOW_DATA_IS_READ}
+    return {str(key): value for key, value in _resolved(options).items() if key not in ELSEWHERE}
+
+
+def _resolved(options: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the options with the values of the options that they refer to."""
+
+    def follow(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: follow(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [follow(inner) for inner in value]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        found = options[value.removeprefix("${").removesuffix("}")]
+        if isinstance(found, dict | list) or (isinstance(found, str) and "${" in found):
+            raise LookupError
+        return found
+
+    try:
+        return {key: follow(value) for key, value in options.items()}
+    except LookupError:  # other references than to a plain option, for which OmegaConf takes a few ms
+        resolved = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
+        assert isinstance(resolved, dict)
+        return resolved
 
 
 def identity(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
