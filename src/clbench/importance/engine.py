@@ -204,7 +204,10 @@ class Block:
         self.value, self.budget = engine.square_or_abs, engine.inner_budget
         edges = [graph.edge((node, 0)) for node in structure.nodes]
         by_column = [torch.autograd.grad(z, edges, v, retain_graph=True, allow_unused=True) for v in columns]
-        self.gradients = dict(zip(structure.nodes, zip(*by_column, strict=True), strict=True))
+        self.gradients: dict[int, Tensor] = {}  # (n, K, ...), for the nodes that the outputs reach
+        for (node, layout), of_columns in zip(structure.nodes.items(), zip(*by_column, strict=True), strict=True):
+            if found := [layout.split(g, self.n) for g in of_columns if g is not None]:
+                self.gradients[node] = widen(found[0].unsqueeze(1) if len(found) == 1 else torch.stack(found, 1))
 
     def add(self) -> None:
         """Add the values of every parameter to the statistics."""
@@ -219,11 +222,9 @@ class Block:
         shape = shared.shape if isinstance(shared, Tensor) else self.graph.shape(*source)
         found = []
         for node, index, layout in self.structure.meetings[source]:
-            gradients = [layout.split(g, self.n) for g in self.gradients[node] if g is not None]
-            if gradients:
+            if node in self.gradients:
                 op = Operation(self.graph.nodes[node], index, shared, shape, layout, self.n)
-                stacked = gradients[0].unsqueeze(1) if len(gradients) == 1 else torch.stack(gradients, 1)
-                found.append(factor_of(op, widen(stacked)))
+                found.append(factor_of(op, self.gradients[node]))
                 if isinstance(found[-1], Separate):
                     names = [name for name, sources in self.structure.sources.items() if source in sources]
                     self.engine.without_rule |= dict.fromkeys(names, op.node.name())

@@ -50,7 +50,11 @@ class Dense(NamedTuple):
         return self.values[piece]
 
     def add_to(self, sums: Sums, value: SquareOrAbs, budget: int) -> None:
-        sums.add(value(self.values))
+        if sums.second is not None:
+            return sums.add(value(self.values))
+        for column in self.values.unbind(1):  # one at a time stays in the cache
+            sums.first.add_(value(column).sum(0))
+        return None
 
 
 class Outer(NamedTuple):

@@ -195,7 +195,9 @@ class Structure:
         """Return whether ``graph`` of ``n`` examples has this structure."""
         return (
             graph.structure == self.operations
-            and all(_resized(self.sizes[node], layout, n) == graph.shape(node, 0) for node, layout in self.nodes.items())
+            and all(
+                _resized(self.sizes[node], layout, n) == graph.shape(node, 0) for node, layout in self.nodes.items()
+            )
             and all(_keeps_order(graph.nodes[i], *where, n) for i, where in self.reordering.items())
         )
 
