@@ -13,7 +13,8 @@ by it, and the table has the medians of these ratios. So a noisy machine slows b
   nngeometry  PMatDiag, without MAS because it only squares; a quarter of the examples, scaled, on the CNN and the ResNet
   backpack    SumGradSquared, DiagGGNExact (equal to the exact Fisher of a softmax), BatchGrad for MAS; examples as above
   torch.func  vmap(grad) over 64 examples at a time, once per label for exact; 1/8 of the examples, scaled
-  laplace     GGNInterface.diag of laplace-torch for exact, EFInterface.diag for one label; 1/8 of the examples, scaled
+  laplace     GGNInterface.diag of laplace-torch for exact, EFInterface.diag for one label; 1/8 of the examples, scaled, 16 at a
+              time, because it keeps their Jacobians
 
 A library that fails on a network has no time in its row. The extra "peers" installs the libraries.
 
@@ -203,7 +204,7 @@ def by_laplace(c: Case) -> Importance:
 
     net = copy.deepcopy(c.net)
     curvature = (CurvlinopsGGN if c.kind == "exact" else CurvlinopsEF)(net, "classification")
-    total = sum(curvature.diag(x, y)[1] for x, y in c.batches(c.plain))
+    total = sum(curvature.diag(x, y)[1] for x, y in c.batches(CHECKED))
     pieces = (total / len(c.x)).split([p.numel() for p in net.parameters()])
     return {name: piece.view_as(p) for (name, p), piece in zip(net.named_parameters(), pieces, strict=True)}
 
