@@ -145,7 +145,7 @@ REFUSED = {
     "metrics.json without keys": (edited(seconds={}), rf"\(seconds.train is missing\). {AGAIN}"),
     "unknown status": (edited(status="x"), rf"\(status: expected one of running, .*, got 'x'\). {AGAIN}"),
     "text as extra metrics": (edited(extra_metrics="x"), rf"\(extra_metrics: expected an object, got 'x'\). {AGAIN}"),
-    "empty state of the strategy": (with_keys(strategy={}), "the state of EWC is empty, but it had [0-9]+ bytes"),
+    "empty state of the strategy": (with_keys(strategy={}), "the state of EWC is empty"),
     "importance without anchor": (without_anchor, "the checkpoint does not fit the net.*KeyError: 'anchor'"),
     "text as state": (with_keys(optimizer="x"), rf"\(optimizer: expected an object, got 'x'\). {AFTER_1}"),
     "checkpoint without its step": (with_keys(step=None), rf"\(step is missing\). {AFTER_1}"),

@@ -267,10 +267,9 @@ def empty_results(sequence: TaskSequence, metrics: Mapping[str, Metric] | None =
 
 
 def check_strategy_state(state: dict[str, Any], strategy: Strategy) -> None:
-    """Raise ValueError if a task checkpoint lacks the state that the strategy kept after the task."""
-    kept = state["importance"][-1].get("bytes", 0) if state["importance"] else 0
-    if kept and not state["strategy"] and type(strategy).state_dict is not Strategy.state_dict:
-        raise ValueError(f"the state of {type(strategy).__name__} is empty, but it had {kept} bytes")
+    """Raise ValueError if a task checkpoint has no state of a strategy that has one even before its first task."""
+    if not state["strategy"] and strategy.state_dict():
+        raise ValueError(f"the state of {type(strategy).__name__} is empty")
 
 
 def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None:
