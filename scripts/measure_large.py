@@ -3,15 +3,14 @@
     OMP_NUM_THREADS=1 python scripts/measure_large.py [--sizes 1 10 100] [--markdown table.md]
 
 Each row is a decoder with about that number of million parameters, tied embeddings, a vocabulary of 8,000 and sequences of 64
-tokens. A new process measures it: a plain forward and backward pass, and ``fisher(labels="sample")`` over all next tokens, on
-the same 16 sequences. Memory is the peak of the resident memory (VmHWM of Linux) minus the memory with the model alone.
+tokens. New processes measure a plain forward and backward pass, and ``fisher(labels="sample")`` over all next tokens, on the same
+16 sequences. Memory is the peak of the resident memory (VmHWM of Linux) minus the memory with the model alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Callable
 from pathlib import Path
 from time import process_time
 
@@ -52,42 +51,34 @@ def megabytes(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
 
 
-def measured(f: Callable[[], object]) -> tuple[float, float]:
-    """Return the seconds of a call and the megabytes that it adds at its peak."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
-    before, start = megabytes("VmRSS"), process_time()
-    f()
-    return process_time() - start, megabytes("VmHWM") - before
-
-
-def row(size: int) -> list[str]:
-    """Return the row of a model with about ``size`` million parameters."""
+def measured(size: int, method: str) -> tuple[int, float, float]:
+    """Return the number of parameters, the seconds per sequence of a second call, and the megabytes that the first call adds."""
     torch.manual_seed(0)
     net = Decoder(*SIZES[size]).eval()
-    number = sum(p.numel() for p in net.parameters())
     x = torch.randint(VOCABULARY, (SEQUENCES, LENGTH))
 
     def plain() -> None:
         z, y = next_tokens(net, x)
         cross_entropy(z.flatten(0, 1), y.flatten()).backward()
-        net.zero_grad(set_to_none=True)
 
-    found = {}
-    for name, f in (
-        ("plain", plain),
-        ("fisher", lambda: fisher(net, [x], labels="sample", outputs=next_tokens)),
-    ):
-        f()
-        found[name] = measured(f)
-    (plain_s, plain_mb), (ours_s, ours_mb) = found["plain"], found["fisher"]
-    return [
-        f"{number / 1e6:.1f}",
-        f"{plain_s / SEQUENCES:.2f}",
-        f"{ours_s / SEQUENCES:.2f}",
-        f"{ours_s / plain_s:.2f}",
-        f"{1e6 * plain_mb / number:.1f}",
-        f"{1e6 * ours_mb / number:.1f}",
-    ]
+    f = plain if method == "plain" else lambda: fisher(net, [x], labels="sample", outputs=next_tokens)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
+    before = megabytes("VmRSS")
+    f()
+    memory, start = megabytes("VmHWM") - before, process_time()
+    f()
+    return sum(p.numel() for p in net.parameters()), (process_time() - start) / SEQUENCES, memory
+
+
+def row(size: int) -> list[str]:
+    """Return the row of a model with about ``size`` million parameters. Each method is measured in a new process."""
+    found = []
+    for method in ("plain", "fisher"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found.append(pool.apply(measured, (size, method)))
+    (number, plain, plain_mb), (_, ours, ours_mb) = found
+    figures = f"{number / 1e6:.1f}", f"{plain:.2f}", f"{ours:.2f}", f"{ours / plain:.2f}"
+    return [*figures, f"{1e6 * plain_mb / number:.1f}", f"{1e6 * ours_mb / number:.1f}"]
 
 
 def main() -> None:
@@ -106,8 +97,7 @@ def main() -> None:
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     print(lines[0], flush=True)
     for size in args.sizes:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            lines.append(" | ".join(pool.apply(row, (size,))))
+        lines.append(" | ".join(row(size)))
         print(lines[-1], flush=True)
     if args.markdown:
         args.markdown.write_text("".join(f"| {line} |\n" for line in lines), encoding="utf-8")
