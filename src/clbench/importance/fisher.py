@@ -207,7 +207,7 @@ def check_own_loss(outputs: Outputs, gradients: FisherGradients, module: nn.Modu
         check_outputs(found[0], count(batch), batch)
         mean = gradients.mean_loss(Forward(*found).detached())
     own = float(found.loss)
-    if mean is None or abs(mean - own) > 1e-4 * max(1.0, abs(own)):
+    if mean is None or not abs(mean - own) <= 1e-4 * max(1.0, abs(own)):  # nan is no agreement
         what = "no targets fit its outputs" if mean is None else f"that of its outputs and targets is {mean:.5g}"
         raise ValueError(
             f"{type(module).__name__} returns a loss of {own:.5g}, but for loss={gradients.options.loss} {what}. Its outputs and "
