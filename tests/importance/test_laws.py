@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clbench.importance import fisher, fisher_and_error, mas, subsample
-from clbench.importance.labels import FisherGradients, LabelOptions
+from clbench.importance.label_options import LabelOptions
+from clbench.importance.labels import FisherGradients
 from clbench.importance.outputs import Forward
 from tests.importance.nets import N, batched, build
 from tests.importance.test_exactness import close

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clbench.importance import fisher, fisher_and_error, mas, operations
+from clbench.importance import fisher, fisher_and_error, mas, rules
+from clbench.importance.operation import Operation
 from tests import references
 from tests.conftest import others_slow
 from tests.importance.nets import NETS, build
@@ -83,16 +84,16 @@ def test_a_slow_way_is_logged_with_its_reason(name: str, caplog: pytest.LogCaptu
 
 def test_every_rule_is_used_by_a_net(monkeypatch: pytest.MonkeyPatch) -> None:
     used = set()
-    for name, rule in operations.RULES.items():
+    for name, rule in rules.RULES.items():
 
-        def noted(op: operations.Operation, g: Tensor, name: str = name, rule: Any = rule) -> Any:
+        def noted(op: Operation, g: Tensor, name: str = name, rule: Any = rule) -> Any:
             used.add(name)
             return rule(op, g)
 
-        monkeypatch.setitem(operations.RULES, name, noted)
+        monkeypatch.setitem(rules.RULES, name, noted)
     for net, x, _ in (*map(built, ODD), *map(build, NETS)):
         mas(net, [x])
-    assert used == set(operations.RULES)
+    assert used == set(rules.RULES)
 
 
 def test_bags_scaled_by_frequency_are_refused() -> None:

@@ -2,7 +2,7 @@
 
 from clbench.importance.batching import subsample
 from clbench.importance.fisher import fisher, fisher_and_error
-from clbench.importance.labels import check_options
+from clbench.importance.label_options import check_options
 from clbench.importance.local import mas_local
 from clbench.importance.mas import mas, mas_and_error
 from clbench.importance.outputs import default_outputs

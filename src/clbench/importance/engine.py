@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from clbench.importance.batching import count, merge_batches, move_to, shapes, take
 from clbench.importance.example_statistics import ExampleStatistics, Sums, add_value
 from clbench.importance.factors import Factor, Outer, SquareOrAbs, combined, pieces
-from clbench.importance.graph import MOVES, Graph, Shared, Structure, is_ordered
+from clbench.importance.graph import MOVES, Graph, Shared
 from clbench.importance.measurement import Measurement
-from clbench.importance.operations import Operation, Separate, factor_of
+from clbench.importance.operation import Operation, Separate
+from clbench.importance.order import is_ordered
 from clbench.importance.output_gradients import OutputGradients
 from clbench.importance.outputs import check_differentiable, forward
 from clbench.importance.probe import Probe, probe
+from clbench.importance.rules import factor_of
+from clbench.importance.structure import Structure
 from clbench.params import trainable, widen
 
 CPU_FORWARD = 64 * 2**20
@@ -57,7 +60,7 @@ class Engine:
     """Measure the importance of the parameters of one module. Must be used inside ``preserve_state``.
 
     Each batch takes one forward pass, and one backward pass per column of ``output_gradients``. The backward pass ends at the
-    operations in which a parameter meets the examples. A rule per operation (``operations.py``) then gives the gradient of each
+    operations in which a parameter meets the examples. A rule per operation (``rules.py``) then gives the gradient of each
     example. Where the examples cannot be located in the graph (``Irregular``), they are measured one at a time.
 
     Args:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from clbench.importance.batching import count
-from clbench.importance.labels import FisherGradients, LabelOptions, Loss, check_options
+from clbench.importance.label_options import LabelArguments, LabelOptions, Loss, check_options
+from clbench.importance.labels import FisherGradients
 from clbench.importance.measure import measure
 from clbench.importance.measurement import Measurement
 from clbench.importance.output_gradients import one_column
@@ -114,17 +115,12 @@ def fisher(
     return _measure(module, batches, label_options, Measurement(samples, fisher_batch, seed, outputs, chunk))[0]
 
 
-class FisherArguments(TypedDict, total=False):
+class FisherArguments(LabelArguments, total=False):
     """Keyword arguments of ``fisher``."""
 
     labels: str
     samples: int | None
     fisher_batch: int
-    label_samples: int
-    loss: Loss
-    reduction: str
-    ignore_index: int
-    class_dim: int | None
     seed: int
     outputs: Outputs
     chunk: int | None

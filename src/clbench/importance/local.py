@@ -19,8 +19,8 @@ from clbench.importance.engine import budgets
 from clbench.importance.example_statistics import ExampleStatistics
 from clbench.importance.factors import Dense, Factor, Outer
 from clbench.importance.measure import check_finite
-from clbench.importance.operations import patches_by_group
 from clbench.importance.outputs import Outputs, default_outputs, forward
+from clbench.importance.patches import patches_by_group
 from clbench.importance.preserve_state import preserve_state
 from clbench.importance.probe import check_independent
 from clbench.params import Params, trainable, widen

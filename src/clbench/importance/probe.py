@@ -12,9 +12,11 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clbench.importance.batching import count, take
-from clbench.importance.graph import Graph, Irregular, Structure, compare, order_rows
+from clbench.importance.graph import Graph, Irregular
+from clbench.importance.order import order_rows
 from clbench.importance.output_gradients import OutputGradients
 from clbench.importance.outputs import Outputs, check_differentiable, forward, is_default
+from clbench.importance.structure import Structure, compare
 from clbench.params import Params, in_float64
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from torch import nn
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.importance import check_options, fisher
-from clbench.importance.labels import Loss
+from clbench.importance.label_options import LabelArguments, Loss
 from clbench.importance.outputs import Outputs, returned_outputs
 from clbench.learner import Learner
 from clbench.params import Params
@@ -21,16 +21,11 @@ from clbench.strategies.measured import ImportanceOptions, ImportanceStrategy
 from clbench.strategies.quadratic import Quadratic
 
 
-class FisherOptions(ImportanceOptions, total=False):
+class FisherOptions(ImportanceOptions, LabelArguments, total=False):
     """Options of ``EWC`` that ``OnlineEWC`` passes on, without ``lam``."""
 
     fisher: str
     fisher_batch: int
-    label_samples: int
-    loss: Loss
-    reduction: str
-    ignore_index: int
-    class_dim: int | None
 
 
 class EWC(ImportanceStrategy):

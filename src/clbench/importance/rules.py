@@ -16,78 +16,21 @@ See Goodfellow 2015 (arXiv:1510.01799) for the linear layer and Rochette et al. 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
 
-from clbench.importance.example_statistics import Sums
-from clbench.importance.factors import Dense, Factor, Outer, Rows, SquareOrAbs, pieces
-from clbench.importance.graph import Layout
-from clbench.params import widen
+from clbench.importance.factors import Dense, Factor, Outer, Rows
+from clbench.importance.operation import NoRule, Operation, Separate
+from clbench.importance.patches import depthwise, patches_by_group
 
+MEAN, MAXIMUM = 1, 2
+"""Modes of ``EmbeddingBag``. 0 is the sum."""
 
-class NoRule(Exception):
-    """A rule does not cover this case of its operation."""
-
-
-class Operation(NamedTuple):
-    """One operation of a forward pass.
-
-    Attributes:
-        node: Its node in the autograd graph.
-        argument: Number of the input that all examples share.
-        shared: That input, as a parameter or as a place in the graph.
-        shape: Its shape.
-        layout: The place of the examples in the output.
-        n: Number of examples.
-    """
-
-    node: Node
-    argument: int
-    shared: Tensor | GradientEdge
-    shape: torch.Size
-    layout: Layout
-    n: int
-
-    def saved(self, name: str) -> Any:
-        """Return a value that the operation has saved, tensors without history and in float32 or wider.
-
-        Complex numbers are conjugated, because all rules for them multiply gradients with the conjugates of the operands.
-
-        Raises:
-            NoRule: This version of torch does not save it.
-        """
-        try:
-            value = getattr(self.node, f"_saved_{name}")
-        except AttributeError as error:
-            raise NoRule from error
-        if isinstance(value, complex):
-            return value.conjugate()
-        return widen(value.detach().conj().resolve_conj()) if isinstance(value, Tensor) else value
-
-    @property
-    def is_complex(self) -> bool:
-        """Whether the shared input contains complex numbers."""
-        if isinstance(self.shared, Tensor):
-            return self.shared.is_complex()
-        dtype: torch.dtype = self.shared.node._input_metadata[self.shared.output_nr].dtype
-        return dtype.is_complex
-
-    def split(self, t: Tensor, dim: int | None = None) -> Tensor:
-        """Return ``t`` with the examples as a new first dimension, see ``Layout.split``."""
-        return self.layout.split(t, self.n, dim)
-
-    def aligned(self, t: Tensor, dims: int) -> Tensor:
-        """Return an operand that was broadcast against an output of ``dims`` dimensions as (n, 1, ...) or (1, 1, ...)."""
-        t = t.reshape((1,) * (dims - t.dim()) + tuple(t.shape))
-        has_examples = t.shape[self.layout.dim] == self.n * self.layout.repeats
-        return (self.split(t) if has_examples else t[None])[:, None]
+BILINEAR = ([1, 3], [0], [1, 2])
+"""The dimensions that a bilinear layer adds to its first input, weights and second input."""
 
 
 def times(g: Tensor, scale: float) -> Tensor:
@@ -164,69 +107,6 @@ def convolution(op: Operation, g: Tensor) -> Factor:
         return Outer(unfold(g.flatten(0, 1)).unflatten(0, (n, k)), rows, op.shape, is_transposed=True)
     rows = g.reshape(n, k, repeats, groups, o // groups, -1).permute(0, 1, 3, 2, 5, 4).flatten(3, 4)
     return Outer(rows, inputs, op.shape, unfold=unfold)
-
-
-def depthwise(
-    a: Tensor, g: Tensor, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
-    """Return the gradients (n, K, *shape) of a convolution with one input channel per group, for inputs (n, repeats, I, *in).
-
-    A gradient is the correlation of an input and a gradient at the output, so that of all channels of all examples is another
-    grouped convolution. With oneDNN it is about ten times as fast as a product with patches, but slow in float64.
-    """
-    n, k, repeats, o = g.shape[:4]
-    channels, spatial = a.shape[2], a.shape[3:]
-    a = a[:, None, :, :, None].expand(n, k, repeats, channels, o // channels, *spatial)
-    maps = n * k * repeats * o
-    w = torch.convolution(
-        a.reshape(1, maps, *spatial),
-        g.reshape(maps, 1, *g.shape[4:]),
-        None,
-        stride=list(dilation),
-        padding=list(padding),
-        dilation=list(stride),
-        transposed=False,
-        output_padding=[0] * len(spatial),
-        groups=maps,
-    )
-    for d, size in enumerate(shape[2:], start=2):
-        w = w.narrow(d, 0, size)
-    return w.reshape(n, k, repeats, *shape).sum(2)
-
-
-def patches_by_group(
-    a: Tensor,
-    *,
-    groups: int,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    """Return the patches of inputs (n, repeats, I, *in) as (n, groups, P, I / groups * kernel)."""
-    n, repeats = a.shape[:2]
-    patches = extract_patches(a.flatten(0, 1), kernel, stride, padding, dilation)  # (n repeats, I kernel, positions)
-    patches = patches.view(n, repeats, groups, -1, patches.shape[-1]).transpose(1, 2)
-    return patches.transpose(3, 4).flatten(2, 3)
-
-
-def extract_patches(
-    a: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
-    """Return the patches seen by the kernel: (n, I, *in) -> (n, I * kernel, P)."""
-    if any(padding):
-        a = F.pad(a, [p for p in reversed(padding) for _ in range(2)])
-    n, channels, *sizes = a.shape
-    if math.prod(kernel) == 1:
-        return a[(slice(None), slice(None), *(slice(None, None, s) for s in stride))].flatten(2)
-    steps = [(s - d * (k - 1) - 1) // t + 1 for s, k, t, d in zip(sizes, kernel, stride, dilation, strict=True)]
-    a = a.contiguous()
-    along = a.stride()[2:]
-    strides = [s * d for s, d in zip(along, dilation, strict=True)] + [
-        s * t for s, t in zip(along, stride, strict=True)
-    ]
-    windows = a.as_strided((n, channels, *kernel, *steps), (*a.stride()[:2], *strides))
-    return windows.reshape(n, channels * math.prod(kernel), -1)  # one copy: 2 to 12 times faster than F.unfold
 
 
 def layer_norm(op: Operation, g: Tensor) -> Factor:
@@ -380,12 +260,6 @@ def index_selection(op: Operation, g: Tensor) -> Factor:
     return Rows(rows, g.reshape(*g.shape[:2], rows.shape[1], *op.shape[1:]), op.shape)
 
 
-MEAN, MAXIMUM = 1, 2
-"""Modes of ``EmbeddingBag``. 0 is the sum."""
-
-BILINEAR = ([1, 3], [0], [1, 2])
-"""The dimensions that a bilinear layer adds to its first input, weights and second input."""
-
 RULES: dict[str, Callable[[Operation, Tensor], Factor]] = {
     "MmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
     "BmmBackward0": partial(matrix_product, left="self", right="mat2", first=0),
@@ -413,40 +287,6 @@ RULES: dict[str, Callable[[Operation, Tensor], Factor]] = {
     "IndexSelectBackward0": index_selection,
 }
 """The rules by the names of operations in the autograd graph. A rule raises ``NoRule`` for a case that it does not cover."""
-
-
-class Separate(NamedTuple):
-    """Gradients by the operation's own backward pass, one example at a time, for operations without a rule.
-
-    Attributes:
-        op: The operation.
-        g: Gradients at its output, (n, K, ...).
-    """
-
-    op: Operation
-    g: Tensor
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.op.shape
-
-    def each(self) -> int:
-        return self.g.shape[1] * self.op.shape.numel()
-
-    def dense(self, piece: slice) -> Tensor:
-        op, (output, *_), dim = self.op, self.op.node._input_metadata, self.op.layout.dim
-        edge = GradientEdge(op.node, 0)
-        gradients: list[Tensor] = []
-        for i in range(self.op.n)[piece]:
-            for column in self.g[i]:
-                alone = torch.zeros(output.shape, dtype=output.dtype, device=output.device)
-                alone.index_copy_(dim, op.layout.entries(op.n, i, column.device), column.to(output.dtype))
-                gradients += torch.autograd.grad([edge], [op.shared], [alone], retain_graph=True)  # type: ignore[arg-type]
-        return widen(torch.stack(gradients)).view(-1, self.g.shape[1], *op.shape)
-
-    def add_to(self, sums: Sums, value: SquareOrAbs, budget: int) -> None:
-        for piece in pieces(self.op.n, self.each(), budget):
-            sums.add_gradients(self.dense(piece), value)
 
 
 def factor_of(op: Operation, g: Tensor) -> Factor:
