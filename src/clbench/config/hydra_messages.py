@@ -107,16 +107,9 @@ def _unnamed_choice(match: re.Match[str]) -> str:
     return f"expected the name of a choice, such as net=mlp, got a value of type {match[1]}. --help lists the choices."
 
 
-def _second_choice(match: re.Match[str]) -> str:
-    group = match[1]
-    return f"+{group}=...: the group {group} already has a choice. Try {group}=..."
-
-
 def _nothing_to_delete(match: re.Match[str]) -> str:
     name = match[1]
-    if name in option_names() or name in names_in(
-        name.partition(".")[0]
-    ):  # Hydra cannot delete a key whose value is null
+    if name in (*option_names(), *names_in(name.partition(".")[0])):  # Hydra cannot delete a key whose value is null
         return f"~{name}: the option is null or not set, so it has no value to remove. Remove ~{name}."
     return _missing_option(match)
 
@@ -156,7 +149,7 @@ def _blocked(match: re.Match[str]) -> str:
 
 
 def _added_choice(match: re.Match[str]) -> str:
-    group, choice = match.groups()
+    group, choice = match[1], "..." if match.re.groups < 2 else match[2]
     return f"+{group}={choice}: the group {group} already has a choice. Try {group}={choice}."
 
 
@@ -178,7 +171,7 @@ MESSAGES: dict[str, Callable[[re.Match[str]], str]] = {
     r"Could not (?:find|load) '(\w+)/([^'\s]*)'": _missing_choice,
     r"Config group override must be a string or a list\. Got (\w+)": _unnamed_choice,
     r"Multiple values for (\w+)\. To override a value use 'override \S+: ([^']+)'": _added_choice,
-    r"^(\w+) appears more than once in the final defaults list": _second_choice,
+    r"^(\w+) appears more than once in the final defaults list": _added_choice,
     r"Could not delete '(.*)'\. No match in the defaults list": _missing_deletion,
     r"Sweep parameters '(.+)' requires --multirun": _several_values_of_a_function,
     r"Target '(\S+)' is blocklisted": _blocked,
