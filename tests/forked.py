@@ -25,9 +25,14 @@ FORK.set_forkserver_preload(
 
 def type_command(arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str]) -> CompletedProcess[str]:
     """Run ``python -m clbench.train ARGUMENTS`` in ``folder``."""
+    return run_in_fork(("clbench.train", *arguments), folder, environment)
+
+
+def run_in_fork(arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str]) -> CompletedProcess[str]:
+    """Run ``python SCRIPT.py ARGUMENTS`` or ``python -m MODULE ARGUMENTS`` in ``folder``."""
     with TemporaryDirectory() as output:
         out, err = Path(output) / "out", Path(output) / "err"
-        process = FORK.Process(target=_command, args=(arguments, folder, dict(environment), out, err))
+        process = FORK.Process(target=_run, args=(arguments, folder, dict(environment), out, err))
         process.start()
         process.join(timeout=300)
         if process.exitcode is None:
@@ -38,7 +43,7 @@ def type_command(arguments: tuple[str, ...], folder: Path, environment: Mapping[
         )
 
 
-def _command(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+def _run(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -48,6 +53,9 @@ def _command(arguments: tuple[str, ...], folder: Path, environment: dict[str, st
     ]  # as python -m does
     for descriptor, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
-    sys.argv = ["clbench.train", *arguments]
-    sys.modules.pop("clbench.train", None)  # runpy executes it again
-    runpy.run_module("clbench.train", run_name="__main__", alter_sys=True)
+    sys.argv = list(arguments)
+    if arguments[0].endswith(".py"):
+        runpy.run_path(arguments[0], run_name="__main__")
+    else:
+        sys.modules.pop(arguments[0], None)  # runpy executes it again
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

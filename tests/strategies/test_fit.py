@@ -22,6 +22,7 @@ from clbench.params import fingerprints, named_parameters
 from clbench.strategies.fit import refuse_sharded
 from clbench.training.monitor import PenaltyMonitor
 from tests.conftest import trainer
+from tests.forked import run_in_fork
 from tests.strategies.test_consolidation import Net, fit
 from tests.strategies.test_penalty import Plain, loader
 
@@ -516,8 +517,7 @@ def test_the_recipe_survives_kills_at_every_stage(make, tmp_path):
     def go(folder, stage="none", task=0):
         folder.mkdir(exist_ok=True)
         (folder / "script.py").write_text(KILLED + script)
-        line = [sys.executable, "script.py", stage, str(task)]
-        done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=200, env=environment())
+        done = run_in_fork(("script.py", stage, str(task)), folder, environment())
         expected = -signal.SIGKILL if stage != "none" else 0
         assert done.returncode == expected, (stage, done.stderr[-2000:])
         return done.stdout
