@@ -196,6 +196,23 @@ ODD: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         lambda: Net(lambda m, x: m.head(x + m.t.repeat(len(x), T, 1)).mean(1), head=_head(), t=weights(1, 1, D)),
         SEQUENCE,
     ),
+    "repeated rows": (
+        lambda: Net(lambda m, x: m.head(x + m.t.repeat(len(x), 1, 2)).mean(1), head=_head(), t=weights(1, 1, D // 2)),
+        SEQUENCE,
+    ),
+    "a row behind the examples": (
+        lambda: Net(
+            lambda m, x: m.head(torch.tanh(m.body(torch.cat([x, m.t]))))[:-1],
+            head=_head(),
+            body=nn.Linear(D, D),
+            t=weights(1, D),
+        ),
+        FLAT,
+    ),
+    "a sum over the batch that does not count": (
+        lambda: Net(lambda m, x: m.head(x) + 0 * m.body(x).sum(0), head=_head(), body=nn.Linear(D, C)),
+        FLAT,
+    ),
     "attention over different inputs": (
         lambda: Net(
             lambda m, x: m.head(m.att(x, x.flip(1), x * 2)[0].mean(1)),

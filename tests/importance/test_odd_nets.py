@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clbench.importance import fisher, fisher_and_error, mas, rules
@@ -26,7 +28,7 @@ WITHOUT_RULE = {
 }
 """Nets with an operation that has no rule, and its name."""
 
-ONE_AT_A_TIME = {"experts"}
+ONE_AT_A_TIME = {"experts", "a row behind the examples", "a sum over the batch that does not count"}
 """Nets in which the examples cannot be located."""
 
 FAST = (
@@ -139,32 +141,116 @@ def test_a_parameter_hidden_inside_a_function_is_refused() -> None:
     assert net.first.weight.grad is None
 
 
+def _scattered(h: Tensor, order: Tensor) -> Tensor:
+    return torch.zeros_like(h).scatter(0, order[:, None].expand(-1, h.shape[1]), h)
+
+
+def _permutation(order: Tensor) -> Tensor:
+    return torch.eye(len(order), dtype=torch.float64)[order]
+
+
+def _rolled(h: Tensor, order: Tensor) -> Tensor:
+    return h.roll(int(order[0]), 0)
+
+
+REORDERED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "index": lambda h, order: h[order],
+    "gather": lambda h, order: h.gather(0, order[:, None].expand(-1, h.shape[1])),
+    "take": lambda h, order: h.take(order[:, None] * h.shape[1] + torch.arange(h.shape[1])),
+    "embedding": lambda h, order: F.embedding(order, h),
+    "scatter": lambda h, order: _scattered(h, order.argsort()),
+    "index_put": lambda h, order: torch.zeros_like(h).index_put((order.argsort(),), h),
+    "mm": lambda h, order: _permutation(order) @ h,
+    "mm, transposed": lambda h, order: (h.T @ _permutation(order).T).T,
+    "bmm": lambda h, order: torch.bmm(_permutation(order)[None], h[None])[0],
+}
+"""Functions of (values, order) that place the examples in the order."""
+
+
 class Sorted(nn.Module):
     """Sorts the examples by their first entry, and sorts the outputs back."""
 
-    def __init__(self) -> None:
+    def __init__(self, reordered: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
+        self.reordered = reordered
         self.table, self.head = nn.Linear(4, 4), nn.Linear(4, C)
         self.head.weight = nn.Parameter(self.table.weight[:C].detach())
 
     def forward(self, x: Tensor) -> Tensor:
         order = x[:, 0].argsort()
-        h = torch.tanh(self.table(x)) + torch.tanh(self.table(x[order]))[order.argsort()]
-        return self.head(h)
+        h = self.reordered(torch.tanh(self.table(self.reordered(torch.tanh(self.table(x)), order))), order.argsort())
+        return self.head(h + torch.tanh(self.table(x)))
 
 
 @pytest.mark.parametrize("last", [[-1.0, 2.5, -2.0], [1.5, 2.5, 4.0]])
-def test_examples_in_an_order_that_depends_on_their_values(last: list[float]) -> None:
+@pytest.mark.parametrize("name", REORDERED)
+def test_examples_in_an_order_that_depends_on_their_values(name: str, last: list[float]) -> None:
     """The first four examples are sorted already, so that only a whole batch shows it. The layer is used in both orders.
 
     In the second case the last example keeps its place, too.
     """
-    net = Sorted().double()
+    net = Sorted(REORDERED[name]).double()
     x = torch.randn(N, 4, dtype=torch.float64)
     x[:, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0, *last])
     close(mas(net, [x]), references.mas(net, x))
     ordered = x.sort(0).values
-    close(mas(net, [ordered, x]), references.mas(net, torch.cat([ordered, x])))
+    for chunk in (None, N):  # in one batch, and in two
+        close(mas(net, [ordered, x], chunk=chunk), references.mas(net, torch.cat([ordered, x])))
+
+
+class Rolled(nn.Module):
+    """Rolls the examples by one place if the first one is positive, and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = int(x[0, 0] > 0)
+        return self.table(torch.tanh(self.table(x).roll(shift, 0))).roll(-shift, 0)
+
+
+def test_a_shift_that_depends_on_the_values() -> None:
+    net, x = Rolled().double(), torch.randn(N, 4, dtype=torch.float64)
+    x[0, 0] = -1
+    both = torch.cat([x, x.abs()])
+    close(mas(net, both.split(N), chunk=N), references.mas(net, both))
+
+
+class Gated(nn.Module):
+    """Adds a layer of two versions of each example, unless the first entry of the example is negative.
+
+    No view shows the order of the rows of the layer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.tanh(self.body(torch.cat([x, 2 * x]))).chunk(2)
+        return self.head(x + (a + b) * x[:, :1].relu())
+
+
+def test_an_order_that_the_first_examples_do_not_show(caplog: pytest.LogCaptureFixture) -> None:
+    net, x = Gated().double(), torch.randn(N, 4, dtype=torch.float64)
+    x[:4, 0], x[4:, 0] = -1, 1
+    with caplog.at_level(logging.WARNING):
+        close(mas(net, [x]), references.mas(net, x))
+    assert "the order of the rows of AddmmBackward0 is not known" in caplog.text
+
+
+def test_batches_of_different_lengths(caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(
+        nn.Linear(4, 4), nn.Tanh(), nn.AdaptiveAvgPool2d((1, 4)), nn.Flatten(), nn.Linear(4, C)
+    ).double()
+    batches = [torch.randn(n, t, 4, dtype=torch.float64) for n, t in ((3, 5), (N, 2), (3, 2), (4, 5))]
+    with caplog.at_level(logging.WARNING):
+        found = mas(net, batches)
+    each = [references.mas(net, x) for x in batches]
+    n = sum(map(len, batches))
+    close(found, {name: sum(len(x) * e[name] for x, e in zip(batches, each, strict=True)) / n for name in found})
+    assert not caplog.text
 
 
 def test_a_measurement_in_16_bits_adds_in_32() -> None:

@@ -46,30 +46,6 @@ def _divisors(number: int) -> list[int]:
     return [k for k in range(1, number + 1) if number % k == 0]
 
 
-def is_ordered(structure: Structure, z: Tensor, graph: Graph) -> bool:
-    """Return whether the gradients of all examples are where the structure places them.
-
-    The gradients at the outputs are scaled by a power of two per example. All gradients of the example must scale with it.
-    """
-    n, layouts = len(z), structure.nodes
-    powers = torch.randint(8, (n,), generator=torch.Generator().manual_seed(0)).to(z.device)
-    v = _direction(z).expand_as(z)
-    edges = [graph.edge((node, 0)) for node in layouts]
-    once, scaled = (
-        torch.autograd.grad(z, edges, v * s.to(z).view(-1, *(1,) * (z.dim() - 1)), retain_graph=True, allow_unused=True)
-        for s in (torch.ones_like(powers), 2**powers)
-    )
-    for layout, a, b in zip(layouts.values(), once, scaled, strict=True):
-        if a is None or b is None:
-            continue
-        a, b = (layout.split(g, n).flatten(1) for g in (a, b))
-        a = a * (2**powers).to(z.device)[:, None]
-        size = a.abs().amax(1)
-        if ((a - b).abs().amax(1) > 0.1 * size + torch.finfo(z.dtype).eps * size.amax()).any():
-            return False
-    return True
-
-
 def _direction(z: Tensor) -> Tensor:
     """Return an arbitrary gradient at the outputs of one example."""
     return torch.linspace(1.0, 2.0, z[0].numel(), dtype=torch.float64).cos().view(z.shape[1:]).to(z)

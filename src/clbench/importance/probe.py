@@ -33,7 +33,6 @@ class Probe:
         edges: Bytes per example of one gradient at the operations where parameters meet the examples.
         columns: Number of gradients at the outputs that are needed at the same time.
         examples: Number of examples that were used.
-        is_checked: Whether the order of the examples was compared in a whole batch.
     """
 
     structure: Structure | None
@@ -42,7 +41,6 @@ class Probe:
     edges: int
     columns: int
     examples: int
-    is_checked: bool = False
 
 
 def probe(

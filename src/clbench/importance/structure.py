@@ -17,8 +17,19 @@ from torch.autograd.graph import Node
 from clbench.importance.graph import MOVES, Graph, Irregular, Shared, signed
 from clbench.importance.layout import Layout, layout_of, order_by_views
 
-REORDER = ("Index", "Gather", "Sort", "Scatter", "MaskedSelect", "Topk", "Unique")
+REORDER = (
+    "Index", "Gather", "Sort", "Scatter", "MaskedSelect", "MaskedScatter", "Topk", "Take", "Put", "EmbeddingBackward", "Roll",
+)  # fmt: skip
 """Beginnings of the names of operations that may place examples in an order that depends on their values."""
+
+SUMMED = {
+    "MmBackward0": ((0, 1), (1, 0)),
+    "MvBackward0": ((0, 1), (1, 0)),
+    "BmmBackward0": ((0, 2), (1, 1)),
+    "AddmmBackward0": ((1, 1), (2, 0)),
+    "BaddbmmBackward0": ((1, 2), (2, 1)),
+}
+"""The dimensions over which products of matrices sum, each as (input, dimension)."""
 
 
 class Meeting(NamedTuple):
@@ -45,7 +56,7 @@ class Structure:
         sources: The shared tensors that depend on each parameter and meet examples.
         moved: For each shared tensor that only moves the entries of one parameter, the nodes that do so, in order.
         sizes: Shape of the output of every operation in a meeting for one batch.
-        reordering: The operations that may reorder the examples of their first input, its layout and its number of dimensions.
+        reordering: The operations that may reorder the examples of an input, its layout and its number of dimensions.
     """
 
     operations: tuple[tuple[str, tuple[Shared | None, ...]], ...]
@@ -70,15 +81,13 @@ class Structure:
         """The operations at which gradients are needed, with the place of the examples in their outputs."""
         return {m.node: m.layout for meetings in self.meetings.values() for m in meetings}
 
-    @cached_property
-    def may_reorder(self) -> bool:
-        """Whether the order of the examples may depend on their values."""
-        return any(name.startswith(REORDER) for name, _ in self.operations)
-
 
 def _keeps_order(node: Node, layout: Layout, dims: int, n: int) -> bool:
-    """Return whether an operation leaves the examples of its first input of ``dims`` dimensions in their order."""
+    """Return whether an operation leaves the examples of an input of ``dims`` dimensions in their order."""
     index, indices, dim = (getattr(node, f"_saved_{name}", None) for name in ("index", "indices", "dim"))
+    if node.name() == "RollBackward0":
+        rolled = [signed(d) % dims for d in node._saved_dims]  # type: ignore[attr-defined]
+        return bool(rolled) and layout.dim not in rolled
     if isinstance(indices, tuple | list):  # one tensor per dimension
         index = indices[layout.dim] if layout.dim < len(indices) else None
         if index is None:
@@ -107,6 +116,7 @@ def compare(small: Graph, large: Graph, few: int, n: int) -> Structure:
     used = {tensor for _, inputs in large.structure for tensor in inputs if isinstance(tensor, tuple)}
     used.add((len(large.nodes) - 1, 0))
     layouts = {t: layout_of(small.shape(*t), large.shape(*t), few, n) for t in sorted(used)}
+    _check_products(large, layouts)
     order_by_views(large, layouts)
     structure = Structure(large.structure, {}, {}, {}, {}, _reordering(large, layouts))
     made_of: dict[Shared, set[str]] = {}  # the parameters of a shared tensor
@@ -134,10 +144,20 @@ def compare(small: Graph, large: Graph, few: int, n: int) -> Structure:
 
 
 def _reordering(graph: Graph, layouts: Mapping[tuple[int, int], Layout | None]) -> dict[int, tuple[Layout, int]]:
-    """Return the operations that may reorder the examples of their first input, its layout and its number of dimensions."""
+    """Return the operations that may reorder the examples of an input, its layout and its number of dimensions."""
     found = {}
     for i, (name, inputs) in enumerate(graph.structure):
-        first = inputs[0] if inputs else None
-        if name.startswith(REORDER) and isinstance(first, tuple) and (layout := layouts[first]) is not None:
-            found[i] = layout, len(graph.shape(*first))
+        for tensor in inputs:
+            if name.startswith(REORDER) and isinstance(tensor, tuple) and (layout := layouts[tensor]) is not None:
+                found[i] = layout, len(graph.shape(*tensor))
+                break
     return found
+
+
+def _check_products(graph: Graph, layouts: Mapping[tuple[int, int], Layout | None]) -> None:
+    """Raise ``Irregular`` if a product of matrices sums over the examples."""
+    for name, inputs in graph.structure:
+        for number, dim in SUMMED.get(name, ()):
+            tensor = inputs[number]
+            if isinstance(tensor, tuple) and (layout := layouts[tensor]) is not None and layout.dim == dim:
+                raise Irregular(f"{name} sums over the examples")
