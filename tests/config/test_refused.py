@@ -121,6 +121,7 @@ NAMES = [
     ("+strategy=ewc", "the group strategy already has a choice. Try strategy=..."),
     ("hydra/launcher=foo", "hydra/launcher=foo: expected one of basic, joblib."),
     ("+hydra.foo=1", "hydra.foo=1: unknown option hydra.foo."),
+    ("lam=???", "lam: its value ??? means that it must be given. Add lam=VALUE."),
     ("+hydra.run.foo=1", "hydra.run.foo=1: unknown option hydra.run.foo."),
     ("~", "~: expected the name of an option or a group to remove"),
     ("~samples", "~samples: the option is null or not set, so it has no value to remove."),
@@ -210,6 +211,10 @@ def test_an_option_no_run_can_have_is_refused(tmp_path, row):
                 "lam=interval(1,2)",
                 "interval(...): expected values for a grid, got a function of a search. Try lam=1,10,",
             ),
+            (
+                "hydra/launcher=joblib hydra.launcher.n_jobs=0",
+                "hydra.launcher.n_jobs=0: expected a number of processes",
+            ),
             ("lam=range(1,3,0)", "lam=range(1,3,0): the values cannot be listed (range() arg 3 must not be zero)."),
         ],
         ("+foo=1,2", "foo=1: unknown option foo. --help lists all options."),
@@ -217,7 +222,7 @@ def test_an_option_no_run_can_have_is_refused(tmp_path, row):
 )
 def test_a_sweep_is_refused_before_its_first_run(command, tmp_path, row):
     typed, message = row
-    done = command(typed, *TINY, "-m", "output_dir=sweep")
+    done = command(*typed.split(), *TINY, "-m", "output_dir=sweep")
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "sweep").exists()

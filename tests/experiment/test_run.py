@@ -43,8 +43,12 @@ def test_runs_follow_each_other_also_after_an_error(tmp_path):
 def test_a_complete_run_is_returned_and_not_trained_again(tmp_path, capsys):
     first = clbench.run(TINY, tmp_path / "a")
     capsys.readouterr()
+    figure = tmp_path / "a/accuracy_matrix.png"
+    drawn = figure.read_bytes()
+    figure.unlink()  # as on a disk that was full
     assert clbench.run(TINY, tmp_path / "a") == first
     assert "this run is already complete" in capsys.readouterr().out
+    assert figure.read_bytes() == drawn
 
 
 def test_without_a_folder_a_run_is_stored_in_output_dir(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def check_keys(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
 
 
 def check_hydra_keys(hydra: DictConfig) -> None:
-    """Raise ConfigError if Hydra's own settings have a key that Hydra does not read.
+    """Raise ConfigError if Hydra's own settings have a key that Hydra does not read, or no processes.
 
     A sweeper rejects unknown keys itself, and the type of its parts does not list those of a plugin.
     """
@@ -81,6 +81,9 @@ def check_hydra_keys(hydra: DictConfig) -> None:
         prefix = ".".join(filter(None, ("hydra", part)))
         for name in map(str, node.keys() - set(names)):
             raise ConfigError(unknown(f"{prefix}.{name}", node._get_node(name), [f"{prefix}.{n}" for n in names]))
+    for part in ("launcher", "sweeper"):
+        if OmegaConf.select(hydra, f"{part}.n_jobs") == 0:
+            raise ConfigError(f"hydra.{part}.n_jobs=0: expected a number of processes, or -1 for one per core, got 0.")
 
 
 def check_missing(cfg: DictConfig) -> None:
@@ -91,7 +94,10 @@ def check_missing(cfg: DictConfig) -> None:
             raise ConfigError(f"{group}: expected one of {choices}, but the configuration has none.")
     for key in (*option_names(), *NEEDED):
         parent, _, name = key.rpartition(".")
-        if name not in (OmegaConf.select(cfg, parent) if parent else cfg):
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        if name in node.keys() and OmegaConf.is_missing(node, name):
+            raise ConfigError(f"{key}: its value ??? means that it must be given. Add {key}=VALUE.")
+        if name not in node:
             raise ConfigError(f"~{key}: every run needs the option {key}. Remove ~{key}.")
     objects = [*OBJECTS, *(f"logger.{name}" for name in cfg.logger)]
     for key in objects if cfg.scheduler.make is None else [*objects, "scheduler.make"]:

@@ -118,7 +118,7 @@ class Experiment:
         return self.earlier is not None and is_finished(self.earlier)
 
     def reuse(self) -> float | None:
-        """Return the objective of a finished run. Metrics of the user that metrics.json lacks are computed and added first."""
+        """Return the objective of a finished run. Metrics of the user and figures that are missing are added first."""
         assert self.earlier is not None
         if self.is_first_process:
             restore_config(self.cfg, self.launch)
@@ -126,6 +126,8 @@ class Experiment:
         results, added = add_new_metrics(self.folder, self.earlier, self.cfg.metrics.extra)
         if added:
             self.display.note(f"added to metrics.json: {', '.join(added)}")
+        if self.is_first_process and len(list(self.folder.path.glob("accuracy_*.png"))) < 2:
+            self.save_plots(results)  # the disk was full when the run ended
         state = "finished, but partial" if results["status"] == PARTIAL else "complete"
         hint = "" if compared else " (its data could not be compared with the current data)"
         self.display.note(f"this run is already {state}: {self.folder.path}{hint}")
@@ -229,7 +231,7 @@ class Experiment:
         from clbench.runs.plots import save_plots
 
         title = f"{self.launch.choices.strategy} on {self.cfg.data.name}, seed {self.cfg.seed}"
-        save_plots(np.array(results["accuracy_matrix"]), results["within_tasks"], title, self.folder.path)
+        save_plots(np.array(results["accuracy_matrix"], dtype=float), results["within_tasks"], title, self.folder.path)
 
     def _trainer(self, index: int, callbacks: list[Callback]) -> Trainer:
         length = budget(self.cfg, index, len(self.sequence))
