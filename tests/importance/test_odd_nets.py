@@ -264,6 +264,13 @@ def test_a_length_that_depends_on_the_values(caplog: pytest.LogCaptureFixture) -
     assert "the operations on a batch are not those on its first examples" in caplog.text
 
 
+def test_three_examples_show_their_places() -> None:
+    net, sizes = nn.Linear(4, C), []
+    net.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    mas(net, [torch.randn(3, 4)])
+    assert 1 not in sizes  # none is measured alone
+
+
 def test_batches_of_different_lengths(caplog: pytest.LogCaptureFixture) -> None:
     net = nn.Sequential(
         nn.Linear(4, 4), nn.Tanh(), nn.AdaptiveAvgPool2d((1, 4)), nn.Flatten(), nn.Linear(4, C)

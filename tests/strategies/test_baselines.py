@@ -452,7 +452,7 @@ def test_a_wrong_value_is_named_with_its_rule(make, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["task", "class"])
 def test_rehearsal_beats_fine_tuning_clearly(run, scenario):
-    options = (f"scenario={scenario}", f"data={DATA[scenario]}", "epochs=4")
+    options = (f"scenario={scenario}", f"data={DATA[scenario]}", "data.tasks=5", "epochs=4")
     plain = run("strategy=finetune", *options, folder="plain")
     for name in ("er", "der", "derpp", "agem"):
         kept = run(f"strategy={name}", *options, folder=name)

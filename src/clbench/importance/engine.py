@@ -199,11 +199,25 @@ class Block:
         self.engine, self.graph, self.structure, self.n = engine, graph, structure, len(z)
         self.value, self.budget = engine.square_or_abs, engine.inner_budget
         edges = [graph.edge((node, 0)) for node in structure.nodes]
-        by_column = [torch.autograd.grad(z, edges, v, retain_graph=True, allow_unused=True) for v in columns]
-        self.gradients: dict[int, Tensor] = {}  # (n, K, ...), for the nodes that the outputs reach
-        for (node, layout), of_columns in zip(structure.nodes.items(), zip(*by_column, strict=True), strict=True):
-            if found := [layout.split(g, self.n) for g in of_columns if g is not None]:
-                self.gradients[node] = widen(found[0].unsqueeze(1) if len(found) == 1 else torch.stack(found, 1))
+        apart = structure.separable if len(columns) > 1 else frozenset()
+        found: dict[int, list[Tensor]] = {}
+        for v in columns:
+            each = torch.autograd.grad(z, edges, v, retain_graph=True, allow_unused=True)
+            for (node, layout), g in zip(structure.nodes.items(), each, strict=True):
+                if g is None:  # the outputs do not reach this node
+                    continue
+                g = layout.split(g, self.n)
+                if node not in apart:
+                    found.setdefault(node, []).append(g)
+                elif node in found:
+                    add_value(found[node][0], widen(g), self.value)
+                else:
+                    found[node] = [self.value(widen(g))]
+        self.gradients: dict[int, Tensor] = {}  # (n, K, ...), or (n, 1, ...) with the sum over K of the values
+        for node, several in found.items():
+            if node in apart and self.value is torch.square:
+                several[0].sqrt_()
+            self.gradients[node] = widen(several[0].unsqueeze(1) if len(several) == 1 else torch.stack(several, 1))
 
     def add(self) -> None:
         """Add the values of every parameter to the statistics."""

@@ -55,17 +55,23 @@ class Graph:
         nodes: The nodes.
         structure: Name and inputs of each node. An input is the name of a parameter, (node, output number), or None for an
             input without gradient. Two batches that run the same operations have equal structures.
+        lengths: Number of entries of each parameter to measure that the graph contains.
     """
 
     def __init__(self, outputs: Tensor, names: Mapping[int, str]) -> None:
         self.nodes = list(_in_order(outputs.grad_fn))
+        self.lengths: dict[Shared, int] = {}
         number = {node: i for i, node in enumerate(self.nodes)}
 
         def described(node: Node | None, output: int) -> Shared | None:
             if node is None:
                 return None
             leaf = getattr(node, "variable", None)
-            return (number[node], output) if leaf is None else names.get(id(leaf))
+            if leaf is None:
+                return number[node], output
+            if (name := names.get(id(leaf))) is not None:
+                self.lengths[name] = leaf.numel()
+            return name
 
         self.structure = tuple(
             (node.name(), tuple(described(*following) for following in node.next_functions)) for node in self.nodes

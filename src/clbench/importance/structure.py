@@ -6,7 +6,7 @@ the shared tensor follows from the gradient at the output of that operation, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -30,6 +30,9 @@ SUMMED = {
     "BaddbmmBackward0": ((1, 2), (2, 1)),
 }
 """The dimensions over which products of matrices sum, each as (input, dimension)."""
+
+FIRST_FACTOR = {"MmBackward0": 0, "AddmmBackward0": 1}
+"""Products of two matrices, and the number of the input that is the first of them."""
 
 
 class Meeting(NamedTuple):
@@ -57,6 +60,8 @@ class Structure:
         moved: For each shared tensor that only moves the entries of one parameter, the nodes that do so, in order.
         sizes: Shape of the output of every operation in a meeting for one batch.
         reordering: The operations that may reorder the examples of an input, its layout and its number of dimensions.
+        separable: The operations in a meeting of which each entry of a parameter's gradient contains one of the gradients at the
+            operation, times a number that is the same for all columns.
     """
 
     operations: tuple[tuple[str, tuple[Shared | None, ...]], ...]
@@ -65,6 +70,7 @@ class Structure:
     moved: dict[Shared, tuple[int, ...]]
     sizes: dict[int, torch.Size]
     reordering: dict[int, tuple[Layout, int]]
+    separable: set[int]
 
     def fits(self, graph: Graph, n: int) -> bool:
         """Return whether ``graph`` of ``n`` examples has this structure."""
@@ -118,7 +124,7 @@ def compare(small: Graph, large: Graph, few: int, n: int) -> Structure:
     layouts = {t: layout_of(small.shape(*t), large.shape(*t), few, n) for t in sorted(used)}
     _check_products(large, layouts)
     order_by_views(large, layouts)
-    structure = Structure(large.structure, {}, {}, {}, {}, _reordering(large, layouts))
+    structure = Structure(large.structure, {}, {}, {}, {}, _reordering(large, layouts), set())
     made_of: dict[Shared, set[str]] = {}  # the parameters of a shared tensor
     for i, (name, inputs) in enumerate(large.structure):
         outputs = [t for t in layouts if t[0] == i]
@@ -140,7 +146,21 @@ def compare(small: Graph, large: Graph, few: int, n: int) -> Structure:
     for tensor in structure.meetings:
         for parameter in sorted(made_of[tensor]):
             structure.sources.setdefault(parameter, []).append(tensor)
+    structure.separable.update(structure.nodes.keys() - set(_mixing(structure, large)))
     return structure
+
+
+def _mixing(structure: Structure, graph: Graph) -> Iterator[int]:
+    """Yield the operations in a meeting that are not separable."""
+    several = {t for tensors in structure.sources.values() if len(tensors) > 1 for t in tensors}
+    for tensor, meetings in structure.meetings.items():
+        for node, argument, layout in meetings:
+            size, first = structure.sizes[node], FIRST_FACTOR.get(structure.operations[node][0])
+            is_term = first == 1 and argument == 0 and graph.lengths.get(tensor) == size.numel() // size[layout.dim]
+            is_product = first is not None and (argument, layout.dim) in ((first, 1), (first + 1, 0))
+            is_alone = len(meetings) == 1 and tensor in structure.moved and tensor not in several
+            if not (is_alone and layout.repeats == 1 and (is_term or is_product)):
+                yield node
 
 
 def _reordering(graph: Graph, layouts: Mapping[tuple[int, int], Layout | None]) -> dict[int, tuple[Layout, int]]:
