@@ -40,7 +40,7 @@ from clbench.report.summary import (
     selected_rows,
     summarize_seeds,
 )
-from clbench.report.tables import escape_tex
+from clbench.report.tables import escape_tex, terminal_tables, write_tex
 from clbench.runs.names import REFERENCES, format_value
 from clbench.runs.read import chance, read
 from clbench.sweep.results import REFERENCES as REFERENCES_OF_A_SWEEP
@@ -550,6 +550,18 @@ def test_summary_tex_is_balanced_and_escape_tex(reported):
     lines = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert len(lines) == 5 and len({line.count(" & ") for line in lines}) == 1
     assert escape_tex(r"a_b%\c") == r"a\_b\%\textbackslash{}c"
+
+
+def test_the_best_accuracy_is_bold(finished_sweep, tmp_path):
+    """In the LaTeX table and in the terminal. Joint training is a reference, so it is not compared."""
+    rows = selected_rows(select_lam(summarize_seeds(read(finished_sweep)), "validation"))
+    best = rows[~rows.strategy.isin(REFERENCES)].set_index("setup").average_accuracy.idxmax()
+    write_tex(rows, BUILT_IN, "validation", tmp_path / "summary.tex")
+    lines = [line.split(" & ") for line in (tmp_path / "summary.tex").read_text(encoding="utf-8").splitlines()]
+    assert [line[0] for line in lines if len(line) > 2 and "mathbf" in line[2]] == [escape_tex(best)]
+    (table,) = terminal_tables(rows, BUILT_IN)
+    names, accuracies = (list(table.columns[column].cells) for column in (0, 2))
+    assert [str(n) for n, a in zip(names, accuracies, strict=True) if "bold" in str(a.style)] == [best]
 
 
 def test_figures_are_files_too(reported):

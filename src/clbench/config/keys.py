@@ -95,7 +95,7 @@ def check_missing(cfg: DictConfig) -> None:
     for key in (*option_names(), *NEEDED):
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
-        if name in node.keys() and OmegaConf.is_missing(node, name):
+        if OmegaConf.is_missing(node, name):
             raise ConfigError(f"{key}: its value ??? means that it must be given. Add {key}=VALUE.")
         if name not in node:
             raise ConfigError(f"~{key}: every run needs the option {key}. Remove ~{key}.")

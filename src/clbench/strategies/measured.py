@@ -173,9 +173,15 @@ class ImportanceStrategy(QuadraticStrategy):
             first = self._read_first(pl_module, batches)
             if self.data == "train" and self.penalty is None and not isinstance(pl_module, Learner):
                 self._warn_of_random_examples(first, self._read_first(pl_module, batches))
-        width = 0
+        self.check_module(pl_module, first)
 
-        outputs = self.outputs_of(pl_module)
+    def check_module(self, module: nn.Module, batch: Any) -> None:
+        """Measure on two examples of ``batch``, and forget the result.
+
+        Raises:
+            ConfigError: The importance of this module cannot be measured.
+        """
+        outputs, width = self.outputs_of(module), 0
 
         @wraps(outputs)
         def observed(module: nn.Module, batch: Any) -> tuple[Any, ...]:
@@ -185,7 +191,7 @@ class ImportanceStrategy(QuadraticStrategy):
             return found
 
         try:
-            self.measure(pl_module, [take(first, slice(0, 2))], observed, None)
+            self.measure(module, [take(batch, slice(0, 2))], observed, None)
         except ValueError as error:
             raise StrategyError(f"{type(self).__name__} cannot measure importance on this module: {error}") from error
         self._warn_of_cost(width)

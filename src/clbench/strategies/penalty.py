@@ -202,36 +202,8 @@ class QuadraticStrategy(Strategy):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         refuse_what_misses_the_penalty(trainer, pl_module)
-        if self._pending and trainer.ckpt_path is None and (self.consolidate_at == "manual" or self._loaded_pending):
-            remedy = "Call strategy.consolidate(module, loader) after each fit, as consolidate_at=manual asks for"
-            if self.consolidate_at == "fit":
-                remedy = (
-                    "Finish it with trainer.fit(..., ckpt_path=...) first, or load the state of a checkpoint of its end"
-                )
-            raise StrategyError(
-                f"the last task is not consolidated, so this one would be learned without its penalty. {remedy}"
-            )
-        if trainer.ckpt_path is None:
-            self._trained = set()
-        elif self._loaded_pending is False:
-            rank_zero_warn(
-                "the checkpoint is that of a consolidated task, so this training counts as a new task, and is penalised. To "
-                "train the same task for longer, resume from a checkpoint that was saved before its end"
-            )
-        params = named_parameters(pl_module)  # a parameter may be unfrozen during the task
-        self._names = {id(p): name for name, p in params.items()}
-        self._versions_at_anchor = {}
-        self._trained |= set(trainable(pl_module))
-        self._started, self._pending, self._loaded_pending = True, True, None
-        names = self._selected_names(pl_module)  # a pattern that matches nothing is an error before training
-        if self.penalty is not None:
-            before = set(self.penalty.importance)
-            self.penalty = self._fitted(self.penalty, pl_module)
-            self._dropped |= before - set(self.penalty.importance)
-        self._warn_of_unmeasured(pl_module)
+        self.begin(pl_module, resumed=trainer.ckpt_path is not None)
         self._warn_of_step_size(trainer)
-        if watched := self._acts_on(names):
-            self._watch.start({name: params[name] for name in watched})
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._trained |= set(trainable(pl_module))
@@ -252,6 +224,55 @@ class QuadraticStrategy(Strategy):
             )
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        self.add_gradients(optimizer)
+
+    # --- any training loop -------------------------------------------------------------------------------------------
+
+    def begin(self, module: nn.Module, resumed: bool = False) -> None:
+        """Prepare the penalty for a new task of ``module``. Lightning needs no call; another training loop calls it first.
+
+        Such a loop calls ``add_gradients`` before each step of an optimiser, and ``consolidate`` when the task has ended.
+
+        Args:
+            module: The module, before its first step.
+            resumed: Whether the training of a task continues.
+
+        Raises:
+            ConfigError: The last task is not consolidated, a pattern matches no parameter, or the module lacks a parameter of
+                the penalty.
+        """
+        if self._pending and not resumed and (self.consolidate_at == "manual" or self._loaded_pending):
+            remedy = "Call strategy.consolidate(module, loader) after each fit, as consolidate_at=manual asks for"
+            if self.consolidate_at == "fit":
+                remedy = (
+                    "Finish it with trainer.fit(..., ckpt_path=...) first, or load the state of a checkpoint of its end"
+                )
+            raise StrategyError(
+                f"the last task is not consolidated, so this one would be learned without its penalty. {remedy}"
+            )
+        if not resumed:
+            self._trained = set()
+        elif self._loaded_pending is False:
+            rank_zero_warn(
+                "the checkpoint is that of a consolidated task, so this training counts as a new task, and is penalised. To "
+                "train the same task for longer, resume from a checkpoint that was saved before its end"
+            )
+        params = named_parameters(module)  # a parameter may be unfrozen during the task
+        self._names = {id(p): name for name, p in params.items()}
+        self._versions_at_anchor = {}
+        self._trained |= set(trainable(module))
+        self._started, self._pending, self._loaded_pending = True, True, None
+        names = self._selected_names(module)  # a pattern that matches nothing is an error before training
+        if self.penalty is not None:
+            before = set(self.penalty.importance)
+            self.penalty = self._fitted(self.penalty, module)
+            self._dropped |= before - set(self.penalty.importance)
+        self._warn_of_unmeasured(module)
+        if watched := self._acts_on(names):
+            self._watch.start({name: params[name] for name in watched})
+
+    def add_gradients(self, optimizer: Optimizer) -> None:
+        """Add the gradient of the penalty to those of the parameters of ``optimizer``, before it steps."""
         self._watch.announce(optimizer)
         if self.penalty is None or self.strength == 0:
             return
@@ -272,12 +293,7 @@ class QuadraticStrategy(Strategy):
             torch._foreach_add_(grads, list(half.values()), alpha=self.strength)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if changed := self._watch.stop():
-            raise StrategyError(
-                f"{changed[0]} and {len(changed) - 1} more parameters changed, but no optimizer stepped through Lightning, so "
-                f"{type(self).__name__} could not act. In training_step use self.optimizers().step() of a torch.optim.Optimizer "
-                "(docs/faq.md)"
-            )
+        self._stop_watching()
         if self.consolidate_at == "fit":
             self._consolidate(pl_module, lambda: self.importance(trainer, pl_module))
             self._fingerprints = fingerprints(self._selected(pl_module))
@@ -321,6 +337,7 @@ class QuadraticStrategy(Strategy):
             raise StrategyError(
                 "replace=True needs the penalty before the last task. Construct the strategy with keep_previous=True"
             )
+        self._stop_watching()
         self._trained |= set(trainable(module))
         trainer = getattr(module, "_trainer", None)
         with on_device(module, trainer.strategy.root_device) if trainer is not None else nullcontext():
@@ -440,6 +457,15 @@ class QuadraticStrategy(Strategy):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self.seconds += perf_counter() - start
+
+    def _stop_watching(self) -> None:
+        """Raise StrategyError if parameters changed, and the penalty was added before no step."""
+        if changed := self._watch.stop():
+            raise StrategyError(
+                f"{changed[0]} and {len(changed) - 1} more parameters changed, but no optimizer stepped through Lightning, so "
+                f"{type(self).__name__} could not act. In training_step use self.optimizers().step() of a torch.optim.Optimizer "
+                "(docs/faq.md)"
+            )
 
     def _acts_on(self, names: set[str]) -> set[str]:
         """Return those of the selected parameters of which no step may be missed."""

@@ -1,0 +1,1 @@
+"""Strategies in the training loops of other libraries. No other part of clbench imports them."""
