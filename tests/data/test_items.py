@@ -46,11 +46,38 @@ def varying(array):
     return Image.fromarray(array[: 3 + array[0, 0, 0] % 3])
 
 
+class Rows:
+    """The same data set as a Hugging Face one: dictionaries, and columns by name."""
+
+    column_names = ("img", "fine_label", "coarse_label")
+
+    def __init__(self, train=True):
+        self.column_names, self.pictures = list(self.column_names), Pictures(Image.fromarray, train)
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            return [self[row][key] for row in range(len(self))]
+        image, label = self.pictures[key]
+        return {"img": image, "fine_label": label, "coarse_label": 0}
+
+
+def dictionaries(train=True):
+    return [{"id": row, "pixel_values": array, "y": row % 3} for row, array in enumerate(PIXELS[train])]
+
+
+def dictionary_of_arrays(train=True):
+    return {"x": PIXELS[train], "label": [row % 3 for row in range(12)], "name": ["a"] * 12}
+
+
 FORMS = [Image.fromarray, to_tensor, as_uint8_tensor, np.asarray]
 same_images = [partial(Pictures, form) for form in FORMS] + [
     ArrayPictures,
     partial(ArrayPictures, channels_first=True),
     partial(ArrayPictures, attribute="labels"),
+    *(Rows, dictionaries, dictionary_of_arrays),
 ]
 
 
@@ -88,6 +115,35 @@ def test_images_of_every_form_are_read_to_the_same_bytes(factory, limit):
         assert x.dtype == torch.uint8
         assert np.array_equal(x.permute(0, 2, 3, 1).numpy(), PIXELS[part])
         assert images.y.tolist() == [row % 3 for row in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"image": 1, "img": 2, "label": 0},
+            "one column of images, .* got the columns image, img, label. Rename the column",
+        ),
+        ({"image": 1, "kind": 0}, "one column of labels, named label, .* got the columns image, kind"),
+    ],
+)
+def test_columns_with_several_readings_are_refused(columns, message):
+    with pytest.raises(ConfigError, match=message):
+        read(lambda train: [columns])
+    with pytest.raises(ConfigError, match=message):
+        read(lambda train: columns)
+
+
+def test_a_missing_key_is_named():
+    class Keyed:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, row):
+            return {}["pixels"]
+
+    with pytest.raises(ConfigError, match="got KeyError 'pixels' for i=0"):
+        read(lambda train: Keyed())
 
 
 def test_a_transform_of_the_data_set_is_applied_once():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clbench.data.columns import image_and_label
 from clbench.data.labels import as_array, class_labels
 from clbench.errors import DataError, expected
 
@@ -46,11 +47,12 @@ class Examples(Protocol):
 def read_examples(dataset: Any, name: str, resize: int | Sequence[int] | None = None) -> Examples:
     """Return the examples of ``dataset``, with every image resized to ``resize`` if it is given.
 
-    A data set with arrays ``data`` and ``targets`` (or ``labels``) and without a transform is read from these arrays. Any other
-    data set is read item by item. An item is a pair of an image (PIL, array or tensor) and a label.
+    A data set with arrays ``data`` and ``targets`` (or ``labels``) and without a transform is read from these arrays, and so is a
+    dictionary of arrays. Any other data set is read item by item. An item is a pair of an image (PIL, array or tensor) and a
+    label, or a dictionary that contains both under a known name (``columns``), as in a Hugging Face data set.
 
     Args:
-        dataset: Map-style data set.
+        dataset: Map-style data set, or a dictionary of arrays.
         name: Name for messages.
         resize: Side of a square, or height and width.
 
@@ -58,7 +60,12 @@ def read_examples(dataset: Any, name: str, resize: int | Sequence[int] | None = 
         ConfigError: The data set does not contain images of one shape with one integer label each, or it is empty.
     """
     size = None if resize is None else _size(resize)
+    if isinstance(dataset, Mapping):
+        image, label = image_and_label(dataset, name)
+        return _checked(Arrays(as_array(dataset[image]), dataset[label], name, size), name)
     targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if targets is None and isinstance(names := getattr(dataset, "column_names", None), list):  # of Hugging Face
+        targets = list(dataset[image_and_label(names, name)[1]])
     data = getattr(dataset, "data", None)
     of_images, of_labels = (getattr(dataset, kind, None) for kind in ("transform", "target_transform"))
     examples: Examples
@@ -66,6 +73,10 @@ def read_examples(dataset: Any, name: str, resize: int | Sequence[int] | None = 
         examples = Arrays(data, targets, name, size)
     else:
         examples = Items(dataset, targets if of_labels is None else None, name, size)
+    return _checked(examples, name)
+
+
+def _checked(examples: Examples, name: str) -> Examples:
     if min(examples.shape) < 1:
         raise DataError(f"data set {name}: expected images (C, H, W) with pixels, got the shape {examples.shape}.")
     return examples
@@ -157,9 +168,15 @@ class Items:
             ConfigError: The item cannot be read, or it is not a pair.
         """
         try:
-            image, label, *_ = self.dataset[row]
+            found = self.dataset[row]
+            if isinstance(found, Mapping):
+                found = [found[column] for column in image_and_label(found, self.name)]
+            image, label, *_ = found
+        except DataError:
+            raise
         except (OSError, IndexError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
+            reason = f"KeyError {reason}" if isinstance(error, KeyError) else reason
             raise DataError(
                 f"data set {self.name}: expected a data set with a length and dataset[i] = (image, label), got {reason} for "
                 f"i={row}. Repair the data set, or leave out this image."
