@@ -170,7 +170,7 @@ def test_weights_updated_by_hand_are_an_error_at_the_end(make):
     module, strategy = ByHand(), make(lam=1.0)
     if make is EWC:
         fit(module, strategy)
-    with pytest.raises(ConfigError, match="more parameters changed, but no optimizer stepped through Lightning"):
+    with pytest.raises(ConfigError, match="more parameters changed, but no step was announced"):
         fit(module, strategy, 1)
 
 
@@ -538,3 +538,41 @@ def test_the_recipe_survives_kills_at_every_stage(make, tmp_path):
         assert fingerprints(weights[0]) == fingerprints(weights[1])
         for part in ("importance", "anchor"):
             assert fingerprints(states[0][key][part]) == fingerprints(states[1][key][part])
+
+
+# --- other training loops -----------------------------------------------------------------------------------------------
+
+
+def learn_in_a_loop(strategy, module, batches, adds=True):
+    """Train by plain SGD, without a Trainer."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    strategy.begin(module)
+    for x, y in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(x), y).backward()
+        if adds:
+            strategy.add_gradients(optimizer)
+        optimizer.step()
+    strategy.consolidate(module, batches)
+
+
+def test_a_loop_without_a_trainer_has_the_exact_penalty():
+    """The second task equals training on the loss plus the penalty."""
+    torch.manual_seed(0)
+    tasks = [[(torch.randn(8, 4), torch.randint(0, 2, (8,))) for _ in range(5)] for _ in range(2)]
+    module, ewc = nn.Linear(4, 2), EWC(lam=5.0)
+    learn_in_a_loop(ewc, module, tasks[0])
+    copy = nn.Linear(4, 2)
+    copy.load_state_dict(module.state_dict())
+    first, optimizer = ewc.penalty, torch.optim.SGD(copy.parameters(), lr=0.1)
+    for x, y in tasks[1]:
+        optimizer.zero_grad()
+        at = dict(copy.named_parameters())
+        q = sum((f * (at[name] - first.anchor[name]) ** 2).sum() for name, f in first.importance.items())
+        (nn.functional.cross_entropy(copy(x), y) + 2.5 * q).backward()
+        optimizer.step()
+    learn_in_a_loop(ewc, module, tasks[1])
+    for a, b in zip(module.parameters(), copy.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ConfigError, match=r"call add_gradients\(optimizer\) before each step"):
+        learn_in_a_loop(ewc, module, tasks[0], adds=False)

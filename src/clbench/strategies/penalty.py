@@ -462,9 +462,9 @@ class QuadraticStrategy(Strategy):
         """Raise StrategyError if parameters changed, and the penalty was added before no step."""
         if changed := self._watch.stop():
             raise StrategyError(
-                f"{changed[0]} and {len(changed) - 1} more parameters changed, but no optimizer stepped through Lightning, so "
+                f"{changed[0]} and {len(changed) - 1} more parameters changed, but no step was announced, so "
                 f"{type(self).__name__} could not act. In training_step use self.optimizers().step() of a torch.optim.Optimizer "
-                "(docs/faq.md)"
+                "(docs/faq.md). In a loop without Lightning call add_gradients(optimizer) before each step"
             )
 
     def _acts_on(self, names: set[str]) -> set[str]:
