@@ -6,6 +6,7 @@ from clbench.nets.mlp import mlp
 from clbench.nets.net import Net, features_of
 from clbench.nets.pretrained import flatten_pixels, module_body, torchvision_model
 from clbench.nets.resnet import resnet18_reduced, resnet18_vandeven
+from clbench.nets.timm_body import timm_model
 from clbench.nets.weights import init_from
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "module_body",
     "resnet18_reduced",
     "resnet18_vandeven",
+    "timm_model",
     "torchvision_model",
 ]
