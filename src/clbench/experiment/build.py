@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from clbench.config.arguments import target_of
 from clbench.config.hashing import first_task_hash
 from clbench.config.messages import is_out_of_memory
 from clbench.config.values import check_annotations
@@ -90,9 +92,14 @@ def build_body(cfg: DictConfig, shape: Sequence[int]) -> tuple[nn.Module, int]:
     except REJECTED as error:
         if isinstance(error, ConfigError) or is_out_of_memory(error):
             raise
+        remedy = "Try other options of the net, another net or other data."
+        if not takes_shape(target_of(cfg.net)):
+            remedy = (
+                "It is called with the shape of an input. If it takes no shape, try net=module "
+                f"net.module._target_={cfg.net._target_}."
+            )
         raise ConfigError(
-            f"net={cfg.net._target_} cannot be built for inputs of shape {tuple(shape)} "
-            f"({first_line(error)}). Try other options of the net, another net or other data."
+            f"net={cfg.net._target_} cannot be built for inputs of shape {tuple(shape)} ({first_line(error)}). {remedy}"
         ) from error
     empty = next((name for name, weights in body.named_parameters() if weights.numel() == 0), None)
     if empty is not None or features == 0:
@@ -101,6 +108,14 @@ def build_body(cfg: DictConfig, shape: Sequence[int]) -> tuple[nn.Module, int]:
             f"net={cfg.net._target_}: expected layers of at least one unit, but {what}. Try larger widths."
         )
     return body, features
+
+
+def takes_shape(target: Callable[..., Any] | None) -> bool:
+    """Return whether a class or function has an argument ``shape``; True if that cannot be read."""
+    try:
+        return target is None or "shape" in inspect.signature(target).parameters
+    except ValueError:  # builtins have no signature
+        return True
 
 
 def construct(cfg: DictConfig, key: str, kind: Any) -> Any:

@@ -24,7 +24,14 @@ from clbench.config.options import budget, drop_foreign_options, refuse_foreign_
 from clbench.config.values import check_annotations, check_rules
 from clbench.data.fingerprint import check_same_data
 from clbench.experiment.build import build, build_logger, build_trainer, construct
-from clbench.experiment.checks import check_device, check_launch, check_precision, check_processes, examples_left_out
+from clbench.experiment.checks import (
+    check_device,
+    check_launch,
+    check_precision,
+    check_processes,
+    classifier_in_body,
+    examples_left_out,
+)
 from clbench.experiment.describe import compare_with_current_data, describe, fingerprint_in, flat, plan
 from clbench.experiment.launch import Launch
 from clbench.experiment.session import (
@@ -159,6 +166,8 @@ class Experiment:
         self.loop.monitor.translate = partial(translate, cfg=self.cfg, group="strategy")
         self.loop.outside = perf_counter() - self._began
         self.display.plan(shown)
+        if (doubled := classifier_in_body(self.learner.net, self.sequence, self.cfg)) is not None:
+            self.display.warn(doubled)
         if fewer := examples_left_out(trainer, self.sequence, self.strategy):
             self.display.note(
                 f"the processes share each batch equally, and leave out up to {fewer} examples of a task in each epoch"
