@@ -151,7 +151,8 @@ class Experiment:
             construct(self.cfg, f"logger.{name}", Callable)
         trainer = self._trainer(0, [])
         check_processes(trainer, self.sequence, self.cfg.trainer.get("strategy", "auto"))
-        # describe the net before the loop attaches the strategy, which may add parameters
+        # examine the net before the loop attaches the strategy, which may add parameters or replace the net
+        doubled = classifier_in_body(self.learner.net, self.sequence, self.cfg)
         parts = (self.cfg, self.launch.choices, self.sequence, self.learner)
         self.about = describe(*parts) | {"config_hash": self.folder.config_hash}
         if self.earlier is not None:
@@ -166,7 +167,7 @@ class Experiment:
         self.loop.monitor.translate = partial(translate, cfg=self.cfg, group="strategy")
         self.loop.outside = perf_counter() - self._began
         self.display.plan(shown)
-        if (doubled := classifier_in_body(self.learner.net, self.sequence, self.cfg)) is not None:
+        if doubled is not None:
             self.display.warn(doubled)
         if fewer := examples_left_out(trainer, self.sequence, self.strategy):
             self.display.note(
