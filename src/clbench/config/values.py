@@ -58,7 +58,7 @@ RULES: dict[str, Any] = {
     "select_lam_on_first_tasks": Count | None,
     **dict.fromkeys(("consolidate", "loss", "bn", "checkpoints", "data_dir", "objective"), str),
     "init_from": str | None,
-    "metrics.extra": Sequence[str],
+    **dict.fromkeys(("metrics.extra", "net.freeze"), Sequence[str]),
     **dict.fromkeys(("compile", "share_first_task", "dry_run", "optimizer.reset", "data.drop_last"), bool),
     **dict.fromkeys(("data.seed", "strategy.seed"), Index),
     "memory": Annotated[int, Range(1, 2**31 - 1)] | None,

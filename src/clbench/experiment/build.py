@@ -15,11 +15,12 @@ from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from clbench.config.arguments import target_of
 from clbench.config.hashing import first_task_hash
+from clbench.config.keys import OPTIONS_OF_EVERY
 from clbench.config.messages import is_out_of_memory
 from clbench.config.values import check_annotations
 from clbench.data import TaskSequence
@@ -33,7 +34,7 @@ from clbench.experiment.checks import (
     check_small_batches,
 )
 from clbench.learner import Learner
-from clbench.nets import Net, features_of, init_from
+from clbench.nets import Net, features_of, freeze, init_from
 from clbench.seeding import derive, reseed
 from clbench.strategies import Strategy
 from clbench.training.loggers import LoggerContext
@@ -43,7 +44,8 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     """Return the tasks, the learner and the strategy that ``cfg`` describes. ``cfg.seed`` determines the weights of the net.
 
     Raises:
-        ConfigError: A value is not allowed, the net does not fit the data, or ``init_from`` does not fit the net.
+        ConfigError: A value is not allowed, the net does not fit the data, or ``init_from`` or ``net.freeze`` does not fit the
+            net.
     """
     strategy: Strategy = construct(cfg, "strategy", Strategy)
     check_annotations(cfg, ["strategy"])
@@ -57,6 +59,7 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     body, features = build_body(cfg, sequence.shape)
     if (path := cfg.get("init_from")) is not None:
         init_from(body, path)
+    freeze(body, cfg.net.get("freeze", []))  # a run of an earlier version has no such option
     net = channels_last(Net(body, scenario.build_head(features, outputs_of(sequence, cfg.loss))))
     check_small_batches(net, strategy, sequence, cfg)
     check_limits(cfg, strategy, sequence)
@@ -82,7 +85,7 @@ def build_body(cfg: DictConfig, shape: Sequence[int]) -> tuple[nn.Module, int]:
         ConfigError: It cannot be built, is not a module, or has parameters without values.
     """
     with construction_errors(cfg, "net"):
-        make_body = instantiate(cfg.net, _convert_="all")
+        make_body = instantiate(without_common_options(cfg.net), _convert_="all")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # refused below, in one line
@@ -108,6 +111,16 @@ def build_body(cfg: DictConfig, shape: Sequence[int]) -> tuple[nn.Module, int]:
             f"net={cfg.net._target_}: expected layers of at least one unit, but {what}. Try larger widths."
         )
     return body, features
+
+
+def without_common_options(net: DictConfig) -> DictConfig:
+    """Return a copy of ``cfg.net`` with the arguments of its class or function only."""
+    found = net.copy()
+    OmegaConf.set_readonly(found, False)
+    with open_dict(found):
+        for name in OPTIONS_OF_EVERY["net"]:
+            found.pop(name, None)
+    return found
 
 
 def takes_shape(target: Callable[..., Any] | None) -> bool:

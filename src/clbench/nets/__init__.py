@@ -1,6 +1,7 @@
 """Nets: a body that turns inputs into features and a head that turns features into the outputs that compete."""
 
 from clbench.nets.cnn import cnn
+from clbench.nets.freeze import freeze
 from clbench.nets.heads import MultiHead, SlicedHead
 from clbench.nets.mlp import mlp
 from clbench.nets.net import Net, features_of
@@ -16,6 +17,7 @@ __all__ = [
     "cnn",
     "features_of",
     "flatten_pixels",
+    "freeze",
     "init_from",
     "mlp",
     "module_body",
