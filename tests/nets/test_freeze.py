@@ -64,8 +64,8 @@ def test_a_net_without_frozen_parameters_has_the_same_hash(run):
     ("pattern", "message"),
     [
         ("0", r"net.freeze=0: expected a pattern that matches a parameter of the body. Try 0.\*"),
-        ("0.weights", r"Did you mean 0.weight\? The first of its 4 parameters are 0.weight, 0.bias"),
-        ("net.body.0.*", "The first of its 4 parameters are"),
+        ("0.weights", r"Did you mean 0.weight\? The first of 4 names are 0.weight, 0.bias"),
+        ("net.body.0.*", "The first of 4 names are"),
     ],
 )
 def test_a_pattern_without_a_parameter_is_refused(pattern, message):

@@ -43,7 +43,7 @@ PASSED = {
 """Arguments that clbench passes to an object itself, so that no option may set them."""
 
 
-OPTIONS_OF_EVERY = {"net": ("freeze",)}
+OPTIONS_OF_EVERY = {"net": ("freeze", "lora")}
 """Keys that clbench reads in every object of a group, and does not pass to it."""
 
 

@@ -61,6 +61,9 @@ RULES: dict[str, Any] = {
     **dict.fromkeys(("metrics.extra", "net.freeze"), Sequence[str]),
     **dict.fromkeys(("compile", "share_first_task", "dry_run", "optimizer.reset", "data.drop_last"), bool),
     **dict.fromkeys(("data.seed", "strategy.seed"), Index),
+    "net.lora.rank": Count,
+    "net.lora.targets": Sequence[str],
+    "net.lora.alpha": Count | None,
     "memory": Annotated[int, Range(1, 2**31 - 1)] | None,
     "data.tasks": Annotated[int, Range(1, 10_000)] | None,  # an accuracy matrix of 10,000 tasks takes 800 MB
     "data.workers": Annotated[int, Range(0, 1024)] | None,

@@ -30,11 +30,12 @@ from clbench.experiment.checks import (
     REJECTED,
     check_augmentation,
     check_limits,
+    check_lora,
     check_optimizer,
     check_small_batches,
 )
 from clbench.learner import Learner
-from clbench.nets import Net, features_of, freeze, init_from
+from clbench.nets import Net, add_lora, features_of, freeze, init_from
 from clbench.seeding import derive, reseed
 from clbench.strategies import Strategy
 from clbench.training.loggers import LoggerContext
@@ -44,8 +45,8 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     """Return the tasks, the learner and the strategy that ``cfg`` describes. ``cfg.seed`` determines the weights of the net.
 
     Raises:
-        ConfigError: A value is not allowed, the net does not fit the data, or ``init_from`` or ``net.freeze`` does not fit the
-            net.
+        ConfigError: A value is not allowed, the net does not fit the data, or ``init_from``, ``net.freeze`` or ``net.lora`` does
+            not fit the net.
     """
     strategy: Strategy = construct(cfg, "strategy", Strategy)
     check_annotations(cfg, ["strategy"])
@@ -60,6 +61,9 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     if (path := cfg.get("init_from")) is not None:
         init_from(body, path)
     freeze(body, cfg.net.get("freeze", []))  # a run of an earlier version has no such option
+    if (lora := cfg.net.get("lora")) is not None:
+        check_lora(lora)
+        body = add_lora(body, **lora)
     net = channels_last(Net(body, scenario.build_head(features, outputs_of(sequence, cfg.loss))))
     check_small_batches(net, strategy, sequence, cfg)
     check_limits(cfg, strategy, sequence)

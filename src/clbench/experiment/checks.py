@@ -66,6 +66,17 @@ def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequen
             )
 
 
+def check_lora(lora: Any) -> None:
+    """Raise ConfigError if the value of ``net.lora`` is not a mapping with ``rank`` and ``targets``, and maybe ``alpha``."""
+    if not isinstance(lora, DictConfig) or not {"rank", "targets"} <= set(lora) <= {"rank", "targets", "alpha"}:
+        raise ConfigError(
+            f"{shown('net.lora', lora)}: expected rank, targets and optionally alpha. Try "
+            "'net.lora={rank:8,targets:[PATTERN]}'."
+        )
+    if not lora.targets:
+        raise ConfigError("net.lora.targets=[]: expected at least one pattern for names of linear layers.")
+
+
 def classifier_in_body(net: nn.Module, sequence: TaskSequence, cfg: DictConfig) -> str | None:
     """Return a warning if the body of ``net=module`` or ``net=custom`` seems to end in a classifier; None if it does not.
 

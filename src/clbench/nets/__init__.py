@@ -3,6 +3,7 @@
 from clbench.nets.cnn import cnn
 from clbench.nets.freeze import freeze
 from clbench.nets.heads import MultiHead, SlicedHead
+from clbench.nets.lora import add_lora
 from clbench.nets.mlp import mlp
 from clbench.nets.net import Net, features_of
 from clbench.nets.pretrained import flatten_pixels, module_body, torchvision_model
@@ -14,6 +15,7 @@ __all__ = [
     "MultiHead",
     "Net",
     "SlicedHead",
+    "add_lora",
     "cnn",
     "features_of",
     "flatten_pixels",

@@ -46,4 +46,4 @@ def similar_pattern(pattern: str, names: list[str]) -> str:
     if any(name.startswith(f"{pattern}.") for name in names):
         return f" Try {pattern}.*"
     shown = ", ".join(names[:4]) or "none"
-    return f"{suggest(pattern, names)} The first of its {len(names)} parameters are {shown}."
+    return f"{suggest(pattern, names)} The first of {len(names)} names are {shown}."
