@@ -66,7 +66,7 @@ COMPOSED = {
     r"trainer=gpu": "needs a GPU",
     r"trainer=ddp": "starts processes; tests/training/test_processes.py does",
     r"net=resnet|net=torchvision": "trains a large net: its configuration is composed, and no run is made",
-    r"timm_model": "needs a package that is not a dependency, and a download",
+    r"net=timm .*net.pretrained=true": "needs a download",
 }
 """Training commands (anywhere in them) that are only composed -> why."""
 

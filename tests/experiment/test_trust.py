@@ -192,6 +192,7 @@ def test_a_reference_of_a_saved_run_is_not_evaluated(foreign, monkeypatch, refer
         call("torch.optim.RMSprop", lr=0.1),
         call("torch.optim.lr_scheduler.OneCycleLR", max_lr=0.1),
         call("torchvision.models.resnet18", weights=None),
+        call("clbench.nets.timm_model", pretrained=True),
         call("torchvision.ops.FrozenBatchNorm2d", num_features=3),
         call("torchvision.transforms.v2.Normalize", mean=[0.5], std=[0.5]),
         call("torchvision.datasets.CIFAR10", root="DATA/cifar", download=False),
@@ -215,6 +216,7 @@ def test_the_choices_of_the_package_need_no_trust(group):
     [
         (call("torchvision.models.resnet18", weights="DEFAULT"), "resnet18 with weights=DEFAULT"),
         (call("torchvision.models.resnet18", _args_=["DEFAULT"]), "resnet18 with _args_"),
+        (call("clbench.nets.timm_model", checkpoint_path="a.pth"), "timm_model with checkpoint_path=a.pth"),
         (call("torchvision.datasets.MNIST", root="DATA", download=True), "MNIST with download=True"),
         (call("torchvision.datasets.MNIST", _args_=["."]), "MNIST with _args_"),
         (call("torchvision.datasets.MNIST", root="."), "MNIST with root=., a path outside the data folder DATA"),

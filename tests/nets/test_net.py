@@ -1,4 +1,5 @@
 import json
+import sys
 from copy import deepcopy
 from functools import partial
 
@@ -10,6 +11,7 @@ from torch import nn
 from clbench.data.scenario import Scenario
 from clbench.errors import ConfigError
 from clbench.experiment.build import build
+from clbench.experiment.checks import classifier_in_body
 from clbench.nets import (
     MultiHead,
     Net,
@@ -371,6 +373,66 @@ def test_a_module_by_dotted_path_is_a_body(run, tmp_path, monkeypatch, overrides
     result = run(*SHORT, *overrides)
     assert result["net"]["parameters"] == parameters
     assert result["status"] == "partial"  # of each epoch, one batch is trained
+
+
+CLASSIFIER = """
+from torch import nn
+
+class Classifier(nn.Module):
+    def __init__(self, classes=10):
+        super().__init__()
+        self.layers, self.fc = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.ReLU()), nn.Linear(7, classes)
+
+    def forward(self, x):
+        return self.fc(self.layers(x))
+
+def of_a_shape(shape, classes=10):
+    return Classifier(classes)
+"""
+MODULE = ("net=module", "net.module._target_=theirs.Classifier")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (MODULE, "If fc is a classifier, try net.drop_layer=fc."),
+        ((*MODULE, "net.flatten=true"), "If fc is a classifier, try net.drop_layer=fc."),
+        ((*MODULE, "data=split_digits", "+net.module.classes=2"), "has 2 outputs, as many as there are classes"),
+        ((*MODULE, "data=split_digits"), "has 10 outputs, as many as there are classes"),
+        (("net=custom", "net._target_=theirs.of_a_shape"), "If fc is a classifier, return its inputs instead."),
+        ((*MODULE, "net.drop_layer=fc"), None),
+        ((*MODULE, "+net.module.classes=11"), None),
+        (("net=mlp", "net.hidden=[10]"), None),
+    ],
+)
+def test_a_second_classifier_is_a_warning(composed, tmp_path, monkeypatch, overrides, remedy):
+    """The body has as many outputs as there are classes, and clbench adds a head."""
+    (tmp_path / "theirs.py").write_text(CLASSIFIER, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    cfg = composed(*overrides)
+    sequence, learner, _ = build(cfg)
+    warning = classifier_in_body(learner.net, sequence, cfg)
+    assert warning is None if remedy is None else remedy in warning
+
+
+def test_the_warning_of_a_second_classifier_is_printed(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "theirs.py").write_text(CLASSIFIER, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    run(*MODULE, "dry_run=true")
+    assert "warning: the last layer fc of the net has 10 outputs" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_custom_net_without_a_shape_points_to_net_module(composed, tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(CLASSIFIER, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    with pytest.raises(
+        ConfigError, match="If it takes no shape, try net=module net.module._target_=theirs.Classifier."
+    ):
+        build(composed("net=custom", "net._target_=theirs.Classifier"))
+    with pytest.raises(ConfigError, match="Try other options of the net, another net or other data"):
+        build(composed("net=mlp", "net.hidden=[a]"))
 
 
 def test_init_from_loads_the_body_of_another_run(run, composed, tmp_path):

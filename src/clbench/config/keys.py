@@ -43,6 +43,10 @@ PASSED = {
 """Arguments that clbench passes to an object itself, so that no option may set them."""
 
 
+OPTIONS_OF_EVERY = {"net": ("freeze", "lora")}
+"""Keys that clbench reads in every object of a group, and does not pass to it."""
+
+
 def check_keys(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     """Raise ConfigError if ``cfg`` lacks a key that a run needs, or has one that nothing reads.
 
@@ -89,7 +93,7 @@ def check_hydra_keys(hydra: DictConfig) -> None:
 def check_missing(cfg: DictConfig) -> None:
     """Raise ConfigError if a key is missing that a run needs, or a part of the configuration describes no object."""
     for group in (*GROUPS, "logger", "metrics"):
-        if not isinstance(OmegaConf.select(cfg, group), DictConfig):
+        if not has_choice(OmegaConf.select(cfg, group), group):
             choices = ", ".join(file.path.stem for file in files(group)) or "a list metrics.extra=[]"
             raise ConfigError(f"{group}: expected one of {choices}, but the configuration has none.")
     for key in (*option_names(), *NEEDED):
@@ -106,6 +110,11 @@ def check_missing(cfg: DictConfig) -> None:
             line = "'# @package _global_' as the first line of its yaml, which places its keys lam and strategy at the top level"
             remedy = line if key == "strategy" else "the dotted path of a class"
             raise ConfigError(f"{key}: expected a key _target_, got {got}. Try {remedy}.")
+
+
+def has_choice(node: Any, group: str) -> bool:
+    """Return whether ``node`` has keys of a yaml file of ``group``, and not only the options of every choice."""
+    return isinstance(node, DictConfig) and not (group in OPTIONS_OF_EVERY and set(node) <= {*OPTIONS_OF_EVERY[group]})
 
 
 def check_arguments_of(key: str, node: DictConfig) -> None:
@@ -125,7 +134,7 @@ def check_arguments_of(key: str, node: DictConfig) -> None:
             raise ConfigError(
                 f"{shown(f'{key}.{name}', node._get_node(name))}: clbench sets this argument. Try ~{key}.{name}."
             )
-        if takes is None or name in takes or name in NOT_ARGUMENTS:
+        if takes is None or name in takes or name in (*NOT_ARGUMENTS, *OPTIONS_OF_EVERY.get(key, ())):
             continue
         full, value = f"{key}.{name}", node._get_node(name)
         hint = "" if OmegaConf.is_interpolation(value) else name_at_top_level(full)

@@ -58,9 +58,12 @@ RULES: dict[str, Any] = {
     "select_lam_on_first_tasks": Count | None,
     **dict.fromkeys(("consolidate", "loss", "bn", "checkpoints", "data_dir", "objective"), str),
     "init_from": str | None,
-    "metrics.extra": Sequence[str],
+    **dict.fromkeys(("metrics.extra", "net.freeze"), Sequence[str]),
     **dict.fromkeys(("compile", "share_first_task", "dry_run", "optimizer.reset", "data.drop_last"), bool),
     **dict.fromkeys(("data.seed", "strategy.seed"), Index),
+    "net.lora.rank": Count,
+    "net.lora.targets": Sequence[str],
+    "net.lora.alpha": Count | None,
     "memory": Annotated[int, Range(1, 2**31 - 1)] | None,
     "data.tasks": Annotated[int, Range(1, 10_000)] | None,  # an accuracy matrix of 10,000 tasks takes 800 MB
     "data.workers": Annotated[int, Range(0, 1024)] | None,

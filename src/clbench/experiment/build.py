@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from clbench.config.arguments import target_of
 from clbench.config.hashing import first_task_hash
+from clbench.config.keys import OPTIONS_OF_EVERY
 from clbench.config.messages import is_out_of_memory
 from clbench.config.values import check_annotations
 from clbench.data import TaskSequence
@@ -27,11 +30,12 @@ from clbench.experiment.checks import (
     REJECTED,
     check_augmentation,
     check_limits,
+    check_lora,
     check_optimizer,
     check_small_batches,
 )
 from clbench.learner import Learner
-from clbench.nets import Net, features_of, init_from
+from clbench.nets import Net, add_lora, features_of, freeze, init_from
 from clbench.seeding import derive, reseed
 from clbench.strategies import Strategy
 from clbench.training.loggers import LoggerContext
@@ -41,7 +45,8 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     """Return the tasks, the learner and the strategy that ``cfg`` describes. ``cfg.seed`` determines the weights of the net.
 
     Raises:
-        ConfigError: A value is not allowed, the net does not fit the data, or ``init_from`` does not fit the net.
+        ConfigError: A value is not allowed, the net does not fit the data, or ``init_from``, ``net.freeze`` or ``net.lora`` does
+            not fit the net.
     """
     strategy: Strategy = construct(cfg, "strategy", Strategy)
     check_annotations(cfg, ["strategy"])
@@ -55,6 +60,10 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     body, features = build_body(cfg, sequence.shape)
     if (path := cfg.get("init_from")) is not None:
         init_from(body, path)
+    freeze(body, cfg.net.get("freeze", []))  # a run of an earlier version has no such option
+    if (lora := cfg.net.get("lora")) is not None:
+        check_lora(lora)
+        body = add_lora(body, **lora)
     net = channels_last(Net(body, scenario.build_head(features, outputs_of(sequence, cfg.loss))))
     check_small_batches(net, strategy, sequence, cfg)
     check_limits(cfg, strategy, sequence)
@@ -80,7 +89,7 @@ def build_body(cfg: DictConfig, shape: Sequence[int]) -> tuple[nn.Module, int]:
         ConfigError: It cannot be built, is not a module, or has parameters without values.
     """
     with construction_errors(cfg, "net"):
-        make_body = instantiate(cfg.net, _convert_="all")
+        make_body = instantiate(without_common_options(cfg.net), _convert_="all")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # refused below, in one line
@@ -90,9 +99,14 @@ def build_body(cfg: DictConfig, shape: Sequence[int]) -> tuple[nn.Module, int]:
     except REJECTED as error:
         if isinstance(error, ConfigError) or is_out_of_memory(error):
             raise
+        remedy = "Try other options of the net, another net or other data."
+        if not takes_shape(target_of(cfg.net)):
+            remedy = (
+                "It is called with the shape of an input. If it takes no shape, try net=module "
+                f"net.module._target_={cfg.net._target_}."
+            )
         raise ConfigError(
-            f"net={cfg.net._target_} cannot be built for inputs of shape {tuple(shape)} "
-            f"({first_line(error)}). Try other options of the net, another net or other data."
+            f"net={cfg.net._target_} cannot be built for inputs of shape {tuple(shape)} ({first_line(error)}). {remedy}"
         ) from error
     empty = next((name for name, weights in body.named_parameters() if weights.numel() == 0), None)
     if empty is not None or features == 0:
@@ -101,6 +115,24 @@ def build_body(cfg: DictConfig, shape: Sequence[int]) -> tuple[nn.Module, int]:
             f"net={cfg.net._target_}: expected layers of at least one unit, but {what}. Try larger widths."
         )
     return body, features
+
+
+def without_common_options(net: DictConfig) -> DictConfig:
+    """Return a copy of ``cfg.net`` with the arguments of its class or function only."""
+    found = net.copy()
+    OmegaConf.set_readonly(found, False)
+    with open_dict(found):
+        for name in OPTIONS_OF_EVERY["net"]:
+            found.pop(name, None)
+    return found
+
+
+def takes_shape(target: Callable[..., Any] | None) -> bool:
+    """Return whether a class or function has an argument ``shape``; True if that cannot be read."""
+    try:
+        return target is None or "shape" in inspect.signature(target).parameters
+    except ValueError:  # builtins have no signature
+        return True
 
 
 def construct(cfg: DictConfig, key: str, kind: Any) -> Any:

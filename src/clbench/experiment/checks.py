@@ -17,11 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from clbench.config.keys import shown
 from clbench.config.options import budget
 from clbench.data import TaskSequence
 from clbench.data.batches import left_out
 from clbench.errors import ConfigError
 from clbench.experiment.launch import Launch
+from clbench.nets import features_of
 from clbench.strategies import Strategy
 
 REJECTED = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError)
@@ -62,6 +64,40 @@ def check_small_batches(net: nn.Module, strategy: Strategy, sequence: TaskSequen
                 f"batch_size={size}: the last batch of task {index + 1} has one example, on which BatchNorm cannot be trained. "
                 "Try data.drop_last=true or another batch_size."
             )
+
+
+def check_lora(lora: Any) -> None:
+    """Raise ConfigError if the value of ``net.lora`` is not a mapping with ``rank`` and ``targets``, and maybe ``alpha``."""
+    if not isinstance(lora, DictConfig) or not {"rank", "targets"} <= set(lora) <= {"rank", "targets", "alpha"}:
+        raise ConfigError(
+            f"{shown('net.lora', lora)}: expected rank, targets and optionally alpha. Try "
+            "'net.lora={rank:8,targets:[PATTERN]}'."
+        )
+    if not lora.targets:
+        raise ConfigError("net.lora.targets=[]: expected at least one pattern for names of linear layers.")
+
+
+def classifier_in_body(net: nn.Module, sequence: TaskSequence, cfg: DictConfig) -> str | None:
+    """Return a warning if the body of ``net=module`` or ``net=custom`` seems to end in a classifier; None if it does not.
+
+    The head of clbench then classifies the outputs of another classifier. The sign is a last linear layer whose outputs are
+    the features and are as many as the classes of a task or of all tasks.
+    """
+    body, is_module = net.get_submodule("body"), cfg.net._target_ == "clbench.nets.module_body"
+    if str(cfg.net._target_).startswith("clbench.") and not is_module:
+        return None
+    linear = {name: part for name, part in body.named_modules() if isinstance(part, nn.Linear)}
+    name = next(reversed(linear), "")  # "" is also the name of a body that is a linear layer, which cannot be removed
+    features = features_of(body, sequence.shape)
+    if not name or linear[name].out_features != features or features not in {*sequence.sizes, sum(sequence.sizes)}:
+        return None
+    if is_module and cfg.net.flatten:
+        name = name.removeprefix("0.")
+    remedy = f"try {shown('net.drop_layer', name)}" if is_module else "return its inputs instead"
+    return (
+        f"the last layer {name} of the net has {features} outputs, as many as there are classes, and clbench adds another output "
+        f"layer. If {name} is a classifier, {remedy}."
+    )
 
 
 def check_optimizer(cfg: DictConfig, net: nn.Module) -> None:

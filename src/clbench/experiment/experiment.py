@@ -24,7 +24,14 @@ from clbench.config.options import budget, drop_foreign_options, refuse_foreign_
 from clbench.config.values import check_annotations, check_rules
 from clbench.data.fingerprint import check_same_data
 from clbench.experiment.build import build, build_logger, build_trainer, construct
-from clbench.experiment.checks import check_device, check_launch, check_precision, check_processes, examples_left_out
+from clbench.experiment.checks import (
+    check_device,
+    check_launch,
+    check_precision,
+    check_processes,
+    classifier_in_body,
+    examples_left_out,
+)
 from clbench.experiment.describe import compare_with_current_data, describe, fingerprint_in, flat, plan
 from clbench.experiment.launch import Launch
 from clbench.experiment.session import (
@@ -144,7 +151,8 @@ class Experiment:
             construct(self.cfg, f"logger.{name}", Callable)
         trainer = self._trainer(0, [])
         check_processes(trainer, self.sequence, self.cfg.trainer.get("strategy", "auto"))
-        # describe the net before the loop attaches the strategy, which may add parameters
+        # examine the net before the loop attaches the strategy, which may add parameters or replace the net
+        doubled = classifier_in_body(self.learner.net, self.sequence, self.cfg)
         parts = (self.cfg, self.launch.choices, self.sequence, self.learner)
         self.about = describe(*parts) | {"config_hash": self.folder.config_hash}
         if self.earlier is not None:
@@ -159,6 +167,8 @@ class Experiment:
         self.loop.monitor.translate = partial(translate, cfg=self.cfg, group="strategy")
         self.loop.outside = perf_counter() - self._began
         self.display.plan(shown)
+        if doubled is not None:
+            self.display.warn(doubled)
         if fewer := examples_left_out(trainer, self.sequence, self.strategy):
             self.display.note(
                 f"the processes share each batch equally, and leave out up to {fewer} examples of a task in each epoch"

@@ -17,8 +17,8 @@ from clbench.errors import ConfigError
 
 FUNCTIONS = {
     *(f"clbench.data.{name}" for name in ("chain", "permute", "rotate", "split")),
-    *(f"clbench.nets.{name}" for name in ("cnn", "flatten_pixels", "mlp", "module_body", "torchvision_model")),
-    *(f"clbench.nets.{name}" for name in ("resnet18_reduced", "resnet18_vandeven")),
+    *(f"clbench.nets.{name}" for name in ("cnn", "flatten_pixels", "mlp", "module_body")),
+    *(f"clbench.nets.{name}" for name in ("resnet18_reduced", "resnet18_vandeven", "timm_model", "torchvision_model")),
     *(f"clbench.training.loggers.{name}" for name in ("csv", "tensorboard", "wandb")),
     "lightning.Trainer",
 }
@@ -42,11 +42,14 @@ MODELS = "torchvision.models"
 DATASETS = "torchvision.datasets"
 """Package whose classes open files, which is allowed in the data folder."""
 
-PUBLISHED = "clbench.nets.torchvision_model"
-"""Function that downloads only the published weights of torchvision."""
+PUBLISHED = {"clbench.nets.timm_model": "pretrained", "clbench.nets.torchvision_model": "weights"}
+"""Functions that download only the published weights of timm or torchvision -> the argument that starts it."""
 
 DOWNLOADS = ("download", "pretrained", "weights", "weights_backbone")
 """Arguments that start a download."""
+
+FILES = ("cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+"""Arguments of timm that name files, folders or addresses."""
 
 LOOKUPS = [f"hydra.utils.{name}" for name in ("get_class", "get_method", "get_object", "get_static_method")]
 """Functions that return the object which their argument ``path`` names."""
@@ -129,7 +132,7 @@ def _wrong_argument(name: str, node: Mapping[str, Any], data_dir: str) -> str | 
     if _is_below(name, [MODELS, DATASETS]) and node.get("_args_"):
         return f"{name} with _args_"
     for key, value in node.items():
-        if key in DOWNLOADS and value and name != PUBLISHED:
+        if key in (*DOWNLOADS, *FILES) and value and PUBLISHED.get(name) != key:
             return f"{name} with {key}={value}"
         for text in value if isinstance(value, list) else [value]:
             is_path = isinstance(text, str) and (key == "root" or (_is_below(name, [DATASETS]) and os.sep in text))

@@ -1,0 +1,49 @@
+"""Freeze parameters of a body by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from clbench.config.known_names import suggest
+from clbench.errors import ConfigError
+
+
+def freeze(body: nn.Module, patterns: Sequence[str]) -> None:
+    """Exclude the parameters of ``body`` whose names match one of ``patterns`` from training and from every penalty.
+
+    The statistics of BatchNorm are no parameters and still change.
+
+    Args:
+        body: The body, changed in place.
+        patterns: Patterns with ``*``, ``?`` and ``[...]``, such as ``layer1.*``.
+
+    Raises:
+        ConfigError: A pattern matches no parameter.
+
+    Example:
+        >>> body = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
+        >>> freeze(body, ["0.*"])
+        >>> [name for name, parameter in body.named_parameters() if parameter.requires_grad]
+        ['2.weight', '2.bias']
+    """
+    parameters = dict(body.named_parameters())
+    for pattern in patterns:
+        matching = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not matching:
+            raise ConfigError(
+                f"net.freeze={pattern}: expected a pattern that matches a parameter of the body."
+                f"{similar_pattern(pattern, list(parameters))}"
+            )
+        for name in matching:
+            parameters[name].requires_grad_(False)
+
+
+def similar_pattern(pattern: str, names: list[str]) -> str:
+    """Return the end of a message for a ``pattern`` that matches none of ``names``, with a pattern that does."""
+    if any(name.startswith(f"{pattern}.") for name in names):
+        return f" Try {pattern}.*"
+    shown = ", ".join(names[:4]) or "none"
+    return f"{suggest(pattern, names)} The first of {len(names)} names are {shown}."
