@@ -19,7 +19,7 @@ from clbench.training.checkpointing import Checkpoints
 from clbench.training.early_stopping import EarlyStopping
 from clbench.training.evaluation import EXAMPLES, NLL, tally
 from tests.conftest import others_slow, stopped_after, trainer
-from tests.data.test_presets import OFFLINE
+from tests.data.test_presets import OFFLINE, OWN
 
 SHORT = ("epochs=1", "data.tasks=3", "net.hidden=[32]")
 GROUPS = ("strategy", "scenario", "net", "optimizer", "scheduler", "trainer", "logger", "data")
@@ -281,7 +281,7 @@ def replaced_source(cfg):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data", [d for d in choices("data") if d not in OFFLINE])
+@pytest.mark.parametrize("data", [d for d in choices("data") if d not in (*OFFLINE, *OWN)])
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 def test_every_data_set_runs_a_batch(run, composed, real_data, data, scenario):
     short = ("epochs=1", "data.tasks=2", "+trainer.limit_train_batches=1", "samples=20")

@@ -23,6 +23,9 @@ MORE = {  # number of tasks and image shape of the real data
     "split_fashion_mnist": (5, (1, 28, 28)),
     "split_mnist": (5, (1, 28, 28)),
 }
+OWN = ["image_folders"]
+"""Presets for files of the user, see test_folders.py."""
+
 CIFAR = {"split_cifar10": 5, "permuted_cifar10": 5, "split_cifar100": 10}
 
 
@@ -75,7 +78,7 @@ def test_presets_of_real_data_are_built_in_every_scenario(composed, real_data, p
 
 
 def test_the_list_of_presets_here_is_complete():
-    assert sorted([*OFFLINE, *MORE, *CIFAR]) == PRESETS
+    assert sorted([*OFFLINE, *MORE, *CIFAR, *OWN]) == PRESETS
 
 
 @pytest.mark.slow

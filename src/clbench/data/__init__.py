@@ -1,6 +1,7 @@
 """Data sets, splits that turn them into tasks, and Lightning data modules that yield batches of the tasks."""
 
 from clbench.data.batches import Batch, Batches
+from clbench.data.folders import image_folders
 from clbench.data.sequence import Task, TaskSequence, find_task, task_index, task_of
 from clbench.data.splits import chain, permute, rotate, split
 
@@ -11,6 +12,7 @@ __all__ = [
     "TaskSequence",
     "chain",
     "find_task",
+    "image_folders",
     "permute",
     "rotate",
     "split",

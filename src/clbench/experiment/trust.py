@@ -16,7 +16,7 @@ from hydra._internal.utils import _locate
 from clbench.errors import ConfigError
 
 FUNCTIONS = {
-    *(f"clbench.data.{name}" for name in ("chain", "permute", "rotate", "split")),
+    *(f"clbench.data.{name}" for name in ("chain", "image_folders", "permute", "rotate", "split")),
     *(f"clbench.nets.{name}" for name in ("cnn", "flatten_pixels", "mlp", "module_body")),
     *(f"clbench.nets.{name}" for name in ("resnet18_reduced", "resnet18_vandeven", "timm_model", "torchvision_model")),
     *(f"clbench.training.loggers.{name}" for name in ("csv", "tensorboard", "wandb")),
@@ -41,6 +41,9 @@ MODELS = "torchvision.models"
 
 DATASETS = "torchvision.datasets"
 """Package whose classes open files, which is allowed in the data folder."""
+
+IMAGE_FOLDERS = "clbench.data.image_folders"
+"""Function that opens images, which is allowed in the data folder."""
 
 PUBLISHED = {"clbench.nets.timm_model": "pretrained", "clbench.nets.torchvision_model": "weights"}
 """Functions that download only the published weights of timm or torchvision -> the argument that starts it."""
@@ -129,13 +132,14 @@ def _is_allowed(name: str) -> bool:
 
 def _wrong_argument(name: str, node: Mapping[str, Any], data_dir: str) -> str | None:
     """Return the argument of ``node``, which calls ``name``, that is not allowed; None if all are allowed."""
-    if _is_below(name, [MODELS, DATASETS]) and node.get("_args_"):
+    if _is_below(name, [MODELS, DATASETS, IMAGE_FOLDERS]) and node.get("_args_"):
         return f"{name} with _args_"
     for key, value in node.items():
         if key in (*DOWNLOADS, *FILES) and value and PUBLISHED.get(name) != key:
             return f"{name} with {key}={value}"
         for text in value if isinstance(value, list) else [value]:
-            is_path = isinstance(text, str) and (key == "root" or (_is_below(name, [DATASETS]) and os.sep in text))
+            opens = key in ("root", "folders") or (_is_below(name, [DATASETS]) and os.sep in str(text))
+            is_path = isinstance(text, str) and opens
             if is_path and (".." in Path(text).parts or not Path(text).is_relative_to(data_dir)):
                 return f"{name} with {key}={text}, a path outside the data folder {data_dir}"
     return None
