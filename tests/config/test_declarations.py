@@ -57,7 +57,7 @@ def test_every_option_of_a_yaml_has_a_declaration(file):
         if (isinstance(value, str) and value.startswith("${") and "submitit" not in value) or value == {}:
             assert key not in found or "submitit" in str(value)
             continue
-        if isinstance(value, list) and isinstance(value[0], dict):  # a list of data sets
+        if isinstance(value, list) and value and isinstance(value[0], dict):  # a list of data sets
             continue
         if key.startswith("hydra.launcher.ray."):
             key = ".".join(key.split(".")[:4])
