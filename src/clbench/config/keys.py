@@ -98,10 +98,10 @@ def check_missing(cfg: DictConfig) -> None:
             raise ConfigError(f"{group}: expected one of {choices}, but the configuration has none.")
     for key in (*option_names(), *NEEDED):
         parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(cfg, parent) if parent else cfg
-        if OmegaConf.is_missing(node, name):
+        child = (OmegaConf.select(cfg, parent) if parent else cfg)._get_node(name, validate_access=False)
+        if child is not None and child._is_missing():
             raise ConfigError(f"{key}: its value ??? means that it must be given. Add {key}=VALUE.")
-        if name not in node:
+        if child is None:
             raise ConfigError(f"~{key}: every run needs the option {key}. Remove ~{key}.")
     objects = [*OBJECTS, *(f"logger.{name}" for name in cfg.logger)]
     for key in objects if cfg.scheduler.make is None else [*objects, "scheduler.make"]:
