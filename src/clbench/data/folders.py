@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clbench.data.source import PARTS
 from clbench.errors import DataError, expected
-
-PARTS = ("train", "test")
 
 
 def image_folders(folders: Sequence[str]) -> list[ImageFolderSource]:

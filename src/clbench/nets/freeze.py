@@ -31,19 +31,20 @@ def freeze(body: nn.Module, patterns: Sequence[str]) -> None:
     """
     parameters = dict(body.named_parameters())
     for pattern in patterns:
-        matching = [name for name in parameters if fnmatchcase(name, pattern)]
-        if not matching:
-            raise ConfigError(
-                f"net.freeze={pattern}: expected a pattern that matches a parameter of the body."
-                f"{similar_pattern(pattern, list(parameters))}"
-            )
-        for name in matching:
+        for name in matching("net.freeze", pattern, list(parameters), "parameter"):
             parameters[name].requires_grad_(False)
 
 
-def similar_pattern(pattern: str, names: list[str]) -> str:
-    """Return the end of a message for a ``pattern`` that matches none of ``names``, with a pattern that does."""
+def matching(option: str, pattern: str, names: list[str], what: str) -> list[str]:
+    """Return those of ``names`` that ``pattern``, a value of ``option``, matches.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if found := [name for name in names if fnmatchcase(name, pattern)]:
+        return found
     if any(name.startswith(f"{pattern}.") for name in names):
-        return f" Try {pattern}.*"
-    shown = ", ".join(names[:4]) or "none"
-    return f"{suggest(pattern, names)} The first of {len(names)} names are {shown}."
+        hint = f" Try {pattern}.*"
+    else:
+        hint = f"{suggest(pattern, names)} The first of {len(names)} names are {', '.join(names[:4]) or 'none'}."
+    raise ConfigError(f"{option}={pattern}: expected a pattern that matches a {what} of the body.{hint}")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from torch import nn
 
 from clbench.errors import ConfigError
 from clbench.nets.calibration import layers
-from clbench.nets.freeze import similar_pattern
+from clbench.nets.freeze import matching
 
 
 def add_lora(body: nn.Module, rank: int, targets: Sequence[str], alpha: int | None = None) -> nn.Module:
@@ -37,15 +36,7 @@ def add_lora(body: nn.Module, rank: int, targets: Sequence[str], alpha: int | No
     except ModuleNotFoundError as error:
         raise ConfigError('net.lora needs the package peft. Try pip install "clbench[models]".') from error
     linear = [name for name, layer in layers(body).items() if isinstance(layer, nn.Linear) and name]
-    chosen: dict[str, None] = {}
-    for pattern in targets:
-        matching = [name for name in linear if fnmatchcase(name, pattern)]
-        if not matching:
-            raise ConfigError(
-                f"net.lora.targets={pattern}: expected a pattern that matches a linear layer of the body."
-                f"{similar_pattern(pattern, linear)}"
-            )
-        chosen |= dict.fromkeys(matching)
+    chosen = [name for pattern in targets for name in matching("net.lora.targets", pattern, linear, "linear layer")]
     exact = "|".join(map(re.escape, chosen))  # peft would also look for the names of a list in other parts
     config = peft.LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=exact)
     adapted: nn.Module = peft.inject_adapter_in_model(config, body)
