@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from clbench.metrics.markdown import insert, tables
+from clbench.metrics.quality import QUALITIES
 from clbench.metrics.registry import BUILT_IN
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
@@ -14,11 +15,18 @@ def test_the_tables_of_the_docs_are_those_of_the_registry():
 
 
 def test_every_metric_is_in_one_table_with_formula_and_direction():
-    rows = [line for table in tables().values() for line in table.splitlines()[2:]]
+    rows = [line for name in ("computed", "other") for line in tables()[name].splitlines()[2:]]
     assert [row.split("`")[1] for row in rows] == list(BUILT_IN)
     for row, metric in zip(rows, BUILT_IN.values(), strict=True):
         assert metric.formula in row and metric.meaning in row and row.count("|") == 6
         assert row.endswith({True: "| higher |", False: "| lower |", None: "|  |"}[metric.higher_is_better])
+
+
+def test_every_quality_is_in_the_table_with_its_direction():
+    rows = tables()["qualities"].splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == list(QUALITIES)
+    for row, quality in zip(rows, QUALITIES.values(), strict=True):
+        assert quality.meaning in row and row.endswith(f"| {quality.direction} |")
 
 
 @pytest.mark.parametrize("text", ["", "<!-- metrics: computed -->\n<!-- end -->"])

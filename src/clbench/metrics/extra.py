@@ -28,6 +28,8 @@ GROUP = "clbench.metrics"
 
 RESERVED = {
     *("accuracy_matrix", "initial_accuracy", "per_task", "within_tasks", "validation", "extra_metrics"),
+    *("quality", "quality_matrix", "initial_quality", "average_quality", "incremental_quality", "learning_quality"),
+    *("min_quality", "worst_case_quality", "validation_average_quality"),
     *("strategy", "data", "net", "seed", "eval_every", "config_hash", "machine", "versions", "status", "schema"),
     *("seconds", "importance", "shared_first_task", "warnings", "partial"),
     *("folder", "problem", "scenario", "tasks", "chance", "overrides", "config", "options"),

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clbench.metrics.metric import Metric
+from clbench.metrics.quality import QUALITIES, Quality
 from clbench.metrics.registry import BUILT_IN
 
 
 def tables() -> dict[str, str]:
-    """Return the table of each marker: ``computed`` for metrics that are computed from accuracies, ``other`` for the rest."""
+    """Return the table of each marker: ``qualities``, ``computed`` for metrics computed from R, ``other`` for other metrics."""
     return {
+        "qualities": table_of_qualities(QUALITIES.values()),
         "computed": table(metric for metric in BUILT_IN.values() if metric.function is not None),
         "other": table(metric for metric in BUILT_IN.values() if metric.function is None),
     }
@@ -28,6 +30,15 @@ def table(metrics: Iterable[Metric]) -> str:
         for metric in metrics
     ]
     return "\n".join(["| key | formula | meaning | unit | better |", "|---|---|---|---|---|", *rows])
+
+
+def table_of_qualities(qualities: Iterable[Quality]) -> str:
+    """Return a table with a row per quality."""
+    rows = [
+        f"| `{quality.name}` | {quality.meaning} | {'0 to 1' if quality.is_share else 'at least 0'} | {quality.direction} |"
+        for quality in qualities
+    ]
+    return "\n".join(["| name | meaning | values | better |", "|---|---|---|---|", *rows])
 
 
 def insert(text: str) -> str:

@@ -11,6 +11,8 @@ from clbench.errors import ConfigError
 from clbench.metrics import extra, formulas
 from clbench.metrics.formulas import Array, MidTaskEvaluation
 from clbench.metrics.metric import Function, Metric, Results
+from clbench.metrics.quality import ACCURACY, QUALITIES, Quality, quality_of
+from clbench.metrics.results import read_evaluations, read_matrix
 
 
 def _format_seconds(value: float) -> str:
@@ -35,6 +37,10 @@ def _mean_over_tasks(key: str) -> Callable[[Results], float | None]:
     return read
 
 
+def _read_validation_average(results: Results) -> float | None:
+    return (results.get("validation") or {}).get(quality_of(results).key("average_accuracy"))
+
+
 def _make_seconds(name: str, heading: str, meaning: str, shown: tuple[str, ...] = ()) -> Metric:
     return Metric(
         f"seconds_{name}",
@@ -55,6 +61,7 @@ _RECORDS = (
         function=formulas.average_accuracy,
         higher_is_better=True,
         shown=("run", "terminal", "tex"),
+        is_quality=True,
     ),
     Metric(
         "incremental_accuracy",
@@ -63,6 +70,7 @@ _RECORDS = (
         source="Rebuffi et al. 2017",
         function=formulas.incremental_accuracy,
         higher_is_better=True,
+        is_quality=True,
     ),
     Metric(
         "learning_accuracy",
@@ -71,10 +79,11 @@ _RECORDS = (
         function=formulas.learning_accuracy,
         higher_is_better=True,
         shown=("run", "tex"),
+        is_quality=True,
     ),
     Metric(
         "forgetting",
-        "drop from the best accuracy on a task before the last task to that at the end; undefined for one task",
+        "how much worse the accuracy on a task is at the end than at its best before the last task; undefined for one task",
         formula="mean_{j<T-1} ( max_{j<=i<=T-2} R[i][j] - R[T-1][j] )",
         source="Chaudhry et al. 2018",
         function=formulas.forgetting,
@@ -83,7 +92,7 @@ _RECORDS = (
     ),
     Metric(
         "backward_transfer",
-        "change of the accuracy on a task from when it was learned to the end; undefined for one task",
+        "improvement of the accuracy on a task from when it was learned to the end; undefined for one task",
         formula="mean_{j<T-1} ( R[T-1][j] - R[j][j] )",
         source="Lopez-Paz and Ranzato 2017",
         function=formulas.backward_transfer,
@@ -92,8 +101,8 @@ _RECORDS = (
     ),
     Metric(
         "forward_transfer",
-        "accuracy on a task just before it is learned minus that of the untrained network; only if tasks share outputs "
-        "(domain-incremental)",
+        "improvement of the accuracy on a task over that of the untrained network, just before the task is learned; only if "
+        "tasks share outputs (domain-incremental)",
         formula="mean_{j>=1} ( R[j-1][j] - b[j] )",
         source="Lopez-Paz and Ranzato 2017",
         function=formulas.forward_transfer,
@@ -103,24 +112,26 @@ _RECORDS = (
     ),
     Metric(
         "min_accuracy",
-        "lowest accuracy on a task at any evaluation after it was learned; during later tasks only with eval_every",
+        "worst accuracy on a task at any evaluation after it was learned; during later tasks only with eval_every",
         formula="mean_{j<T-1} min_{i>j} R[i][j]",
         source="De Lange et al. 2023",
         function=formulas.min_accuracy,
         higher_is_better=True,
+        is_quality=True,
     ),
     Metric(
         "worst_case_accuracy",
-        "weighted mean of the accuracy on the last task and min_accuracy on the others",
+        "weighted mean of the accuracy on the last task and the worst accuracy on the others",
         formula="R[T-1][T-1] / T + (1 - 1/T) min_accuracy",
         source="WC-ACC of De Lange et al. 2023",
         function=formulas.worst_case_accuracy,
         higher_is_better=True,
         heading="worst case",
+        is_quality=True,
     ),
     Metric(
         "stability_gap",
-        "drop of the accuracy on an earlier task j to its lowest while task i is learned; needs eval_every",
+        "how much worse the accuracy on an earlier task j becomes at most while task i is learned; needs eval_every",
         formula="mean_{j<i} ( R[i-1][j] - min_{inside i} accuracy on j )",
         source="De Lange et al. 2023",
         function=formulas.stability_gap,
@@ -128,8 +139,8 @@ _RECORDS = (
     ),
     Metric(
         "intransigence",
-        "accuracy right after learning a task, reference run R* minus this run; R* is of the same benchmark and seed: "
-        "joint_from_scratch, else joint, else independent",
+        "how much worse the accuracy right after learning a task is than in the reference run R*, of the same benchmark and "
+        "seed: joint_from_scratch, else joint, else independent",
         formula="mean_j ( R*[j][j] - R[j][j] )",
         source="Chaudhry et al. 2018",
         read=lambda results: None,
@@ -153,10 +164,11 @@ _RECORDS = (
     Metric(
         "validation_average_accuracy",
         "average accuracy on validation data, on which lam is selected",
-        read=lambda results: (results.get("validation") or {}).get("average_accuracy"),
+        read=_read_validation_average,
         higher_is_better=True,
         heading="validation accuracy",
         shown=("run",),
+        is_quality=True,
     ),
     _make_seconds("total", "seconds", "seconds of the whole run, including reading data", shown=("terminal", "tex")),
     _make_seconds("train", "training", "seconds of the task loop without importance and evaluation"),
@@ -174,6 +186,9 @@ _RECORDS = (
 
 BUILT_IN = {metric.name: metric for metric in _RECORDS}
 """Built-in metrics by name, in the order of columns."""
+
+BY_KEY = {metric.key(quality): metric for quality in QUALITIES.values() for metric in _RECORDS}
+"""Built-in metrics by their keys in metrics.json in runs of any quality: ``average_accuracy`` and ``average_quality``."""
 
 _registered: dict[str, Metric] = {}
 
@@ -236,43 +251,55 @@ def metrics_of(descriptions: Iterable[Mapping[str, Mapping[str, object]] | None]
     return _in_order(users)
 
 
+def records_of(quality: Quality, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Return ``metrics`` for runs of ``quality``. Metrics of the user are unchanged, see ``Metric.of`` for the others."""
+    return {name: metric.of(quality) if name in BUILT_IN else metric for name, metric in metrics.items()}
+
+
 def summarize(
     metrics: Mapping[str, Metric],
     matrix: Array,
     initial: Array | None = None,
     mid_task: Sequence[MidTaskEvaluation] = (),
     shares_outputs: bool = False,
+    quality: Quality = ACCURACY,
 ) -> dict[str, float | None]:
-    """Return the metrics that are computed from accuracies, by name. Undefined metrics, and all if R contains nan, are None.
+    """Return the metrics that are computed from R, by key. Undefined metrics, and all if R contains nan, are None.
 
     Args:
         metrics: Records by name. Those without a function are left out.
         matrix: R (T, T), nan where nothing was evaluated yet.
-        initial: b (T,), the accuracy of the untrained network, None if undefined.
+        initial: b (T,), the quality of the untrained network, None if undefined.
         mid_task: Evaluations during tasks.
         shares_outputs: Whether all tasks have the same outputs (domain-incremental).
+        quality: Quality of the values, which determines the keys and which values are better.
 
     >>> summarize({"forgetting": BUILT_IN["forgetting"]}, [[0.9, 0.1], [0.4, 0.8]])
     {'forgetting': 0.5}
     """
     r, b = np.asarray(matrix, dtype=float), None if initial is None else np.asarray(initial, dtype=float)
-    computed = [metric for metric in metrics.values() if metric.function is not None]
+    computed = {metric.key(quality): metric for metric in metrics.values() if metric.function is not None}
     if not np.isfinite(r).all():
-        return dict.fromkeys(metric.name for metric in computed)
-    return {metric.name: metric.compute_or_explain(r, b, mid_task, shares_outputs) for metric in computed}
+        return dict.fromkeys(computed)
+    return {key: metric.compute_or_explain(r, b, mid_task, shares_outputs, quality) for key, metric in computed.items()}
 
 
 def add_metrics(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """Return the metrics.json of a finished run with the missing ``metrics``, computed from its accuracies."""
-    missing = {name: metric for name, metric in metrics.items() if metric.function is not None and name not in results}
-    shares_outputs, validation = results["data"]["scenario"] == "domain", results["validation"]
-    initial = None if None in results["initial_accuracy"] else results["initial_accuracy"]
-    inside = [MidTaskEvaluation(**evaluation) for evaluation in results["within_tasks"]]
+    """Return the metrics.json of a finished run with the missing ``metrics``, computed from its accuracies or other qualities."""
+    quality, validation = quality_of(results), results["validation"]
+    missing = {
+        name: metric
+        for name, metric in metrics.items()
+        if metric.function is not None and metric.key(quality) not in results
+    }
+    shares_outputs = results["data"]["scenario"] == "domain"
     more = {"extra_metrics": (results.get("extra_metrics") or {}) | describe_extra(missing)}
     if validation is not None:
-        of_validation = summarize(missing, validation["accuracy_matrix"], shares_outputs=shares_outputs)
+        r = read_matrix(validation, quality)
+        of_validation = summarize(missing, r, shares_outputs=shares_outputs, quality=quality)
         more["validation"] = {**validation, **of_validation}
-    return {**results, **summarize(missing, results["accuracy_matrix"], initial, inside, shares_outputs), **more}
+    added = summarize(missing, *read_evaluations(results, quality), shares_outputs, quality)
+    return {**results, **added, **more}
 
 
 def describe_extra(metrics: Mapping[str, Metric]) -> dict[str, dict[str, object]]:
