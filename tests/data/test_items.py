@@ -8,6 +8,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import to_tensor
 
 from clbench.data import TaskSequence, chain
+from clbench.data.conversion import Conversion
 from clbench.data.images import Images, Streamed
 from clbench.data.source import read
 from clbench.errors import ConfigError
@@ -160,7 +161,7 @@ def test_a_transform_of_the_data_set_is_applied_once():
 @pytest.mark.parametrize("factory", [partial(Pictures, Image.fromarray), ArrayPictures])
 @pytest.mark.parametrize("limit", [None, 0], ids=["in memory", "streamed"])
 def test_resized_images_are_those_of_torchvision(factory, limit):
-    (x,) = read(factory, resize=[9, 4], memory_limit=limit, workers=0).train.batches([torch.arange(12)])
+    (x,) = read(factory, Conversion.of([9, 4]), memory_limit=limit, workers=0).train.batches([torch.arange(12)])
     expected = v2.functional.resize(torch.from_numpy(PIXELS[1]).permute(0, 3, 1, 2), [9, 4], antialias=True)
     assert torch.equal(x, expected)
 
@@ -171,7 +172,7 @@ def test_images_of_different_shapes_need_resizing():
         ConfigError, match=r"data set Pictures: expected images of one shape.* for image \d+. Set resize=\[H,W\]"
     ):
         read(partial(Pictures, varying))
-    assert read(partial(Pictures, varying), resize=4).train.shape == (3, 4, 4)
+    assert read(partial(Pictures, varying), Conversion.of(4)).train.shape == (3, 4, 4)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from clbench.config.options import conf_dir
 from clbench.data import TaskSequence
 from clbench.data.scenario import Scenario
+from clbench.experiment.build import build
 
 PRESETS = sorted(file.stem for file in (conf_dir() / "data").glob("*.yaml"))
 OFFLINE = ["bit_ops", "permuted_digits", "split_digits"]
@@ -23,8 +24,16 @@ MORE = {  # number of tasks and image shape of the real data
     "split_fashion_mnist": (5, (1, 28, 28)),
     "split_mnist": (5, (1, 28, 28)),
 }
-OWN = ["image_folders"]
-"""Presets for files of the user, see test_folders.py."""
+TARGETS = {  # kind of the targets, number of tasks and outputs, and shape of the inputs
+    "digit_mass": ("numbers", 5, 4, (1, 8, 8)),
+    "digit_masks": ("positions", 5, 2, (1, 12, 12)),
+    "text_domains": ("positions", 4, 256, (128,)),
+    "two_digits": ("labels", 5, 10, (1, 8, 16)),
+}
+"""Presets with other targets than one label."""
+
+OWN = ["csv", "image_folders", "text_folders"]
+"""Presets for files of the user, see test_folders.py, test_tables.py and test_text.py."""
 
 CIFAR = {"split_cifar10": 5, "permuted_cifar10": 5, "split_cifar100": 10}
 
@@ -78,7 +87,16 @@ def test_presets_of_real_data_are_built_in_every_scenario(composed, real_data, p
 
 
 def test_the_list_of_presets_here_is_complete():
-    assert sorted([*OFFLINE, *MORE, *CIFAR, *OWN]) == PRESETS
+    assert sorted([*OFFLINE, *MORE, *CIFAR, *OWN, *TARGETS]) == PRESETS
+
+
+@pytest.mark.parametrize("preset", TARGETS)
+def test_presets_of_other_targets_are_built(composed, preset):
+    sequence, learner, _ = build(composed(f"data={preset}", "scenario=domain"))
+    kind, tasks, outputs, shape = TARGETS[preset]
+    assert (sequence.kind, len(sequence), sequence.sizes, sequence.shape) == (kind, tasks, [outputs] * tasks, shape)
+    batch = next(iter(sequence[1].train_dataloader()))
+    assert learner.loss(learner(batch.x, batch.task), batch.y).isfinite()
 
 
 @pytest.mark.slow

@@ -162,11 +162,11 @@ def test_images_are_laid_out_channels_first(shape, layout):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": (7,)}, "(N, H, W, C), got uint8 data (6, 7). "),
-        ({"shape": (2, 2, 2, 2)}, "(N, H, W, C), got uint8 data (6, 2, 2, 2, 2). "),
+        ({"shape": (7,), "dtype": bool}, "(N, F), got bool data (6, 7). "),
+        ({"shape": (2, 2, 2, 2)}, "(N, F), got uint8 data (6, 2, 2, 2, 2). "),
         (
             {"shape": (2, 2), "dtype": np.float32},
-            "(N, H, W, C), got float32 data (6, 2, 2). Convert pixels in [0, 1] with",
+            "(N, F), got float32 data (6, 2, 2). Convert pixels in [0, 1] with",
         ),
         ({"shape": (2, 2), "targets": 5}, "got 5 labels for 6 images. Make their numbers equal."),
     ],

@@ -24,8 +24,8 @@ class Batch(NamedTuple):
     """One minibatch.
 
     Attributes:
-        x: Inputs (N, C, H, W), float.
-        y: Output columns of the labels (N,), int64.
+        x: Inputs: images (N, C, H, W) or rows of a table (N, F), float, or tokens (N, T), int64.
+        y: Output columns of the labels (N,), int64. Other targets, such as labels of tokens or pixels, are (N, ...).
         task: Index of the task whose outputs compete, or (N,) if it differs between examples.
 
     >>> x, y, task = Batch(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), task=0)
@@ -81,6 +81,16 @@ class Pixels:
         return x
 
 
+def as_tokens(x: Tensor) -> Tensor:
+    """Return tokens (N, T) as int64."""
+    return x.long()
+
+
+def as_floats(x: Tensor) -> Tensor:
+    """Return the rows of a table (N, F) in the default dtype."""
+    return x.to(torch.get_default_dtype())
+
+
 def is_number(value: Any) -> TypeGuard[float]:
     """Return whether ``value`` is a number that is finite in float32."""
     return (
@@ -106,9 +116,9 @@ class Part:
     Attributes:
         images: The data set.
         rows: Indices of the examples in ``images`` (N,).
-        y: Output columns of their labels (N,).
+        y: Output columns of their labels (N,), or other targets (N, ...).
         task: Index of the task.
-        pixels: Conversion of uint8 pixels to floats.
+        pixels: Conversion of the stored values to the input of the network.
         view: Transformation of the images by the task, such as a permutation of pixels.
     """
 
@@ -116,14 +126,14 @@ class Part:
     rows: Tensor
     y: Tensor
     task: int
-    pixels: Pixels
+    pixels: Callable[[Tensor], Tensor]
     view: View | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def seen(self, x: Tensor) -> Tensor:
-        """Return uint8 images x (N, C, H, W) as the input of the network."""
+        """Return stored values x, such as uint8 images (N, C, H, W), as the input of the network."""
         x = self.pixels(x)
         return x if self.view is None else self.view(x)
 
@@ -250,7 +260,7 @@ class Batches:
                 if len(of[k]):
                     x.append(part.seen(self._augmented(pieces[k], epoch, step, k)))
                     y.append(part.y[of[k]])
-                    task.append(torch.full_like(y[-1], part.task))
+                    task.append(of[k].new_full((len(of[k]),), part.task))
             yield Batch(torch.cat(x), torch.cat(y), self.parts[0].task if same_task else torch.cat(task))
 
     def _by_part(self, share: Tensor, starts: Tensor) -> list[Tensor]:

@@ -43,7 +43,7 @@ def fingerprint(examples: Examples, labels: Tensor) -> str:
 
     Args:
         examples: Training or test set.
-        labels: Labels of all examples (N,).
+        labels: Targets of all examples (N, ...).
 
     >>> from clbench.data.items import read_examples
     >>> from clbench.data.toy import BitOperation
@@ -51,7 +51,7 @@ def fingerprint(examples: Examples, labels: Tensor) -> str:
     >>> fingerprint(a, a.labels()) == fingerprint(b, b.labels())
     False
     """
-    digest = sha256(labels.numpy().astype("<i8").tobytes())
+    digest = sha256(labels.numpy().astype("<f4" if labels.is_floating_point() else "<i8").tobytes())
     if isinstance(examples, Items):
         images = images_of(examples, evenly_spaced(len(examples), FROM_ITEMS))
     else:

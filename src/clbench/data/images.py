@@ -1,4 +1,4 @@
-"""Labelled uint8 images, in memory, or streamed if they do not fit. Both return the same batches."""
+"""Inputs with targets, in memory, or streamed if they do not fit. Both return the same batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,18 +19,23 @@ from clbench.errors import DataError
 
 @dataclass(frozen=True)
 class Images:
-    """Images x (N, C, H, W), uint8, and labels y (N,), int64, in memory."""
+    """Inputs x in memory, such as uint8 images (N, C, H, W) or tokens (N, T), and targets y (N, ...)."""
 
     x: Tensor
     y: Tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one image (C, H, W)."""
+        """Shape of one input, such as (C, H, W)."""
         return tuple(self.x.shape[1:])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the stored values."""
+        return self.x.dtype
+
     def batches(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the images of each of ``rows``, on the device of the rows."""
+        """Yield the inputs of each of ``rows``, on the device of the rows."""
         for chosen in rows:
             yield self.x.index_select(0, chosen.to(self.x.device)).to(chosen.device)
 
@@ -44,11 +48,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Streamed:
-    """Images that do not fit in memory. Worker processes read them batch by batch, ahead of training.
+    """Inputs that do not fit in memory. Worker processes read them batch by batch, ahead of training.
 
     Args:
         examples: Data set.
-        y: Labels (N,).
+        y: Targets (N, ...).
         workers: Number of processes per loop over batches. 0 reads in the main process.
     """
 
@@ -58,8 +62,13 @@ class Streamed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one image (C, H, W)."""
+        """Shape of one input, such as (C, H, W)."""
         return self.examples.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the stored values."""
+        return self.examples[0][0].dtype
 
     def batches(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the images of each of ``rows``, on the device of the rows, without using the global generator.
@@ -89,7 +98,7 @@ class Streamed:
 def in_memory_or_streamed(
     examples: Examples, memory_limit: int | None = None, workers: int | None = None
 ) -> Images | Streamed:
-    """Return ``examples`` in memory if their uint8 images take at most ``memory_limit`` bytes, streamed otherwise.
+    """Return ``examples`` in memory if their values take at most ``memory_limit`` bytes, streamed otherwise.
 
     Args:
         examples: Data set.
@@ -97,7 +106,7 @@ def in_memory_or_streamed(
         workers: Number of worker processes. None is one per core, at most 4.
     """
     limit = available_memory() // 2 if memory_limit is None else memory_limit
-    if len(examples) * prod(examples.shape) <= limit:
+    if len(examples) * examples[0][0].nbytes <= limit:
         return Images(*examples.whole())
     return Streamed(examples, examples.labels(), _workers() if workers is None else workers)
 
@@ -120,5 +129,5 @@ def _workers() -> int:
     return min(cores, 4)
 
 
-def _stacked(examples: Sequence[tuple[Tensor, int]]) -> Tensor:
+def _stacked(examples: Sequence[tuple[Tensor, Any]]) -> Tensor:
     return torch.stack([x for x, _ in examples])

@@ -1,4 +1,4 @@
-"""Read a torchvision-like data set as uint8 images (C, H, W), from its arrays if it has them, otherwise item by item."""
+"""Read a data set as images (C, H, W), tokens (T,) or rows of a table (F,), from its arrays if it has them, else item by item."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from clbench.data.columns import image_and_label
-from clbench.data.labels import as_array, class_labels
-from clbench.errors import DataError, expected
+from clbench.data.conversion import Conversion
+from clbench.data.labels import as_array
+from clbench.data.targets import read_targets
+from clbench.errors import DataError
 
 CHUNK = 1000
-"""Number of images that are resized at a time."""
+"""Number of images that are converted at a time."""
+
+KEEP = Conversion()
+"""The conversion that changes nothing."""
 
 COMPARED = 10
 """Number of items whose labels are compared with the list of labels, before the list is used without reading the items."""
@@ -24,45 +29,48 @@ WIDE = ("I", "F")
 
 
 class Examples(Protocol):
-    """Map-style data set of images of one ``shape`` (C, H, W) with labels."""
+    """Map-style data set of inputs of one ``shape``: uint8 images (C, H, W), integer tokens (T,), or rows of floats (F,)."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     @property
     def targets(self) -> Tensor | None:
-        """All labels (N,), int64, None if every item has to be read for them."""
+        """All targets (N, ...), None if every item has to be read for them."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int, /) -> tuple[Tensor, Any]: ...
 
     def labels(self) -> Tensor:
-        """Return all labels (N,), int64."""
+        """Return all targets (N, ...)."""
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """Return all images (N, C, H, W), uint8, and labels (N,), int64."""
+        """Return all inputs (N, ...) and targets (N, ...)."""
 
 
-def read_examples(dataset: Any, name: str, resize: int | Sequence[int] | None = None) -> Examples:
-    """Return the examples of ``dataset``, with every image resized to ``resize`` if it is given.
+def read_examples(dataset: Any, name: str, convert: Conversion = KEEP, loss: str = "cross_entropy") -> Examples:
+    """Return the examples of ``dataset``, with every image converted.
 
-    A data set with arrays ``data`` and ``targets`` (or ``labels``) and without a transform is read from these arrays, and so is a
-    dictionary of arrays. Any other data set is read item by item. An item is a pair of an image (PIL, array or tensor) and a
-    label, or a dictionary that contains both under a known name (``columns``), as in a Hugging Face data set.
+    A data set with arrays ``data`` and ``targets`` (or ``labels``) and without a transform is read from these arrays. So are a
+    dictionary of arrays, and a TensorDataset of tokens or of a table. Any other data set is read item by item. An item is a pair
+    of an image (PIL, array or tensor) and a target, or a dictionary that contains both under a known name (``columns``), as in a
+    Hugging Face data set.
 
     Args:
         dataset: Map-style data set, or a dictionary of arrays.
         name: Name for messages.
-        resize: Side of a square, or height and width.
+        convert: Conversion of images.
+        loss: Name of the loss, which decides what the targets mean, see ``targets``.
 
     Raises:
-        ConfigError: The data set does not contain images of one shape with one integer label each, or it is empty.
+        ConfigError: The data set does not contain inputs of one shape with a target each, or it is empty.
     """
-    size = None if resize is None else _size(resize)
     if isinstance(dataset, Mapping):
         image, label = image_and_label(dataset, name)
-        return _checked(Arrays(as_array(dataset[image]), dataset[label], name, size), name)
+        return _checked(Arrays(as_array(dataset[image]), dataset[label], name, convert, loss), name, convert)
+    if isinstance(tensors := getattr(dataset, "tensors", None), tuple) and len(tensors) == 2 and tensors[0].ndim == 2:
+        return _checked(Arrays(*tensors, name, convert, loss), name, convert)
     targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
     if targets is None and isinstance(names := getattr(dataset, "column_names", None), list):  # of Hugging Face
         targets = list(dataset[image_and_label(names, name)[1]])
@@ -70,23 +78,17 @@ def read_examples(dataset: Any, name: str, resize: int | Sequence[int] | None = 
     of_images, of_labels = (getattr(dataset, kind, None) for kind in ("transform", "target_transform"))
     examples: Examples
     if isinstance(data, np.ndarray | Tensor) and targets is not None and of_images is None and of_labels is None:
-        examples = Arrays(data, targets, name, size)
+        examples = Arrays(data, targets, name, convert, loss)
     else:
-        examples = Items(dataset, targets if of_labels is None else None, name, size)
-    return _checked(examples, name)
+        examples = Items(dataset, targets if of_labels is None else None, name, convert, loss)
+    return _checked(examples, name, convert)
 
 
-def _checked(examples: Examples, name: str) -> Examples:
+def _checked(examples: Examples, name: str, convert: Conversion) -> Examples:
     if min(examples.shape) < 1:
         raise DataError(f"data set {name}: expected images (C, H, W) with pixels, got the shape {examples.shape}.")
+    convert.check(examples.shape, name)
     return examples
-
-
-def _size(resize: Any) -> list[int]:
-    sides = [resize, resize] if isinstance(resize, int) else list(resize) if isinstance(resize, list | tuple) else []
-    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
-        raise DataError(expected("resize", resize, "a side, or a height and a width, in pixels, each >= 1"))
-    return sides
 
 
 def _refuse_empty(number: int, name: str) -> None:
@@ -95,58 +97,83 @@ def _refuse_empty(number: int, name: str) -> None:
 
 
 class Arrays:
-    """Examples from an array (N, H, W), (N, H, W, C) or (N, C, H, W) and a list of labels."""
+    """Examples from an array and a list of targets.
+
+    Args:
+        data: Images (N, H, W), (N, H, W, C) or (N, C, H, W), uint8; tokens (N, T), integers; or a table (N, F), floats.
+        targets: Targets of all examples.
+        name: Name for messages.
+        convert: Conversion of images.
+        loss: Name of the loss.
+    """
 
     def __init__(
-        self, data: np.ndarray | Tensor, targets: Any, name: str = "", size: Sequence[int] | None = None
+        self,
+        data: np.ndarray | Tensor,
+        targets: Any,
+        name: str = "",
+        convert: Conversion = KEEP,
+        loss: str = "cross_entropy",
     ) -> None:
-        self.data, self.size = as_array(data), size
-        if self.data.dtype != np.uint8 or self.data.ndim not in (3, 4):
+        self.data, self.convert = as_array(data), convert
+        if self.data.ndim == 2 and self.data.dtype.kind in "iuf":
+            self.data = _tokens_or_table(self.data, name)
+        elif self.data.dtype != np.uint8 or self.data.ndim not in (3, 4):
             raise DataError(
-                f"data set {name}: expected uint8 images (N, H, W) or (N, H, W, C), got {self.data.dtype} data "
-                f"{self.data.shape}. Convert pixels in [0, 1] with (255 * data).round().astype('uint8')."
+                f"data set {name}: expected uint8 images (N, H, W) or (N, H, W, C), integer tokens (N, T) or a table of floats "
+                f"(N, F), got {self.data.dtype} data {self.data.shape}. Convert pixels in [0, 1] with "
+                "(255 * data).round().astype('uint8')."
             )
         _refuse_empty(len(self.data), name)
-        self.targets = class_labels(targets, len(self.data), name)
-        self.shape: tuple[int, ...] = tuple(self._images(slice(0, 1)).shape[1:])
+        self.shape: tuple[int, ...] = tuple(self._inputs(slice(0, 1)).shape[1:])
+        self.targets = read_targets(targets, len(self.data), name, loss, positions_of(self.shape, self.data.dtype.kind))
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self._images(slice(row, row + 1))[0], int(self.targets[row])
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return self._inputs(slice(row, row + 1))[0], self.targets[row]
 
     def labels(self) -> Tensor:
         return self.targets
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        if self.size is None:
-            return self._images(slice(None)), self.targets
-        chunks = [self._images(slice(start, start + CHUNK)) for start in range(0, len(self), CHUNK)]
+        if self.convert == KEEP:
+            return self._inputs(slice(None)), self.targets
+        chunks = [self._inputs(slice(start, start + CHUNK)) for start in range(0, len(self), CHUNK)]
         return torch.cat(chunks), self.targets
 
-    def _images(self, rows: slice) -> Tensor:
+    def _inputs(self, rows: slice) -> Tensor:
         data = self.data[rows]
         x = torch.from_numpy(data if data.flags.writeable else data.copy())
+        if x.ndim == 2:
+            return x
         if x.ndim == 3:
             x = x[:, None]
         elif x.shape[-1] <= 4 or x.shape[1] > 4:  # channels last, unless only the first dimension can be channels
             x = x.permute(0, 3, 1, 2)
-        return resized(x.contiguous(), self.size)
+        return self.convert(x.contiguous())
 
 
 class Items:
-    """Examples of a data set that can only be read item by item."""
+    """Examples of a data set of images that can only be read item by item."""
 
-    def __init__(self, dataset: Any, targets: Any = None, name: str = "", size: Sequence[int] | None = None) -> None:
-        self.dataset, self.name, self.size = dataset, name, size
+    def __init__(
+        self,
+        dataset: Any,
+        targets: Any = None,
+        name: str = "",
+        convert: Conversion = KEEP,
+        loss: str = "cross_entropy",
+    ) -> None:
+        self.dataset, self.name, self.convert, self.loss = dataset, name, convert, loss
         try:
             self._length = len(dataset)
         except TypeError as error:
             raise DataError(f"data set {name}: expected a data set with a length, got {error}.") from error
         _refuse_empty(self._length, name)
-        self.targets = None if targets is None else class_labels(targets, self._length, name)
         self.shape: tuple[int, ...] = tuple(self._image(self.item(0)[0], 0).shape)
+        self.targets = None if targets is None else self._targets(targets)
 
     def __len__(self) -> int:
         return self._length
@@ -157,7 +184,7 @@ class Items:
         if x.shape != self.shape:
             raise DataError(
                 f"data set {self.name}: expected images of one shape, got {self.shape} for image 0 and {tuple(x.shape)} for "
-                f"image {row}. Set resize=[H,W] for equal sizes, or a transform of the data set for equal numbers of channels."
+                f"image {row}. Set resize=[H,W] for equal sizes, or channels=1 or 3 for equal channels."
             )
         return x, label
 
@@ -186,20 +213,25 @@ class Items:
     def labels(self) -> Tensor:
         if self.targets is not None:
             for row in range(min(len(self), COMPARED)):
-                if not np.array_equal(label := self.item(row)[1], self.targets[row]):
+                if not np.array_equal(np.ravel(label := self.item(row)[1]), np.ravel(self.targets[row])):
                     raise DataError(
                         f"data set {self.name}: expected dataset[i] with the label targets[i], got {label!r} and "
                         f"{self.targets[row]} for i={row}. Correct targets, or remove this attribute of the data set."
                     )
             return self.targets
-        return class_labels([self[row][1] for row in range(len(self))], len(self), self.name)
+        return self._targets([self[row][1] for row in range(len(self))])
 
     def whole(self) -> tuple[Tensor, Tensor]:
         x, labels = torch.empty(len(self), *self.shape, dtype=torch.uint8), []
         for row in range(len(self)):
             x[row], label = self[row]
             labels.append(label)
-        return x, class_labels(labels, len(self), self.name)
+        return x, self._targets(labels)
+
+    def _targets(self, values: Any) -> Tensor:
+        if isinstance(values, list):
+            values = [np.asarray(value) if hasattr(value, "convert") else value for value in values]  # masks of PIL
+        return read_targets(values, len(self), self.name, self.loss, positions_of(self.shape))
 
     def _image(self, image: Any, row: int) -> Tensor:
         if hasattr(image, "convert") and image.mode not in ("L", "RGB") and not image.mode.startswith(WIDE):
@@ -211,7 +243,7 @@ class Items:
             x = x.mul(255).round().to(torch.uint8)
         if x.dtype != torch.uint8 or x.ndim != 3:
             raise self._not_an_image(f"{x.dtype} {tuple(x.shape)}{_range(x)}", row)
-        return resized(x[None], self.size)[0]
+        return self.convert(x[None])[0]
 
     def _tensor(self, image: Any, row: int) -> Tensor:
         """Return a PIL image or an array (H, W) or (H, W, C) as a tensor (H, W) or (C, H, W)."""
@@ -228,16 +260,29 @@ class Items:
         )
 
 
+def positions_of(shape: Sequence[int], kind: str = "u") -> tuple[int, ...]:
+    """Return the shape of the positions of an input that may have a label each: (T,) of tokens, (H, W) of images.
+
+    The rows of a table, whose values have the ``kind`` f of NumPy, have no positions.
+    """
+    return () if kind == "f" else tuple(shape[-2:])
+
+
+def _tokens_or_table(data: np.ndarray, name: str) -> np.ndarray:
+    """Return tokens (N, T), or a table (N, F) as float32.
+
+    Raises:
+        ConfigError: A token is negative, or a number is not finite.
+    """
+    if data.dtype.kind == "f":
+        if not np.isfinite(data).all():
+            raise DataError(f"data set {name}: expected finite numbers, got {data[~np.isfinite(data)][0]}.")
+        return data.astype(np.float32)
+    if data.min(initial=0) < 0:
+        raise DataError(f"data set {name}: expected tokens >= 0, got {data.min()}. Convert a table to floats.")
+    return data if data.dtype == np.uint8 else data.astype(np.int64)
+
+
 def _range(x: Tensor) -> str:
     """Return the range of the pixels as text, which shows nan."""
     return f" from {x.min():.4g} to {x.max():.4g}" if x.is_floating_point() and x.numel() else ""
-
-
-def resized(x: Tensor, size: Sequence[int] | None) -> Tensor:
-    """Return uint8 images (N, C, h, w) resized to ``size`` (H, W) by antialiased bilinear interpolation."""
-    if size is None or list(x.shape[-2:]) == list(size):
-        return x
-    from torchvision.transforms.v2.functional import resize  # slow to import, so only when it is used
-
-    images: Tensor = resize(x, list(size), antialias=True)
-    return images

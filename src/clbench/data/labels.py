@@ -33,13 +33,18 @@ def class_labels(labels: Any, examples: int, name: str) -> Tensor:
     except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, or values of several kinds
         raise DataError(f"{rule} labels of several shapes or types. {NUMBER}.") from error
     if values.ndim != 1:
-        hint = "Use labels.argmax(1) for one-hot labels" if values.ndim == 2 and values.shape[1] > 1 else "Use (N,)"
+        hint = "Use (N,)"
+        if values.ndim == 2 and values.shape[1] > 1:
+            hint = "Use labels.argmax(1) for one-hot labels, loss=binary_cross_entropy for several labels, loss=mse for numbers"
+        elif values.dtype.kind == "f":
+            hint = "Use loss=mse for numbers"
         raise DataError(f"{rule} labels of shape {values.shape}. {hint}.")
     if len(values) != examples:
         raise DataError(f"{rule} {len(values)} labels for {examples} images. Make their numbers equal.")
     if values.dtype.kind not in "iu":
         not_whole = values[~np.isfinite(values) | (np.floor(values) != values)] if values.dtype.kind == "f" else values
-        raise DataError(f"{rule} {[*not_whole.tolist(), *values.tolist()][0]!r} ({values.dtype}). {NUMBER}.")
+        more = ", or use loss=mse for numbers" if values.dtype.kind == "f" else ""
+        raise DataError(f"{rule} {[*not_whole.tolist(), *values.tolist()][0]!r} ({values.dtype}). {NUMBER}{more}.")
     if values.max(initial=0) > torch.iinfo(torch.int64).max:
         raise DataError(f"{rule} {values.max()}. {NUMBER}.")
     return torch.from_numpy(values.astype(np.int64))

@@ -43,8 +43,13 @@ class Scenario:
         if self.head not in allowed:
             raise ScenarioError(f"head={self.head}: expected {' or '.join(allowed)} with scenario={self.name}.")
 
-    def check(self, sizes: Sequence[int]) -> None:
-        """Raise ConfigError if tasks with these numbers of classes are not possible in this scenario."""
+    def check(self, sizes: Sequence[int], kind: str = "label") -> None:
+        """Raise ConfigError if tasks with these numbers of classes, or targets of this kind, do not fit this scenario."""
+        if self.name == "class" and kind != "label":
+            raise ConfigError(
+                "scenario=class: expected one label per example, so that the classes of later tasks can be added. Try "
+                "scenario=domain or scenario=task."
+            )
         if self.name == "domain" and len(set(sizes)) > 1:
             raise ConfigError(
                 f"scenario=domain: expected tasks with equal numbers of classes, got {list(sizes)}. Make them equal, or use "

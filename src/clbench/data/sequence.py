@@ -1,158 +1,35 @@
-"""Sequences of tasks. Each task is a Lightning data module on which any LightningModule can be trained."""
+"""Sequences of tasks made of data sets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
 from clbench.data.augment import Augmentation, Transform
-from clbench.data.batches import Batch, Batches, Part, Pixels, is_number
+from clbench.data.batches import Part, Pixels, as_floats, as_tokens, is_number
+from clbench.data.blur import check_blur, exchanged
+from clbench.data.conversion import Conversion
 from clbench.data.fingerprint import combine
 from clbench.data.images import Images, Streamed
 from clbench.data.scenario import Scenario
 from clbench.data.source import Source, read
 from clbench.data.splits import TaskDefinition, check_definitions
-from clbench.errors import ConfigError, DataError, expected
+from clbench.data.targets import LABEL, LOSSES, POSITIONS
+from clbench.data.task import Task
+from clbench.errors import DataError, expected
 from clbench.seeding import generator
 
 EVALUATION_BATCH = 1000
+"""Examples in a batch for evaluation and importance."""
 
-
-class Task(L.LightningDataModule):
-    """Data module of one task: its training data, and the validation and test data of every task.
-
-    Batches are ``Batch(x, y, task)``, already on the trainer's device.
-
-    Attributes:
-        index: Position in the sequence, from 0.
-        name: Name in printed text, where tasks count from 1.
-        classes: Classes of the data set, in the order of the task's outputs.
-
-    >>> from clbench.data import chain
-    >>> from clbench.data.toy import BitOperation
-    >>> sequence = TaskSequence(partial(BitOperation, op="and"), chain, validation=0, scale=1, batch_size=4)
-    >>> task = sequence[0]
-    >>> task.name, task.examples, task.classes
-    ('task 1', 4, (0, 1))
-    """
-
-    def __init__(self, sequence: TaskSequence, index: int, training: Sequence[Part]) -> None:
-        super().__init__()
-        self.sequence = sequence
-        self.index = index
-        self.name = f"task {index + 1}"
-        self.classes = sequence.definitions[index].classes
-        self._training = training
-
-    @property
-    def examples(self) -> int:
-        """Number of training examples."""
-        return sum(len(part) for part in self._training)
-
-    @property
-    def mixed(self) -> bool:
-        """Whether the training data mixes several tasks."""
-        return len(self._training) > 1
-
-    def setup(self, stage: str | None = None) -> None:
-        """Reset the loops of a Trainer that has trained an earlier task. Otherwise it would silently train 0 steps."""
-        trainer = self.trainer
-        if stage != "fit" or trainer is None:
-            return
-        if 0 < trainer.max_steps <= trainer.global_step:
-            raise ConfigError(
-                f"Trainer(max_steps={trainer.max_steps}) counts the steps of all tasks, and none is left for {self.name}. Create "
-                "a new Trainer for each task, or use max_epochs."
-            )
-        loop = trainer.fit_loop
-        if loop.epoch_progress.current.ready:
-            loop.epoch_progress.reset()
-            loop.epoch_loop.batch_progress.reset()
-
-    def train_dataloader(self) -> Batches:
-        """Return shuffled and augmented minibatches of the training examples, in a new order every epoch."""
-        batches = self._batches(
-            self._training,
-            self.sequence.batch_size,
-            shuffle=(self.sequence.seed, self.index),
-            augment=self.sequence.augment,
-            drop_last=self.sequence.drop_last,
-        )
-        if self.trainer is not None:  # a fit that resumes from a checkpoint starts at a later epoch
-            batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-        return batches
-
-    def importance_dataloader(self) -> Batches:
-        """Return the training examples in a fixed order, all of them in every process, for measuring importance."""
-        return self._batches(self._training, EVALUATION_BATCH, shared=False)
-
-    def val_dataloader(self) -> list[Batches]:
-        """Return the validation data of every task as evaluated after this task, or an empty list without validation data."""
-        if not self.sequence.has_validation:
-            return []
-        return [self._batches([part], EVALUATION_BATCH) for part in self.sequence.examples_of("validation", self.index)]
-
-    def test_dataloader(self) -> list[Batches]:
-        """Return the test data of every task as evaluated after this task."""
-        return [self._batches([part], EVALUATION_BATCH) for part in self.sequence.examples_of("test", self.index)]
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Return the batch unchanged, because its tensors are already on the device."""
-        return batch
-
-    def _batches(self, parts: Sequence[Part], batch_size: int, shared: bool = True, **training: Any) -> Batches:
-        """Return batches on the trainer's device. If ``shared``, each process gets its share."""
-        trainer = self.trainer
-        if trainer is None:
-            return Batches(parts, batch_size, **training)
-        parts = [self.sequence.on_device(part, trainer.strategy.root_device) for part in parts]
-        rank, world = (trainer.global_rank, trainer.world_size) if shared else (0, 1)
-        return Batches(parts, batch_size, rank=rank, world=world, **training)
-
-
-def find_task(trainer: L.Trainer) -> Task | None:
-    """Return the task of a ``TaskSequence`` that ``trainer`` is fitting, None if it is fitting other data.
-
-    >>> find_task(L.Trainer(logger=False, enable_checkpointing=False)) is None
-    True
-    """
-    task = getattr(trainer, "datamodule", None)
-    return task if isinstance(task, Task) else None
-
-
-def task_index(trainer: L.Trainer) -> int | None:
-    """Return the index of the task that ``trainer`` is fitting, None if its data module has no ``index``.
-
-    >>> task_index(L.Trainer(logger=False, enable_checkpointing=False)) is None
-    True
-    """
-    index = getattr(getattr(trainer, "datamodule", None), "index", None)
-    return index if isinstance(index, int) else None
-
-
-def task_of(trainer: L.Trainer) -> Task:
-    """Return the task of a ``TaskSequence`` that ``trainer`` is fitting.
-
-    Raises:
-        ConfigError: The trainer is fitting other data.
-
-    >>> from clbench.data import chain
-    >>> from clbench.data.toy import BitOperation
-    >>> sequence = TaskSequence(partial(BitOperation, op="and"), chain, validation=0, scale=1, batch_size=4)
-    >>> trainer = L.Trainer(logger=False, enable_checkpointing=False)
-    >>> trainer.datamodule = sequence[0]  # as trainer.fit(learner, datamodule=sequence[0]) does
-    >>> task_of(trainer).name
-    'task 1'
-    """
-    if (task := find_task(trainer)) is None:
-        raise ConfigError("expected a task of a TaskSequence. Try trainer.fit(learner, datamodule=sequence[0]).")
-    return task
+EVALUATION_POSITIONS = 2**16
+"""Largest number of tokens or pixels with a label in such a batch."""
 
 
 class TaskSequence:
@@ -176,13 +53,20 @@ class TaskSequence:
             ``clbench.data.augment``. Importance, validation and test batches are not augmented.
         drop_last: Whether to leave out the last training batch of an epoch if it is smaller.
         resize: Side, or height and width, to which every image is resized when it is read. None keeps the size.
+        channels: Number of channels to which every image is converted, 1 (grey) or 3 (RGB). None keeps it.
         memory_limit: Limit in bytes. If the uint8 images of a data set take more, worker processes stream them instead; the
             batches are the same. None is half of the available memory.
         workers: Number of these processes. None is one per core, at most 4.
+        loss: Name of the loss, which decides what the targets mean, see ``clbench.data.targets``.
+        blur: Share of the training examples that each task exchanges with the other tasks, in [0, 1), see
+            ``clbench.data.blur.exchanged``. Validation and test examples are not exchanged. An example keeps its task, which
+            selects its outputs in the task-incremental scenario. In the class-incremental scenario all classes occur in every
+            task, so all of them compete from the first task on.
 
     Attributes:
         definitions: Definition of each task.
-        sizes: Number of classes of each task.
+        sizes: Number of classes of each task. If the targets are not one label per example, the number of outputs.
+        kind: Kind of the targets: ``label``, ``labels``, ``positions`` or ``numbers``.
         fingerprint: 16 hex digits each for the ``train`` and ``test`` part of all data sets, see ``clbench.data.fingerprint``.
 
     Raises:
@@ -215,9 +99,14 @@ class TaskSequence:
         augment: Transform | Sequence[Transform] | None = None,
         drop_last: bool = False,
         resize: int | Sequence[int] | None = None,
+        channels: int | None = None,
         memory_limit: int | None = None,
         workers: int | None = None,
+        loss: str = "cross_entropy",
+        blur: float = 0.0,
     ) -> None:
+        if loss not in LOSSES:
+            raise DataError(expected("loss", loss, f"one of {', '.join(LOSSES)}"))
         if not (is_number(validation) and 0 <= validation < 1):
             raise DataError(expected("validation", validation, "a share in [0, 1)"))
         for option, value, least in (
@@ -228,19 +117,23 @@ class TaskSequence:
             is_default = value is None and option != "batch_size"
             if not is_default and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise DataError(expected(option, value, f"an integer >= {least}"))
+        self.blur = check_blur(blur)
         self.name, self.batch_size, self.validation, self.seed = name, batch_size, validation, seed
         self.scenario = scenario or Scenario()
         self.pixels = Pixels.of(scale, mean, std)
         self.drop_last = drop_last
         self.augment = Augmentation.of(augment) if augment else None
-        read_one = partial(read, resize=resize, memory_limit=memory_limit, workers=workers)
+        read_one = partial(
+            read, convert=Conversion.of(resize, channels), memory_limit=memory_limit, workers=workers, loss=loss
+        )
         sources = [read_one(s) for s in source] if isinstance(source, Sequence) else read_one(source)
         self.fingerprint = combine([s.fingerprint for s in (sources if isinstance(sources, list) else [sources])])
         self.definitions = split(sources, tasks=tasks, seed=seed)
         check_definitions(self.definitions)
         self.sizes = [len(c.classes) for c in self.definitions]
-        self.scenario.check(self.sizes)
-        self.pixels.check(self.shape[0])
+        self.kind = self.definitions[0].source.kind
+        self.scenario.check(self.sizes, self.kind)
+        self._check_images()
         self._moved: dict[tuple[int, torch.device], Images | Streamed] = {}
         self._rows = {id(c.source): self._shuffled_examples(c.source) for c in self.definitions}
         self._parts = [self._task_parts(index) for index in range(len(self.definitions))]
@@ -249,7 +142,9 @@ class TaskSequence:
         if examples_per_task is not None:
             for index, number in enumerate(self._numbers(examples_per_task)):
                 self._parts[index]["train"] = self._some(self._parts[index]["train"], number)
-        fewest = min(len(parts["train"]) for parts in self._parts)
+        own = [parts["train"] for parts in self._parts]
+        self._training = exchanged(own, blur, seed) if blur else [[part] for part in own]
+        fewest = min(map(len, own))
         if drop_last and fewest < batch_size:
             raise DataError(
                 f"drop_last=True: batch_size={batch_size} leaves no batch for a task with {fewest} training examples. "
@@ -265,16 +160,52 @@ class TaskSequence:
     def __getitem__(self, index: int) -> Task:
         if not 0 <= index < len(self):
             raise IndexError(f"sequence[{index}]: expected an index from 0 to {len(self) - 1}")
-        return Task(self, index, [self._seen_from(self._parts[index]["train"], index)])
+        return Task(self, index, [self._training_of(index, index)])
 
     def joint(self, index: int) -> Task:
         """Return a task with the mixed training data of all tasks up to ``index``, for joint training."""
-        return Task(self, index, [self._seen_from(self._parts[j]["train"], index) for j in range(index + 1)])
+        return Task(self, index, [self._training_of(j, index) for j in range(index + 1)])
+
+    def newest(self, after: int) -> int:
+        """Return the index of the newest task whose examples occur up to the end of task ``after``."""
+        return len(self) - 1 if self.blur else after
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one input (C, H, W)."""
+        """Shape of one input: (C, H, W) of an image, (T,) of tokens, (F,) of a row of a table."""
         return self.definitions[0].source.train.shape
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the inputs are images."""
+        return len(self.shape) == 3
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Number of examples in a batch for evaluation and importance."""
+        return min(EVALUATION_BATCH, max(1, EVALUATION_POSITIONS // prod(self.positions)))
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Shape of the positions that have a label each: (T,) of tokens, (H, W) of pixels, () if there are none."""
+        return tuple(self.definitions[0].source.train.y.shape[1:]) if self.kind == POSITIONS else ()
+
+    def inputs(self, examples: int) -> Tensor:
+        """Return inputs (N, ...) to count the features of a net: zeros, or for tokens the largest token of the data."""
+        source = self.definitions[0].source.train
+        x = torch.zeros(examples, *self.shape, dtype=source.dtype)
+        if not self.has_images and not x.is_floating_point():
+            sources = {id(task.source): task.source for task in self.definitions}.values()
+            x += max(
+                int(part.x.max()) for each in sources for part in (each.train, each.test) if isinstance(part, Images)
+            )
+        return self._convert(source)(x)
+
+    def _convert(self, source: Images | Streamed) -> Callable[[Tensor], Tensor]:
+        """Return the function that converts stored values to the input of the network."""
+        if self.has_images:
+            return self.pixels
+        return as_floats if source.dtype.is_floating_point else as_tokens
 
     @property
     def has_validation(self) -> bool:
@@ -293,16 +224,34 @@ class TaskSequence:
         view = part.view.to(device) if part.view is not None else None
         return replace(part, images=self._moved[key], rows=part.rows.to(device), y=part.y.to(device), view=view)
 
+    def _check_images(self) -> None:
+        """Raise ConfigError if an option of images does not fit the inputs."""
+        if self.has_images:
+            self.pixels.check(self.shape[0])
+        elif self.pixels.mean is not None:
+            raise DataError(
+                f"mean={list(self.pixels.mean)}: expected images, got inputs of shape {self.shape}. Try mean=None and std=None."
+            )
+        if self.augment is not None and (not self.has_images or self.kind == POSITIONS):
+            what = "a label per pixel, which would not move with its pixel" if self.has_images else "no images"
+            raise DataError(f"augment: expected images with targets that stay the same, got {what}. Try augment=None.")
+
     def _check_parts(self, index: int, parts: Mapping[str, Part]) -> None:
         """Raise ConfigError if a class of the task has no training example, or the task has no test example."""
+        if not len(parts["train"]):
+            raise DataError(
+                f"validation={self.validation}: expected training examples in every task, got none in task {index + 1}. Lower it."
+            )
+        if self.kind != LABEL:
+            return
         classes, source = self.definitions[index].classes, self.definitions[index].source
         column = self.scenario.offset(self.sizes, index)
-        counts = parts["train"].y.sub(column).bincount(minlength=len(classes)).tolist()
-        if 0 in counts:
+        missing = set(parts["validation"].y.tolist()) - set(parts["train"].y.tolist())
+        if missing:
             raise DataError(
                 f"validation={self.validation}: expected training examples of every class, but class "
-                f"{classes[counts.index(0)]} of task {index + 1} has only validation examples. Lower validation, or leave out "
-                "this class."
+                f"{classes[min(missing) - column]} of task {index + 1} has only validation examples. Lower validation, or leave "
+                "out this class."
             )
         if not len(parts["test"]):
             raise DataError(
@@ -311,7 +260,11 @@ class TaskSequence:
             )
 
     def _seen_from(self, part: Part, after: int) -> Part:
-        return replace(part, task=self.scenario.context(part.task, after))
+        return replace(part, task=self.scenario.context(part.task, self.newest(after)))
+
+    def _training_of(self, index: int, after: int) -> list[Part]:
+        """Return the training examples of task ``index`` as trained in task ``after``."""
+        return [self._seen_from(part, after) for part in self._training[index]]
 
     def _shuffled_examples(self, source: Source) -> tuple[Tensor, Tensor]:
         """Return the indices of the training and validation examples of a source, the same for all of its tasks."""
@@ -340,15 +293,25 @@ class TaskSequence:
 
     def _task_parts(self, index: int) -> dict[str, Part]:
         split = self.definitions[index]
-        column = torch.full((split.source.classes,), -1, dtype=torch.long)
-        column[list(split.classes)] = torch.arange(len(split.classes)) + self.scenario.offset(self.sizes, index)
         train, validation = self._rows[id(split.source)]
         test = torch.arange(len(split.source.test.y))
+        pixels = self._convert(split.source.train)
+        if self.kind != LABEL:
+            return {
+                which: Part(images, rows, images.y[rows], index, pixels, split.view)
+                for which, images, rows in (
+                    ("train", split.source.train, train),
+                    ("validation", split.source.train, validation),
+                    ("test", split.source.test, test),
+                )
+            }
+        column = torch.full((split.source.classes,), -1, dtype=torch.long)
+        column[list(split.classes)] = torch.arange(len(split.classes)) + self.scenario.offset(self.sizes, index)
 
         def part(images: Images | Streamed, rows: Tensor) -> Part:
             y = column[images.y[rows]]
             mine = y >= 0
-            return Part(images, rows[mine], y[mine], index, self.pixels, split.view)
+            return Part(images, rows[mine], y[mine], index, pixels, split.view)
 
         return {
             "train": part(split.source.train, train),

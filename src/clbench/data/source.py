@@ -12,10 +12,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from clbench.data.conversion import Conversion
 from clbench.data.fingerprint import FROM_ITEMS, LABELS_ONLY, combine, fingerprint
 from clbench.data.images import Images, Streamed, in_memory_or_streamed
-from clbench.data.items import read_examples
+from clbench.data.items import KEEP, read_examples
 from clbench.data.labels import count_classes
+from clbench.data.targets import LABEL, count_outputs, kind_of
 from clbench.errors import ConfigError, DataError
 
 OFFLINE = "The data sets data=permuted_digits and data=split_digits need no download"
@@ -128,43 +130,62 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its name, training and test images, number of classes, and fingerprints of ``train`` and ``test``."""
+    """A data set.
+
+    Attributes:
+        name: Name for messages.
+        train, test: Training and test examples.
+        classes: Number of classes. If the targets are not one label per example, the number of outputs.
+        fingerprint: Fingerprints of ``train`` and ``test``.
+        kind: Kind of the targets, see ``clbench.data.targets``.
+        is_bytes: Whether the inputs are bytes of text.
+    """
 
     name: str
     train: Images | Streamed
     test: Images | Streamed
     classes: int
     fingerprint: dict[str, str] = field(default_factory=dict)
+    kind: str = LABEL
+    is_bytes: bool = False
 
 
 def read(
     factory: Callable[..., Any],
-    resize: int | Sequence[int] | None = None,
+    convert: Conversion = KEEP,
     memory_limit: int | None = None,
     workers: int | None = None,
+    loss: str = "cross_entropy",
 ) -> Source:
     """Return the training and test set of a torchvision-like data set, read into memory or streamed.
 
     Args:
         factory: Function that creates the data set, see ``open_dataset``.
-        resize: Side, or height and width, to which every image is resized.
+        convert: Conversion of images.
         memory_limit, workers: See ``in_memory_or_streamed``.
+        loss: Name of the loss, which decides what the targets mean.
 
     Raises:
-        ConfigError: The data set is missing and cannot be downloaded, is unreadable, or does not contain images of one shape
-            with labels 0, 1, ....
+        ConfigError: The data set is missing and cannot be downloaded, is unreadable, or does not contain inputs of one shape
+            with targets that fit the loss.
     """
     name = dataset_name(factory)
     datasets = [open_dataset(factory, part) for part in (True, False)]
     _check_folders(name, *datasets)
-    examples = [read_examples(d, text, resize) for d, text in zip(datasets, (name, f"{name} (test)"), strict=True)]
+    names = (name, f"{name} (test)")
+    examples = [read_examples(d, text, convert, loss) for d, text in zip(datasets, names, strict=True)]
     if examples[0].shape != examples[1].shape:
         raise DataError(
             f"data set {name}: expected test images of the shape of the training images {examples[0].shape}, got "
-            f"{examples[1].shape}. Set resize=[H,W] for equal sizes, or convert the test images."
+            f"{examples[1].shape}. Set resize=[H,W] for equal sizes, or channels=1 or 3 for equal channels."
         )
     train, test = (in_memory_or_streamed(each, memory_limit, workers) for each in examples)
-    classes = count_classes(train.y, test.y, name)
+    kind = kind_of(train.y, loss)
+    declared = getattr(datasets[0], "outputs", None)
+    if kind == LABEL and declared is None:
+        classes = count_classes(train.y, test.y, name)
+    else:
+        classes = count_outputs(train.y, test.y, loss, declared, name)
     pairs = zip(PARTS, examples, (train.y, test.y), strict=True)
     prints = {part: fingerprint(each, y if each.targets is None else each.targets) for part, each, y in pairs}
     if any(LABELS_ONLY in text for text in prints.values()):
@@ -173,7 +194,7 @@ def read(
             "covers the labels only. Set augment=... instead of random changes in the data set.",
             stacklevel=2,
         )
-    return Source(name, train, test, classes, prints)
+    return Source(name, train, test, classes, prints, kind, getattr(datasets[0], "is_bytes", False))
 
 
 PARTS = ("train", "test")
@@ -194,7 +215,9 @@ def _check_folders(name: str, train: Any, test: Any) -> None:
 
 
 def current_fingerprint(
-    source: Callable[..., Any] | Sequence[Callable[..., Any]], resize: int | Sequence[int] | None = None
+    source: Callable[..., Any] | Sequence[Callable[..., Any]],
+    convert: Conversion = KEEP,
+    loss: str = "cross_entropy",
 ) -> dict[str, str] | None:
     """Return what ``TaskSequence(source, ...).fingerprint`` is now, in about the time of opening the files.
 
@@ -209,7 +232,7 @@ def current_fingerprint(
         prints = {}
         for part in PARTS:
             examples = read_examples(
-                open_dataset(factory, part == "train", download=False), dataset_name(factory), resize
+                open_dataset(factory, part == "train", download=False), dataset_name(factory), convert, loss
             )
             if examples.targets is None and len(examples) > FROM_ITEMS:
                 return None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from clbench.data.source import Source
+from clbench.data.targets import LABEL, POSITIONS, WHAT
 from clbench.data.transforms import Permutation, Rotation, View
 from clbench.errors import DataError, expected
 from clbench.seeding import generator
@@ -58,6 +59,7 @@ def permute(source: Source, tasks: int | None = None, seed: int = 0, first: str 
     [True, False, False]
     """
     _one_source("permute", source)
+    _of_images("permute", source)
     if first not in ("identity", "permuted"):
         raise DataError(expected("first", first, "one of identity, permuted"))
     number = 5 if tasks is None else _at_least_one(tasks)
@@ -95,6 +97,7 @@ def rotate(
     [True, False, False]
     """
     _one_source("rotate", source)
+    _of_images("rotate", source)
     number = None if tasks is None else _at_least_one(tasks)
     if not isinstance(angles, str):
         turns = [float(angle) for angle in angles]
@@ -140,6 +143,11 @@ def split(
     [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
     """
     _one_source("split", source)
+    if source.kind != LABEL:
+        raise DataError(
+            f"split=split: expected one label per example, but the targets of data set {source.name} are {WHAT[source.kind]} "
+            "with this loss. Try clbench.data.chain or clbench.data.permute, or loss=cross_entropy."
+        )
     classes = _ordered(source.classes, order, seed)
     number = None if tasks is None else _at_least_one(tasks)
     if first_task is None:
@@ -166,7 +174,7 @@ def chain(source: Sequence[Source], tasks: int | None = None, seed: int = 0) -> 
         seed: Not used.
 
     Raises:
-        ConfigError: There are more tasks than data sets, or the images have different shapes.
+        ConfigError: There are more tasks than data sets, or the inputs or targets have different shapes.
 
     >>> from functools import partial
     >>> from clbench.data.source import read
@@ -184,7 +192,13 @@ def chain(source: Sequence[Source], tasks: int | None = None, seed: int = 0) -> 
     shapes = [(s.name, s.train.shape) for s in sources]
     if len({shape for _, shape in shapes}) > 1:
         named = ", ".join(f"{name} {shape}" for name, shape in shapes)
-        raise DataError(f"expected data sets with one image shape, got {named}. Try resize=[H,W].")
+        raise DataError(
+            f"expected data sets with one image shape, got {named}. Try resize=[H,W] for equal sizes, and channels=1 or 3 for "
+            "equal channels."
+        )
+    if len({(s.kind, 0 if s.kind == LABEL else s.classes) for s in sources}) > 1:
+        named = ", ".join(f"{s.name} {s.classes}" for s in sources)
+        raise DataError(f"expected data sets with equal numbers of outputs, got {named}. Make them equal.")
     return [TaskDefinition(s, tuple(range(s.classes))) for s in sources[:number]]
 
 
@@ -231,6 +245,15 @@ def _at_least_one(tasks: int) -> int:
     if tasks < 1:
         raise DataError(expected("tasks", tasks, "an integer >= 1"))
     return tasks
+
+
+def _of_images(split: str, source: Source) -> None:
+    if len(source.train.shape) != 3 or source.kind == POSITIONS:
+        what = "a label per position" if source.kind == POSITIONS else f"inputs of shape {source.train.shape}"
+        raise DataError(
+            f"split={split}: expected images whose targets do not depend on the order of the pixels, but data set {source.name} "
+            f"has {what}. Try clbench.data.chain."
+        )
 
 
 def _one_source(split: str, source: Source) -> None:
