@@ -92,3 +92,8 @@ def test_without_peft_the_package_is_named(composed, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r'net.lora needs the package peft. Try pip install "clbench\[models\]"'):
         build(composed(*SHORT, LORA))
+
+
+def test_a_body_without_linear_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected a body with layers of the class torch.nn.Linear, got none"):
+        add_lora(nn.Sequential(nn.Conv2d(1, 2, 3)), rank=1, targets=["*"])

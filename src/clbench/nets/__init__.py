@@ -1,11 +1,14 @@
 """Nets: a body that turns inputs into features and a head that turns features into the outputs that compete."""
 
 from clbench.nets.cnn import cnn
+from clbench.nets.fcn import fcn
 from clbench.nets.freeze import freeze
+from clbench.nets.gpt import gpt_small
 from clbench.nets.heads import MultiHead, SlicedHead
+from clbench.nets.hf_body import hf_model
 from clbench.nets.lora import add_lora
 from clbench.nets.mlp import mlp
-from clbench.nets.net import Net, features_of
+from clbench.nets.net import Net, features_of, features_on
 from clbench.nets.pretrained import flatten_pixels, module_body, torchvision_model
 from clbench.nets.resnet import resnet18_reduced, resnet18_vandeven
 from clbench.nets.timm_body import timm_model
@@ -17,9 +20,13 @@ __all__ = [
     "SlicedHead",
     "add_lora",
     "cnn",
+    "fcn",
     "features_of",
+    "features_on",
     "flatten_pixels",
     "freeze",
+    "gpt_small",
+    "hf_model",
     "init_from",
     "mlp",
     "module_body",

@@ -11,7 +11,30 @@ Slice = tuple[int, int]
 """First column, and last column plus one."""
 
 
-class MultiHead(nn.Module):
+class Head(nn.Module):
+    """Base of heads: ``head(features, task)`` -> the outputs that compete.
+
+    The features are one vector per example (N, F), per token (N, T, F), or per pixel (N, F, H, W). The outputs have the same
+    shape with C instead of F. Outputs that a task does not have are -inf.
+    """
+
+    def forward(self, features: Tensor, task: int | Tensor) -> Tensor:
+        """Return the outputs.
+
+        Args:
+            features: (N, F), (N, T, F) or (N, F, H, W).
+            task: One task for the batch, or one per example, (N,).
+        """
+        if features.dim() == 4:
+            return self.outputs(features.movedim(1, -1), task).movedim(-1, 1)
+        return self.outputs(features, task)
+
+    def outputs(self, features: Tensor, task: int | Tensor) -> Tensor:
+        """Return the outputs (N, ..., C) of features (N, ..., F)."""
+        raise NotImplementedError
+
+
+class MultiHead(Head):
     """One linear layer per task. The heads of other tasks get no gradient from a batch of one task.
 
     If every example has its own task, all heads are computed so that nothing waits for the device. Heads that no example uses
@@ -32,19 +55,13 @@ class MultiHead(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(features, size) for size in sizes)
         self.has_equal_sizes = len(set(sizes)) == 1
 
-    def forward(self, features: Tensor, task: int | Tensor) -> Tensor:
-        """Return the outputs (N, C) that compete. Outputs that a task does not have are -inf.
-
-        Args:
-            features: (N, F).
-            task: One task for the batch, or one per example, (N,).
-        """
+    def outputs(self, features: Tensor, task: int | Tensor) -> Tensor:
         if isinstance(task, int):
             return self._outputs(task, features)
         outputs = [self._outputs(k, features) for k in range(len(self.heads))]
         if not self.has_equal_sizes:
-            width = max(z.shape[1] for z in outputs)
-            outputs = [nn.functional.pad(z, (0, width - z.shape[1]), value=float("-inf")) for z in outputs]
+            width = max(z.shape[-1] for z in outputs)
+            outputs = [nn.functional.pad(z, (0, width - z.shape[-1]), value=float("-inf")) for z in outputs]
         rows = torch.arange(len(features), device=features.device)
         return torch.stack(outputs, dim=1)[rows, task]
 
@@ -53,7 +70,7 @@ class MultiHead(nn.Module):
         return outputs
 
 
-class SlicedHead(nn.Module):
+class SlicedHead(Head):
     """One linear layer, of which the columns ``slices[task]`` compete.
 
     In domain-incremental runs these are the same columns for every task, in class-incremental runs all columns up to the newest
@@ -76,21 +93,18 @@ class SlicedHead(nn.Module):
         super().__init__()
         self.linear = nn.Linear(features, max(stop for _, stop in slices))
         self.slices = tuple(slices)
+        self.is_shared = len(set(slices)) == 1  # the same columns compete in every task
         width = max(stop - start for start, stop in slices)
         columns = torch.stack([(start + torch.arange(width)) for start, _ in slices])
         absent = columns >= torch.tensor([stop for _, stop in slices])[:, None]
         self.register_buffer("columns", columns.masked_fill(absent, 0), persistent=False)
         self.register_buffer("absent", absent, persistent=False)
 
-    def forward(self, features: Tensor, task: int | Tensor) -> Tensor:
-        """Return the outputs (N, C) that compete. Outputs that a task does not have are -inf.
-
-        Args:
-            features: (N, F).
-            task: One task for the batch, or one per example, (N,).
-        """
+    def outputs(self, features: Tensor, task: int | Tensor) -> Tensor:
         outputs: Tensor = self.linear(features)
-        if isinstance(task, int):
-            start, stop = self.slices[task]
-            return outputs[:, start:stop]
-        return outputs.gather(1, self.columns[task]).masked_fill(self.absent[task], float("-inf"))
+        if isinstance(task, int) or self.is_shared:
+            start, stop = self.slices[task if isinstance(task, int) else 0]
+            return outputs[..., start:stop]
+        per_position = (len(outputs), *(1,) * (outputs.dim() - 2), -1)
+        columns, absent = (values[task].view(per_position) for values in (self.columns, self.absent))
+        return outputs.gather(-1, columns.expand(*outputs.shape[:-1], -1)).masked_fill(absent, float("-inf"))

@@ -24,7 +24,7 @@ def add_lora(body: nn.Module, rank: int, targets: Sequence[str], alpha: int | No
         alpha: Numerator of the scale of the updates. None for ``rank``, a scale of 1.
 
     Raises:
-        ConfigError: peft is not installed, or a pattern matches no linear layer.
+        ConfigError: peft is not installed, the body has no linear layer, or a pattern matches none.
 
     Example:
         >>> body = add_lora(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), rank=1, targets=["0"])
@@ -36,6 +36,10 @@ def add_lora(body: nn.Module, rank: int, targets: Sequence[str], alpha: int | No
     except ModuleNotFoundError as error:
         raise ConfigError('net.lora needs the package peft. Try pip install "clbench[models]".') from error
     linear = [name for name, layer in layers(body).items() if isinstance(layer, nn.Linear) and name]
+    if not linear:
+        raise ConfigError(
+            "net.lora: expected a body with layers of the class torch.nn.Linear, got none. Try another net, or net.lora=null."
+        )
     chosen = [name for pattern in targets for name in matching("net.lora.targets", pattern, linear, "linear layer")]
     exact = "|".join(map(re.escape, chosen))  # peft would also look for the names of a list in other parts
     config = peft.LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=exact)

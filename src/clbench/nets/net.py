@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Net(nn.Module):
-    """``head(body(x), task)``: inputs (N, ...) and their task -> the outputs (N, C) that compete.
+    """``head(body(x), task)``: inputs (N, ...) and their task -> the outputs that compete, such as (N, C).
 
     Args:
-        body: Maps inputs (N, ...) to features (N, F).
+        body: Maps inputs (N, ...) to features: (N, F), (N, T, F) for tokens, or (N, F, H, W) for pixels.
         head: Maps features and task to outputs, for example ``MultiHead``.
 
     Example:
@@ -33,23 +33,38 @@ class Net(nn.Module):
 
 
 def features_of(body: nn.Module, shape: Sequence[int]) -> int:
-    """Return the number of features that ``body`` computes from one input of ``shape``.
-
-    It runs the body in evaluation mode on two inputs of zeros. Modes, statistics and random states do not change; lazy layers are
-    initialised.
-
-    Raises:
-        ValueError: The output of the body is not a tensor (2, features). Exceptions of the body are not caught.
+    """Return the number of features that ``body`` computes from one input of ``shape``, see ``features_on``.
 
     Example:
         >>> features_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8))
         10
     """
+    return features_on(body, torch.zeros(2, *shape))
+
+
+def features_on(body: nn.Module, x: Tensor, positions: Sequence[int] = ()) -> int:
+    """Return the number of features that ``body`` computes from inputs ``x``.
+
+    It runs the body in evaluation mode. Modes, statistics and random states do not change; lazy layers are initialised.
+
+    Args:
+        body: The body.
+        x: Two inputs.
+        positions: Shape of the positions that have a label each, (T,) for tokens or (H, W) for pixels. Then the features are
+            (N, T, F) or (N, F, H, W).
+
+    Raises:
+        ValueError: The output of the body is not a tensor of this shape. Exceptions of the body are not caught.
+
+    Example:
+        >>> features_on(nn.Embedding(256, 16), torch.zeros(2, 8, dtype=torch.int64), positions=(8,))
+        16
+    """
     modes = [(part, part.training) for part in body.modules()]
     body.eval()
     try:
         with torch.no_grad():
-            features = body(torch.zeros(2, *shape))
+            features = body(x)
     finally:
         for part, training in modes:
             part.training = training
@@ -57,8 +72,11 @@ def features_of(body: nn.Module, shape: Sequence[int]) -> int:
         raise ValueError(
             f"body: expected a tensor (2, features) for 2 inputs, got {type(features).__name__}. Return the features alone"
         )
-    if features.ndim != 2 or len(features) != 2:
-        raise ValueError(
-            f"body: expected shape (2, features) for 2 inputs, got {tuple(features.shape)}. Flatten the output"
-        )
-    return features.shape[1]
+    of_pixels = len(positions) == 2
+    where = 1 if of_pixels else len(positions) + 1
+    found = tuple(features.shape)
+    if features.ndim != len(positions) + 2 or found[:where] + found[where + 1 :] != (2, *positions):
+        wanted = ", ".join(map(str, (2, "features", *positions) if of_pixels else (2, *positions, "features")))
+        remedy = "Use a net that keeps the positions" if positions else "Flatten the output"
+        raise ValueError(f"body: expected shape ({wanted}) for 2 inputs, got {found}. {remedy}")
+    return found[where]
