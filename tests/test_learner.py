@@ -10,7 +10,7 @@ from clbench.errors import ConfigError
 from clbench.experiment.build import build
 from clbench.importance import fisher
 from clbench.learner import Learner, learner_outputs
-from clbench.training.evaluation import tally
+from clbench.training.measures import LOSS, measured
 from tests.conftest import trainer
 
 BITS = ("data=bit_ops", "data.tasks=2", "loss=binary_cross_entropy", "net.hidden=[8]", "epochs=5")
@@ -28,11 +28,13 @@ def test_one_logit_per_task_equals_two_outputs_0_and_z(run, composed, scenario):
 
 def test_accuracy_nll_and_calibration_are_those_of_the_bernoulli(composed):
     sequence, learner, _ = build(composed(*BITS))
-    counts = tally(learner, sequence[0].test_dataloader())[0]
+    found = measured(learner, sequence[0].test_dataloader())[0]
     (batch,) = sequence[0].test_dataloader()[0]
     z, y = learner.eval()(batch.x, batch.task)[:, 0].detach(), batch.y
-    assert counts[0] == ((z > 0).long() == y).sum()
-    torch.testing.assert_close(counts[2], F.binary_cross_entropy_with_logits(z, y.float(), reduction="sum").double())
+    assert found.value() == ((z > 0).long() == y).double().mean()
+    torch.testing.assert_close(
+        found.sums[LOSS], F.binary_cross_entropy_with_logits(z, y.float(), reduction="sum").double()
+    )
     torch.testing.assert_close(learner.logits(z[:, None]).softmax(1)[:, 1], z.sigmoid())
 
 

@@ -13,17 +13,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from clbench.data import Batch, find_task, task_of
+from clbench.data import Batch, TaskSequence, find_task, task_of
+from clbench.data.targets import LOSSES, WHAT, kind_of
 from clbench.errors import ConfigError, LearnerError, expected
 
 Term = Callable[[Batch, Tensor], Tensor]
 """Function of (batch, outputs (N, C)) that returns a scalar, added to the loss of the batch."""
 
-LOSSES = ("cross_entropy", "binary_cross_entropy")
-
 
 class Learner(L.LightningModule):
-    """LightningModule that learns by cross-entropy over the outputs that compete in the scenario.
+    """LightningModule that minimises a loss of the outputs that compete in the scenario.
 
     A strategy whose loss depends on data changes the training step through three attributes, which it sets when a fit starts.
 
@@ -33,7 +32,7 @@ class Learner(L.LightningModule):
         update: Performs the whole step, including that of the optimisers (manual optimisation), and returns the values to log.
 
     Args:
-        net: Module called as ``net(x, task)`` that returns outputs (N, C).
+        net: Module called as ``net(x, task)`` that returns outputs (N, C), (N, T, C) for tokens or (N, C, H, W) for pixels.
         optimizer: Returns an optimiser of the given parameters, for example ``partial(torch.optim.Adam, lr=1e-3)``.
         reset_optimizer: Whether every task starts with a new optimiser. Otherwise its state (the moments of Adam) is kept.
         bn: With ``train``, BatchNorm follows the statistics of every task. With ``freeze_after_first`` it is in evaluation mode
@@ -42,7 +41,8 @@ class Learner(L.LightningModule):
         scheduler_interval: When the scheduler steps, every ``epoch`` or every ``step``.
         scheduler_length: Argument of the scheduler that is set to the number of steps of the task, for example ``T_max``.
         compile: Whether to compile the training loss. Importance and evaluation are not compiled.
-        loss: ``cross_entropy``, or ``binary_cross_entropy`` for a net with one output, the logit of label 1.
+        loss: ``cross_entropy`` of one label, or of a label per token or pixel; ``binary_cross_entropy`` of several labels, or of
+            one label of two classes with one output, the logit of label 1; or ``mse`` of numbers.
 
     Raises:
         ConfigError: ``bn``, ``loss`` or ``scheduler_interval`` is unknown, or ``scheduler_length`` is set although the scheduler
@@ -101,19 +101,27 @@ class Learner(L.LightningModule):
         return outputs
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return the mean loss of outputs (N, C) for targets (N,).
+        """Return the loss, a mean over examples and over their positions, labels or numbers.
+
+        Args:
+            outputs: (N, C), (N, T, C) for tokens, or (N, C, H, W) for pixels.
+            y: One label (N,), several labels or numbers (N, C), or a label per token (N, T) or pixel (N, H, W).
 
         Raises:
-            ConfigError: The loss is binary cross-entropy and C is not 1.
+            ConfigError: The loss is binary cross-entropy with one label, and C is not 1.
         """
+        if self.loss_name == "mse":
+            return nn.functional.mse_loss(outputs, y.to(outputs.dtype))
         if self.loss_name == "binary_cross_entropy":
+            if y.dim() == 2:
+                return nn.functional.binary_cross_entropy_with_logits(outputs, y.to(outputs.dtype))
             if outputs.shape[1] != 1:
                 raise ConfigError(
                     f"loss=binary_cross_entropy needs one output (the logit of class 1), but the net has {outputs.shape[1]}. "
                     "Use a net with one output per task, or loss=cross_entropy"
                 )
             return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], y.to(outputs.dtype))
-        return nn.functional.cross_entropy(outputs, y)
+        return nn.functional.cross_entropy(outputs.movedim(-1, 1) if outputs.dim() == 3 else outputs, y)
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Return outputs (N, C) whose softmax is the probabilities. A single logit z (N, 1) of label 1 becomes (0, z)."""
@@ -148,10 +156,20 @@ class Learner(L.LightningModule):
 
     def on_train_start(self) -> None:
         task = find_task(self.trainer)
+        if task is not None:
+            self._check_loss(task.sequence)
         later = task is not None and task.index > 0
         for module in self.modules():
             if isinstance(module, _BatchNorm):
                 module.train(not (later and self.bn == "freeze_after_first"))
+
+    def _check_loss(self, sequence: TaskSequence) -> None:
+        """Raise ConfigError if the targets of ``sequence`` were read for another loss."""
+        if kind_of(sequence.definitions[0].source.train.y, self.loss_name) != sequence.kind:
+            raise LearnerError(
+                f"loss={self.loss_name}: expected the loss of the TaskSequence, whose targets are {WHAT[sequence.kind]}. Use "
+                "the same loss for both"
+            )
 
     def on_train_end(self) -> None:
         if not self.reset_optimizer:
@@ -185,5 +203,6 @@ def steps_of(trainer: L.Trainer) -> int:
 
 
 def learner_outputs(learner: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the outputs (N, C) that compete and the targets (N,) of a batch, for importance and evaluation."""
-    return learner(batch.x, batch.task), batch.y
+    """Return the outputs (N, ..., C) that compete and the targets of a batch, for importance. Classes come last."""
+    outputs = learner(batch.x, batch.task)
+    return outputs.movedim(1, -1) if outputs.dim() == 4 else outputs, batch.y

@@ -19,7 +19,7 @@ HAVE = {
     **{name: ["memory"] for name in ("agem", "der", "derpp", "er")},
     **{name: [] for name in ("finetune", "independent", "joint", "joint_from_scratch")},
     **{name: ["lam"] for name in ("l2", "lwf", "si")},
-    "ewc": ["lam", "fisher", "samples", "fisher_batch"],
+    **{name: ["lam", "fisher", "samples", "fisher_batch"] for name in ("ewc", "ewc_lora")},
     "online_ewc": ["lam", "gamma", "fisher", "samples", "fisher_batch"],
     "mas": ["lam", "samples", "fisher_batch"],
     "nccl": ["lam", "memory"],
@@ -84,7 +84,7 @@ def test_arguments_of_a_class_include_those_of_base_constructors():
     taken = arguments_of(EWC)
     of_labels = ["reduction", "ignore_index", "class_dim"]
     assert list(taken)[:8] == ["lam", "fisher", "fisher_batch", "label_samples", "loss", *of_labels]
-    assert set(list(taken)[8:]) == {"samples", "outputs", "seed", "data", "chunk", *quadratic}
+    assert set(list(taken)[8:]) == {"samples", "outputs", "seed", "data", "chunk", "every", *quadratic}
     assert taken["lam"].default == 1e3
 
     class Any(Strategy):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from clbench.config.display import Display, print_named_rows
+from clbench.metrics.registry import BUILT_IN
 
 SECONDS = {"total": 1.0, "train": 1.0, "importance": 0.0, "evaluation": 0.0}
 
@@ -38,6 +39,24 @@ def test_accuracies_fit_into_the_terminal_and_are_not_cut(tasks, width, tmp_path
     assert not any("…" in text for text in table)
     in_log = (tmp_path / "train.log").read_text(encoding="utf-8").split("results in")[0]  # wrapped at its own width
     assert " ".join(in_log.split()).startswith(" ".join(line.split()))
+
+
+def test_another_quality_is_named_and_wider_numbers_fit(width, tmp_path, capsys):
+    matrix = np.arange(100, 200, dtype=float).reshape(10, 10)
+    results = {
+        "quality": {"name": "mse", "direction": "lower"},
+        "quality_matrix": matrix.tolist(),
+        "average_quality": matrix[-1].mean(),
+        "seconds": SECONDS,
+    }
+    with Display(tmp_path / "train.log") as display:
+        display.after_task(9, 10, matrix[-1].tolist(), 1.5)
+        display.summary(results, {"average_accuracy": BUILT_IN["average_accuracy"]}, tmp_path)
+    line, *table, _ = plain(capsys.readouterr().out)
+    assert all(len(text) <= width for text in (line, *table)) or width == 40
+    assert not any("…" in text for text in table)
+    assert "test MSE (row: after" in " ".join(" ".join(table).split())
+    assert any(text.startswith("average MSE") and text.endswith("194.500") for text in map(str.rstrip, table))
 
 
 def test_names_of_runs_can_be_copied_from_a_table(width, capsys):

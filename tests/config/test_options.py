@@ -10,8 +10,8 @@ import torch
 from clbench.errors import ConfigError
 from clbench.experiment.build import build
 from clbench.training import loggers
-from clbench.training.evaluation import EXAMPLES, NLL, tally
 from clbench.training.loggers import LoggerContext
+from clbench.training.measures import measured
 from tests.conftest import replace_in, trainer
 from tests.test_train import load, same_checkpoint
 
@@ -128,8 +128,7 @@ def test_best_keeps_the_weights_of_lowest_validation_loss(run, composed, tmp_pat
     def weights_and_loss(folder):
         state = load(tmp_path / folder / "checkpoints/task_0.ckpt")["learner"]
         learner.load_state_dict(state)
-        counts = tally(learner, sequence[0].val_dataloader())[0]
-        return state, (counts[NLL] / counts[EXAMPLES]).item()
+        return state, measured(learner, sequence[0].val_dataloader())[0].loss
 
     for epochs in range(1, 7):  # with the same seed each run is the start of the next run
         run(*options, f"epochs={epochs}", folder=f"after{epochs}")

@@ -14,7 +14,7 @@ from clbench.config.compose import without_hydra
 from clbench.config.hashing import content_hash
 from clbench.errors import ConfigError
 from clbench.runs.config_file import configuration, read_config, write_config
-from clbench.training.evaluation import CORRECT, EXAMPLES, tally
+from clbench.training.measures import measured
 from tests.conftest import replace_in
 
 SMALL = ("data.tasks=3", "data.examples_per_task=64", "net.hidden=[16]", "epochs=1", "logger=none")
@@ -41,8 +41,8 @@ def test_the_loaded_net_and_strategy_are_those_of_the_task(run, tmp_path, strate
     metrics = run(f"strategy={strategy}", *SMALL)
     for task in (0, 1):
         loaded = clbench.load(tmp_path / "run", task=task)
-        counts = tally(loaded.learner, loaded.sequence[task].test_dataloader())
-        assert (counts[:, CORRECT] / counts[:, EXAMPLES]).tolist() == metrics["accuracy_matrix"][task]
+        found = measured(loaded.learner, loaded.sequence[task].test_dataloader())
+        assert [measure.value() for measure in found] == metrics["accuracy_matrix"][task]
         saved = torch.load(tmp_path / f"run/checkpoints/task_{task}.ckpt", weights_only=True)
         assert_same(loaded.strategy.state_dict(), saved["strategy"])
         assert loaded.net is loaded.learner.net

@@ -226,8 +226,8 @@ def test_labels_may_be_drawn_inside_outputs(caplog: pytest.LogCaptureFixture) ->
 
 def test_exact_over_many_positions_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     net, x, y = tokens()
-    fisher(net, [(x, y)])
-    assert f"labels=exact takes {T * (C - 1)} backward passes per batch" in caplog.text
+    fisher(net, [(x.repeat(1, 2), y.repeat(1, 2))])
+    assert f"labels=exact takes {2 * T * (C - 1)} backward passes per batch" in caplog.text
 
 
 # --- several labels, numbers, and functions as losses ----------------------------------------------------------------

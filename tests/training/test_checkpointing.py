@@ -74,6 +74,12 @@ def inside(folder):
 
 MORE = {
     "mas online": ["strategy=mas", "strategy.online=true"],
+    "mas every": ["strategy=mas", "strategy.every=4", "data.blur=0.1"],
+    "ewc plateau": [
+        "strategy=online_ewc",
+        "strategy.every={_target_:clbench.strategies.Plateau,mean:2.0,deviation:1.0}",
+    ],
+    "er blur": ["strategy=er", "data.blur=0.1"],
     "nccl task": ["strategy=nccl", *SIZES, "strategy.anchor=task"],
     "er ring": ["strategy=er", "strategy.buffer=ring"],
     "derpp class": ["strategy=derpp", "scenario=class"],
@@ -89,7 +95,7 @@ MORE = {
 RUNS = {name: [f"strategy={name}", *SIZES] for name in STRATEGIES} | MORE
 
 
-@pytest.mark.parametrize("name", others_slow(RUNS, "ewc", "er ring", "best"))
+@pytest.mark.parametrize("name", others_slow(RUNS, "ewc", "er ring", "best", "mas every", "ewc plateau", "er blur"))
 def test_a_run_stopped_inside_a_task_resumes_bit_identical(learn, tmp_path, name):
     results, last = learn(*RUNS[name], folder="whole")
     for stop in ((0, 8), (1, 10)):  # in the middle of the second epoch, and at its end

@@ -18,7 +18,8 @@ from clbench.metrics.metric import Metric
 from clbench.metrics.registry import load_metrics, summarize
 from clbench.nets import Net, mlp
 from clbench.params import snapshot
-from clbench.training.evaluation import Evaluation, tally
+from clbench.training.evaluation import Evaluation
+from clbench.training.measures import measured
 from tests.conftest import trainer
 from tests.strategies.test_baselines import SCENARIOS, learner, sequence
 
@@ -94,12 +95,12 @@ def test_counts_are_in_eval_mode_and_add_up_over_batches():
     (batch,) = tasks[0].test_dataloader()[0]
     parts = [Batch(x, y, 0) for x, y in zip(batch.x.split(20), batch.y.split(20), strict=True)]
     before = snapshot(module.state_dict())
-    whole, added = tally(module, [[batch], parts])
+    whole, added = (measure.sums for measure in measured(module, [[batch], parts]))
     assert module.training and all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     torch.testing.assert_close(whole, added)
     z = deepcopy(net).eval()(batch.x, 0)
     loss = cross_entropy(z, batch.y, reduction="sum").item()
-    expected = [(z.argmax(1) == batch.y).sum().item(), len(batch.y), loss]
+    expected = [loss, len(batch.y), (z.argmax(1) == batch.y).sum().item()]
     assert whole[:3].tolist() == pytest.approx(expected, rel=1e-5)
 
 

@@ -11,9 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 
+from clbench.config.options import OPTIONS
+from clbench.metrics.quality import QUALITIES
+from clbench.strategies import EWC
 from clbench.strategies.norms import gradient_norms
-from clbench.training.logging import QUANTILES, quantiles
+from clbench.training import loggers
+from clbench.training.evaluation import Evaluation
+from clbench.training.loggers import LoggerContext
+from clbench.training.logging import QUANTILES, LoggingCallback, quantiles
+from clbench.training.measures import ByteMeasure
 from tests.conftest import replace_in
 
 ROOT = Path(__file__).parents[2]
@@ -217,6 +225,38 @@ def test_nothing_is_measured_between_two_entries(run):
         assert len(counted) == 3 * STEPS // 10
     finally:
         sys.setprofile(None)
+
+
+def test_values_of_another_quality_are_logged_under_its_name(tmp_path):
+    evaluation = Evaluation(2, measure=ByteMeasure)
+    evaluation.matrices["test"][:] = torch.tensor([[0.5, 4.0], [0.5, 0.25]])
+    logs = LoggingCallback(EWC(lam=1.0), evaluation)
+    logger = CSVLogger(tmp_path, name="logs", version="")
+    with logs.to([logger]):
+        logs.after_task(1, {"seconds": {"total": 1.0}})
+    header, row = ((tmp_path / "logs/metrics.csv").read_text(encoding="utf-8")).splitlines()
+    values = dict(zip(header.split(","), row.split(","), strict=True))
+    assert values["bits_per_byte/task_1"] == "0.5" and values["bits_per_byte/task_2"] == "0.25"
+    assert not any(name.startswith("acc/") for name in values)
+
+
+def test_wandb_has_the_keys_of_another_quality(tmp_path):
+    about = {**dict.fromkeys(OPTIONS), "strategy": "ewc", "data": "text8", "scenario": "task", "seed": 0}
+    board = loggers.wandb(LoggerContext(tmp_path, tmp_path, 0, {**about, "config_hash": "abc"}, print))
+    matrix = [[2.0, 8.0], [3.0, 2.5]]
+    board.log_task({"task": 2}, torch.tensor(matrix), QUALITIES["bits_per_byte"], {}, 5)
+    quality = {"name": "bits_per_byte", "direction": "lower"}
+    board.log_results({"quality": quality, "quality_matrix": matrix, "average_quality": 2.75, "warnings": []})
+    board.finalize("success")
+    (run,) = offline(tmp_path)
+    records = inspected(run)
+    summary = {}
+    for update in of(records, "summary"):
+        summary |= update["update"]
+    assert summary["average_quality"] == 2.75 and "accuracy_table" not in summary
+    table = json.loads((run / "files" / summary["quality_table"]["path"]).read_text(encoding="utf-8"))
+    assert table["columns"] == ["after_task", "task", "quality"] and table["data"][1] == [1, 2, 8.0]
+    assert list((run / "files/media/images").glob("quality_matrix_*.png"))
 
 
 def test_quantiles_are_among_the_values():

@@ -21,6 +21,7 @@ TOP_LEVEL = {
     "trainer.max_steps": "steps",
     "data.batch_size": "batch_size",
     "data.scenario": "scenario",
+    "data.loss": "loss",
 }
 """Arguments of Lightning's Trainer and of TaskSequence -> the top-level option that sets them."""
 

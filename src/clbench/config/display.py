@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from clbench.config.os_errors import naming
+from clbench.metrics.quality import quality_of
 
 if TYPE_CHECKING:
     from clbench.metrics.metric import Metric
@@ -23,7 +24,7 @@ PIPE = 160  # columns of a table that is printed to a file or a pipe
 
 
 class Display:
-    """Printer of the plan, the accuracies after each task and the summary.
+    """Printer of the plan, the values in R after each task and the summary.
 
     Args:
         log: File that receives the same text as the terminal.
@@ -53,17 +54,18 @@ class Display:
         self._print(Text("warning: ", style="bold yellow").append(text, style="none"))
 
     def after_task(self, index: int, tasks: int, row: list[float], seconds: float) -> None:
-        """Print the accuracies on the tasks so far in one line. If it is too narrow, the first and the last ones are shown."""
+        """Print the values in R on the tasks so far in one line. If it is too narrow, the first and last ones are shown."""
         learned = row[: index + 1]
+        width = max(len(_format(value)) for value in learned)
         text = Text(f"task {index + 1}/{tasks}  ", style="bold")
         end = f"  mean {sum(learned) / len(learned):.3f}  {seconds:.1f} s"
-        places = first_and_last(index + 1, (self.terminal.width - len(text) - len(end) + 1) // len("0.000 "))
-        shown = ("..." if j is None else f"{learned[j]:.3f}" for j in places)
+        places = first_and_last(index + 1, (self.terminal.width - len(text) - len(end) + 1) // (width + 1))
+        shown = ("..." if j is None else _format(learned[j]) for j in places)
         text.append(" ".join(shown), style="none").append(end, style="dim")
         self._print(text)
 
     def summary(self, results: dict[str, Any], metrics: Mapping[str, Metric], folder: Path) -> None:
-        """Print the accuracy matrix and the metrics. Task numbers start at 1.
+        """Print the matrix R and the metrics. Task numbers start at 1.
 
         If the terminal is too narrow for the matrix, the first and the last tasks are shown.
 
@@ -72,19 +74,22 @@ class Display:
             metrics: Metrics by name. Those with "run" in ``shown`` are printed.
             folder: The run's folder.
         """
-        matrix = results["accuracy_matrix"]
-        table = Table(
-            title="test accuracy (row: after training on a task, column: evaluated on a task)", title_justify="left"
-        )
+        from clbench.metrics.registry import records_of  # imported late, because --help does not need it
+
+        quality = quality_of(results)
+        matrix = results[quality.key("accuracy_matrix")]
+        title = f"test {quality.label} (row: after training on a task, column: evaluated on a task)"
+        table = Table(title=title, title_justify="left")
         table.add_column("after")
-        places = first_and_last(len(matrix), (self.terminal.width - 1) // len("| 0.000 ") - 1)
+        width = max(len(_format(value)) for row in matrix for value in row)
+        places = first_and_last(len(matrix), (self.terminal.width - 1) // (width + len("|  ")) - 1)
         for j in places:
             table.add_column("..." if j is None else str(j + 1), justify="right")
         for i in places:
-            table.add_row("..." if i is None else str(i + 1), *(_accuracy(matrix, i, j) for j in places))
+            table.add_row("..." if i is None else str(i + 1), *(_cell(matrix, i, j) for j in places))
         self._print(table)
         grid = Table.grid(padding=(0, 2))
-        for metric in metrics.values():
+        for metric in records_of(quality, metrics).values():
             if "run" in metric.shown and not isnan(value := metric.read_from(results)):
                 grid.add_row(Text(metric.heading, style="dim"), metric.text(value))
         seconds = results["seconds"]
@@ -116,11 +121,15 @@ def first_and_last(number: int, most: int) -> list[int | None]:
     return [*range(number)] if number <= most else [*range(half), None, *range(number - half, number)]
 
 
-def _accuracy(matrix: list[list[float]], i: int | None, j: int | None) -> Text:
-    """Return the cell of the accuracy matrix, in bold for the task that was just trained."""
+def _format(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _cell(matrix: list[list[float]], i: int | None, j: int | None) -> Text:
+    """Return the cell of R, in bold for the task that was just trained."""
     if i is None or j is None:
         return Text("")
-    return Text(f"{matrix[i][j]:.3f}", style="bold" if i == j else "dim" if j > i else "")
+    return Text(_format(matrix[i][j]), style="bold" if i == j else "dim" if j > i else "")
 
 
 def console() -> Console:

@@ -56,9 +56,9 @@ def _resolved(options: dict[Any, Any]) -> dict[Any, Any]:
         if not isinstance(value, str) or "${" not in value:
             return value
         found = options[value.removeprefix("${").removesuffix("}")]
-        if isinstance(found, dict | list) or (isinstance(found, str) and "${" in found):
+        if isinstance(found, dict | list):
             raise LookupError
-        return found
+        return follow(found)
 
     try:
         return {key: follow(value) for key, value in options.items()}

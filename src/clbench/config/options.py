@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,15 @@ def foreign_options(cfg: DictConfig) -> dict[str, Any]:
     return {name: cfg[name] for name in OPTIONS if name not in has and cfg[name] is not None}
 
 
-def refuse_foreign_options(cfg: DictConfig, strategy: str) -> None:
-    """Raise ConfigError if an option is set that the strategy does not have."""
+def refuse_foreign_options(cfg: DictConfig, strategy: str, overrides: Sequence[str]) -> None:
+    """Raise ConfigError if an override sets an option that the strategy does not have.
+
+    Those that a data preset or an experiment sets are allowed, because it also serves other strategies.
+    """
+    typed = {override.partition("=")[0].removeprefix("strategy.") for override in overrides}
     for name in foreign_options(cfg):
-        raise ConfigError(foreign_option_message(cfg, strategy, name))
+        if name in typed:
+            raise ConfigError(foreign_option_message(cfg, strategy, name))
 
 
 def foreign_option_message(cfg: DictConfig, strategy: str, name: str) -> str:
@@ -126,7 +132,7 @@ def budget(cfg: DictConfig, index: int, tasks: int) -> dict[str, int]:
 
 
 def drop_foreign_options(cfg: DictConfig) -> None:
-    """Set options that the strategy does not have to null, so that otherwise equal runs of a sweep are recognised as one run."""
+    """Set options that the strategy does not have to null, so that otherwise equal runs are recognised as one run."""
     with open_dict(cfg):
         for name in foreign_options(cfg):
             cfg[name] = None

@@ -16,7 +16,7 @@ from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import nn
+from torch import Tensor, nn
 
 from clbench.config.arguments import target_of
 from clbench.config.hashing import first_task_hash
@@ -25,6 +25,7 @@ from clbench.config.messages import is_out_of_memory
 from clbench.config.values import check_annotations
 from clbench.data import TaskSequence
 from clbench.data.scenario import Scenario
+from clbench.data.targets import LABEL
 from clbench.errors import ConfigError
 from clbench.experiment.checks import (
     REJECTED,
@@ -35,7 +36,7 @@ from clbench.experiment.checks import (
     check_small_batches,
 )
 from clbench.learner import Learner
-from clbench.nets import Net, add_lora, features_of, freeze, init_from
+from clbench.nets import Net, add_lora, features_on, freeze, init_from
 from clbench.seeding import derive, reseed
 from clbench.strategies import Strategy
 from clbench.training.loggers import LoggerContext
@@ -53,11 +54,11 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     scenario: Scenario = construct(cfg, "scenario", Scenario)
     with construction_errors(cfg, "data"):
         make_sequence = instantiate(cfg.data, _partial_=True, _convert_="all")
-        sequence: TaskSequence = make_sequence(scenario=scenario, batch_size=cfg.batch_size)
+        sequence: TaskSequence = make_sequence(scenario=scenario, batch_size=cfg.batch_size, loss=cfg.loss)
     check_kind(cfg, "data", sequence, TaskSequence)
     check_augmentation(sequence)
     reseed(derive(cfg.seed, "init"))
-    body, features = build_body(cfg, sequence.shape)
+    body, features = build_body(cfg, sequence.inputs(2), sequence.positions)
     if (path := cfg.get("init_from")) is not None:
         init_from(body, path)
     freeze(body, cfg.net.get("freeze", []))  # a run of an earlier version has no such option
@@ -82,12 +83,18 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     return sequence, learner, strategy
 
 
-def build_body(cfg: DictConfig, shape: Sequence[int]) -> tuple[nn.Module, int]:
-    """Return the body that ``cfg.net`` describes for inputs of ``shape`` (without N), and its number of features.
+def build_body(cfg: DictConfig, inputs: Tensor, positions: Sequence[int] = ()) -> tuple[nn.Module, int]:
+    """Return the body that ``cfg.net`` describes, and its number of features.
+
+    Args:
+        cfg: The configuration of the run.
+        inputs: Two inputs (2, ...).
+        positions: Shape of the positions that have a label each, see ``features_on``.
 
     Raises:
         ConfigError: It cannot be built, is not a module, or has parameters without values.
     """
+    shape = tuple(inputs.shape[1:])
     with construction_errors(cfg, "net"):
         make_body = instantiate(without_common_options(cfg.net), _convert_="all")
     try:
@@ -95,11 +102,16 @@ def build_body(cfg: DictConfig, shape: Sequence[int]) -> tuple[nn.Module, int]:
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # refused below, in one line
             body = make_body(shape)
         check_kind(cfg, "net", body, nn.Module)
-        features = features_of(body, shape)
+        features = features_on(body, inputs, positions)
     except REJECTED as error:
         if isinstance(error, ConfigError) or is_out_of_memory(error):
             raise
         remedy = "Try other options of the net, another net or other data."
+        if not inputs.is_floating_point():
+            remedy = (
+                f"The inputs are tokens from 0 to {inputs.max()} in {inputs.shape[1]} positions. Try net=gpt_small, or a larger "
+                "vocabulary or more positions of the net. For a table, use floats."
+            )
         if not takes_shape(target_of(cfg.net)):
             remedy = (
                 "It is called with the shape of an input. If it takes no shape, try net=module "
@@ -250,12 +262,12 @@ def shared_first_task_key(cfg: DictConfig, strategy: Strategy, fingerprint: Mapp
 
 
 def outputs_of(sequence: TaskSequence, loss: str) -> list[int]:
-    """Return the number of outputs of each task: its number of classes, or one for the binary cross-entropy.
+    """Return the number of outputs of each task, for one label with the binary cross-entropy one instead of two classes.
 
     Raises:
         ConfigError: A single logit cannot separate the classes of the tasks.
     """
-    if loss != "binary_cross_entropy":
+    if loss != "binary_cross_entropy" or sequence.kind != LABEL:
         return sequence.sizes
     if sequence.scenario.name == "class" or set(sequence.sizes) != {2}:
         raise ConfigError(

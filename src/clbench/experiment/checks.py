@@ -23,7 +23,7 @@ from clbench.data import TaskSequence
 from clbench.data.batches import left_out
 from clbench.errors import ConfigError
 from clbench.experiment.launch import Launch
-from clbench.nets import features_of
+from clbench.nets import features_on
 from clbench.strategies import Strategy
 
 REJECTED = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError)
@@ -88,7 +88,7 @@ def classifier_in_body(net: nn.Module, sequence: TaskSequence, cfg: DictConfig) 
         return None
     linear = {name: part for name, part in body.named_modules() if isinstance(part, nn.Linear)}
     name = next(reversed(linear), "")  # "" is also the name of a body that is a linear layer, which cannot be removed
-    features = features_of(body, sequence.shape)
+    features = features_on(body, sequence.inputs(2), sequence.positions)
     if not name or linear[name].out_features != features or features not in {*sequence.sizes, sum(sequence.sizes)}:
         return None
     if is_module and cfg.net.flatten:

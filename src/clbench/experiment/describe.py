@@ -18,8 +18,10 @@ from clbench.config.arguments import connections
 from clbench.config.hashing import decisive
 from clbench.config.options import OPTIONS, options_of
 from clbench.data import TaskSequence
+from clbench.data.conversion import Conversion
 from clbench.data.fingerprint import check_same_data
 from clbench.data.source import current_fingerprint
+from clbench.data.targets import LABEL, WHAT
 from clbench.errors import ConfigError
 from clbench.learner import Learner
 
@@ -69,7 +71,9 @@ def compare_with_current_data(metrics: Mapping[str, Any], cfg: DictConfig, path:
         return True
     try:
         source = instantiate(cfg.data.source, _convert_="all")
-        current = current_fingerprint(source, cfg.data.get("resize"))
+        options: Any = OmegaConf.to_container(cfg.data, resolve=True)
+        convert = Conversion.of(options.get("resize"), options.get("channels"))
+        current = current_fingerprint(source, convert, cfg.loss)
     except (
         ConfigError,
         InstantiationException,
@@ -100,11 +104,12 @@ def plan(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learner: 
     options = {name: cfg[name] for name in options_of(cfg)}
     values = ", ".join(f"{name}={'all' if value is None else value}" for name, value in options.items())
     length = f"{cfg.epochs} epochs" if cfg.steps is None else f"{cfg.steps} steps"
-    classes = " or ".join(map(str, sorted(set(sequence.sizes))))
+    sizes = " or ".join(map(str, sorted(set(sequence.sizes))))
+    what = "classes" if sequence.kind == LABEL else f"outputs ({WHAT[sequence.kind]})"
     optimizer = ", ".join(f"{key}={value}" for key, value in cfg.optimizer.make.items() if not str(key).startswith("_"))
     return {
         "strategy": choices.strategy + (f" ({values})" if values else ""),
-        "data": f"{cfg.data.name}, {len(sequence)} tasks of {classes} classes, {cfg.scenario.name}-incremental",
+        "data": f"{cfg.data.name}, {len(sequence)} tasks of {sizes} {what}, {cfg.scenario.name}-incremental",
         "net": f"{choices.net}, {sum(p.numel() for p in learner.parameters()):,} parameters",
         "training": f"{length} per task, batch {cfg.batch_size}, {choices.optimizer} {optimizer}",
         "seed": str(cfg.seed),

@@ -9,11 +9,10 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from clbench.config.arguments import translate, translate_errors
 from clbench.config.display import Display, print_once
@@ -43,11 +42,13 @@ from clbench.experiment.session import (
     save_config,
     shared_first_task_of,
 )
+from clbench.metrics.quality import quality_of
 from clbench.metrics.registry import load_metrics
+from clbench.metrics.results import read_matrix
 from clbench.runs.folder import is_finished
 from clbench.runs.json_files import COMPLETE, PARTIAL, RUNNING
 from clbench.runs.nesting import check_new_run
-from clbench.runs.objective import add_new_metrics, objective
+from clbench.runs.objective import add_new_metrics, check_direction, objective
 from clbench.training.loggers import LoggerContext
 from clbench.training.loop import LoopOptions, TaskLoop, empty_results
 from clbench.training.progress_bar import ProgressBar
@@ -100,9 +101,8 @@ class Experiment:
         check_rules(self.cfg)
         check_launch(self.cfg, self.launch)
         if self.launch.sweep is None:
-            refuse_foreign_options(self.cfg, self.launch.choices["strategy"])
-        else:
-            drop_foreign_options(self.cfg)
+            refuse_foreign_options(self.cfg, self.launch.choices["strategy"], self.launch.hydra.hydra.overrides.task)
+        drop_foreign_options(self.cfg)
         check_device(self.cfg.trainer.accelerator)
         check_precision(self.cfg.trainer.get("precision"))
         check_annotations(self.cfg, ("data", "scenario", "net", "optimizer", "scheduler", "trainer", "logger"))
@@ -133,7 +133,8 @@ class Experiment:
         results, added = add_new_metrics(self.folder, self.earlier, self.cfg.metrics.extra)
         if added:
             self.display.note(f"added to metrics.json: {', '.join(added)}")
-        if self.is_first_process and len(list(self.folder.path.glob("accuracy_*.png"))) < 2:
+        drawn = self.folder.path.glob(f"{quality_of(results).key('accuracy')}_*.png")
+        if self.is_first_process and len(list(drawn)) < 2:
             self.save_plots(results)  # the disk was full when the run ended
         state = "finished, but partial" if results["status"] == PARTIAL else "complete"
         hint = "" if compared else " (its data could not be compared with the current data)"
@@ -146,7 +147,10 @@ class Experiment:
         self.sequence, self.learner, self.strategy = build(self.cfg)
         # these calls only check options before the training
         budget(self.cfg, 0, len(self.sequence))
-        objective(empty_results(self.sequence, self.metrics), self.cfg.objective)
+        empty = empty_results(self.sequence, self.metrics)
+        objective(empty, self.cfg.objective)
+        direction = OmegaConf.select(self.launch.hydra, "hydra.sweeper.direction")
+        check_direction(quality_of(empty), self.cfg.objective, direction)
         for name in self.cfg.logger:
             construct(self.cfg, f"logger.{name}", Callable)
         trainer = self._trainer(0, [])
@@ -205,7 +209,7 @@ class Experiment:
         self.loop.save(index)
         results = self.results(RUNNING)
         self.folder.write_metrics(results)
-        row = results["accuracy_matrix"][index]
+        row = results[quality_of(results).key("accuracy_matrix")][index]
         self.display.after_task(index, len(self.sequence), row, results["seconds"]["total"])
 
     def results(self, status: str) -> dict[str, Any]:
@@ -236,12 +240,13 @@ class Experiment:
         return value
 
     def save_plots(self, results: dict[str, Any]) -> None:
-        """Draw the accuracy matrix and the accuracy over tasks."""
+        """Draw the matrix R and its values over tasks."""
         # imported late, because importing matplotlib is slow
         from clbench.runs.plots import save_plots
 
         title = f"{self.launch.choices.strategy} on {self.cfg.data.name}, seed {self.cfg.seed}"
-        save_plots(np.array(results["accuracy_matrix"], dtype=float), results["within_tasks"], title, self.folder.path)
+        quality = quality_of(results)
+        save_plots(read_matrix(results, quality), results["within_tasks"], title, self.folder.path, quality)
 
     def _trainer(self, index: int, callbacks: list[Callback]) -> Trainer:
         length = budget(self.cfg, index, len(self.sequence))

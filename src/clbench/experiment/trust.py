@@ -16,9 +16,13 @@ from hydra._internal.utils import _locate
 from clbench.errors import ConfigError
 
 FUNCTIONS = {
-    *(f"clbench.data.{name}" for name in ("chain", "image_folders", "permute", "rotate", "split")),
-    *(f"clbench.nets.{name}" for name in ("cnn", "flatten_pixels", "mlp", "module_body")),
-    *(f"clbench.nets.{name}" for name in ("resnet18_reduced", "resnet18_vandeven", "timm_model", "torchvision_model")),
+    *(f"clbench.data.{name}" for name in ("chain", "permute", "rotate", "split")),
+    *(f"clbench.data.{name}" for name in ("csv_files", "digit_masks", "image_folders", "text_domains", "text_folders")),
+    *(f"clbench.nets.{name}" for name in ("cnn", "fcn", "flatten_pixels", "gpt_small", "hf_model", "mlp")),
+    *(
+        f"clbench.nets.{name}"
+        for name in ("module_body", "resnet18_reduced", "resnet18_vandeven", "timm_model", "torchvision_model")
+    ),
     *(f"clbench.training.loggers.{name}" for name in ("csv", "tensorboard", "wandb")),
     "lightning.Trainer",
 }
@@ -42,11 +46,23 @@ MODELS = "torchvision.models"
 DATASETS = "torchvision.datasets"
 """Package whose classes open files, which is allowed in the data folder."""
 
-IMAGE_FOLDERS = "clbench.data.image_folders"
-"""Function that opens images, which is allowed in the data folder."""
+OPENERS = (
+    *(f"clbench.data.{name}" for name in ("csv_files", "image_folders", "text_folders")),
+    *(f"clbench.data.{name}" for name in ("folders", "text")),
+)
+"""Functions, and modules of classes, that open files, which is allowed in the data folder."""
+
+PATHS = ("root", "folder", "folders", "files")
+"""Arguments that name files or folders."""
 
 PUBLISHED = {"clbench.nets.timm_model": "pretrained", "clbench.nets.torchvision_model": "weights"}
 """Functions that download only the published weights of timm or torchvision -> the argument that starts it."""
+
+ANY_MODEL = "clbench.nets.hf_model"
+"""Function whose argument ``name`` opens a folder, or downloads a model that anyone may have published."""
+
+KERNELS = "_implementation"
+"""Part of the names of options of transformers (``attn_implementation``) that can download code, also in nested options."""
 
 DOWNLOADS = ("download", "pretrained", "weights", "weights_backbone")
 """Arguments that start a download."""
@@ -132,14 +148,21 @@ def _is_allowed(name: str) -> bool:
 
 def _wrong_argument(name: str, node: Mapping[str, Any], data_dir: str) -> str | None:
     """Return the argument of ``node``, which calls ``name``, that is not allowed; None if all are allowed."""
-    if _is_below(name, [MODELS, DATASETS, IMAGE_FOLDERS]) and node.get("_args_"):
+    if _is_below(name, [MODELS, DATASETS, ANY_MODEL, *OPENERS]) and node.get("_args_"):
         return f"{name} with _args_"
     for key, value in node.items():
-        if key in (*DOWNLOADS, *FILES) and value and PUBLISHED.get(name) != key:
+        if value and _is_wrong(name, key, str(value)):
             return f"{name} with {key}={value}"
         for text in value if isinstance(value, list) else [value]:
-            opens = key in ("root", "folders") or (_is_below(name, [DATASETS]) and os.sep in str(text))
+            opens = key in PATHS or (_is_below(name, [DATASETS]) and os.sep in str(text))
             is_path = isinstance(text, str) and opens
             if is_path and (".." in Path(text).parts or not Path(text).is_relative_to(data_dir)):
                 return f"{name} with {key}={text}, a path outside the data folder {data_dir}"
     return None
+
+
+def _is_wrong(name: str, key: str, value: str) -> bool:
+    """Return whether the argument ``key=value`` of ``name`` opens files or downloads what is not published by a known package."""
+    if name == ANY_MODEL:
+        return key == "name" or KERNELS in value
+    return key in (*DOWNLOADS, *FILES) and PUBLISHED.get(name) != key

@@ -18,6 +18,8 @@ from clbench.params import in_float64
 MOST_COLUMNS = 1000
 """Largest number of columns of ``labels="exact"``, which are backward passes."""
 
+FEW_COLUMNS = 10
+"""Number of columns for several positions up to which no message names the cost."""
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +133,7 @@ class FisherGradients:
                 f"labels=exact over {what} takes {number} backward passes: expected at most {MOST_COLUMNS}. Use "
                 "labels=sample, an unbiased estimate that takes label_samples passes (1)"
             )
-        if self.options.labels == "exact" and positions > 1 and number > self.most_columns:
+        if self.options.labels == "exact" and positions > 1 and number > max(self.most_columns, FEW_COLUMNS):
             self.most_columns = number
             log.warning(
                 "labels=exact takes %d backward passes per batch, for %d positions. labels=sample takes label_samples (1)",

@@ -5,6 +5,7 @@ from clbench.strategies.base import Strategy
 from clbench.strategies.der import DER, DERpp
 from clbench.strategies.er import ER
 from clbench.strategies.ewc import EWC, OnlineEWC
+from clbench.strategies.ewc_lora import EWCLoRA
 from clbench.strategies.independent import Independent
 from clbench.strategies.joint import Joint, JointFromScratch
 from clbench.strategies.l2 import L2
@@ -14,6 +15,7 @@ from clbench.strategies.mas import MAS
 from clbench.strategies.measured import ImportanceStrategy
 from clbench.strategies.nccl import NCCL
 from clbench.strategies.penalty import QuadraticStrategy
+from clbench.strategies.plateau import Plateau
 from clbench.strategies.rehearsal import RehearsalStrategy
 from clbench.strategies.si import SI
 
@@ -27,6 +29,7 @@ __all__ = [
     "NCCL",
     "SI",
     "DERpp",
+    "EWCLoRA",
     "ImportanceStrategy",
     "Independent",
     "Joint",
@@ -34,6 +37,7 @@ __all__ = [
     "LearnerStrategy",
     "LwF",
     "OnlineEWC",
+    "Plateau",
     "QuadraticStrategy",
     "RehearsalStrategy",
     "Strategy",

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from clbench.data import Task, TaskSequence, find_task, task_index
+from clbench.data.targets import KINDS, WHAT
 from clbench.errors import StrategyError, Unstable
 from clbench.learner import Learner
 from clbench.params import trainable
@@ -68,6 +69,9 @@ class Strategy(L.Callback):
         needs_learner: Whether the strategy changes the loss or the net, and needs ``clbench.learner.Learner`` and a
             TaskSequence.
         one_process: Whether the strategy works in one process only. A run over several processes is then refused.
+        kinds: Kinds of targets that the strategy can learn, see ``clbench.data.targets``.
+        learns_blurred: Whether the strategy can learn a blurry sequence, whose batches contain examples of several tasks, see
+            ``clbench.data.blur``.
         per_process: Whether the strategy sums up, within a task, values that differ between processes. Checkpoints inside a
             task then do not contain them.
         seconds: Time spent on consolidation so far, in seconds.
@@ -89,6 +93,8 @@ class Strategy(L.Callback):
     needs_learner = False
     one_process = False
     per_process = False
+    kinds: tuple[str, ...] = KINDS
+    learns_blurred = True
     seconds = 0.0
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -113,6 +119,24 @@ class Strategy(L.Callback):
         Raises:
             ConfigError: It cannot.
         """
+        self.check_kind(sequence)
+        self.check_blur(sequence)
+
+    def check_kind(self, sequence: TaskSequence) -> None:
+        """Raise ConfigError if the strategy cannot learn the targets of ``sequence``."""
+        if sequence.kind not in self.kinds:
+            raise StrategyError(
+                f"{type(self).__name__} compares probabilities of classes: expected one label per example, got "
+                f"{WHAT[sequence.kind]}. Use ER, or a strategy with a quadratic penalty (EWC, MAS, SI, L2)"
+            )
+
+    def check_blur(self, sequence: TaskSequence) -> None:
+        """Raise ConfigError if the strategy cannot learn a blurry sequence, and ``sequence`` is one."""
+        if sequence.blur and not self.learns_blurred:
+            raise StrategyError(
+                f"{type(self).__name__} needs batches of one task: expected blur=0, got {sequence.blur:g}. Use blur=0, ER, or a "
+                "strategy with a quadratic penalty (EWC, MAS, SI, L2)"
+            )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the module, the data and the number of processes.
@@ -122,8 +146,11 @@ class Strategy(L.Callback):
         """
         if stage != "fit":
             return
-        name = type(self).__name__
-        if self.needs_learner and not (isinstance(pl_module, Learner) and find_task(trainer) is not None):
+        name, task = type(self).__name__, find_task(trainer)
+        if task is not None:
+            self.check_kind(task.sequence)
+            self.check_blur(task.sequence)
+        if self.needs_learner and not (isinstance(pl_module, Learner) and task is not None):
             raise StrategyError(
                 f"{name} changes the loss or the net: expected clbench.learner.Learner and the tasks of a TaskSequence, got "
                 f"{type(pl_module).__name__}. Use those, or a strategy with a quadratic penalty (EWC, MAS, SI, L2)"

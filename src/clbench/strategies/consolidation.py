@@ -114,6 +114,19 @@ def requiring_grad(params: Iterable[Tensor]) -> Iterator[None]:
             p.requires_grad_(False)
 
 
+@contextmanager
+def freezing(params: Iterable[Tensor]) -> Iterator[None]:
+    """Freeze those of ``params`` inside that require grad."""
+    trained = [p for p in params if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
 def fitted(
     q: Quadratic,
     params: Params,

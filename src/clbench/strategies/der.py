@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.data import Batch
+from clbench.data.targets import LABEL
 from clbench.learner import learner_of
 from clbench.strategies.argument_checks import check_strength
 from clbench.strategies.learner_strategy import Features
@@ -50,6 +51,7 @@ class DER(RehearsalStrategy):
     """
 
     per_process = False
+    kinds = (LABEL,)
 
     def __init__(self, alpha: float = 0.1, **options: Unpack[RehearsalOptions]) -> None:
         super().__init__(**options)

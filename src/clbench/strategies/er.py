@@ -13,7 +13,7 @@ class ER(RehearsalStrategy):
     """Experience replay (Chaudhry et al. 2019, "On tiny episodic memories"): old examples are added to every batch.
 
     The loss is the mean over new and old examples in one forward pass. The new batch is offered to the memory after the old
-    examples are drawn.
+    examples are drawn. The memory is filled during training, so that ER needs no task boundaries.
 
     Args:
         memory, replay, buffer, seed: See ``RehearsalStrategy``.
@@ -32,6 +32,8 @@ class ER(RehearsalStrategy):
         >>> er.memory.examples["x"].shape  # 2 examples per task
         torch.Size([4, 1, 1, 2])
     """
+
+    learns_blurred = True
 
     def smallest_replay_batch(self, batch_size: int, tasks: int) -> None:
         """Return None, because old examples are forwarded together with new ones."""

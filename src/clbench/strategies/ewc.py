@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Unpack
 
 from torch import nn
 
 from clbench.data import TaskSequence
+from clbench.data.targets import LABEL
 from clbench.errors import StrategyError
 from clbench.importance import check_options, fisher
 from clbench.importance.label_options import LabelArguments, Loss
@@ -45,8 +46,8 @@ class EWC(ImportanceStrategy):
         loss: ``cross_entropy``, ``binary_cross_entropy`` (independent labels 0 or 1) or ``mse``. With ``fisher="empirical"``
             also a function of outputs and targets that returns the loss of each example.
         reduction, ignore_index, class_dim: See ``clbench.importance.fisher``. For outputs with positions (tokens, pixels).
-        options: ``samples``, ``outputs``, ``seed``, ``data`` and ``chunk`` of ``ImportanceStrategy``, and ``include`` and
-            ``exclude`` of ``QuadraticStrategy``.
+        options: ``samples``, ``outputs``, ``seed``, ``data``, ``chunk`` and ``every`` of ``ImportanceStrategy``, and ``include``
+            and ``exclude`` of ``QuadraticStrategy``.
 
     Raises:
         ConfigError: A value is out of range. See also ``ImportanceStrategy``.
@@ -99,11 +100,17 @@ class EWC(ImportanceStrategy):
     def check(self, sequence: TaskSequence) -> None:
         super().check(sequence)
         competing = [stop - start for start, stop in sequence.scenario.slices(sequence.sizes)]
-        if self.labels.loss == "cross_entropy" and 1 in competing:
+        if self.labels.loss == "cross_entropy" and sequence.kind == LABEL and 1 in competing:
             raise StrategyError(
                 f"task {competing.index(1) + 1} has a single class, so its loss and its Fisher are zero. Use at least two, "
                 "by data.split.first_task=2 or data.split.classes_per_task"
             )
+
+    def check_module(self, module: nn.Module, batch: Any) -> None:
+        loss = self.labels.loss
+        if isinstance(module, Learner) and self.outputs is None and isinstance(loss, str) and loss != module.loss_name:
+            raise StrategyError(f"loss={loss}: expected {module.loss_name}, the loss of the Learner. Use the same loss")
+        super().check_module(module, batch)
 
     def columns(self, outputs: int) -> int:
         return self.labels.columns(positions=1, classes=outputs)
@@ -113,6 +120,8 @@ class EWC(ImportanceStrategy):
         return returned_outputs if is_whole else super().default_outputs(module)
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
+        is_own = self.outputs is None and isinstance(module, Learner)  # whose outputs have their classes last
+        labels = replace(self.labels, class_dim=-1) if is_own else self.labels
         return fisher(
             module,
             batches,
@@ -121,7 +130,7 @@ class EWC(ImportanceStrategy):
             seed=self.seed,
             outputs=outputs,
             chunk=self.chunk,
-            **asdict(self.labels),
+            **asdict(labels),
         )
 
 

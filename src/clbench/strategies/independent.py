@@ -51,12 +51,14 @@ class Independent(Strategy):
     shares_first_task = False  # its net has other parameters
     needs_labels = False
     needs_learner = True
+    learns_blurred = False
 
     def __init__(self) -> None:
         self._bytes = 0
         self._index = 0
 
     def check(self, sequence: TaskSequence) -> None:
+        super().check(sequence)
         if sequence.scenario.name == "class":
             raise StrategyError(
                 "scenario=class: expected task or domain with strategy=independent, because the classes of separate nets "

@@ -16,7 +16,8 @@ from clbench.strategies.base import Strategy
 class LearnerStrategy(Strategy):
     """Base of strategies that change the training step of the Learner (``terms``, ``extend``, ``update``) during a fit.
 
-    A subclass that works in several processes declares ``one_process = False``.
+    A subclass that works in several processes declares ``one_process = False``, and one that can learn batches with examples of
+    several tasks ``learns_blurred = True``.
 
     Raises:
         ConfigError: When a fit starts, the module or the data is of another kind, or there are several processes.
@@ -33,6 +34,7 @@ class LearnerStrategy(Strategy):
     needs_labels = True
     needs_learner = True
     one_process = True
+    learns_blurred = False
     features: Features | None = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.data import Batch, TaskSequence, task_of
+from clbench.data.targets import LABEL
 from clbench.learner import Learner, learner_of
 from clbench.nets import Net
 from clbench.params import size_in_bytes, snapshot
@@ -50,6 +51,7 @@ class LwF(LearnerStrategy):
     needs_labels = False
     one_process = False
     per_process = False
+    kinds = (LABEL,)
 
     def __init__(self, lam: float = 1.0, temperature: float = 2.0) -> None:
         self.lam = check_strength("lam", lam)

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import nn
 
-from clbench.data import Batches, find_task, task_of
+from clbench.data import Batches, TaskSequence, find_task, task_of
 from clbench.data.sequence import EVALUATION_BATCH
 from clbench.errors import StrategyError, expected
 from clbench.importance import mas, mas_local
@@ -43,8 +43,8 @@ class MAS(ImportanceStrategy):
         online: Whether to accumulate Omega during the task, without a pass over data at its end. Omega is then the mean over all
             training batches, at the weights right after each batch and in evaluation mode. An example counts as often as it is
             trained on. Early weights count too, as do the steps after the epoch that ``consolidate=best`` selects.
-        options: ``samples``, ``outputs``, ``seed`` and ``chunk`` of ``ImportanceStrategy``, and ``include`` and ``exclude`` of
-            ``QuadraticStrategy``.
+        options: ``samples``, ``outputs``, ``seed``, ``chunk`` and ``every`` of ``ImportanceStrategy``, and ``include`` and
+            ``exclude`` of ``QuadraticStrategy``.
 
     Raises:
         ConfigError: A value is out of range, or options exclude each other.
@@ -82,6 +82,11 @@ class MAS(ImportanceStrategy):
         self.online = check_flag("online", online)
         if online:
             self.shares_first_task, self.per_process = False, True
+        for option, is_set in (("online", online), ("data=seen", self.is_remeasured)):
+            if is_set and self._segment is not None:
+                raise StrategyError(
+                    f"{self._segment} measures on each segment of a stream once, so {option} has no effect. Leave it out"
+                )
         if form == "local" and fisher_batch > 1:
             raise StrategyError(expected("fisher_batch", fisher_batch, "1 with form=local, which is per example"))
         for option, other in (("samples", self.samples is not None), ("data", data != "train")):
@@ -103,6 +108,11 @@ class MAS(ImportanceStrategy):
             outputs=outputs,
             chunk=self.chunk,
         )
+
+    def check(self, sequence: TaskSequence) -> None:
+        super().check(sequence)
+        if self.is_remeasured and sequence.blur:
+            raise StrategyError(f"data=seen: expected data=train with blur={sequence.blur:g}. Use data=train")
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
         return quadratic.recentre(old, new, 0.0 if self.is_remeasured else self.decay)

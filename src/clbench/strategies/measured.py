@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from functools import wraps
 from typing import Any, Unpack
@@ -18,7 +19,7 @@ from clbench.importance import default_outputs, preserve_state
 from clbench.importance.batching import count, subsample, take
 from clbench.importance.outputs import Outputs
 from clbench.learner import Learner, learner_outputs
-from clbench.params import Params
+from clbench.params import Params, named_parameters
 from clbench.strategies.argument_checks import check_choice, check_integer_or_none
 from clbench.strategies.examples import (
     PARTS,
@@ -34,6 +35,7 @@ from clbench.strategies.examples import (
     transferred,
 )
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
+from clbench.strategies.segment import Every, Segment
 
 MANY_COLUMNS = 99
 """Number of backward passes per example from which a warning names the cost."""
@@ -46,6 +48,7 @@ class MeasurementOptions(QuadraticOptions, total=False):
     outputs: Outputs | None
     seed: int
     chunk: int | None
+    every: Every
 
 
 class ImportanceOptions(MeasurementOptions, total=False):
@@ -70,11 +73,17 @@ class ImportanceStrategy(QuadraticStrategy):
             seen the test images, though not their labels (see ``needs_labels``). Other values are batches, used after every
             task, and a function ``data(trainer)`` that returns batches.
         chunk: Largest number of examples per forward pass of the measurement. None uses as many as fit in memory.
+        every: When to consolidate in a stream without task boundaries: after this number of optimiser steps, or at each
+            ``plateau`` of the loss, see ``clbench.strategies.plateau.Plateau``. The importance is measured on the batches of the
+            stream since the last consolidation, see ``Segment``, on at most ``samples`` of their examples. A segment is merged
+            like a task, and the end of a fit consolidates nothing. None consolidates at the end of each fit.
         options: ``include`` and ``exclude`` of ``QuadraticStrategy``.
 
     Raises:
-        ConfigError: ``lam`` is negative or not finite, ``samples`` or ``chunk`` is below 1, ``data`` is unknown, or
-            ``data="test"`` is combined with an importance that reads labels. When training starts, the module cannot be measured.
+        ConfigError: ``lam`` is negative or not finite, ``samples`` or ``chunk`` is below 1, ``data`` is unknown,
+            ``data="test"`` is combined with an importance that reads labels, or ``every`` is combined with ``data`` or
+            ``consolidate_at``. When training starts, the module cannot be measured, or ``every`` is set and there are several
+            processes.
 
     Example:
         >>> class ParameterNorm(ImportanceStrategy):
@@ -88,6 +97,8 @@ class ImportanceStrategy(QuadraticStrategy):
 
     shares_first_task = True  # measuring two examples before training has no side effect
     needs_labels = True
+    one_process = False
+    per_process = False  # with every there is one process
 
     def __init__(
         self,
@@ -98,6 +109,7 @@ class ImportanceStrategy(QuadraticStrategy):
         seed: int = 0,
         data: Data = "train",
         chunk: int | None = None,
+        every: Every = None,
         **options: Unpack[QuadraticOptions],
     ) -> None:
         super().__init__(lam, **options)
@@ -116,6 +128,24 @@ class ImportanceStrategy(QuadraticStrategy):
         self.seed = seed
         self.data = data
         self._warned_of_cost = False
+        self._segment = None if every is None else Segment(every)
+        if self._segment is not None:
+            self.shares_first_task = False  # it has a penalty
+            self._check_stream()
+
+    def _check_stream(self) -> None:
+        """Raise ConfigError if another option needs the end of a task."""
+        for option, value, default in (("data", self.data, "train"), ("consolidate_at", self.consolidate_at, "fit")):
+            if not isinstance(value, str) or value != default:
+                raise StrategyError(
+                    f"{self._segment} measures on the batches of the stream, inside a fit: expected {option}={default}, got "
+                    f"another value. Leave out {option} or every"
+                )
+
+    def attach(self, learner: Learner, sequence: TaskSequence) -> None:
+        super().attach(learner, sequence)
+        if self._segment is not None:
+            self._segment.reset()
 
     def measure(self, module: nn.Module, batches: Iterable[Any], outputs: Outputs, samples: int | None) -> Params:
         """Return the mean importance over ``samples`` examples of ``batches`` (all if None)."""
@@ -147,11 +177,21 @@ class ImportanceStrategy(QuadraticStrategy):
                 f"task. Try {fewest}, or samples=None for all"
             )
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._segment is not None and trainer.world_size > 1:
+            raise StrategyError(
+                f"{self._segment}: expected one process, because each would have another stream, got {trainer.world_size}. Use "
+                "trainer.devices=1, or every=None"
+            )
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure on two examples, so that a module that cannot be measured is reported before training."""
         if any(is_lazy(p) for p in pl_module.parameters()) and not callable(self.data):
             self._initialise_lazy_layers(trainer, pl_module)
         super().on_train_start(trainer, pl_module)
+        if self._segment is not None:
+            self._segment.begin(trainer, pl_module)
         if self.samples is not None and self.samples < trainer.world_size:
             raise StrategyError(
                 f"samples={self.samples}: expected at least {trainer.world_size}, one per process. Try {trainer.world_size}"
@@ -193,7 +233,8 @@ class ImportanceStrategy(QuadraticStrategy):
         try:
             self.measure(module, [take(batch, slice(0, 2))], observed, None)
         except ValueError as error:
-            raise StrategyError(f"{type(self).__name__} cannot measure importance on this module: {error}") from error
+            reason = str(error).replace("labels=", "fisher=")  # the option of a strategy
+            raise StrategyError(f"{type(self).__name__} cannot measure importance on this module: {reason}") from error
         self._warn_of_cost(width)
 
     def _initialise_lazy_layers(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -231,6 +272,41 @@ class ImportanceStrategy(QuadraticStrategy):
             "Use fisher='sample', which takes label_samples passes (1), or measure fewer examples with samples="
         )
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._segment is not None and self._segment.add(trainer, batch, outputs):
+            self._consolidate_segment(pl_module, self._segment.end())
+
+    def _consolidate_segment(self, module: nn.Module, batches: list[Any]) -> None:
+        """Merge the importance of ``batches`` at the current weights into the penalty, inside a fit."""
+        is_first, samples = self.penalty is None, self.samples
+
+        def importance() -> Params:
+            self.examples = min(sum(map(count, batches)), samples or sys.maxsize)
+            return self.measure(module, batches, self.outputs_of(module), None if samples is None else self.examples)
+
+        self._consolidate(module, importance)
+        self._pending, self._versions_at_anchor = True, {}
+        if is_first:
+            self._start_watching(named_parameters(module), self._selected_names(module))
+
+    def end_task(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._segment is None:
+            super().end_task(trainer, pl_module)
+        else:
+            self._pending, self._loaded_pending = False, None
+
+    def state_dict(self) -> dict[str, Any]:
+        segment = {} if self._segment is None else {"segment": self._segment.state_dict()}
+        return {**super().state_dict(), **segment}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if self._segment is not None and "segment" in state_dict:
+            self._segment.load_state_dict(state_dict["segment"])
+
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         batches = batches_of(self.data, trainer, self.seed, self.samples)
         if trainer.world_size == 1:
@@ -245,6 +321,10 @@ class ImportanceStrategy(QuadraticStrategy):
         return self.mean_over_processes(trainer, importance)
 
     def importance_on(self, module: nn.Module, batches: Iterable[Any] | None) -> Params:
+        if self._segment is not None:
+            raise StrategyError(
+                f"{self._segment}: expected None, because consolidate() measures when it is called. Leave out every"
+            )
         if batches is None:
             raise StrategyError(
                 "consolidate() needs the examples to measure on. Pass a loader: consolidate(module, loader)"

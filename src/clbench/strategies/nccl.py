@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from clbench.data import TaskSequence
+from clbench.data.targets import LABEL
 from clbench.errors import StrategyError, expected
 from clbench.importance import preserve_state
 from clbench.learner import Learner, learner_of
@@ -86,6 +87,7 @@ class NCCL(TwoLevels):
         *("memory", "inner_steps", "inner_clip", "anchor", "wcm", "fcm", "rehearsal", "include", "exclude", "seed"),
     )  # the other options act on examples of earlier tasks
     per_process = False
+    kinds = (LABEL,)
 
     def __init__(
         self,

@@ -268,8 +268,7 @@ class QuadraticStrategy(Strategy):
             self.penalty = self._fitted(self.penalty, module)
             self._dropped |= before - set(self.penalty.importance)
         self._warn_of_unmeasured(module)
-        if watched := self._acts_on(names):
-            self._watch.start({name: params[name] for name in watched})
+        self._start_watching(params, names)
 
     def add_gradients(self, optimizer: Optimizer) -> None:
         """Add the gradient of the penalty to those of the parameters of ``optimizer``, before it steps."""
@@ -295,11 +294,15 @@ class QuadraticStrategy(Strategy):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop_watching()
         if self.consolidate_at == "fit":
-            self._consolidate(pl_module, lambda: self.importance(trainer, pl_module))
-            self._fingerprints = fingerprints(self._selected(pl_module))
+            self.end_task(trainer, pl_module)
             save_again(trainer)
         if is_in_child(trainer):
             return_state(trainer, self._key, self.state_dict())
+
+    def end_task(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Consolidate the task that has been trained, at the weights that the fit leaves."""
+        self._consolidate(pl_module, lambda: self.importance(trainer, pl_module))
+        self._fingerprints = fingerprints(self._selected(pl_module))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Consolidate a task that was fully trained when this fit was resumed; check that the weights are still the anchored."""
@@ -457,6 +460,11 @@ class QuadraticStrategy(Strategy):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self.seconds += perf_counter() - start
+
+    def _start_watching(self, params: Params, names: set[str]) -> None:
+        """Watch the steps of those of the selected parameters of which no step may be missed."""
+        if watched := self._acts_on(names):
+            self._watch.start({name: params[name] for name in watched})
 
     def _stop_watching(self) -> None:
         """Raise StrategyError if parameters changed, and the penalty was added before no step."""

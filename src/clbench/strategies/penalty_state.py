@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,8 @@ from clbench.strategies import quadratic
 from clbench.strategies.quadratic import Quadratic
 
 
-class PenaltyState(NamedTuple):
+@dataclass(frozen=True)
+class PenaltyState:
     """The penalty strength/2 * q(theta) with q(theta) = sum_i importance_i (theta_i - anchor_i)^2 + constant.
 
     Attributes:
@@ -24,7 +26,7 @@ class PenaltyState(NamedTuple):
 
     Example:
         >>> import torch
-    >>> q = quadratic.quadratic({"w": torch.tensor([1.0, 3.0])}, {"w": torch.zeros(2)})
+        >>> q = quadratic.quadratic({"w": torch.tensor([1.0, 3.0])}, {"w": torch.zeros(2)})
         >>> PenaltyState(q, strength=2.0, lam=2.0).value({"w": torch.ones(2)})
         tensor(4.)
     """

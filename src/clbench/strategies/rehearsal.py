@@ -106,13 +106,13 @@ class RehearsalStrategy(LearnerStrategy):
         return min(self.replay or batch_size, kept)
 
     def remember(self, batch: Batch, **more: Tensor) -> None:
-        """Offer the examples of ``batch``, which belong to the current task, to the memory.
+        """Offer the examples of ``batch`` to the memory.
 
         Args:
             batch: The batch.
             more: Further tensors (N, ...) to store with the examples.
         """
-        examples: Examples = {"x": batch.x, "y": batch.y, "task": torch.full_like(batch.y, self._index), **more}
+        examples: Examples = {"x": batch.x, "y": batch.y, "task": task_of_each(batch, self._index), **more}
         if isinstance(self.memory, Reservoir):
             self.memory.add(examples, self._generator)
         elif self.memory is not None:
@@ -133,10 +133,11 @@ class RehearsalStrategy(LearnerStrategy):
         examples = self.memory.draw(self.replay or number, self._generator, among)
         if examples is None:
             return None
+        newest = self.sequence.newest(self._index)
         per_example = (
-            self.sequence.scenario.name == "task" and self._index > 0
+            self.sequence.scenario.name == "task" and newest > 0
         )  # else the outputs of the newest task compete
-        return Batch(examples["x"], examples["y"], examples["task"] if per_example else self._index), examples
+        return Batch(examples["x"], examples["y"], examples["task"] if per_example else newest), examples
 
     def cost(self) -> dict[str, float]:
         return {"examples": 0, "bytes": self.memory.bytes() if self.memory is not None else 0}
@@ -154,9 +155,16 @@ class RehearsalStrategy(LearnerStrategy):
             self._generator.set_state(state_dict["generator"])
 
 
+def task_of_each(batch: Batch, task: int) -> Tensor:
+    """Return the index of the task of each example of a batch, (N,). It is ``task`` unless the batch has one per example."""
+    if isinstance(batch.task, Tensor):
+        return batch.task
+    return torch.full((len(batch.y),), task, device=batch.y.device)
+
+
 def concatenate(new: Batch, old: Batch) -> Batch:
     """Return one batch of the new and the old examples, in this order."""
-    task: int | Tensor = new.task
-    if isinstance(old.task, Tensor):
-        task = torch.cat([torch.full_like(new.y, new.task) if isinstance(new.task, int) else new.task, old.task])
+    task = new.task
+    if isinstance(new.task, Tensor) or isinstance(old.task, Tensor):
+        task = torch.cat([torch.as_tensor(part.task, device=part.y.device).expand(len(part.y)) for part in (new, old)])
     return Batch(torch.cat([new.x, old.x]), torch.cat([new.y, old.y]), task)

@@ -19,11 +19,13 @@ UNFIT = (RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 TASK: Shape = {
     **{"task": COUNT, "step": COUNT, "learner": {}, "optimizer?": {"state": {}}, "strategy": {}},
-    "evaluation": {"counts": {}, "per_task": [ANYTHING], "within": [ANYTHING]},
+    "evaluation": {"matrices?": {}, "counts?": {}, "per_task": [ANYTHING], "within": [ANYTHING]},
     **{"monitor": {}, "seconds": {"*": NUMBER}, "importance": [{"*": NUMBER}], "partial?": [TEXT]},
     **{"shared_first_task?": TEXT, "fingerprint?": {"*": TEXT}},
 }
-"""Shape of a task checkpoint. Older versions did not write the keys ``partial`` and ``fingerprint``."""
+"""Shape of a task checkpoint. Older versions did not write the keys ``partial`` and ``fingerprint``, and wrote ``counts``
+(correct answers and examples) instead of ``matrices``.
+"""
 
 MID_TASK: Shape = {
     **{"epoch": COUNT, "global_step": COUNT, "state_dict": {}, "loops": {"fit_loop": {}}},

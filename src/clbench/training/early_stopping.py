@@ -11,7 +11,7 @@ from clbench.data import Task, TaskSequence, task_of
 from clbench.errors import ConfigError, expected
 from clbench.learner import learner_of
 from clbench.params import snapshot
-from clbench.training.evaluation import EXAMPLES, NLL, tally
+from clbench.training.measures import LOSS, TERMS, measure_of, measured
 
 
 class EarlyStopping(L.Callback):
@@ -63,10 +63,12 @@ class EarlyStopping(L.Callback):
         learner = learner_of(pl_module)
         task: Task = task_of(trainer)
         loaders = task.val_dataloader()
-        counts = tally(learner, loaders[: task.index + 1] if task.mixed else [loaders[task.index]]).sum(0)
+        used = loaders[: task.index + 1] if task.mixed else [loaders[task.index]]
+        found = measured(learner, used, measure_of(task.sequence), max(task.sequence.sizes))
+        sums = torch.stack([measure.sums[[LOSS, TERMS]] for measure in found]).sum(0)
         if trainer.world_size > 1:
-            counts = trainer.strategy.reduce(counts.to(learner.device), reduce_op="sum").cpu()
-        loss = (counts[NLL] / counts[EXAMPLES]).item()
+            sums = trainer.strategy.reduce(sums.to(learner.device), reduce_op="sum").cpu()
+        loss = (sums[LOSS] / sums[TERMS]).item()
         if loss < self.best:
             self.best, self.epochs_since = loss, 0
             if self.consolidate == "best":

@@ -1,4 +1,4 @@
-"""Evaluate a learner on every task, and compute the metrics from the accuracies."""
+"""Evaluate a learner on every task, and compute the metrics from the qualities."""
 
 from __future__ import annotations
 
@@ -10,41 +10,15 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from clbench.data import Batch, Task, task_of
+from clbench.data import Batch, Task, TaskSequence, task_of
 from clbench.errors import ConfigError, expected
-from clbench.importance.preserve_state import preserve_state
-from clbench.learner import Learner, learner_of, learner_outputs
-from clbench.metrics.accuracy_matrix import BINS, accuracy_matrix, calibration_gaps, nll
+from clbench.learner import Learner, learner_of
+from clbench.metrics.accuracy_matrix import accuracy_matrix
 from clbench.metrics.formulas import MidTaskEvaluation
 from clbench.metrics.metric import Metric
+from clbench.metrics.quality import Quality
 from clbench.metrics.registry import load_metrics, summarize
-
-CORRECT, EXAMPLES, NLL, GAPS = 0, 1, 2, 3
-
-
-def tally(module: Learner, loaders: Iterable[Iterable[Batch]]) -> Tensor:
-    """Return the counts of each loader: correct answers, examples, sum of the nll, and calibration gaps.
-
-    The module is evaluated in eval mode and in the precision of its weights, for every training precision. Its state is
-    preserved.
-
-    Returns:
-        Counts (loaders, 3 + bins), float64 on the CPU.
-    """
-    rows = []
-    with preserve_state(module), torch.no_grad():
-        for loader in loaders:
-            row = torch.zeros(3 + BINS, dtype=torch.double)
-            for batch in loader:
-                logits, y = learner_outputs(module, batch)
-                logits = module.logits(logits.float())
-                counts = torch.stack([(logits.argmax(1) == y).sum().double(), nll(logits, y).double().sum()]).cpu()
-                row[CORRECT] += counts[0]
-                row[EXAMPLES] += len(y)
-                row[NLL] += counts[1]
-                row[GAPS:] += calibration_gaps(logits, y).cpu()
-            rows.append(row)
-    return torch.stack(rows)
+from clbench.training.measures import LabelMeasure, Measure, measure_of, measured
 
 
 class Evaluation(L.Callback):
@@ -57,13 +31,16 @@ class Evaluation(L.Callback):
         every: Steps between evaluations on test data inside tasks, None for evaluations after each task only.
         metrics: Metrics by name, None for all metrics of this process.
         shares_outputs: Whether all tasks have the same outputs, so that forward transfer is defined.
+        measure: Measure of the targets, which defines the quality.
+        outputs: Number of outputs of a task.
 
     Attributes:
         metrics: The metrics by name.
-        counts: Correct answers and examples (2, T, T) on ``test`` and ``validation`` data.
-        initial: Accuracies before training b (T,), None if the scenario does not define them.
+        quality: Quality of a task, such as its accuracy.
+        matrices: R (T, T) in float64 on ``test`` and ``validation`` data, nan in the rows of tasks not learned yet.
+        initial: Qualities before training b (T,), None if the scenario does not define them.
         within: The evaluations inside tasks.
-        per_task: Final accuracy, nll and ece of each task, after the last task.
+        per_task: Final quality of each task, after the last task, with nll and ece of one label per example.
     """
 
     def __init__(
@@ -72,17 +49,35 @@ class Evaluation(L.Callback):
         every: int | None = None,
         metrics: Mapping[str, Metric] | None = None,
         shares_outputs: bool = False,
+        measure: type[Measure] = LabelMeasure,
+        outputs: int = 0,
     ) -> None:
         if every is not None and every < 1:
             raise ConfigError(expected("eval_every", every, "an integer >= 1 or null"))
         self.every = every
         self.metrics = load_metrics() if metrics is None else metrics
         self.shares_outputs = shares_outputs
+        self.newest = -1  # index of the task that was evaluated last
         self.within: list[MidTaskEvaluation] = []
-        self.counts = {which: torch.zeros(2, tasks, tasks, dtype=torch.long) for which in ("test", "validation")}
+        self.measure, self.outputs = measure, outputs
+        self.matrices = {
+            which: torch.full((tasks, tasks), torch.nan, dtype=torch.double) for which in ("test", "validation")
+        }
         self.initial: Tensor | None = None
         self.per_task: list[dict[str, float]] = []
         self.seconds = 0.0
+
+    @classmethod
+    def of(
+        cls, sequence: TaskSequence, every: int | None = None, metrics: Mapping[str, Metric] | None = None
+    ) -> Evaluation:
+        """Return the evaluation of the tasks of ``sequence``."""
+        measure, shares_outputs = measure_of(sequence), sequence.scenario.shares_outputs
+        return cls(len(sequence), every, metrics, shares_outputs, measure, max(sequence.sizes))
+
+    @property
+    def quality(self) -> Quality:
+        return self.measure.quality
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         learner = learner_of(pl_module)
@@ -90,8 +85,7 @@ class Evaluation(L.Callback):
         is_new = trainer.ckpt_path is None
         # class-incrementally no class competes before training, so b is undefined
         if is_new and task.index == 0 and task.sequence.scenario.name != "class":
-            counts = self._tally(trainer, learner, task.test_dataloader())
-            self.initial = counts[:, CORRECT] / counts[:, EXAMPLES]
+            self.initial = _values(self._measured(trainer, learner, task.test_dataloader()))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         learner = learner_of(pl_module)
@@ -103,30 +97,23 @@ class Evaluation(L.Callback):
             or (self.within and self.within[-1][:2] == (task.index, step))
         ):
             return
-        counts = self._tally(trainer, learner, task.test_dataloader())
-        self.within.append(MidTaskEvaluation(task.index, step, (counts[:, CORRECT] / counts[:, EXAMPLES]).tolist()))
+        values = _values(self._measured(trainer, learner, task.test_dataloader()))
+        self.within.append(MidTaskEvaluation(task.index, step, values.tolist()))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         learner = learner_of(pl_module)
         task: Task = task_of(trainer)
-        counts = self._tally(trainer, learner, task.test_dataloader())
-        self.counts["test"][:, task.index] = counts.T[:2].long()
+        self.newest = task.index
+        found = self._measured(trainer, learner, task.test_dataloader())
+        self.matrices["test"][task.index] = _values(found)
         if task.sequence.has_validation:
-            validation = self._tally(trainer, learner, task.val_dataloader())
-            self.counts["validation"][:, task.index] = validation.T[:2].long()
+            self.matrices["validation"][task.index] = _values(self._measured(trainer, learner, task.val_dataloader()))
         if task.index == len(task.sequence) - 1:
-            self.per_task = [
-                {
-                    "accuracy": (row[CORRECT] / row[EXAMPLES]).item(),
-                    "nll": (row[NLL] / row[EXAMPLES]).item(),
-                    "ece": (row[GAPS:].abs().sum() / row[EXAMPLES]).item(),
-                }
-                for row in counts
-            ]
+            self.per_task = [measure.details() for measure in found]
 
     def matrix(self, which: str) -> Tensor:
         """Return R on ``test`` or ``validation`` data, nan in the rows of tasks not learned yet."""
-        return accuracy_matrix(*self.counts[which])
+        return self.matrices[which]
 
     def summarize(self, which: str, tasks: int | None = None) -> dict[str, float | None]:
         """Return the metrics on ``test`` or ``validation`` data by name.
@@ -139,23 +126,31 @@ class Evaluation(L.Callback):
         if which == "test":  # evaluations before training and inside tasks only use test data
             initial = None if self.initial is None else self.initial[:tasks]
             within = [MidTaskEvaluation(w.task, w.step, w.accuracy[:tasks]) for w in self.within]
-        return summarize(self.metrics, r, initial, within, self.shares_outputs)
+        return summarize(self.metrics, r, initial, within, self.shares_outputs, self.quality)
 
     def state_dict(self) -> dict[str, Any]:
         within = [list(w) for w in self.within]
-        return {"counts": self.counts, "initial": self.initial, "per_task": self.per_task, "within": within}
+        return {"matrices": self.matrices, "initial": self.initial, "per_task": self.per_task, "within": within}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.counts = state_dict["counts"]
+        if "counts" in state_dict:  # a checkpoint of an older version: correct answers and examples
+            self.matrices = {which: accuracy_matrix(*counts) for which, counts in state_dict["counts"].items()}
+        else:
+            self.matrices = state_dict["matrices"]
         self.initial = state_dict["initial"]
         self.per_task = state_dict["per_task"]
         self.within = [MidTaskEvaluation(*w) for w in state_dict["within"]]
 
-    def _tally(self, trainer: L.Trainer, learner: Learner, loaders: Iterable[Iterable[Batch]]) -> Tensor:
-        """Return the counts summed over all processes."""
+    def _measured(self, trainer: L.Trainer, learner: Learner, loaders: Iterable[Iterable[Batch]]) -> list[Measure]:
+        """Return the measure of each loader, over all processes."""
         start = perf_counter()
-        counts = tally(learner, loaders)
+        found = measured(learner, loaders, self.measure, self.outputs)
         if trainer.world_size > 1:
-            counts = trainer.strategy.reduce(counts.to(learner.device), reduce_op="sum").cpu()
+            for measure in found:
+                measure.reduce(trainer, learner.device)
         self.seconds += perf_counter() - start
-        return counts
+        return found
+
+
+def _values(measures: Iterable[Measure]) -> Tensor:
+    return torch.tensor([measure.value() for measure in measures], dtype=torch.double)

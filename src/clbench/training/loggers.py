@@ -15,9 +15,10 @@ from torch import Tensor
 
 from clbench.config.options import OPTIONS
 from clbench.errors import ConfigError
+from clbench.metrics.quality import QUALITIES, Quality, quality_of
 from clbench.params import Params
 from clbench.runs.names import format_value
-from clbench.training.logging import Dashboard, numbers
+from clbench.training.logging import Dashboard, numbers, prefix_of
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def tensorboard(context: LoggerContext) -> Logger:
 
 AXES = {
     "train/*": "step",
-    **dict.fromkeys(("acc/*", "cl/*", "importance/*", "log10_importance/*", "seconds/*", "memory/*"), "task"),
-    "accuracy_matrix": "task",
+    **dict.fromkeys((f"{prefix_of(quality)}/*" for quality in QUALITIES.values()), "task"),
+    **dict.fromkeys(("cl/*", "importance/*", "log10_importance/*", "seconds/*", "memory/*"), "task"),
+    **dict.fromkeys((quality.key("accuracy_matrix") for quality in QUALITIES.values()), "task"),
 }
 """Metrics in W&B -> the metric on the x axis of their charts."""
 
@@ -92,24 +94,27 @@ def wandb(context: LoggerContext, project: str = "clbench") -> Logger:
         def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
             self.experiment.log({**metrics, "step": step})
 
-        def log_task(self, values: dict[str, float], r: Tensor, importance: Params, step: int) -> None:
+        def log_task(
+            self, values: dict[str, float], r: Tensor, quality: Quality, importance: Params, step: int
+        ) -> None:
             from clbench.runs.plots import accuracy_matrix
 
-            picture = package.Image(accuracy_matrix(r.numpy(), name), caption=f"after task {values['task']}")
+            picture = package.Image(accuracy_matrix(r.numpy(), name, quality), caption=f"after task {values['task']}")
             logs = {layer: f[f.isfinite() & (f > 0)].log10().cpu().numpy() for layer, f in importance.items()}
             histograms = {
                 f"log10_importance/{layer}": package.Histogram(np_histogram=np.histogram(x, bins=64))
                 for layer, x in logs.items()
                 if len(x)
             }
-            self.log_metrics({**values, "accuracy_matrix": picture, **histograms}, step)
+            self.log_metrics({**values, quality.key("accuracy_matrix"): picture, **histograms}, step)
 
         def log_results(self, results: Mapping[str, Any]) -> None:
-            r = results["accuracy_matrix"]
+            key = quality_of(results).key
+            r = results[key("accuracy_matrix")]
             rows = [[i, j, a] for i, row in enumerate(r, start=1) for j, a in enumerate(row, start=1)]
-            table = package.Table(columns=["after_task", "task", "accuracy"], data=rows)
+            table = package.Table(columns=["after_task", "task", key("accuracy")], data=rows)
             kinds = [warning["kind"] for warning in results["warnings"]]
-            self.experiment.summary.update({**numbers(results), "warnings": kinds, "accuracy_table": table})
+            self.experiment.summary.update({**numbers(results), "warnings": kinds, key("accuracy_table"): table})
 
         def finalize(self, status: str) -> None:
             super().finalize(status)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from clbench.config.hashing import leaves
 from clbench.data import task_of
 from clbench.errors import ConfigError, expected
+from clbench.metrics.quality import ACCURACY, Quality
 from clbench.params import Params, trainable
 from clbench.strategies import Strategy
 from clbench.strategies.norms import gradient_norms
@@ -30,8 +31,16 @@ class Dashboard(Logger):
     """A logger that shows images and tables as well as numbers."""
 
     @abstractmethod
-    def log_task(self, values: dict[str, float], r: Tensor, importance: Params, step: int) -> None:
-        """Log after a task: ``values`` as in ``log_metrics``, R (T, T) with nan for later tasks, and the importance by layer."""
+    def log_task(self, values: dict[str, float], r: Tensor, quality: Quality, importance: Params, step: int) -> None:
+        """Log after a task.
+
+        Args:
+            values: Numbers as in ``log_metrics``.
+            r: R (T, T), with nan for later tasks.
+            quality: Quality of the values in R.
+            importance: The importance by layer.
+            step: Optimiser steps of the run so far.
+        """
 
     @abstractmethod
     def log_results(self, results: Mapping[str, Any]) -> None:
@@ -45,14 +54,15 @@ class LoggingCallback(L.Callback):
     ``penalty_ratio`` (penalty over task loss), the norms before clipping ``loss_gradient`` and ``penalty_gradient``, and
     ``gradient_ratio``.
 
-    After each task, on the axis ``task``: ``acc/task_<j>``, the metrics of the tasks so far ``cl/<metric>``, quantiles
+    After each task, on the axis ``task``: ``acc/task_<j>`` (with the name of another quality in place of
+    ``acc``, such as ``bits_per_byte/task_<j>``), the metrics of the tasks so far ``cl/<metric>``, quantiles
     ``importance/<layer>/<quantile>``, ``seconds/`` and ``memory/``. Task numbers start at 1.
 
     At the end: the numbers of metrics.json.
 
     Args:
         strategy: Strategy with the penalty.
-        evaluation: Callback with the accuracies.
+        evaluation: Callback with R.
         every: Steps between two entries. Logging waits for the device, so 1 slows down training.
 
     Attributes:
@@ -105,9 +115,10 @@ class LoggingCallback(L.Callback):
             return
         r = self.evaluation.matrix("test")
         so_far = self.evaluation.summarize("test", task + 1)
+        prefix = prefix_of(self.evaluation.quality)
         layers = {name: f for name, f in importance_of_layers(self.strategy).items() if f.any()}
         values = {
-            **{f"acc/task_{j}": accuracy for j, accuracy in enumerate(r[task, : task + 1].tolist(), start=1)},
+            **{f"{prefix}/task_{j}": value for j, value in enumerate(r[task, : task + 1].tolist(), start=1)},
             **{f"cl/{name}": value for name, value in so_far.items() if value is not None},
             **{f"importance/{name}/{key}": v for name, f in layers.items() for key, v in quantiles(f).items()},
             **{f"seconds/{key}": seconds for key, seconds in results["seconds"].items()},
@@ -116,7 +127,7 @@ class LoggingCallback(L.Callback):
         }
         for logger in self.loggers:
             if isinstance(logger, Dashboard):
-                logger.log_task(values, r, layers, self.step)
+                logger.log_task(values, r, self.evaluation.quality, layers, self.step)
             else:
                 logger.log_metrics(values, self.step)
 
@@ -145,6 +156,15 @@ class LoggingCallback(L.Callback):
                 logger.log_results(results)
             else:
                 logger.log_metrics(dict(leaves(numbers(results))), self.step)
+
+
+def prefix_of(quality: Quality) -> str:
+    """Return the prefix of the values in R.
+
+    >>> prefix_of(ACCURACY)
+    'acc'
+    """
+    return "acc" if quality == ACCURACY else quality.name
 
 
 def ratio(part: float, whole: float) -> float:

@@ -108,9 +108,7 @@ class TaskLoop:
         strategy.check(sequence)
         strategy.attach(learner, sequence)
         self.sequence, self.learner, self.strategy, self.options = sequence, learner, strategy, options
-        self.evaluation = Evaluation(
-            len(sequence), options.eval_every, options.metrics, sequence.scenario.shares_outputs
-        )
+        self.evaluation = Evaluation.of(sequence, options.eval_every, options.metrics)
         self.logs = LoggingCallback(strategy, self.evaluation, options.log_every)
         self.monitor = PenaltyMonitor(report=report)
         self.seconds = Stopwatch(strategy, self.evaluation)
@@ -181,7 +179,7 @@ class TaskLoop:
                 if isinstance(error, MisconfigurationException):
                     raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
                 raise
-        if not self.evaluation.counts["test"][1, index].any():
+        if self.evaluation.newest != index:
             raise ConfigError(
                 f"task {index + 1} was not trained, because the options of the Trainer allow no step. Try a longer "
                 "trainer.max_time, or remove it."
@@ -263,7 +261,7 @@ def check_mid_task(save_every: int | None, strategy: Strategy, processes: int) -
 def empty_results(sequence: TaskSequence, metrics: Mapping[str, Metric] | None = None) -> dict[str, Any]:
     """Return the results of a run before its first task, with the same keys as after it."""
     spent = dict.fromkeys(("train", "importance", "evaluation", "shared", "total"), 0.0)
-    return {**_evaluated(sequence, Evaluation(len(sequence), metrics=metrics)), "seconds": spent}
+    return {**_evaluated(sequence, Evaluation.of(sequence, metrics=metrics)), "seconds": spent}
 
 
 def check_strategy_state(state: dict[str, Any], strategy: Strategy) -> None:
@@ -280,14 +278,21 @@ def restore(state: dict[str, Any], learner: Learner, strategy: Strategy) -> None
 
 
 def _evaluated(sequence: TaskSequence, evaluation: Evaluation) -> dict[str, Any]:
-    def summarized(which: str) -> dict[str, Any]:
-        return {"accuracy_matrix": evaluation.matrix(which).tolist(), **evaluation.summarize(which)}
+    quality = evaluation.quality
 
+    def summarized(which: str) -> dict[str, Any]:
+        r = evaluation.matrix(which).tolist()
+        return {quality.key("accuracy_matrix"): r, "quality_matrix": r, **evaluation.summarize(which)}
+
+    initial = [math.nan] * len(sequence) if evaluation.initial is None else evaluation.initial.tolist()
     return {
+        "quality": quality.describe(),
         **summarized("test"),
-        "initial_accuracy": [math.nan] * len(sequence) if evaluation.initial is None else evaluation.initial.tolist(),
+        quality.key("initial_accuracy"): initial,
         "per_task": evaluation.per_task,
-        "within_tasks": [w._asdict() for w in evaluation.within],
+        "within_tasks": [
+            {"task": w.task, "step": w.step, quality.key("accuracy"): list(w.accuracy)} for w in evaluation.within
+        ],
         "validation": summarized("validation") if sequence.has_validation else None,
         "extra_metrics": describe_extra(evaluation.metrics),
     }

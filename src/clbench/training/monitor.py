@@ -213,6 +213,8 @@ def check_scenario(data: Any) -> Iterator[tuple[str, str]]:
     """Check whether a penalty alone is used in the class-incremental scenario."""
     if not isinstance(data, Task) or data.sequence.scenario.name != "class" or len(data.sequence) < 2:
         return
+    if data.sequence.blur:  # the classes are seen together
+        return
     tasks, classes = len(data.sequence), sum(data.sequence.sizes)
     yield (
         "class_incremental",
