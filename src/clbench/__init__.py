@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from clbench.importance import fisher, mas, mas_local
     from clbench.metrics.accuracy_matrix import AccuracyMatrix
     from clbench.runs.read import read
-    from clbench.strategies import AGEM, DER, ER, EWC, L2, MAS, NCCL, SI, DERpp, LwF, OnlineEWC
+    from clbench.strategies import AGEM, DER, ER, EWC, L2, MAS, NCCL, SI, DERpp, EWCLoRA, LwF, OnlineEWC
     from clbench.train import run
     from clbench.training.monitor import PenaltyMonitor
 
@@ -21,7 +21,9 @@ MODULES = {
     "load": "experiment.load",
     "read": "runs.read",
     "run": "train",
-    **dict.fromkeys(("AGEM", "DER", "ER", "EWC", "L2", "MAS", "NCCL", "SI", "DERpp", "LwF", "OnlineEWC"), "strategies"),
+    **dict.fromkeys(
+        ("AGEM", "DER", "ER", "EWC", "L2", "MAS", "NCCL", "SI", "DERpp", "EWCLoRA", "LwF", "OnlineEWC"), "strategies"
+    ),
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "SI",
     "AccuracyMatrix",
     "DERpp",
+    "EWCLoRA",
     "LwF",
     "OnlineEWC",
     "PenaltyMonitor",

@@ -255,7 +255,7 @@ def test_one_seed_has_no_interval():
 
 def table(*rows: tuple[str, float, int, float, float]) -> pd.DataFrame:
     columns = ["method", "lam", "seeds", "validation_average_accuracy", "average_accuracy"]
-    frame = pd.DataFrame(rows, columns=columns).assign(benchmark="s", average_accuracy_ci=0.01)
+    frame = pd.DataFrame(rows, columns=columns).assign(benchmark="s", quality="accuracy", average_accuracy_ci=0.01)
     return frame.assign(strategy=frame.method, setup=frame.method + frame.lam.astype(str))
 
 

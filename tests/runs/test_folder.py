@@ -16,7 +16,7 @@ from clbench.training.checkpointing import Checkpoints
 
 STATE = {
     **{key: {} for key in ("learner", "strategy", "monitor", "seconds")},
-    **{"step": 0, "importance": [], "evaluation": {"counts": {}, "per_task": [], "within": []}},
+    **{"step": 0, "importance": [], "evaluation": {"matrices": {}, "per_task": [], "within": []}},
 }
 """A task checkpoint without values, with the parts that each one needs."""
 

@@ -6,6 +6,12 @@ import json
 import shlex
 
 import pytest
+from omegaconf import OmegaConf, open_dict
+
+from clbench.config.compose import without_hydra
+from clbench.errors import ConfigError
+from clbench.experiment.launch import Launch
+from clbench.train import train
 
 SMALL = ("data.tasks=2", "data.examples_per_task=64", "net.hidden=[16]", "trainer=cpu", "logger=none")
 
@@ -37,3 +43,13 @@ def test_a_search_with_optuna_ends_with_its_best_run(command):
     done = command("-m", "sweep=optuna", "hydra.sweeper.n_trials=3", "epochs=1", *SMALL, "output_dir=search")
     assert done.returncode == 0, done.stderr
     assert "repeat it: clbench train" in done.stdout and "sweep=optuna" not in done.stdout
+
+
+def test_a_search_for_the_highest_mean_squared_error_is_refused(composed, tmp_path):
+    """The quality is known when the data is read, before training."""
+    whole = composed("data=digit_mass", "strategy=finetune", "trainer=cpu", "logger=none", "epochs=1")
+    with open_dict(whole):
+        whole.hydra.sweeper = {"_target_": "a.search", "direction": "maximize"}
+    launch = Launch(tmp_path, OmegaConf.create({"hydra": whole.hydra}), quiet=True)
+    with pytest.raises(ConfigError, match=r"direction=maximize: expected minimize, because lower .* runs of MSE"):
+        train(without_hydra(whole), launch)

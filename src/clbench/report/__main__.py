@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     from clbench.report.output import make_folder
     from clbench.report.summary import select_lam, selected_rows, summarize_seeds
     from clbench.runs.names import printable
-    from clbench.runs.read import read
+    from clbench.runs.read import read_runs
 
     folders, output = [Path(folder) for folder in options.folders], Path(options.output)
-    runs = read(folders)
+    runs = read_runs(folders)
     complete = runs[runs.status == "complete"]
     if complete.empty:
         first = runs.iloc[0]

@@ -9,9 +9,10 @@ from typing import Any
 
 from pandas import DataFrame, Series
 
-from clbench.metrics.registry import metrics_of
+from clbench.metrics.quality import Quality
+from clbench.metrics.registry import metrics_of, records_of
 from clbench.report import html_tables
-from clbench.report.columns import Metrics
+from clbench.report.columns import Metrics, quality_of_rows
 from clbench.report.summary import MAX_PAIRED, MIN_PAIRED_SEEDS, is_reference, paired_differences, selected_rows
 from clbench.runs.names import BASELINE_LABELS
 
@@ -27,7 +28,7 @@ class Benchmark:
         runs: Complete runs.
         differences: Paired differences of ``rows``.
         select: Data on which lam was selected, validation or test.
-        metrics: Metrics by name.
+        metrics: Metrics by name, with the words and directions of the quality.
     """
 
     name: str
@@ -39,13 +40,18 @@ class Benchmark:
     metrics: Metrics
 
     @property
+    def quality(self) -> Quality:
+        """Quality of the runs."""
+        return quality_of_rows(self.setups)
+
+    @property
     def has_lams(self) -> bool:
         """Whether at least one method was run at several lams."""
         return bool((self.setups.lam_count > 1).any())
 
     @property
     def chance(self) -> float:
-        """Accuracy of guessing after the last task."""
+        """Accuracy of guessing after the last task, nan for other qualities."""
         return float(self.runs.chance.iloc[0][-1])
 
 
@@ -61,7 +67,7 @@ def split_benchmarks(complete: DataFrame, setups: DataFrame, select: str) -> lis
             runs=complete[complete.benchmark == name],
             differences=differences[differences.benchmark == name],
             select=select,
-            metrics=metrics_of(complete.extra_metrics),
+            metrics=records_of(quality_of_rows(setups[setups.benchmark == name]), metrics_of(complete.extra_metrics)),
         )
         for name in complete.benchmark.value_counts().index
     ]
@@ -78,7 +84,8 @@ def section_context(
         figures: SVG of each figure that was drawn, by name: ranking, lam_curves, over_tasks, tradeoff, matrices.
         colours: Colour of each strategy.
     """
-    setups, rows = benchmark.setups, benchmark.rows
+    setups, rows, label = benchmark.setups, benchmark.rows, benchmark.quality.label
+    chance = "" if math.isnan(benchmark.chance) else "Dotted line: chance, if it is close. "
     cards = [
         card(
             "Strategies",
@@ -86,9 +93,8 @@ def section_context(
             table=html_tables.strategies_table(rows, benchmark.metrics, benchmark.chance, colours),
         ),
         card(
-            "Average accuracy",
-            "Mean and 95 % interval over seeds. Small dots: single seeds. Dotted line: chance, if it is close. "
-            "At most the 40 best rows are drawn.",
+            f"Average {label}",
+            f"Mean and 95 % interval over seeds. Small dots: single seeds. {chance}At most the 40 best rows are drawn.",
             figures.get("ranking"),
         ),
         card(
@@ -99,7 +105,7 @@ def section_context(
             html_tables.lam_table(setups) if benchmark.has_lams else None,
         ),
         card(
-            "Accuracy over tasks",
+            f"{label.capitalize()} over tasks",
             "Mean over the tasks learned so far. Band: 95 % interval over seeds. "
             "With more than 8 rows, only the best of each strategy is drawn.",
             figures.get("over_tasks"),
@@ -109,12 +115,14 @@ def section_context(
             "One point per setup. Filled: rows of the first table. References are excluded from the Pareto front.",
             figures.get("tradeoff"),
         ),
-        card("Accuracy matrices", "Mean over seeds.", figures.get("matrices")),
+        card(f"{label.capitalize()} matrices", "Mean over seeds.", figures.get("matrices")),
         card(
             "Paired differences",
             f"a - b over runs with the same seed, for at least {MIN_PAIRED_SEEDS} shared seeds of the {MAX_PAIRED} best rows. "
             "p: paired t-test, not corrected for multiple comparisons.",
-            table=html_tables.differences_table(benchmark.differences) if len(benchmark.differences) else None,
+            table=html_tables.differences_table(benchmark.differences, benchmark.metrics)
+            if len(benchmark.differences)
+            else None,
         ),
     ]
     return {
@@ -133,8 +141,8 @@ def card(title: str, note: str, figure: str | None = None, table: html_tables.Ta
 
 
 def lead_context(benchmark: Benchmark) -> dict[str, Any]:
-    """Return the parts of the main result: the best method, its accuracy, and the accuracies of the baselines."""
-    rows = benchmark.rows
+    """Return the parts of the main result: the best method and its average, and those of the baselines."""
+    rows, sign = benchmark.rows, benchmark.quality.sign
     contestants = rows[~rows.strategy.map(is_reference) & (rows.strategy != "finetune")]
     best = (contestants if len(contestants) else rows).iloc[0]
     baselines = rows.drop_duplicates("strategy").set_index("strategy").average_accuracy
@@ -143,11 +151,12 @@ def lead_context(benchmark: Benchmark) -> dict[str, Any]:
     half = best.average_accuracy_ci
     return {
         "fine_tuning": _fraction(compared["finetune"])
-        if "finetune" in compared and best.average_accuracy <= compared["finetune"]
+        if "finetune" in compared and sign * best.average_accuracy <= sign * compared["finetune"]
         else "",
         "method_count": contestants.method.nunique(),
         "setup": best.setup,
-        "accuracy": _fraction(best.average_accuracy),
+        "metric": f"average {benchmark.quality.label}",
+        "average": _fraction(best.average_accuracy),
         "half": "" if math.isnan(half) else _fraction(half),
         "seeds": count_noun(best.seeds, "seed"),
         "baselines": [
@@ -155,7 +164,7 @@ def lead_context(benchmark: Benchmark) -> dict[str, Any]:
             for name, value in {**compared, "chance": benchmark.chance}.items()
             if not math.isnan(value)
         ],
-        "details": [*_progress(best, compared, upper), *_lam_details(best, benchmark)],
+        "details": [*_progress(best, compared, upper, sign), *_lam_details(best, benchmark)],
     }
 
 
@@ -172,12 +181,12 @@ def _fraction(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _progress(best: Series, compared: Mapping[str, float], upper: str) -> list[str]:
+def _progress(best: Series, compared: Mapping[str, float], upper: str, sign: int) -> list[str]:
     """Return the position of the best method between fine-tuning and joint training, if both were run and differ."""
-    if len(compared) < 2 or compared[upper] <= compared["finetune"]:
+    if len(compared) < 2 or sign * compared[upper] <= sign * compared["finetune"]:
         return []
     share = (best.average_accuracy - compared["finetune"]) / (compared[upper] - compared["finetune"])
-    return [f"That is {share:.0%} of the way from fine-tuning to {BASELINE_LABELS[upper]}."]
+    return [f"That is {share:z.0%} of the way from fine-tuning to {BASELINE_LABELS[upper]}."]
 
 
 def _lam_details(best: Series, benchmark: Benchmark) -> list[str]:

@@ -9,10 +9,16 @@ from typing import Any
 from pandas import DataFrame
 
 from clbench.metrics.metric import Metric
+from clbench.metrics.quality import QUALITIES, Quality
 from clbench.metrics.registry import BUILT_IN
 from clbench.runs.names import REFERENCES
 
 Metrics = Mapping[str, Metric]
+
+
+def quality_of_rows(rows: DataFrame) -> Quality:
+    """Return the quality of the runs or setups of one benchmark, which has exactly one."""
+    return QUALITIES[rows.quality.iloc[0]]
 
 
 def format_mean(row: Any, metric: Metric) -> tuple[str, str]:

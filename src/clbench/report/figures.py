@@ -1,4 +1,4 @@
-"""Figures of a benchmark: average accuracy, and forgetting against learning. Further figures are in other modules."""
+"""Figures of a benchmark: averages, and forgetting against learning. Further figures are in other modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from clbench.report.benchmark import Benchmark
-from clbench.report.columns import format_interval
+from clbench.report.columns import format_interval, quality_of_rows
 from clbench.report.figures_lam import draw_lam_curves
 from clbench.report.figures_tasks import draw_matrices, draw_over_tasks
 from clbench.report.style import (
@@ -20,6 +20,7 @@ from clbench.report.style import (
     Colours,
     LabelledFigure,
     add_legend_below,
+    average_label,
     inline_svg,
     is_near,
     report_style,
@@ -45,8 +46,9 @@ def draw_figures(benchmark: Benchmark, colours: Colours, folder: Path, prefix: s
 
 
 def draw_ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> LabelledFigure:
-    """Draw the average accuracy of the best rows, best at the top: mean, 95 % interval, and a small dot per seed."""
-    rows = rows.sort_values("average_accuracy", ignore_index=True).tail(MAX_RANKED)
+    """Draw the average quality of the best rows, best at the top: mean, 95 % interval, and a small dot per seed."""
+    quality = quality_of_rows(rows)
+    rows = rows.sort_values("average_accuracy", ascending=quality.higher_is_better, ignore_index=True).tail(MAX_RANKED)
     names = [wrap(setup, NAME_WIDTH) for setup in rows.setup]
     line_breaks = max(name.count("\n") for name in names)
     figure = Figure(figsize=(WIDTH, max(0.34, 0.17 * (line_breaks + 1)) * len(rows) + 0.9), layout="constrained")
@@ -89,11 +91,12 @@ def draw_ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> Labelled
     chance = next(iter(runs.chance))[-1]
     if is_near(chance, runs.average_accuracy):
         axes.axvline(chance, color=MUTED, ls=":", lw=1.2)
-    axes.set(yticks=range(len(rows)), yticklabels=names, xlabel="average accuracy", ylim=(-0.6, len(rows) - 0.4))
+    axes.set(yticks=range(len(rows)), yticklabels=names, xlabel=average_label(quality), ylim=(-0.6, len(rows) - 0.4))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    return LabelledFigure(figure, "Average accuracy of each strategy with its 95 % interval over seeds", titles)
+    label = f"Average {quality.label} of each strategy with its 95 % interval over seeds"
+    return LabelledFigure(figure, label, titles)
 
 
 def draw_tradeoff(setups: DataFrame, colours: Colours) -> LabelledFigure | None:
@@ -101,6 +104,7 @@ def draw_tradeoff(setups: DataFrame, colours: Colours) -> LabelledFigure | None:
     setups = setups[setups.forgetting.notna()]
     if len(setups) < 2:
         return None
+    quality = quality_of_rows(setups)
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     axes = figure.add_subplot()
     titles = {}
@@ -122,18 +126,20 @@ def draw_tradeoff(setups: DataFrame, colours: Colours) -> LabelledFigure | None:
                 zorder=3 + is_selected,
             )
             titles[gid] = [
-                f"{row.setup}: learning accuracy {format_interval(row, 'learning_accuracy')}, "
+                f"{row.setup}: learning {quality.label} {format_interval(row, 'learning_accuracy')}, "
                 f"forgetting {format_interval(row, 'forgetting')}"
                 for row in points.itertuples()
             ]
     ordinary = setups[~setups.strategy.map(is_reference)].reset_index(drop=True)
-    front = ordinary.iloc[pareto_front(ordinary.learning_accuracy, ordinary.forgetting)]
+    front = ordinary.iloc[pareto_front(quality.sign * ordinary.learning_accuracy, ordinary.forgetting)]
     axes.plot(front.learning_accuracy, front.forgetting, color=MUTED, ls=":", lw=1.5, zorder=2, label="Pareto front")
     axes.margins(0.07)
     axes.invert_yaxis()
-    axes.set(xlabel="learning accuracy (better to the right)", ylabel="forgetting (better upwards)")
+    if not quality.higher_is_better:
+        axes.invert_xaxis()
+    axes.set(xlabel=f"learning {quality.label} (better to the right)", ylabel="forgetting (better upwards)")
     add_legend_below(figure)
-    return LabelledFigure(figure, "Forgetting against learning accuracy with the Pareto front", titles)
+    return LabelledFigure(figure, f"Forgetting against learning {quality.label} with the Pareto front", titles)
 
 
 FIGURES: dict[str, Callable[[Benchmark, Colours], LabelledFigure | None]] = {

@@ -1,4 +1,4 @@
-"""Figure of average accuracy against lam."""
+"""Figure of average accuracy, or another quality, against lam."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from clbench.report.columns import format_interval
-from clbench.report.style import COLOURS, PAPER, WIDTH, Colours, LabelledFigure, add_legend_below, wrap
+from clbench.report.columns import format_interval, quality_of_rows
+from clbench.report.style import COLOURS, PAPER, WIDTH, Colours, LabelledFigure, add_legend_below, average_label, wrap
 from clbench.runs.names import BASELINE_LABELS, format_value
 
-MAX_METHODS = 12  # curves in a panel, those with the best average accuracy at any lam
+MAX_METHODS = 12  # curves in a panel, those with the best average at any lam
 MAX_BANDS = 4  # with more curves in a panel, bands would overlap and are left out
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 TITLE_WIDTH = 24  # characters of a line in the title of a panel
@@ -21,16 +21,18 @@ MAX_TICKS = 6  # with more values of lam, the ticks are powers of ten
 
 
 def draw_lam_curves(setups: DataFrame, colours: Colours) -> LabelledFigure | None:
-    """Draw average accuracy against lam, one panel per strategy and one line per method, with best and selected lam.
+    """Draw the average quality against lam, one panel per strategy and one line per method, with best and selected lam.
 
     A strategy with a single method has the colour of the strategy. Otherwise, equal options have the same colour in every panel.
     """
     curves = setups[setups.lam_count > 1]
-    best = curves.groupby(["strategy", "method"]).average_accuracy.max().sort_values(ascending=False)
+    if curves.empty:
+        return None
+    quality = quality_of_rows(curves)
+    ranks = curves.assign(rank=quality.sign * curves.average_accuracy).groupby(["strategy", "method"])["rank"]
+    best = ranks.max().sort_values(ascending=False)
     curves = curves[curves.method.isin(best.groupby("strategy").head(MAX_METHODS).index.get_level_values("method"))]
     strategies = sorted(set(curves.strategy))
-    if not strategies:
-        return None
     columns = min(len(strategies), 3)
     lines = -(-len(strategies) // columns)
     figure = Figure(figsize=(WIDTH if curves.method.nunique() > 1 else 4.8, 2.6 * lines + 0.6), layout="constrained")
@@ -56,9 +58,9 @@ def draw_lam_curves(setups: DataFrame, colours: Colours) -> LabelledFigure | Non
         _scale_lam_axis(axes, sorted(set(of_strategy.lam)))
         axes.set(title=wrap(strategy, TITLE_WIDTH), xlabel="lam")
     for axes in grid[:, 0]:
-        axes.set_ylabel("average accuracy (test)")
+        axes.set_ylabel(average_label(quality, "test"))
     add_legend_below(figure)
-    return LabelledFigure(figure, "Average accuracy against lam, for each method", titles)
+    return LabelledFigure(figure, f"Average {quality.label} against lam, for each method", titles)
 
 
 def _draw_curve(axes: Axes, curve: DataFrame, style: dict[str, Any], label: str | None, gid: str, band: bool) -> None:

@@ -1,4 +1,4 @@
-"""Figures of accuracy after each task, as curves and as matrices."""
+"""Figures of accuracy, or another quality, after each task, as curves and as matrices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 from pandas import DataFrame
 
 from clbench.metrics.interval import half_width
-from clbench.report.style import MUTED, WIDTH, Colours, LabelledFigure, add_legend_below, is_near, wrap
+from clbench.metrics.quality import ACCURACY
+from clbench.report.columns import quality_of_rows
+from clbench.report.style import MUTED, WIDTH, Colours, LabelledFigure, add_legend_below, average_label, is_near, wrap
+from clbench.runs.plots import colour_scale, text_colour
 
 MAX_LINES = 8  # with more rows, only the best of each strategy is drawn over tasks
 MAX_MATRICES = 12
@@ -17,11 +20,12 @@ MAX_NUMBERED = 6  # largest number of tasks for which a heatmap contains numbers
 
 
 def draw_over_tasks(runs: DataFrame, rows: DataFrame, colours: Colours) -> LabelledFigure | None:
-    """Draw average accuracy on the tasks so far after each task: mean and interval over seeds, and chance."""
+    """Draw the average quality on the tasks so far after each task: mean and interval over seeds, and chance."""
     if rows.tasks.max() < 2:
         return None
     if len(rows) > MAX_LINES:
         rows = rows.drop_duplicates("strategy")
+    quality = quality_of_rows(rows)
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     axes = figure.add_subplot()
     styles = _line_styles(rows)
@@ -36,19 +40,22 @@ def draw_over_tasks(runs: DataFrame, rows: DataFrame, colours: Colours) -> Label
         x = np.arange(1, len(mean) + 1)
         axes.fill_between(x, mean - half, mean + half, color=colours[row.strategy], alpha=0.12, lw=0)
         axes.plot(x, mean, marker="o", ms=4, color=colours[row.strategy], ls=styles[row.setup], label=row.setup)
-    axes.set(xlabel="tasks learned", ylabel="average accuracy on these tasks", xticks=_ticks(int(rows.tasks.max())))
+    ylabel = "average accuracy on these tasks" if quality == ACCURACY else average_label(quality, "on these tasks")
+    axes.set(xlabel="tasks learned", ylabel=ylabel, xticks=_ticks(int(rows.tasks.max())))
     chance = next(iter(runs.chance))
     if is_near(min(chance), runs.average_accuracy):
         axes.plot(range(1, len(chance) + 1), chance, color=MUTED, ls=":", lw=1.2, label="chance")
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0), min(high, 1.01))  # an interval may exceed the range of an accuracy
+    axes.set_ylim(max(low, 0), min(high, 1.01) if quality.is_share else high)  # an interval may exceed the range of R
     add_legend_below(figure)
-    return LabelledFigure(figure, "Average accuracy on the tasks so far, after each task", {})
+    return LabelledFigure(figure, f"Average {quality.label} on the tasks so far, after each task", {})
 
 
 def draw_matrices(runs: DataFrame, rows: DataFrame) -> LabelledFigure:
-    """Draw the accuracy matrix of each row, averaged over seeds."""
-    rows = rows.head(MAX_MATRICES)
+    """Draw the matrix R of each row, averaged over seeds."""
+    quality, rows = quality_of_rows(rows), rows.head(MAX_MATRICES)
+    matrices = [np.mean(np.stack(list(runs[runs.setup == setup].accuracy_matrix)), 0) for setup in rows.setup]
+    scale = colour_scale(np.concatenate([r.ravel() for r in matrices]), quality)
     columns = min(len(rows), 4)
     lines = -(-len(rows) // columns)
     line_breaks = max(wrap(setup, TITLE_WIDTH).count("\n") for setup in rows.setup)
@@ -58,15 +65,16 @@ def draw_matrices(runs: DataFrame, rows: DataFrame) -> LabelledFigure:
     image = None
     for axes in grid.flat[len(rows) :]:
         axes.set_visible(False)
-    for row, axes in zip(rows.itertuples(), grid.flat, strict=False):
-        r = np.mean(np.stack(list(runs[runs.setup == row.setup].accuracy_matrix)), 0)
-        image = axes.imshow(r, vmin=0, vmax=1, cmap="viridis", interpolation="none")
+    for setup, r, axes in zip(rows.setup, matrices, grid.flat, strict=False):
+        image = axes.imshow(r, **scale, interpolation="none")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        axes.set_title(wrap(row.setup, TITLE_WIDTH), fontsize=8.5)
+        axes.set_title(wrap(setup, TITLE_WIDTH), fontsize=8.5)
         tasks = len(r)
-        ticks = [t - 1 for t in _ticks(tasks, 10 if tasks <= 10 else 5)]  # two-digit numbers are wide
-        axes.set(xticks=ticks, yticks=ticks)
+        numbers = _ticks(tasks, 10 if tasks <= 10 else 5)  # two-digit numbers are wide
+        ticks = [number - 1 for number in numbers]
+        axes.set_xticks(ticks, [*map(str, numbers)])
+        axes.set_yticks(ticks, [*map(str, numbers)])
         axes.tick_params(length=0, labelsize=8)
         if tasks <= MAX_NUMBERED:
             for (i, j), a in np.ndenumerate(r):
@@ -77,16 +85,16 @@ def draw_matrices(runs: DataFrame, rows: DataFrame) -> LabelledFigure:
                     ha="center",
                     va="center",
                     fontsize=7.5,
-                    color="black" if a > 0.6 else "white",
+                    color=text_colour(a, image, quality),
                 )
     figure.supxlabel("evaluated on task", fontsize=9)
     figure.supylabel("after training task", fontsize=9)
     assert image is not None
-    bar = figure.colorbar(image, ax=grid, shrink=0.7, label="test accuracy", aspect=30)
+    bar = figure.colorbar(image, ax=grid, shrink=0.7, label=f"test {quality.label}", aspect=30)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
     bar.ax.yaxis.label.set_fontsize(9)
-    return LabelledFigure(figure, "Accuracy matrices, mean over seeds", {})
+    return LabelledFigure(figure, f"{quality.label.capitalize()} matrices, mean over seeds", {})
 
 
 def _average_so_far(r: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from pandas import DataFrame
 
 from clbench.metrics.metric import Metric
 from clbench.metrics.registry import BUILT_IN
-from clbench.report.columns import Metrics, filled_metrics, find_best_setups, format_mean
+from clbench.report.columns import Metrics, filled_metrics, find_best_setups, format_mean, quality_of_rows
 from clbench.report.style import VARIABLES
 from clbench.report.summary import is_reference
 from clbench.runs.names import format_value
@@ -67,12 +67,12 @@ class Table(NamedTuple):
         return "sort" in self.css.split()
 
 
-ACCURACY = BUILT_IN["average_accuracy"]
+AVERAGE = BUILT_IN["average_accuracy"]
 EMPTY = Cell("", sort="")
 
 
 def strategies_table(rows: DataFrame, metrics: Metrics, chance: float, colours: Mapping[str, str]) -> Table:
-    """Return the selected rows and a row for guessing. The best mean of each metric is bold."""
+    """Return the selected rows and, if ``chance`` is defined, a row for guessing. The best mean of each metric is bold."""
     columns, has_lam = filled_metrics(rows, metrics.values()), rows.lam.notna().any()
     best = find_best_setups(rows, columns)
     lam = [Heading("lam")] if has_lam else []
@@ -88,11 +88,12 @@ def strategies_table(rows: DataFrame, metrics: Metrics, chance: float, colours: 
         )
         for row in rows.itertuples()
     ]
-    accuracy = EMPTY if math.isnan(chance) else Cell(ACCURACY.text(chance), sort_value(chance))
-    guesses = [accuracy if metric is ACCURACY else EMPTY for metric in columns]
-    guessing = Row([Cell("chance"), *([EMPTY] if has_lam else []), EMPTY, *guesses], "reference")
+    if not math.isnan(chance):
+        accuracy = Cell(AVERAGE.text(chance), sort_value(chance))
+        guesses = [accuracy if metric.name == AVERAGE.name else EMPTY for metric in columns]
+        table_rows.append(Row([Cell("chance"), *([EMPTY] if has_lam else []), EMPTY, *guesses], "reference"))
     headings = [Heading("strategy", is_text=True), *lam, Heading("seeds"), *_metric_headings(columns)]
-    return Table(headings, [*table_rows, guessing])
+    return Table(headings, table_rows)
 
 
 def setups_table(setups: DataFrame, metrics: Metrics, colours: Mapping[str, str]) -> Table:
@@ -115,40 +116,45 @@ def setups_table(setups: DataFrame, metrics: Metrics, colours: Mapping[str, str]
 
 
 def lam_table(setups: DataFrame) -> Table:
-    """Return, for each method, the lam selected on validation data and that of the test oracle, with test accuracies."""
+    """Return, for each method, the lam selected on validation data and that of the test oracle, with test values."""
+    quality = quality_of_rows(setups)
     headings = [
         Heading("method", is_text=True),
         Heading("lam selected on validation"),
-        Heading("its test accuracy"),
+        Heading(f"its test {quality.label}"),
         Heading("lam, test oracle"),
-        Heading("its test accuracy (oracle)"),
-        Heading("oracle - selected", "test accuracy gained by selecting on test data"),
+        Heading(f"its test {quality.label} (oracle)"),
+        Heading(
+            "oracle - selected" if quality.higher_is_better else "selected - oracle",
+            f"test {quality.label} gained by selecting on test data",
+        ),
     ]
     rows = []
     for method, lams in setups[setups.lam_count > 1].groupby("method"):
         competing = lams[lams.seeds == lams.seeds.max()]
-        oracle = competing.loc[competing.average_accuracy.idxmax()]
+        oracle = competing.loc[(quality.sign * competing.average_accuracy).idxmax()]
         if competing.validation_average_accuracy.notna().any():
-            selected = competing.loc[competing.validation_average_accuracy.idxmax()]
-            gap = oracle.average_accuracy - selected.average_accuracy
-            on_validation = [_lam_cell(selected.lam), _metric_cell(selected, ACCURACY)]
-            difference = Cell(ACCURACY.text(gap), sort_value(gap))
+            selected = competing.loc[(quality.sign * competing.validation_average_accuracy).idxmax()]
+            gap = quality.sign * (oracle.average_accuracy - selected.average_accuracy)
+            on_validation = [_lam_cell(selected.lam), _metric_cell(selected, AVERAGE)]
+            difference = Cell(AVERAGE.text(gap), sort_value(gap))
         else:
             on_validation, difference = [Cell("no validation data", sort=""), EMPTY], EMPTY
-        on_test = [_lam_cell(oracle.lam), _metric_cell(oracle, ACCURACY)]
+        on_test = [_lam_cell(oracle.lam), _metric_cell(oracle, AVERAGE)]
         rows.append(Row([Cell(str(method)), *on_validation, *on_test, difference]))
     return Table(headings, rows)
 
 
-def differences_table(differences: DataFrame) -> Table:
+def differences_table(differences: DataFrame, metrics: Metrics) -> Table:
     """Return the paired differences. Those whose interval excludes 0 are bold."""
+    average = metrics[AVERAGE.name]
     headings = [
         Heading("a", is_text=True),
         Heading("b", is_text=True),
         Heading("seeds"),
-        Heading(f"{ACCURACY.heading}, a - b", is_ascending=False),
+        Heading(f"{average.heading}, a - b", is_ascending=not average.higher_is_better),
         Heading("p"),
-        Heading(f"{BUILT_IN['forgetting'].heading}, a - b"),
+        Heading(f"{metrics['forgetting'].heading}, a - b"),
         Heading("p"),
     ]
     rows = []

@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas import DataFrame, isna
 
-from clbench.metrics.registry import metrics_of
+from clbench.metrics.quality import ACCURACY, QUALITIES, Quality
+from clbench.metrics.registry import metrics_of, records_of
 from clbench.report.benchmark import count_noun
 from clbench.report.html_tables import Cell, Heading, Row, Table
 from clbench.report.provenance import count_commands, count_versions, find_missing_runs
@@ -59,10 +60,20 @@ def page_context(title: str, note: str, runs: DataFrame, sections: Sequence[dict
         "warnings": warnings_table(runs),
         "commands": commands_context(runs),
         "versions": versions_card(runs),
-        "columns": [
-            {"heading": metric.heading, "meaning": metric.definition}
-            for metric in metrics_of(runs.extra_metrics).values()
-        ],
+        "definitions": [column_definitions(QUALITIES[name], runs) for name in runs.quality.dropna().unique()],
+    }
+
+
+def column_definitions(quality: Quality, runs: DataFrame) -> dict[str, Any]:
+    """Return the definitions of R and of the columns of benchmarks of ``quality``."""
+    metrics = records_of(quality, metrics_of(runs.extra_metrics))
+    if quality == ACCURACY:
+        scale = "Accuracies are fractions."
+    else:
+        scale = f"{quality.label.capitalize()}: {quality.meaning}; {quality.direction} is better."
+    return {
+        "matrix": f"R[i][j] is the test {quality.label} on task j after training task i, for T tasks. {scale}",
+        "columns": [{"heading": metric.heading, "meaning": metric.definition} for metric in metrics.values()],
     }
 
 

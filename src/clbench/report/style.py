@@ -16,6 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from pandas import Series
 
+from clbench.metrics.quality import ACCURACY, Quality
 from clbench.report.output import write_text
 from clbench.runs.folder import atomically
 
@@ -81,8 +82,22 @@ class LabelledFigure(NamedTuple):
     titles: dict[str, list[str]]
 
 
+def average_label(quality: Quality, *details: str) -> str:
+    r"""Return the label of an axis of average values, with a line break because names of qualities may be long.
+
+    >>> from clbench.metrics.quality import ACCURACY, QUALITIES
+    >>> average_label(ACCURACY, "test")
+    'average accuracy (test)'
+    >>> average_label(QUALITIES["bits_per_byte"], "test")
+    'average bits per byte\\n(test, lower is better)'
+    """
+    details = (*details, *(() if quality.higher_is_better else ("lower is better",)))
+    space = " " if quality == ACCURACY else "\n"
+    return f"average {quality.label}" + (f"{space}({', '.join(details)})" if details else "")
+
+
 def is_near(chance: float, accuracy: Series) -> bool:
-    """Return whether chance is close enough to be drawn without compressing the accuracies."""
+    """Return whether chance is defined, and close enough to be drawn without compressing the accuracies."""
     return bool(accuracy.min() - chance <= max(1.2 * (accuracy.max() - accuracy.min()), 0.1))
 
 

@@ -10,6 +10,7 @@ from pandas import DataFrame, Series
 from scipy.special import stdtr
 
 from clbench.metrics.interval import half_width
+from clbench.metrics.quality import QUALITIES
 from clbench.metrics.registry import metrics_of
 from clbench.runs.names import REFERENCES
 
@@ -30,7 +31,7 @@ def summarize_seeds(runs: DataFrame) -> DataFrame:
     groups = runs[runs.status == "complete"].groupby(SETUP_KEYS)
     mean, std, n = (getattr(groups[metrics], name)() for name in ("mean", "std", "count"))
     halves = DataFrame(half_width(std, n), index=mean.index, columns=[f"{name}_ci" for name in metrics])
-    first = groups[["method", "strategy", "lam", "fisher", "samples", "tasks"]].first()
+    first = groups[["quality", "method", "strategy", "lam", "fisher", "samples", "tasks"]].first()
     setups = first.join([groups.size().rename("seeds"), mean, halves]).reset_index()
     return setups.sort_values(["benchmark", "method", "lam"], ignore_index=True)
 
@@ -38,7 +39,7 @@ def summarize_seeds(runs: DataFrame) -> DataFrame:
 def select_lam(setups: DataFrame, data: str) -> DataFrame:
     """Return ``setups`` with the columns ``selected``, ``oracle`` and ``lam_count`` (number of lams of the method).
 
-    The selected lam of a method has the best average accuracy, a mean over seeds, on validation data
+    The selected lam of a method has the best average quality, a mean over seeds, on validation data
     (``data="validation"``) or on test data (``data="test"``). The oracle has the best one on test data. Only lams with the
     largest number of seeds are compared, because a lam that lacks a hard seed would have an advantage. In a tie, the smallest
     lam is selected. With ``data="validation"`` and without validation data, no lam is selected if the method has several.
@@ -48,9 +49,10 @@ def select_lam(setups: DataFrame, data: str) -> DataFrame:
     groups = setups.groupby(method, sort=False)
     setups = setups.assign(selected=False, oracle=False, lam_count=groups.setup.transform("size"))
     competing = setups[setups.seeds == groups.seeds.transform("max")]
-    for name, accuracy in (("oracle", "average_accuracy"), ("selected", column)):
-        known = competing[competing[accuracy].notna()]
-        setups.loc[known.groupby(method, sort=False)[accuracy].idxmax(), name] = True
+    for name, average in (("oracle", "average_accuracy"), ("selected", column)):
+        known = competing[competing[average].notna()]
+        known = known.assign(rank=signs(known) * known[average])
+        setups.loc[known.groupby(method, sort=False)["rank"].idxmax(), name] = True
     setups.loc[setups.lam_count == 1, "selected"] = True
     return setups
 
@@ -58,11 +60,17 @@ def select_lam(setups: DataFrame, data: str) -> DataFrame:
 def selected_rows(setups: DataFrame) -> DataFrame:
     """Return the setup at the selected lam of each method, or all its setups if no lam is selected.
 
-    The rows of a benchmark are sorted by average accuracy in descending order.
+    The rows of a benchmark are sorted by average accuracy, or another quality, from the best to the worst.
     """
     has_selected = setups.groupby(["benchmark", "method"]).selected.transform("any")
     rows = setups[setups.selected | ~has_selected]
-    return rows.sort_values(["benchmark", "average_accuracy"], ascending=[True, False])
+    rows = rows.assign(rank=signs(rows) * rows.average_accuracy)
+    return rows.sort_values(["benchmark", "rank"], ascending=[True, False]).drop(columns="rank")
+
+
+def signs(rows: DataFrame) -> Series:
+    """Return the factor of each row after which higher values of its quality are better: 1 or -1."""
+    return rows.quality.map(lambda name: QUALITIES[name].sign).astype(int)
 
 
 def is_reference(strategy: str) -> bool:
@@ -72,6 +80,8 @@ def is_reference(strategy: str) -> bool:
 
 def pareto_front(learning: Sequence[float], forgetting: Sequence[float]) -> list[int]:
     """Return the positions on the Pareto front of high learning accuracy and low forgetting, by ascending learning accuracy.
+
+    Where lower values are better, ``learning`` is negated.
 
     >>> pareto_front(learning=[0.9, 0.8, 0.7], forgetting=[0.3, 0.1, 0.2])
     [1, 0]

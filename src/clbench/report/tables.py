@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pandas import DataFrame
+from pandas import DataFrame, concat
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from clbench.report.columns import Metrics, filled_metrics, find_best_setups, format_mean
+from clbench.metrics.metric import Metric
+from clbench.metrics.quality import QUALITIES, Quality
+from clbench.metrics.registry import records_of
+from clbench.report.columns import Metrics, filled_metrics, find_best_setups, format_mean, quality_of_rows
 from clbench.report.output import write_text
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -20,11 +24,22 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 def write_csv(setups: DataFrame, metrics: Metrics, path: Path) -> None:
     """Write all setups in full precision. ``M`` is the mean over seeds, ``M_ci`` the half-width of its 95 % interval.
 
+    The columns have the keys of metrics.json. With several qualities, those of the other qualities are empty.
     A text that a spreadsheet would execute as a formula begins with a single quote.
     """
-    numbers = [column for name in metrics for column in (name, f"{name}_ci")]
-    columns = ["benchmark", "method", "strategy", "lam", "fisher", "samples", "seeds", "selected", "oracle", *numbers]
-    write_text(path, setups[columns].map(guard_formula).to_csv(index=False, lineterminator="\n"))
+    columns = ["benchmark", "method", "strategy", "lam", "fisher", "samples", "seeds", "selected", "oracle", "quality"]
+    tables, numbers = [], dict[str, dict[str, None]]()
+    for quality, of_quality in setups.groupby("quality"):
+        names = _number_columns(metrics.values(), QUALITIES[quality])
+        tables.append(of_quality.rename(columns=names))
+        numbers |= {name: dict.fromkeys([*numbers.get(name, ()), key]) for name, key in names.items()}
+    table = concat(tables).sort_index()[[*columns, *(key for keys in numbers.values() for key in keys)]]
+    write_text(path, table.map(guard_formula).to_csv(index=False, lineterminator="\n"))
+
+
+def _number_columns(metrics: Iterable[Metric], quality: Quality) -> dict[str, str]:
+    """Return the names of the columns of numbers in a file: by the keys of ``quality``."""
+    return {f"{metric.name}{end}": f"{metric.key(quality)}{end}" for metric in metrics for end in ("", "_ci")}
 
 
 def guard_formula(value: Any) -> Any:
@@ -47,7 +62,8 @@ def write_tex(rows: DataFrame, metrics: Metrics, select: str, path: Path) -> Non
 
 
 def _tex_table(benchmark: str, rows: DataFrame, metrics: Metrics, select: str) -> str:
-    columns = [metric for metric in filled_metrics(rows, metrics.values()) if "tex" in metric.shown]
+    records = records_of(quality_of_rows(rows), metrics)
+    columns = [metric for metric in filled_metrics(rows, records.values()) if "tex" in metric.shown]
     best = find_best_setups(rows, columns)
     lines = [
         f"% {benchmark}" + (f"; lam selected on {select} data" if rows[rows.lam_count > 1].selected.any() else ""),
@@ -86,7 +102,8 @@ def terminal_tables(rows: DataFrame, metrics: Metrics) -> list[Table]:
 
 
 def _terminal_table(benchmark: str, rows: DataFrame, metrics: Metrics) -> Table:
-    columns = [metric for metric in filled_metrics(rows, metrics.values()) if "terminal" in metric.shown]
+    records = records_of(quality_of_rows(rows), metrics)
+    columns = [metric for metric in filled_metrics(rows, records.values()) if "terminal" in metric.shown]
     best = find_best_setups(rows, columns)
     table = Table(title=Text(benchmark, "bold"), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("strategy", overflow="fold")

@@ -16,10 +16,12 @@ from clbench.config.hashing import differing
 from clbench.config.messages import user_message
 from clbench.config.options import ELSEWHERE
 from clbench.errors import ConfigError
+from clbench.metrics.quality import quality_of
+from clbench.metrics.results import read_matrix
 from clbench.runs.find import FoundRun, read_run
 
 RESULTS = ("accuracy_matrix", "initial_accuracy", "per_task", "validation", "within_tasks")
-"""Keys of metrics.json that contain results."""
+"""Keys of metrics.json that contain results, in runs of accuracy."""
 
 Values = tuple[Any, Any]
 
@@ -31,15 +33,18 @@ class Difference(NamedTuple):
         config: Option -> values of A and B, "" for a missing value; options that affect the results.
         execution: The same for options that do not affect the results, except for the folder.
         environment: The same for package versions and the machine.
+        qualities: Names of the qualities of A and B.
         is_identical: Whether all results are bit-identical.
         finished: Number of tasks that A and B learned.
-        largest: Largest absolute difference of R over the tasks that both runs learned; nan for different shapes of R.
+        largest: Largest absolute difference of R over the tasks that both runs learned; nan for different qualities or
+            shapes of R.
         first: Index of the first task after which R differs, None if R is equal.
     """
 
     config: dict[str, Values]
     execution: dict[str, Values]
     environment: dict[str, Values]
+    qualities: tuple[str, str]
     is_identical: bool
     finished: tuple[int, int]
     largest: float
@@ -58,13 +63,16 @@ def difference(a: Path, b: Path) -> Difference:
     config = {key: pair for key, pair in differing(run_a.config, run_b.config).items() if key not in derived}
     execution = {key: values for key, values in config.items() if key.split(".")[0] in ELSEWHERE}
     environments = [{**(m.get("versions") or {}), **(m.get("machine") or {})} for m in (first, second)]
-    r, s = (np.array(m["accuracy_matrix"], dtype=float) for m in (first, second))
-    largest, task = compare(r, s)
+    one, other = quality_of(first), quality_of(second)
+    r, s = read_matrix(first, one), read_matrix(second, other)
+    largest, task = compare(r, s) if one == other else (float("nan"), 0)
+    keys = [one.key(key) for key in RESULTS]
     return Difference(
         config={key: values for key, values in config.items() if key not in execution},
         execution={key: values for key, values in execution.items() if key != "output_dir"},
         environment=differing(*environments),
-        is_identical=all(first.get(key) == second.get(key) for key in RESULTS),
+        qualities=(one.name, other.name),
+        is_identical=one == other and all(first.get(key) == second.get(key) for key in keys),
         finished=(_learned(r), _learned(s)),
         largest=largest,
         first=task,
@@ -72,7 +80,7 @@ def difference(a: Path, b: Path) -> Difference:
 
 
 def compare(r: np.ndarray, s: np.ndarray) -> tuple[float, int | None]:
-    """Return the largest absolute difference of accuracy matrices r, s (T, T), and the index of the first row that differs.
+    """Return the largest absolute difference of matrices r, s (T, T), and the index of the first row that differs.
 
     Rows with nan (tasks not learned) in either matrix are ignored. Different numbers of tasks give (nan, 0).
     """
@@ -104,6 +112,8 @@ def summarize(found: Difference) -> str:
     """Return a sentence that states whether the results differ."""
     if found.is_identical:
         return "the results are bit-identical"
+    if len(set(found.qualities)) > 1:
+        return "the results differ: A contains {} and B contains {}".format(*found.qualities).replace("_", " ")
     if np.isnan(found.largest):
         return "the results differ: the runs have different numbers of tasks"
     has_same_tasks = found.finished[0] == found.finished[1]
@@ -130,7 +140,7 @@ def _read_run(folder: Path) -> FoundRun:
 
 
 def _learned(r: np.ndarray) -> int:
-    """Return the number of complete rows of an accuracy matrix."""
+    """Return the number of complete rows of R."""
     return int(np.isfinite(r).all(axis=1).sum())
 
 

@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from clbench.config.hashing import SCHEMA
 from clbench.config.os_errors import naming
 from clbench.errors import ConfigError, OtherRun, expected
+from clbench.metrics.quality import QUALITIES, Quality, quality_of
 from clbench.runs.contradictions import contradictions
-from clbench.runs.json_files import COMPLETE, COUNT, METRICS, NUMBER, PARTIAL, TEXT, Shape, mismatch
+from clbench.runs.json_files import COMPLETE, COUNT, NUMBER, PARTIAL, QUALITY, TEXT, Shape, metrics_shape, mismatch
 
 KEEP = ("all", "last", "none")
 HOST = socket.gethostname().replace(".", "-")  # part of temporary names, because other machines may use the same folder
@@ -32,18 +33,25 @@ FAILED = "failed.txt"
 REMOVE = (
     "Remove the file and rerun the same command, which writes it again from the checkpoints, or try another output_dir."
 )
-FILES = (".lock", "config.json", "metrics.json", "accuracy_matrix.csv", "train.log", FAILED)
+CSV_FILES = {quality.name: f"{quality.key('accuracy_matrix')}.csv" for quality in QUALITIES.values()}
+"""Name of the file with R, by the name of its quality."""
+
+FILES = (".lock", "config.json", "metrics.json", *sorted(set(CSV_FILES.values())), "train.log", FAILED)
 FOLDERS = (".hydra", "checkpoints", "logs")
 """What a run writes in its folder."""
 
 SECONDS = ("train", "importance", "evaluation", "shared", "total")
-RESUMABLE: Shape = {
-    **METRICS,
-    **{"config_hash": TEXT, "seed": COUNT, "strategy": {"name": TEXT}, "data": {"scenario": TEXT}},
-    **{key: METRICS[f"{key}?"] for key in ("initial_accuracy", "within_tasks", "warnings")},
-    **{"seconds": dict.fromkeys(SECONDS, NUMBER), "extra_metrics?": {"*": {}}},
-}
-"""Shape of the metrics.json of a run that can resume."""
+
+
+def resumable_shape(quality: Quality) -> Shape:
+    """Return the shape of the metrics.json of a run of ``quality`` that can resume."""
+    shape = metrics_shape(quality)
+    return {
+        **shape,
+        **{"config_hash": TEXT, "seed": COUNT, "strategy": {"name": TEXT}, "data": {"scenario": TEXT}},
+        **{key: shape[f"{key}?"] for key in (quality.key("initial_accuracy"), "within_tasks", "warnings")},
+        **{"seconds": dict.fromkeys(SECONDS, NUMBER), "extra_metrics?": {"*": {}}},
+    }
 
 
 def is_finished(metrics: Mapping[str, Any]) -> bool:
@@ -53,7 +61,7 @@ def is_finished(metrics: Mapping[str, Any]) -> bool:
 
 def learned(metrics: Mapping[str, Any]) -> int:
     """Return the number of learned tasks in the contents of metrics.json."""
-    return sum(row[0] is not None for row in metrics["accuracy_matrix"])
+    return sum(row[0] is not None for row in metrics[quality_of(metrics).key("accuracy_matrix")])
 
 
 @contextmanager
@@ -80,7 +88,7 @@ def lock_folder(folder: Path, name: str, remedy: str) -> Iterator[None]:
 
 
 class RunFolder:
-    """``metrics.json``, ``accuracy_matrix.csv`` and ``checkpoints/`` of one run.
+    """``metrics.json``, ``accuracy_matrix.csv`` (or that of another quality) and ``checkpoints/`` of one run.
 
     ``task_<t>.ckpt`` is the task checkpoint after task t, and ``mid_task_<t>.ckpt`` the newest checkpoint inside the current
     task t. Temporary files of killed processes are removed.
@@ -134,14 +142,16 @@ class RunFolder:
         return found
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write metrics.json and accuracy_matrix.csv. Task indices start at 0; nan and inf become null."""
+        """Write metrics.json and a CSV file with R. Task indices start at 0; nan and inf become null."""
         metrics = {"schema": SCHEMA, **metrics}
-        matrix = metrics["accuracy_matrix"]
+        quality = quality_of(metrics)
+        matrix = metrics[quality.key("accuracy_matrix")]
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["after_task_index", *(f"task_index_{j}" for j in range(len(matrix)))])
         writer.writerows([i, *row] for i, row in enumerate(matrix) if not any(math.isnan(a) for a in row))
-        atomically(self.path / "accuracy_matrix.csv", partial(Path.write_text, data=table.getvalue(), encoding="utf-8"))
+        file = self.path / CSV_FILES[quality.name]
+        atomically(file, partial(Path.write_text, data=table.getvalue(), encoding="utf-8"))
         text = json.dumps(_plain(metrics), indent=2) + "\n"
         atomically(self.path / "metrics.json", partial(Path.write_text, data=text, encoding="utf-8"))
 
@@ -169,9 +179,12 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
             f"output_dir={folder}: expected results of schema {SCHEMA}, got {got} of another version of clbench, which "
             "cannot be resumed (clbench report can read them). Try another folder."
         )
-    problem = mismatch(found, RESUMABLE)
-    if problem is None and not all(found["accuracy_matrix"]):
-        problem = "accuracy_matrix: expected numbers in each row"
+    problem = mismatch(found, {"quality?": QUALITY})
+    if problem is None:
+        quality = quality_of(found)
+        problem, key = mismatch(found, resumable_shape(quality)), quality.key("accuracy_matrix")
+    if problem is None and not all(found[key]):
+        problem = f"{key}: expected numbers in each row"
     if problem is not None:
         raise ConfigError(f"{file}: expected a metrics.json of clbench ({problem.removeprefix(': ')}). {REMOVE}")
     return {"validation": None, **found}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clbench.errors import ConfigError
+from clbench.metrics.quality import QUALITIES, Quality, quality_of
 from clbench.metrics.registry import BUILT_IN
 
 
@@ -42,24 +43,37 @@ STATUSES = (RUNNING, COMPLETE, PARTIAL)
 A partial run counts in no mean.
 """
 
-METRICS: dict[str, Shape] = {
-    **{f"{name}?": NUMBER for name in BUILT_IN},
-    "status": Leaf(f"one of {', '.join(STATUSES)}", lambda value: value in STATUSES),
-    "accuracy_matrix": [[NUMBER]],
-    "initial_accuracy?": [NUMBER],
-    "per_task?": [{"accuracy?": NUMBER, "nll?": NUMBER, "ece?": NUMBER}],
-    "within_tasks?": [{"task": COUNT, "step": COUNT, "accuracy": [NUMBER], "*": NOTHING}],
-    "validation?": {"accuracy_matrix": [[NUMBER]], "average_accuracy?": NUMBER},
-    "data?": {"classes?": [[ANYTHING]], "tasks?": COUNT, "scenario?": TEXT},
-    "seconds?": {"*": NUMBER},
-    "importance?": [{"bytes?": COUNT}],
-    "warnings?": [{"kind": TEXT, "text": TEXT}],
-    "versions?": {"*": TEXT},
-    "machine?": {"*": TEXT},
-    "config_hash?": TEXT,
-    "partial?": [TEXT],
-}
-"""Shape of metrics.json."""
+QUALITY = Leaf(
+    f"a quality with its direction: {', '.join(f'{each.name} ({each.direction})' for each in QUALITIES.values())}",
+    lambda value: (
+        isinstance(value, dict) and any(each.describe().items() <= value.items() for each in QUALITIES.values())
+    ),
+)
+"""Rule for the entry ``quality`` of metrics.json, which ``quality_of`` reads."""
+
+
+def metrics_shape(quality: Quality) -> dict[str, Shape]:
+    """Return the shape of metrics.json of a run of ``quality``."""
+    key = quality.key
+    return {
+        **{f"{metric.key(quality)}?": NUMBER for metric in BUILT_IN.values()},
+        "status": Leaf(f"one of {', '.join(STATUSES)}", lambda value: value in STATUSES),
+        "quality_matrix?": [[NUMBER]],
+        key("accuracy_matrix"): [[NUMBER]],
+        key("initial_accuracy?"): [NUMBER],
+        "per_task?": [{key("accuracy?"): NUMBER, "nll?": NUMBER, "ece?": NUMBER}],
+        "within_tasks?": [{"task": COUNT, "step": COUNT, key("accuracy"): [NUMBER], "*": NOTHING}],
+        "validation?": {key("accuracy_matrix"): [[NUMBER]], key("average_accuracy?"): NUMBER},
+        "data?": {"classes?": [[ANYTHING]], "tasks?": COUNT, "scenario?": TEXT},
+        "seconds?": {"*": NUMBER},
+        "importance?": [{"bytes?": COUNT}],
+        "warnings?": [{"kind": TEXT, "text": TEXT}],
+        "versions?": {"*": TEXT},
+        "machine?": {"*": TEXT},
+        "config_hash?": TEXT,
+        "partial?": [TEXT],
+    }
+
 
 REMEDY = "Restore the file, or remove it and rerun the command of its run."
 
@@ -71,10 +85,16 @@ def read_metrics_of_any_version(folder: Path) -> dict[str, Any]:
         FileNotFoundError: The file does not exist.
         ConfigError: The file cannot be read, or a value that clbench reads has another type.
     """
-    content: dict[str, Any] = read_json(folder / "metrics.json", METRICS)
-    matrix = content["accuracy_matrix"]
-    if not matrix or any(len(row) != len(matrix) for row in matrix):
-        raise ConfigError(f"metrics.json cannot be read: accuracy_matrix: expected T rows of T numbers. {REMEDY}")
+    content: dict[str, Any] = read_json(folder / "metrics.json", {"quality?": QUALITY})
+    quality = quality_of(content)
+    problem = mismatch(content, metrics_shape(quality))
+    if problem is None:
+        key = quality.key("accuracy_matrix")
+        matrix = content[key]
+        if not matrix or any(len(row) != len(matrix) for row in matrix):
+            problem = f"{key}: expected T rows of T numbers"
+    if problem is not None:
+        raise ConfigError(f"metrics.json cannot be read: {problem}. {REMEDY}")
     return content
 
 

@@ -79,7 +79,7 @@ def _identifying_options(run: FoundRun) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in run.config.items()
-        if key.split(".")[0] not in ("seed", *ELSEWHERE)
+        if key.split(".")[0] not in ("seed", "default_fisher", *ELSEWHERE)  # fisher has the value in effect
         and key not in (*HOW_DATA_IS_READ, *run.derived)
         and (key not in OPTIONS or key in has)
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clbench.errors import ConfigError
+from clbench.metrics.quality import QUALITIES
 from clbench.runs.sweep_index import FILE as SWEEP
 
 DEPTH = 3
@@ -46,7 +47,8 @@ def check_sweep(folder: Path) -> None:
 
 def is_run(folder: Path) -> bool:
     """Return whether the folder contains the files of a run of clbench."""
-    return _has_key(folder / "config.json", "config_hash") or _has_key(folder / "metrics.json", "accuracy_matrix")
+    matrices = {quality.key("accuracy_matrix") for quality in QUALITIES.values()}
+    return _has_key(folder / "config.json", {"config_hash"}) or _has_key(folder / "metrics.json", matrices)
 
 
 def _check_parents(folder: Path, option: str) -> None:
@@ -71,9 +73,10 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
             yield from _runs_below(path, depth - 1)
 
 
-def _has_key(file: Path, key: str) -> bool:
+def _has_key(file: Path, keys: set[str]) -> bool:
+    """Return whether a JSON file has one of the keys."""
     try:
         content = json.loads(file.read_bytes()) if file.is_file() else None  # reading a pipe would block
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and key in content
+    return isinstance(content, dict) and not keys.isdisjoint(content)

@@ -1,4 +1,4 @@
-"""Plot the accuracies of one run. Task numbers start at 1."""
+"""Plot the accuracies, or values of another quality, of one run. Task numbers start at 1."""
 
 from __future__ import annotations
 
@@ -11,32 +11,62 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
+from clbench.metrics.quality import ACCURACY, Quality
 from clbench.runs.folder import atomically
 
 LABELLED = 12  # largest number of tasks for which the entries of R are labelled
 
 
-def save_plots(r: NDArray[np.floating], within: list[dict[str, Any]], title: str, folder: Path) -> None:
-    """Write ``accuracy_matrix.png``, ``accuracy_over_tasks.png``, and with ``within`` also ``accuracy_within_tasks.png``.
+def plot_names(quality: Quality, has_within: bool) -> list[str]:
+    """Return the names of the files that ``save_plots`` writes, without their suffix.
+
+    >>> from clbench.metrics.quality import QUALITIES
+    >>> plot_names(QUALITIES["bits_per_byte"], has_within=False)
+    ['quality_matrix', 'quality_over_tasks']
+    """
+    names = ["accuracy_matrix", "accuracy_over_tasks", *(["accuracy_within_tasks"] if has_within else [])]
+    return [quality.key(name) for name in names]
+
+
+def save_plots(
+    r: NDArray[np.floating], within: list[dict[str, Any]], title: str, folder: Path, quality: Quality = ACCURACY
+) -> None:
+    """Write the matrix R, the curves over tasks, and with ``within`` also those inside tasks, under ``plot_names``.
 
     Args:
         r: R (T, T).
         within: Evaluations inside tasks, as in metrics.json.
         title: Title of the figures.
         folder: Folder for the files.
+        quality: Quality of the values.
     """
-    figures = {"accuracy_matrix": accuracy_matrix(r, title), "accuracy_over_tasks": accuracy_over_tasks(r, title)}
+    figures = [accuracy_matrix(r, title, quality), accuracy_over_tasks(r, title, quality)]
     if within:
-        figures["accuracy_within_tasks"] = accuracy_within_tasks(r, within, title)
-    for name, figure in figures.items():
+        figures.append(accuracy_within_tasks(r, within, title, quality))
+    for name, figure in zip(plot_names(quality, bool(within)), figures, strict=True):
         figure.set_dpi(150)
         canvas = FigureCanvasAgg(figure)  # draws the figure once, whereas savefig draws it twice
         atomically(folder / f"{name}.png", canvas.print_png)
 
 
-def accuracy_within_tasks(r: NDArray[np.floating], within: list[dict[str, Any]], title: str) -> Figure:
+def colour_scale(values: NDArray[np.floating], quality: Quality) -> dict[str, Any]:
+    """Return the arguments of ``imshow`` for R. Brighter is better; shares have the same scale in every figure."""
+    low, high = (0, 1) if quality.is_share else (np.nanmin(values), np.nanmax(values))
+    return {"vmin": low, "vmax": high, "cmap": "viridis" if quality.higher_is_better else "viridis_r"}
+
+
+def text_colour(value: float, image: AxesImage, quality: Quality) -> str:
+    """Return the colour of a number on its cell of a matrix drawn with ``colour_scale``."""
+    position = float(np.asarray(image.norm(np.array(value))))
+    return "black" if (position if quality.higher_is_better else 1 - position) > 0.6 else "white"
+
+
+def accuracy_within_tasks(
+    r: NDArray[np.floating], within: list[dict[str, Any]], title: str, quality: Quality = ACCURACY
+) -> Figure:
     """Plot the accuracy on each task over steps, from the start of its training, which shows the stability gap."""
     tasks = len(r)
     figure = Figure(figsize=(9, _height(tasks)), layout="constrained")
@@ -47,11 +77,13 @@ def accuracy_within_tasks(r: NDArray[np.floating], within: list[dict[str, Any]],
     for j in range(tasks):
         evaluations = [w for w in within if w["task"] >= j]
         x = [starts[w["task"]] + w["step"] for w in evaluations]
-        axes.plot(x, [w["accuracy"][j] for w in evaluations], color=colours[j], linewidth=1.2, label=f"task {j + 1}")
+        y = [w[quality.key("accuracy")][j] for w in evaluations]
+        axes.plot(x, y, color=colours[j], linewidth=1.2, label=f"task {j + 1}")
     for start in starts[1:]:
         axes.axvline(start, color="grey", linewidth=0.8, linestyle=":")
     axes.set(
-        xlabel="training steps up to the last evaluation in each task (dotted: a new task)", ylabel="test accuracy"
+        xlabel="training steps up to the last evaluation in each task (dotted: a new task)",
+        ylabel=f"test {quality.label}",
     )
     _set_title(figure, axes, title)
     axes.grid(alpha=0.3)
@@ -59,13 +91,13 @@ def accuracy_within_tasks(r: NDArray[np.floating], within: list[dict[str, Any]],
     return figure
 
 
-def accuracy_matrix(r: NDArray[np.floating], title: str) -> Figure:
+def accuracy_matrix(r: NDArray[np.floating], title: str, quality: Quality = ACCURACY) -> Figure:
     """Plot a heatmap of R: a row per trained task, a column per evaluated task. Rows of nan stay empty."""
     tasks = len(r)
     side = max(3.2, min(0.62 * tasks + 1.6, 10))
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(r, vmin=0, vmax=1, cmap="viridis")
+    image = axes.imshow(r, **colour_scale(r, quality))
     axes.set(xlabel="evaluated on task", ylabel="after training task")
     step = 1 if tasks <= LABELLED else -(-tasks // LABELLED)
     ticks = list(range(0, tasks, step))
@@ -76,14 +108,14 @@ def accuracy_matrix(r: NDArray[np.floating], title: str) -> Figure:
     if tasks <= LABELLED:
         for i in range(int((~np.isnan(r[:, 0])).sum())):
             for j in range(tasks):
-                colour = "black" if r[i, j] > 0.6 else "white"
+                colour = text_colour(r[i, j], image, quality)
                 weight = "bold" if i == j else "normal"
                 axes.text(j, i, f"{r[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=8, fontweight=weight)
-    figure.colorbar(image, ax=axes, label="test accuracy")
+    figure.colorbar(image, ax=axes, label=f"test {quality.label}")
     return figure
 
 
-def accuracy_over_tasks(r: NDArray[np.floating], title: str) -> Figure:
+def accuracy_over_tasks(r: NDArray[np.floating], title: str, quality: Quality = ACCURACY) -> Figure:
     """Plot the accuracy on each task after it was learned, and the average over the tasks so far."""
     tasks = len(r)
     columns = 2 if tasks > 10 else 1
@@ -102,7 +134,7 @@ def accuracy_over_tasks(r: NDArray[np.floating], title: str) -> Figure:
     average = [float(r[i, : i + 1].mean()) for i in range(tasks)]
     axes.plot(range(1, tasks + 1), average, color="black", linewidth=2, linestyle="--", label="mean so far")
     numbers = range(1, tasks + 1, max(1, tasks // LABELLED))
-    axes.set(xlabel="after training task", ylabel="test accuracy", xticks=numbers)
+    axes.set(xlabel="after training task", ylabel=f"test {quality.label}", xticks=numbers)
     _set_title(figure, axes, title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=columns, loc="center left", bbox_to_anchor=(1.01, 0.5))

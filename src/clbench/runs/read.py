@@ -13,14 +13,16 @@ import numpy as np
 from clbench.errors import ConfigError
 from clbench.metrics.extra import is_description
 from clbench.metrics.metric import Metric
-from clbench.metrics.registry import metrics_of
+from clbench.metrics.quality import ACCURACY, QUALITIES, quality_of
+from clbench.metrics.registry import BUILT_IN, metrics_of
+from clbench.metrics.results import read_matrix
 from clbench.runs.contradictions import contradictions
 from clbench.runs.find import FoundRun, find_runs, read_run
 from clbench.runs.json_files import COMPLETE, NUMBER, PARTIAL, REMEDY, RUNNING, mismatch
 from clbench.runs.names import REFERENCES, name_runs, printable
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 
 def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> DataFrame:
@@ -39,12 +41,36 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     Further columns: every metric (listed in ``clbench.metrics.registry``, explained in docs/metrics.md); ``folder``,
     ``seed``, ``strategy``, ``data``, ``scenario``, ``net``, the options of the strategy, ``chance`` (accuracy of guessing on
     the tasks so far, after each task), ``accuracy_matrix`` (an array), ``warnings`` of the penalty monitor (kind, text),
-    ``versions``, ``extra_metrics``, ``overrides``, ``config`` (dotted keys).
+    ``versions``, ``extra_metrics``, ``overrides``, ``config`` (dotted keys), ``quality`` (name of the quality in R).
+
+    Runs of another quality than accuracy have their values in the columns ``quality_matrix``, ``average_quality`` and so on,
+    as in metrics.json, and nan in those of accuracy. These columns exist only if there are such runs.
 
     If metrics.json of an older version lacks a metric, the metric is computed from the accuracies. It is nan if this is not
     possible.
 
     >>> read("runs/sweep").groupby("setup").average_accuracy.mean()  # doctest: +SKIP
+
+    Raises:
+        ConfigError: A folder does not exist or contains no runs.
+    """
+    frame = read_runs(folders)
+    others = frame[frame.quality.notna() & (frame.quality != ACCURACY.name)]
+    keys = {name: metric.key(QUALITIES[quality]) for quality in others.quality for name, metric in BUILT_IN.items()}
+    keys = {name: key for name, key in keys.items() if name != key}
+    if len(others):
+        frame[list(keys.values())] = others[list(keys)].rename(columns=keys)
+        frame["quality_matrix"] = others.accuracy_matrix
+        frame.loc[others.index, [*keys]] = np.nan
+        frame.loc[others.index, "accuracy_matrix"] = None
+    return frame
+
+
+def read_runs(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> DataFrame:
+    """Return the data frame of ``read`` with the same columns for every quality.
+
+    The columns of accuracy, such as ``average_accuracy``, contain the values of the quality in the column ``quality``. Reports
+    and the functions of ``clbench.report.summary`` use this frame.
 
     Raises:
         ConfigError: A folder does not exist or contains no runs.
@@ -61,6 +87,7 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     has_several = frame[complete].groupby("benchmark").tasks.transform("nunique").reindex(frame.index) > 1
     # the data has changed between runs with different numbers of tasks
     frame.loc[has_several, "benchmark"] += ", " + frame.tasks.astype(str) + " tasks"
+    frame["benchmark"] += _distinct_qualities(frame[complete]).reindex(frame.index, fill_value="")
     repeated = complete & frame[complete].duplicated(["benchmark", "setup", "seed"]).reindex(
         frame.index, fill_value=False
     )
@@ -68,6 +95,12 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     frame.loc[repeated, "problem"] = "same configuration and seed as an earlier run, so it is not counted"
     frame["intransigence"] = _intransigences(frame)
     return frame
+
+
+def _distinct_qualities(complete: DataFrame) -> Series:
+    """Return an addition to the names of benchmarks whose runs have several qualities, so that no values are mixed."""
+    has_several = complete.groupby("benchmark").quality.transform("nunique") > 1
+    return (", quality=" + complete.quality).where(has_several & (complete.quality != ACCURACY.name), "")
 
 
 def _row(run: FoundRun, metrics: Mapping[str, Metric]) -> dict[str, Any]:
@@ -82,6 +115,7 @@ def _row(run: FoundRun, metrics: Mapping[str, Metric]) -> dict[str, Any]:
         "scenario": config.get("scenario.name"),
         "net": run.choices.get("net"),
         "tasks": None,
+        "quality": None,
         **dict.fromkeys(metrics, np.nan),
         "accuracy_matrix": None,
         "chance": None,
@@ -108,19 +142,21 @@ def _results(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[
     Raises:
         ConfigError: A metric is not a number, or its function fails.
     """
-    if (wrong := mismatch(results, {f"{name}?": NUMBER for name in metrics})) is not None:
+    quality = quality_of(results)
+    if (wrong := mismatch(results, {f"{metric.key(quality)}?": NUMBER for metric in metrics.values()})) is not None:
         raise ConfigError(f"metrics.json cannot be read: {wrong}. {REMEDY}")
     status, problem = _status(results)
-    r = np.array(results["accuracy_matrix"], dtype=float)
+    r = read_matrix(results, quality)
     data = results.get("data") or {}
     sizes = [len(classes) for classes in data.get("classes") or []]
     return {
         "status": status,
         "problem": problem,
         "tasks": len(r),
+        "quality": quality.name,
         **{name: metric.read_from(results) for name, metric in metrics.items()},
         "accuracy_matrix": r,
-        "chance": chance(sizes, data.get("scenario") or "task") if sizes else [np.nan] * len(r),
+        "chance": chance(sizes, data.get("scenario") or "task") if sizes and quality == ACCURACY else [np.nan] * len(r),
         "versions": results.get("versions") or {},
         "config_hash": results.get("config_hash"),
         "warnings": [
@@ -132,11 +168,12 @@ def _results(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> dict[
 def _status(results: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return the status of a run, and the reason if it is not complete."""
     if results["status"] == RUNNING:
-        r = np.array(results["accuracy_matrix"], dtype=float)
+        r = read_matrix(results, quality_of(results))
         return RUNNING, f"{int(np.isfinite(r).all(1).sum())} of {len(r)} tasks done: running or interrupted"
     if found := contradictions(results):
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        return "inconsistent", f"metrics.json contradicts its accuracy matrix: {found[0]}{more}. {REMEDY}"
+        matrix = f"{quality_of(results).label} matrix"
+        return "inconsistent", f"metrics.json contradicts its {matrix}: {found[0]}{more}. {REMEDY}"
     if results["status"] == PARTIAL:
         reasons = results.get("partial") or ["trained on a part of its batches or steps"]
         return PARTIAL, f"partial: {', '.join(reasons)}"
@@ -169,7 +206,7 @@ def chance(sizes: list[int], scenario: str) -> list[float]:
 
 
 def _intransigences(frame: DataFrame) -> list[float]:
-    """Return mean_j ( R*[j, j] - R[j, j] ) of each run, or nan.
+    """Return mean_j ( R*[j, j] - R[j, j] ) of each run, of -R where lower values are better, or nan.
 
     R* is the matrix of the first strategy in REFERENCES with results on the same benchmark, with the same seed.
     """
@@ -181,6 +218,8 @@ def _intransigences(frame: DataFrame) -> list[float]:
         for benchmark, by_seed in learned.items()
     }
     return [
-        best.get(row.benchmark, {}).get(row.seed, np.nan) - row.learning_accuracy if row.status == COMPLETE else np.nan
+        QUALITIES[row.quality].sign * (best.get(row.benchmark, {}).get(row.seed, np.nan) - row.learning_accuracy)
+        if row.status == COMPLETE
+        else np.nan
         for row in frame.itertuples()
     ]

@@ -18,7 +18,9 @@ from clbench.config.hashing import content_hash
 from clbench.config.messages import user_message
 from clbench.config.options import OPTIONS
 from clbench.metrics.formulas import intransigence
+from clbench.metrics.quality import quality_of
 from clbench.metrics.registry import BUILT_IN
+from clbench.metrics.results import read_matrix
 from clbench.runs.json_files import PARTIAL
 from clbench.runs.names import REFERENCES
 from clbench.runs.objective import objective
@@ -118,12 +120,17 @@ def intransigences(
     runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | None]
 ) -> tuple[list[str], list[str]]:
     """Return the reference strategies, and the intransigence of each run relative to the best reference with equal options."""
-    matrices = [None if found is None else np.array(found["accuracy_matrix"]) for found in metrics]
-    sizes = [
-        None if matrix is None else len(matrix) for matrix in matrices
-    ]  # data of other contents may have other tasks
-    alike = [(_without_strategy(run.cfg), size) for run, size in zip(runs, sizes, strict=True)]
-    best: dict[tuple[str, tuple[str, int | None]], NDArray[np.float64]] = {}
+    qualities = [None if found is None else quality_of(found) for found in metrics]
+    matrices = [
+        None if found is None or quality is None else quality.sign * read_matrix(found, quality)
+        for found, quality in zip(metrics, qualities, strict=True)
+    ]
+    # data of other contents may have another number of tasks
+    kinds = [
+        None if matrix is None else (len(matrix), quality) for matrix, quality in zip(matrices, qualities, strict=True)
+    ]
+    alike = [(_without_strategy(run.cfg), kind) for run, kind in zip(runs, kinds, strict=True)]
+    best: dict[tuple[str, tuple[str, Any]], NDArray[np.float64]] = {}
     for run, matrix, rest in zip(runs, matrices, alike, strict=True):
         if matrix is not None and run.strategy in REFERENCES:
             best[run.strategy, rest] = matrix

@@ -19,9 +19,10 @@ class ShowBestRun(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read the runs in the folder of the sweep. Runs that are not complete are listed last and are never the best."""
         from clbench.config.display import console, print_named_rows
+        from clbench.metrics.quality import quality_of
         from clbench.runs.find import find_runs, read_run
         from clbench.runs.json_files import COMPLETE
-        from clbench.runs.objective import objective
+        from clbench.runs.objective import better_direction, objective
 
         if config.dry_run:
             return
@@ -36,7 +37,10 @@ class ShowBestRun(Callback):
                 values[folder] = value
             elif value is not None:
                 texts[folder] += f" ({status})"
-        sign = 1 if OmegaConf.select(config, "hydra.sweeper.direction") == "minimize" else -1
+        qualities = (quality_of(run.metrics) for run in found.values() if run.metrics is not None)
+        direction = OmegaConf.select(config, "hydra.sweeper.direction")
+        direction = direction or next((better_direction(quality, config.objective) for quality in qualities), None)
+        sign = 1 if direction == "minimize" else -1
         ordered = [*sorted(values, key=lambda folder: sign * values[folder]), *(found.keys() - values.keys())]
         keys = list(dict.fromkeys(key for folder in ordered for key in _varied(found[folder].overrides, config)))
         rows = [

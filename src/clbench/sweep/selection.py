@@ -12,6 +12,7 @@ from clbench.config.display import console, text_table
 from clbench.config.messages import user_message
 from clbench.config.values import check_rule
 from clbench.errors import ConfigError, SweepFailed, Unstable
+from clbench.metrics.quality import ACCURACY, Quality, quality_of
 from clbench.sweep.grid import PlannedRun
 
 
@@ -20,13 +21,15 @@ class LamResult(NamedTuple):
 
     Attributes:
         runs: The runs.
-        accuracy: Mean validation accuracy after the first tasks, None if the weights of a run became non-finite.
-        problem: Error message if ``accuracy`` is None.
+        quality: Quality of the runs.
+        mean: Mean of R on validation data after the first tasks, None if the weights of a run became non-finite.
+        problem: Error message if ``mean`` is None.
         is_selected: Whether the lam of the runs is selected.
     """
 
     runs: list[PlannedRun]
-    accuracy: float | None
+    quality: Quality
+    mean: float | None
     problem: str
     is_selected: bool
 
@@ -48,9 +51,10 @@ def lam_groups(runs: Sequence[PlannedRun]) -> list[list[list[PlannedRun]]]:
     return [list(by_lam.values()) for by_lam in groups.values()]
 
 
-def accuracy(metrics: Mapping[str, Any], tasks: int) -> float:
-    """Return the mean validation accuracy on the first ``tasks`` tasks after the last of them."""
-    row: list[float] = metrics["validation"]["accuracy_matrix"][tasks - 1][:tasks]
+def validation_mean(metrics: Mapping[str, Any], tasks: int) -> float:
+    """Return the mean of R on validation data over the first ``tasks`` tasks after the last of them."""
+    matrix = metrics["validation"][quality_of(metrics).key("accuracy_matrix")]
+    row: list[float] = matrix[tasks - 1][:tasks]
     return sum(row) / tasks
 
 
@@ -74,14 +78,19 @@ def select_lam(
     results = []
     for by_lam in groups:
         rows = [_result(runs, found, errors, tasks) for runs in by_lam]
-        means = [(row.accuracy, -(row.runs[0].cfg.lam or 0)) for row in rows if row.accuracy is not None]
-        if not means:
+        ranks = [rank for row in rows if (rank := _rank(row)) is not None]
+        if not ranks:
             raise SweepFailed(
                 f"every lam of {rows[0].runs[0].strategy} failed, so none can be selected: {rows[0].problem}"
             )
-        best = max(means)
-        results += [row._replace(is_selected=(row.accuracy, -(row.runs[0].cfg.lam or 0)) == best) for row in rows]
+        best = max(ranks)
+        results += [row._replace(is_selected=_rank(row) == best) for row in rows]
     return results
+
+
+def _rank(row: LamResult) -> tuple[float, float] | None:
+    """Return a key that is larger for a better mean, and for a smaller lam at equal means; None without a mean."""
+    return None if row.mean is None else (row.quality.sign * row.mean, -(row.runs[0].cfg.lam or 0))
 
 
 def _result(
@@ -96,16 +105,19 @@ def _result(
                     f"select_lam_on_first_tasks={tasks}: {run.name} has not learned these tasks ({reason}). Rerun the same "
                     "command to resume."
                 )
-            return LamResult(list(runs), None, reason, False)
-    return LamResult(list(runs), sum(accuracy(found[run.name], tasks) for run in runs) / len(runs), "", False)
+            return LamResult(list(runs), ACCURACY, None, reason, False)
+    quality = quality_of(found[runs[0].name])
+    mean = sum(validation_mean(found[run.name], tasks) for run in runs) / len(runs)
+    return LamResult(list(runs), quality, mean, "", False)
 
 
 def show_selection(results: Sequence[LamResult], tasks: int) -> None:
     """Print a table with a row per lam."""
-    table = text_table("strategy", "lam", "seeds", f"validation accuracy on the first {tasks} tasks", "")
+    label = next(row.quality.label for row in results if row.mean is not None)
+    table = text_table("strategy", "lam", "seeds", f"validation {label} on the first {tasks} tasks", "")
     for row in results:
         run = row.runs[0]
-        result = f"failed: {row.problem}" if row.accuracy is None else f"{row.accuracy:.4f}"
+        result = f"failed: {row.problem}" if row.mean is None else f"{row.mean:.4f}"
         texts = (run.strategy, f"{run.cfg.lam}", str(len(row.runs)), result, "selected" if row.is_selected else "")
         table.add_row(*map(Text, texts))
     console().print(table)
