@@ -10,7 +10,17 @@ from statistics import fmean, median
 from typing import Any
 
 from reproduction import verdict
-from reproduction.plan import Cell, Results, at_an_edge, diverged_runs, final_runs, needed_runs, read_number, search
+from reproduction.plan import (
+    Cell,
+    Results,
+    at_an_edge,
+    diverged_runs,
+    final_runs,
+    needed_runs,
+    read_number,
+    read_score,
+    search,
+)
 from reproduction.protocol import Claim, Protocol, Row, Selection
 from reproduction.verdict import summary
 
@@ -58,6 +68,7 @@ def _row(protocol: Protocol, row: Row, results: Results, hash_of: Callable[[Cell
             "overrides": list(cell.overrides),
             "values": {metric: read_number(results[cell], key) for metric, key in protocol.metrics.items()},
             "config_hash": hash_of(cell),
+            "fingerprint": results[cell]["data"].get("fingerprint"),
             "seconds": results[cell]["seconds"]["total"],
             "commit": results[cell]["origin"]["commit"],
         }
@@ -131,13 +142,16 @@ def _compared(row: Row, metric: str, values: Sequence[float]) -> dict[str, Any]:
 def _claim(claim: Claim, protocol: Protocol, results: Results) -> dict[str, Any]:
     key = protocol.metrics[claim.metric]
 
-    def values(name: str) -> list[float]:
-        return [read_number(results[cell], key) for cell in compared_runs(protocol.row(name), results)]
+    def values(name: str, read: Callable[[Any, str], float] = read_number) -> list[float]:
+        return [read(results[cell], key) for cell in compared_runs(protocol.row(name), results)]
 
     if claim.share_of is not None:
         holds, measured = verdict.share(claim, values(claim.row), values(claim.share_of))
+    elif claim.beats is not None and claim.on_at_least is not None:
+        holds, measured = verdict.better(claim, values(claim.row, read_score), values(claim.beats, read_score))
     elif claim.beats is not None:
-        holds, measured = verdict.beats(claim, summary(values(claim.row)), summary(values(claim.beats)))
+        ours, other = (summary(values(name, read_score)) for name in (claim.row, claim.beats))
+        holds, measured = verdict.beats(claim, ours, other)
     else:
         holds, measured = verdict.reached(claim, values(claim.row))
     return {"text": claim.text, "row": claim.row, "measured": measured, "holds": holds}

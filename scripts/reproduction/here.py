@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from clbench.config.compose import compose, without_hydra
 from clbench.config.hashing import config_hash
-from clbench.config.options import refuse_foreign_options
+from clbench.config.options import drop_foreign_options, refuse_foreign_options
 
 
 @lru_cache
@@ -29,7 +29,8 @@ def hash_of(overrides: tuple[str, ...], seed: int) -> str:
     whole = composed(overrides)
     cfg = without_hydra(whole)
     cfg.seed = seed
-    refuse_foreign_options(cfg, whole.hydra.runtime.choices["strategy"])
+    refuse_foreign_options(cfg, whole.hydra.runtime.choices["strategy"], overrides)
+    drop_foreign_options(cfg)
     return config_hash(cfg, whole.hydra.runtime.choices)
 
 

@@ -119,7 +119,7 @@ def _options(found: dict[str, Any]) -> Iterator[str]:
     if any(row["grid"] for row in found["rows"]):
         rules = dict.fromkeys(f"`{s['by']}`" for row in found["rows"] for s in row["selections"] if s["by"])
         text += " The number of runs includes the trial runs of the grid."
-        text += f" Options are chosen by the largest {' or '.join(rules)}."
+        text += f" Options are chosen by the best {' or '.join(rules)}."
     else:
         head, rows = [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows]
     if any("†" in row[1] for row in rows):

@@ -9,6 +9,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from clbench.errors import ConfigError
+from clbench.metrics.quality import quality_of
+from clbench.runs.objective import better_direction
 from reproduction.protocol import Protocol, Row, Selection
 
 Point = Mapping[str, Any]
@@ -64,7 +66,7 @@ def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple
 
     def score(trial: tuple[Point, list[Cell]]) -> float:
         point, cells = trial
-        return fmean(read_number(results[cell], selection.by) for cell in [*cells, *diverged_runs(row, point, results)])
+        return fmean(read_score(results[cell], selection.by) for cell in [*cells, *diverged_runs(row, point, results)])
 
     grid = {key: list(values) for key, values in row.grid.items()}
     while True:
@@ -147,6 +149,16 @@ def read_number(metrics: Mapping[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{key}: expected a number in metrics.json, got {value}.")
     return float(value)
+
+
+def read_score(metrics: Mapping[str, Any], key: str) -> float:
+    """Return ``read_number``, with the opposite sign if lower values are better in the quality of the run."""
+    return sign_of(metrics, key) * read_number(metrics, key) if "diverged" not in metrics else -math.inf
+
+
+def sign_of(metrics: Mapping[str, Any], key: str) -> int:
+    """Return -1 if lower values of the number under ``key`` are better in the quality of the run, 1 otherwise."""
+    return -1 if better_direction(quality_of(metrics), key) == "minimize" else 1
 
 
 def _cells(row: Row, point: Point, selection: Selection) -> list[Cell]:

@@ -29,7 +29,7 @@ class Selection:
     """Rule that chooses a point of a row's grid.
 
     Attributes:
-        by: Dotted key of metrics.json. The point with the largest mean over seeds is chosen.
+        by: Dotted key of metrics.json. The point with the best mean over seeds is chosen.
         seeds: Seeds of the trial runs, those of the row if empty.
         overrides: Overrides of the trial runs only, such as other tasks or a validation share.
         extend: Factor per grid key, by which the grid is extended if the best value is at its edge.
@@ -83,7 +83,8 @@ class Claim:
         row, metric: Row and metric of the claim.
         reaches: Value that a seed must reach to be counted, with ``on_at_least`` or ``on_at_most``.
         on_at_least, on_at_most: Bounds of the number of counted seeds.
-        beats: Another row. The difference of the means is at least ``standard_errors`` times its standard error.
+        beats: Another row. The improvement over its mean is at least ``standard_errors`` times its standard error. With
+            ``on_at_least``, it is the number of seeds with a better value than the same seed of the other row.
         standard_errors: See ``beats``.
         share_of: Another row. The value divided by that of the other row, averaged over seeds, is at most ``at_most``.
         at_most: See ``share_of``.

@@ -75,6 +75,13 @@ def share(claim: Claim, values: Sequence[float], others: Sequence[float]) -> tup
     return ours.mean <= claim.at_most, f"{ours.mean:.4f}{error}"
 
 
+def better(claim: Claim, values: Sequence[float], others: Sequence[float]) -> tuple[bool, str]:
+    """Return whether enough seeds have a larger value than the same seed of the other row, and their number as text."""
+    assert claim.on_at_least is not None
+    count = sum(value > other for value, other in zip(values, others, strict=True))
+    return count >= claim.on_at_least, f"{count} of {len(values)} seeds"
+
+
 def beats(claim: Claim, ours: Summary, other: Summary) -> tuple[bool, str]:
     """Return whether ours - other >= claim.standard_errors * sqrt(se_ours^2 + se_other^2), and the numbers as text."""
     difference, se = ours.mean - other.mean, hypot(ours.se, other.se)

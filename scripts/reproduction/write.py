@@ -49,8 +49,9 @@ def index(all_found: list[dict[str, Any]]) -> str:
     lines = [
         "# Reproductions",
         "",
-        "Each study repeats a published protocol, or one of the notes that this project started with. A linked page has the",
-        "numbers, the findings and the command. `python scripts/reproduce.py --list` lists the studies and their cost.",
+        "Each study repeats a published protocol or one of the notes that this project started with, or is an experiment of",
+        "its own. A linked page has the numbers, the findings and the command. `python scripts/reproduce.py --list` lists the",
+        "studies and their cost.",
         "",
         MATCHES,
         "",

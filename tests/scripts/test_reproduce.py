@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from math import isnan, sqrt
+from math import inf, isnan, sqrt
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -31,12 +31,14 @@ from reproduction.plan import (  # noqa: E402
     needed_runs,
     number_of_cells,
     read_number,
+    read_score,
     search,
 )
 from reproduction.progress import duration, time_left  # noqa: E402
 from reproduction.protocol import Claim, Published, full, quick, usual  # noqa: E402
 from reproduction.store import Store  # noqa: E402
-from reproduction.verdict import beats, compare, reached, share, summary  # noqa: E402
+from reproduction.verdict import beats, better, compare, reached, share, summary  # noqa: E402
+from reproduction.verify import verdict_on  # noqa: E402
 from reproduction.write import index, with_texts  # noqa: E402
 
 from clbench.data import TaskSequence  # noqa: E402
@@ -86,6 +88,33 @@ def test_a_claim_on_seeds_counts_those_that_reach_the_value():
     assert reached(claim, [1.0, 0.75, 1.0]) == (True, "2 of 3 seeds")
     assert not reached(claim, [1.0, 0.75, 0.75])[0]
     assert not reached(Claim("", "row", "metric", reaches=1.0, on_at_most=0), [0.5, 1.0])[0]
+
+
+def test_a_claim_on_seeds_compares_equal_seeds():
+    claim = Claim("", "a", "m", beats="b", on_at_least=2)
+    assert better(claim, [0.5, 0.7, 0.2], [0.4, 0.6, 0.3]) == (True, "2 of 3 seeds")
+    assert not better(replace(claim, on_at_least=3), [0.5, 0.7, 0.2], [0.4, 0.6, 0.3])[0]
+
+
+@pytest.mark.parametrize(
+    ("quality", "key", "score"),
+    [
+        ({"name": "bits_per_byte", "direction": "lower"}, "average_quality", -2.5),
+        ({"name": "mean_iou", "direction": "higher"}, "average_quality", 2.5),
+        ({"name": "mean_iou", "direction": "higher"}, "forgetting", -2.5),
+    ],
+)
+def test_the_score_of_a_run_is_higher_if_it_is_better(quality, key, score):
+    assert read_score({"quality": quality, key: 2.5}, key) == score
+    assert read_score({"diverged": "task 1"}, key) == -inf
+
+
+def test_on_other_data_values_agree_within_two_standard_errors():
+    """Text that comes with Python differs between versions; otherwise the difference is at most .005 as well."""
+    committed = [2.0, 2.1, 2.2]  # standard error .0577
+    assert verdict_on(2.0, 2.1, committed) == "differs"
+    assert verdict_on(2.0, 2.1, committed, tolerance=inf) == "agrees"
+    assert verdict_on(2.0, 2.2, committed, tolerance=inf) == "differs"
 
 
 def test_one_row_beats_another_by_standard_errors():
