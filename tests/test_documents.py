@@ -298,7 +298,7 @@ NET_OF_004 = ("data=mnist_usps", "scenario=domain", "net=mlp", "net.hidden=[1024
 
 def test_004_the_net_of_the_document_is_an_option_of_the_mlp(composed):
     cfg = composed(*NET_OF_004)
-    body, _ = build_body(cfg, (1, 28, 28))
+    body, _ = build_body(cfg, torch.zeros(2, 1, 28, 28))
     head = instantiate(cfg.scenario).build_head(128, (10, 10))
     layers = [m for m in [*body.modules(), *head.modules()] if isinstance(m, nn.Linear)]
     widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
