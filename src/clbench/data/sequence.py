@@ -238,11 +238,12 @@ class TaskSequence:
 
     def _check_parts(self, index: int, parts: Mapping[str, Part]) -> None:
         """Raise ConfigError if a class of the task has no training example, or the task has no test example."""
-        if not len(parts["train"]):
-            raise DataError(
-                f"validation={self.validation}: expected training examples in every task, got none in task {index + 1}. Lower it."
-            )
         if self.kind != LABEL:
+            if not len(parts["train"]):
+                raise DataError(
+                    f"validation={self.validation}: expected training examples in every task, got none in task {index + 1}. "
+                    "Lower validation."
+                )
             return
         classes, source = self.definitions[index].classes, self.definitions[index].source
         column = self.scenario.offset(self.sizes, index)
