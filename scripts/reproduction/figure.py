@@ -38,7 +38,7 @@ def figure(found: dict[str, Any]) -> Figure:
     if curves:
         panels = parts[-1].subplots(-(-len(curves) // columns), columns, squeeze=False).flatten()
         for axes, row in zip(panels, curves, strict=False):
-            _curve(axes, row, found, scales[0])
+            _curve(axes, row, found, next(scale for scale in scales if next(iter(found["metrics"])) in scale))
         for axes in panels[len(curves) :]:
             axes.axis("off")
     return whole
