@@ -478,7 +478,7 @@ def test_a_study_is_interrupted_resumed_and_verified(tmp_path):
         assert [cell["seed"] for cell in row["cells"]] == [0, 1]
         for cell in row["cells"]:
             assert (folder / cell["config_hash"] / "metrics.json").exists()
-            assert cell.keys() == {"seed", "overrides", "values", "config_hash", "seconds", "commit"}
+            assert cell.keys() == {"seed", "overrides", "values", "config_hash", "fingerprint", "seconds", "commit"}
     report = (folder / "results/seed_bit_ops-quick.md").read_text(encoding="utf-8")
     assert "its numbers mean nothing" in report
     assert "python -m clbench.train experiment=seed_bit_ops lam=10 steps=20" in report

@@ -101,7 +101,8 @@ class Experiment:
         check_rules(self.cfg)
         check_launch(self.cfg, self.launch)
         if self.launch.sweep is None:
-            refuse_foreign_options(self.cfg, self.launch.choices["strategy"], self.launch.hydra.hydra.overrides.task)
+            typed: Any = OmegaConf.to_container(self.launch.hydra.hydra.overrides.task, resolve=False)
+            refuse_foreign_options(self.cfg, self.launch.choices["strategy"], typed)
         drop_foreign_options(self.cfg)
         check_device(self.cfg.trainer.accelerator)
         check_precision(self.cfg.trainer.get("precision"))
