@@ -62,7 +62,7 @@ def _resolved(options: dict[Any, Any]) -> dict[Any, Any]:
 
     try:
         return {key: follow(value) for key, value in options.items()}
-    except LookupError:  # other references than to a plain option, for which OmegaConf takes a few ms
+    except (LookupError, RecursionError):  # another kind of reference, for which OmegaConf takes a few ms, or a wrong one
         resolved = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
         assert isinstance(resolved, dict)
         return resolved
