@@ -62,7 +62,7 @@ def _resolved(options: dict[Any, Any]) -> dict[Any, Any]:
 
     try:
         return {key: follow(value) for key, value in options.items()}
-    except (LookupError, RecursionError):  # another kind of reference, for which OmegaConf takes a few ms, or a wrong one
+    except (LookupError, RecursionError):  # other references take OmegaConf a few ms; it explains wrong ones
         resolved = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
         assert isinstance(resolved, dict)
         return resolved
