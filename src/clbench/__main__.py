@@ -10,6 +10,7 @@ import sys
 
 COMMANDS = {
     "train": ("clbench.train", "train a run, or with -m a sweep of runs"),
+    "study": ("clbench.study", "run the rows of a paper's table, declared in one file"),
     "report": ("clbench.report", "write tables, figures and a page of all runs in folders"),
     "diff": ("clbench.runs.diff", "compare the options and results of two runs"),
     "new": ("clbench.experiment.new", "write the skeleton of a new strategy, net, data set or metric"),

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     """Train one run of the command or of a sweep; return the objective, which a Hydra sweeper can optimise."""
+    return start(cfg)
+
+
+def start(cfg: DictConfig) -> float | None:
+    """Train the run that Hydra started; return its objective."""
     from clbench.experiment.orphan import exit_with_parent
 
     exit_with_parent()

@@ -129,7 +129,7 @@ def declared() -> dict[str, dict[str, Any]]:
     found = {}
     for file in sorted(conf_dir().rglob("*.yaml")):
         name = file.relative_to(conf_dir()).with_suffix("").as_posix()
-        if name.partition("/")[0] in ("sweep", "launch", "logger", "experiment", "hydra"):
+        if name.partition("/")[0] in ("sweep", "launch", "logger", "experiment", "hydra", "study"):
             continue
         content = OmegaConf.to_container(OmegaConf.load(file))
         values = {key: value for key, value in leaves(content) if not key.startswith(("hydra.", "defaults"))}

@@ -47,7 +47,9 @@ def help_lines(arguments: Sequence[str]) -> Iterator[str]:
     cfg = compose(_find_overrides(arguments))
     folders = _config_folders(cfg)
     choices = cfg.hydra.runtime.choices
-    names_of_groups = sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra")
+    names_of_groups = sorted(
+        path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("hydra", "study")
+    )
     groups = {group: [file.path.stem for file in files(group)] for group in names_of_groups}
     for group, names in groups.items():
         names += [file.stem for folder in folders[:-1] for file in sorted((folder / group).glob("*.yaml"))]

@@ -6,7 +6,7 @@ Hydra imports its plugins at every start, so heavy modules are imported only whe
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ class GridSweeper(BasicSweeper):
         add_to_index(folder, self._command(arguments), {run.name: run.overrides for run in plan.runs})
         if self.config.select_lam_on_first_tasks is not None:
             plan = plan.only(self._select(plan, self.config.select_lam_on_first_tasks))
-        errors = self._run(plan.to_do, folder)
+        errors = self.launch(plan.to_do)
         add_metrics_to_complete_runs(plan)
         show_results(plan.runs, plan.complete(), errors, folder)
         raise_if_unfinished(plan)
@@ -106,7 +106,7 @@ class GridSweeper(BasicSweeper):
         groups = [by_lam for by_lam in lam_groups(plan.runs) if len(by_lam) > 1]
         several = [run for by_lam in groups for runs in by_lam for run in runs]
         to_do = [run for run in several if run.learned(plan.folder) < tasks]
-        errors = self._run(to_do, plan.folder, f"stop_after_task={tasks}")
+        errors = self.launch(to_do, f"stop_after_task={tasks}")
         found = {
             c.name: m for c in several if (m := c.metrics(plan.folder)) is not None and c.learned(plan.folder) >= tasks
         }
@@ -116,17 +116,36 @@ class GridSweeper(BasicSweeper):
         rejected = {run.name for row in results if not row.is_selected for run in row.runs}
         return [run for run in plan.runs if run.name not in rejected]
 
-    def _run(self, runs: Sequence[PlannedRun], folder: Path, *more: str) -> dict[str, BaseException]:
-        """Launch the runs with the additional overrides ``more``. Return the errors of failed runs, by the name of the run."""
+    def plan(self, overrides: Sequence[str]) -> PlannedRun:
+        """Return the run with these overrides.
+
+        Raises:
+            ConfigError: The configuration is not valid, or the strategy does not have an option.
+        """
+        from clbench.sweep.grid import plan_runs
+
+        return plan_runs([overrides], self._compose)[0]
+
+    def launch(
+        self, runs: Sequence[PlannedRun], *more: str, labels: Mapping[str, str] | None = None
+    ) -> dict[str, BaseException]:
+        """Launch the runs and return the errors of failed ones, by the name of the run.
+
+        Args:
+            runs: The runs.
+            more: Additional overrides.
+            labels: Labels of the runs in the lines of progress, by the name of the run. By default the varied options.
+        """
         from clbench.config.compose import quoted
         from clbench.config.messages import user_message
         from clbench.runs import sweep_log
         from clbench.sweep.grid import run_labels
 
-        assert self.launcher is not None
+        assert self.launcher is not None and self.config is not None
         if not runs:
             return {}
-        sweep_log.begin(folder, run_labels(runs))
+        folder = Path(self.config.hydra.sweep.dir)
+        sweep_log.begin(folder, run_labels(runs) if labels is None else labels)
         location = f"hydra.sweep.dir={quoted(str(folder))}"
         jobs = [[*run.overrides, *more, location, f"hydra.sweep.subdir={run.name}"] for run in runs]
         try:

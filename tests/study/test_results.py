@@ -1,0 +1,84 @@
+"""The committed results and their pages."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from clbench.study.figure import figure
+from clbench.study.page import markdown
+from clbench.study.parse import load
+from clbench.study.table import records, table_with_legend, terminal_table, to_csv, to_tex
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "scripts"))
+from write_results import index, with_texts  # noqa: E402
+
+COMMITTED = sorted((ROOT / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_a_committed_report_agrees_with_its_numbers(file):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert file.with_suffix(".md").read_text(encoding="utf-8") == markdown(found, f"{file.stem}.png")
+    assert file.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_the_texts_of_a_result_are_those_of_its_study(file):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found == with_texts(found, load(file.stem)), "run python scripts/write_results.py"
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_every_number_of_a_result_is_on_its_page(file):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    page = markdown(found, f"{file.stem}.png")
+    selections = [selection["metrics"] for row in found["rows"] for selection in row["selections"]]
+    trials = [point["metrics"] for row in found["rows"] for rule in row["trials"] for point in rule["points"]]
+    for number in (number for metrics in [*selections, *trials] for number in metrics.values()):
+        assert f"{number['mean']:.4f}" in page
+        assert number["se"] is None or f"± {number['se']:.4f}" in page
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_every_committed_number_that_differs_has_a_finding(file):
+    for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
+        if any(number["verdict"] == "differs" for number in row["selections"][0]["metrics"].values()):
+            assert row["findings"], row["name"]
+
+
+def test_the_page_shows_every_committed_result():
+    assert (ROOT / "docs/reproductions.md").read_text(encoding="utf-8") == index(
+        [json.loads(f.read_text(encoding="utf-8")) for f in COMMITTED]
+    )
+
+
+def test_the_picture_of_a_committed_result_can_be_drawn():
+    for file in COMMITTED:
+        assert figure(json.loads(file.read_text(encoding="utf-8"))).axes
+
+
+def test_published_points_are_drawn_inside_the_grid_of_a_row():
+    found = json.loads((ROOT / "results/vandeven2025_split_cifar10.json").read_text(encoding="utf-8"))
+    row = found["rows"][1]
+    row["published_curve"] = {"average accuracy": [[1e-9, 0.1], [1, 0.7], [10, 0.8], [1e30, 0.9]]}
+    panel = next(axes for axes in figure(found).axes if axes.get_title() == row["name"])
+    theirs = [line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "D"]
+    assert theirs == [[[1, 0.7]], [[10, 0.8]]]
+
+
+def test_a_committed_result_is_on_one_line_of_every_table():
+    for file in COMMITTED:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        lines = records(found)
+        assert list(csv.DictReader(io.StringIO(to_csv(found))))[-1]["method"] == lines[-1]["method"]
+        assert to_tex(found).count(r"\\") == len(lines) + 1
+        assert len(table_with_legend(found)) == len(lines) + 4
+        assert terminal_table(found).row_count == len(lines)
+        assert all(line[metric] is not None for line in lines for metric in found["metrics"])
