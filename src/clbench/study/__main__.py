@@ -57,7 +57,7 @@ def run_study(study: Study, args: argparse.Namespace) -> int:
     from clbench.config.compose import search_path
     from clbench.config.display import console
     from clbench.study.collect import collect
-    from clbench.study.page import outcome
+    from clbench.study.page import cost, outcome
     from clbench.study.runs import StudyRuns
     from clbench.study.table import terminal_table
     from clbench.study.write import check_writable, write
@@ -78,6 +78,7 @@ def run_study(study: Study, args: argparse.Namespace) -> int:
     for claim in found["claims"]:
         holds = "holds" if claim["holds"] else "does not hold"
         terminal.print(f"{holds}: {claim['text']} ({claim['measured']})", soft_wrap=True, markup=False)
+    terminal.print(cost(found), soft_wrap=True, highlight=False)
     terminal.print(f"{outcome(found)}; files in {folder}", soft_wrap=True, markup=False)
     if args.quick:
         terminal.print("This was the quick form: its numbers mean nothing, so its claims do not count.")

@@ -73,8 +73,10 @@ def _rows(axes: Axes, found: dict[str, Any], scale: list[str]) -> None:
         y += GAP
     axes.set_yticks(ticks, labels, fontsize=8)
     axes.set_ylim(y - GAP, -1)
-    legend = "dot: our mean ± 2 se (± 2 sd if one run is published); strokes: seeds"
-    published = any(number["published"] for row in found["rows"] for number in row["selections"][0]["metrics"].values())
+    numbers = (number for row in found["rows"] for number in row["selections"][0]["metrics"].values())
+    published = [number["published"] for number in numbers if number["published"]]
+    single = any(theirs["se"] is None for theirs in published)
+    legend = f"dot: our mean ± 2 se{' (± 2 sd if one run is published)' if single else ''}; strokes: seeds"
     axes.set_xlabel(legend + ("; diamond: published" if published else ""), fontsize=8)
     axes.grid(axis="x", alpha=0.3)
 

@@ -47,6 +47,13 @@ def outcome(found: dict[str, Any]) -> str:
     return ", ".join(parts) or "no published number to compare with"
 
 
+def cost(found: dict[str, Any]) -> str:
+    """Return the time of all runs on one core, and what was spent thanks to shared first tasks."""
+    shared, whole = found.get("shared_seconds", 0), found["seconds"]
+    spent = f"; {duration(whole - shared)} were spent, because runs shared their first tasks" if shared else ""
+    return f"{found['runs']} separate runs take {duration(whole)} on one core{spent}"
+
+
 def sentence(text: str) -> str:
     """Return ``text`` on one line, with a capital letter and a full stop."""
     line = " ".join(text.split())
@@ -184,9 +191,7 @@ def _commands(found: dict[str, Any]) -> Iterator[str]:
 def _origin(found: dict[str, Any]) -> Iterator[str]:
     machines = "; ".join(f"{m['cpu']}, {m['cores']} cores, {m['system']}" for m in found["machines"])
     versions = "; ".join(", ".join(f"{k} {v}" for k, v in each.items()) for each in found["versions"])
-    shared = found.get("shared_seconds", 0)
-    saved = f"; shared first tasks saved {duration(shared)} of it" if shared else ""
-    yield f"- {found['runs']} separate runs take {duration(found['seconds'])} on one core{saved} ({machines})."
+    yield f"- {sentence(cost(found))[:-1]} ({machines})."
     yield f"- Commits: {', '.join(found['commits'])}. Date: {found['date']}."
     yield from (f"- Versions: {versions}.", "")
 

@@ -10,6 +10,7 @@ from statistics import stdev
 from typing import Any
 
 from clbench.errors import ConfigError
+from clbench.study.origin import machine
 from clbench.study.plan import read_number
 from clbench.train import run
 
@@ -49,12 +50,18 @@ def verify(found: dict[str, Any], seed: int | None, row_name: str | None = None)
         before = ", ".join(sorted({f"Python {each['python']}" for each in found["versions"]}))
         print(f"the data differ from those of the committed run ({before}): values agree within 2 standard errors")
         tolerance = math.inf
+    cpus = {machine["cpu"] for machine in found["machines"]}
     for metric, key in found["metrics"].items():
         before, again = cell["values"][metric], read_number(metrics, key)
         verdict = verdict_on(before, again, [other["values"][metric] for other in cells.values()], tolerance)
         verdicts.add(verdict)
         print(f"{metric:30} committed {before:.6f}  now {again:.6f}  {verdict} ({again - before:+.6f})")
     print(f"verdict: {max(verdicts, key=VERDICTS.index)}")
+    if "differs" in verdicts and (cpu := machine()["cpu"]) not in cpus:
+        print(
+            f"the committed runs were made on {', '.join(sorted(cpus))}, this one on {cpu}: another order of summation"
+        )
+        print("changes the last digits of the weights, and long training amplifies this")
     return int("differs" in verdicts)
 
 
