@@ -29,9 +29,6 @@ from clbench.train import start
 if TYPE_CHECKING:
     from clbench.sweep.sweeper import GridSweeper
 
-LAUNCHER = ("launch=", "hydra.", "hydra/")
-"""Beginnings of the overrides that choose where the runs are executed."""
-
 
 class StudyRuns:
     """Folder with the runs of a study.
@@ -55,11 +52,13 @@ class StudyRuns:
             folder: Folder of the runs.
             overrides: Overrides of the command, for the launcher or for every run.
         """
-        launcher = [override for override in overrides if override.startswith(LAUNCHER)]
-        if not _sets(launcher, "launch"):
-            launcher.append("launch=joblib")
-        with open_sweeper(launcher, folder, train_run) as sweeper:
-            yield cls(sweeper, folder, [override for override in overrides if override not in launcher])
+        typed = [override for override in overrides if not override.startswith(("hydra.", "hydra/"))]
+        if not _sets(typed, "launch"):
+            typed.append("launch=joblib")
+        launcher = [override for override in typed if _sets([override], "launch")]
+        for_hydra = [override for override in overrides if override not in typed]
+        with open_sweeper([*launcher, *for_hydra], folder, train_run) as sweeper:
+            yield cls(sweeper, folder, typed)
 
     def _planned(self, cell: Cell) -> PlannedRun:
         common = dict(text.partition("=")[::2] for text in ("checkpoints=none", "logger=none", *self.typed))
@@ -84,7 +83,8 @@ class StudyRuns:
                             "overrides of select, or use on: test."
                         )
         first = needed_runs(study.rows[0], {})[0]
-        if self.planned(first).hash != self.sweeper.plan(first.arguments).hash:
+        launcher = [text for text in self.typed if _sets([text], "launch")]
+        if self.planned(first).hash != self.sweeper.plan([*first.arguments, *launcher]).hash:
             raise ConfigError(
                 f"{' '.join(self.typed)}: expected overrides that do not affect the results, such as launch=slurm or "
                 "data_dir=data. Write the others into the file of the study."
