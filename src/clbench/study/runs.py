@@ -86,7 +86,7 @@ class StudyRuns:
         launcher = [text for text in self.typed if _sets([text], "launch")]
         if self.planned(first).hash != self.sweeper.plan([*first.arguments, *launcher]).hash:
             raise ConfigError(
-                f"{' '.join(self.typed)}: expected overrides that do not affect the results, such as launch=slurm or "
+                f"{' '.join(text for text in self.typed if text not in launcher)}: expected overrides that do not affect the results, such as launch=slurm or "
                 "data_dir=data. Write the others into the file of the study."
             )
 
