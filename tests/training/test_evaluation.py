@@ -133,3 +133,17 @@ def test_the_seconds_of_evaluations_add_up_over_tasks():
     evaluation.seconds = 1000.0
     trainer([evaluation]).fit(module, datamodule=tasks[1])
     assert evaluation.seconds > 1000
+
+
+def test_a_checkpoint_of_an_older_version_is_read():
+    """It has counts of correct answers and examples instead of matrices."""
+    counts = {
+        which: (torch.tensor([[9, 2], [8, 7]]), torch.tensor([[10, 10], [10, 10]])) for which in ("test", "validation")
+    }
+    evaluation = Evaluation(2)
+    evaluation.load_state_dict(
+        {"counts": counts, "initial": torch.zeros(2), "per_task": [], "within": [(0, 3, [0.5, 0.1])]}
+    )
+    for which in counts:
+        assert evaluation.matrix(which).tolist() == [[0.9, 0.2], [0.8, 0.7]]
+    assert evaluation.within == [MidTaskEvaluation(0, 3, [0.5, 0.1])]

@@ -293,29 +293,25 @@ class TaskSequence:
         return replace(part, rows=part.rows[chosen], y=part.y[chosen])
 
     def _task_parts(self, index: int) -> dict[str, Part]:
-        split = self.definitions[index]
-        train, validation = self._rows[id(split.source)]
-        test = torch.arange(len(split.source.test.y))
-        pixels = self._convert(split.source.train)
-        if self.kind != LABEL:
-            return {
-                which: Part(images, rows, images.y[rows], index, pixels, split.view)
-                for which, images, rows in (
-                    ("train", split.source.train, train),
-                    ("validation", split.source.train, validation),
-                    ("test", split.source.test, test),
-                )
-            }
-        column = torch.full((split.source.classes,), -1, dtype=torch.long)
-        column[list(split.classes)] = torch.arange(len(split.classes)) + self.scenario.offset(self.sizes, index)
+        """Return the training, validation and test examples of a task. Labels become the outputs that they select."""
+        definition = self.definitions[index]
+        source, (train, validation) = definition.source, self._rows[id(definition.source)]
+        convert = self._convert(source.train)
+        output = torch.full((source.classes if self.kind == LABEL else 0,), -1, dtype=torch.long)
+        if self.kind == LABEL:
+            output[list(definition.classes)] = torch.arange(self.sizes[index]) + self.scenario.offset(self.sizes, index)
 
         def part(images: Images | Streamed, rows: Tensor) -> Part:
-            y = column[images.y[rows]]
-            mine = y >= 0
-            return Part(images, rows[mine], y[mine], index, pixels, split.view)
+            y = images.y[rows]
+            if self.kind == LABEL:
+                y = output[y]
+                rows, y = rows[y >= 0], y[y >= 0]  # the classes of the task
+            return Part(images, rows, y, index, convert, definition.view)
 
-        return {
-            "train": part(split.source.train, train),
-            "validation": part(split.source.train, validation),
-            "test": part(split.source.test, test),
+        test = torch.arange(len(source.test.y))
+        examples = {
+            "train": (source.train, train),
+            "validation": (source.train, validation),
+            "test": (source.test, test),
         }
+        return {which: part(*of_which) for which, of_which in examples.items()}

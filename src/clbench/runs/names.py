@@ -42,7 +42,9 @@ def name_runs(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
 
 
 def format_value(value: Any) -> str:
-    """Format a value in its shortest exact form: 1e5 for 100000 and 100000.0. Values that differ have different forms."""
+    """Format a value as it is typed, in its shortest exact form: 1e5 for 100000.0, null for None. Different values differ."""
+    if value is None:
+        return "null"
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)

@@ -85,9 +85,10 @@ class StudyRuns:
         first = needed_runs(study.rows[0], {})[0]
         launcher = [text for text in self.typed if _sets([text], "launch")]
         if self.planned(first).hash != self.sweeper.plan([*first.arguments, *launcher]).hash:
+            others = " ".join(text for text in self.typed if text not in launcher)
             raise ConfigError(
-                f"{' '.join(text for text in self.typed if text not in launcher)}: expected overrides that do not affect the results, such as launch=slurm or "
-                "data_dir=data. Write the others into the file of the study."
+                f"{others}: expected overrides that do not affect the results, such as launch=slurm or data_dir=data. "
+                " Write the others into the file of the study."
             )
 
     def _have_validation_data(self, trials: Sequence[Cell]) -> bool:
