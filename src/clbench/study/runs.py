@@ -88,7 +88,7 @@ class StudyRuns:
             others = " ".join(text for text in self.typed if text not in launcher)
             raise ConfigError(
                 f"{others}: expected overrides that do not affect the results, such as launch=slurm or data_dir=data. "
-                " Write the others into the file of the study."
+                "Write the others into the file of the study."
             )
 
     def _have_validation_data(self, trials: Sequence[Cell]) -> bool:
