@@ -93,6 +93,7 @@ class Learner(L.LightningModule):
         self.terms: dict[str, Term] = {}
         self.extend: Callable[[Batch], Batch] | None = None
         self.update: Callable[[Batch], dict[str, Tensor]] | None = None
+        self._older = 0  # number of outputs of earlier tasks, with which new classes do not compete
         self.compiled = compile
         self._learned = torch.compile(self._outputs_and_loss) if compile else self._outputs_and_loss
 
@@ -140,7 +141,18 @@ class Learner(L.LightningModule):
 
     def _outputs_and_loss(self, x: Tensor, y: Tensor, task: int | Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.net(x, task)
-        return outputs, self.loss(outputs, y)
+        return outputs, self.loss(self.competing(outputs, y), y)
+
+    def competing(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return outputs (N, C) with -inf for classes that do not compete with that of the example, see ``train_classes``.
+
+        With ``train_classes=new``, classes of earlier tasks do not compete with those of the task. Replayed examples of earlier
+        tasks compete with all classes seen so far, which is the loss of ER-ACE (Caccia et al. 2022).
+        """
+        if not self._older:
+            return outputs
+        older = torch.arange(outputs.shape[1], device=outputs.device) < self._older
+        return outputs.masked_fill(older & (y >= self._older)[:, None], float("-inf"))
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.parameters())
@@ -158,6 +170,8 @@ class Learner(L.LightningModule):
         task = find_task(self.trainer)
         if task is not None:
             self._check_loss(task.sequence)
+            scenario, sizes = task.sequence.scenario, task.sequence.sizes
+            self._older = scenario.offset(sizes, task.index) if scenario.train_classes == "new" else 0
         later = task is not None and task.index > 0
         for module in self.modules():
             if isinstance(module, _BatchNorm):
@@ -205,4 +219,6 @@ def steps_of(trainer: L.Trainer) -> int:
 def learner_outputs(learner: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the outputs (N, ..., C) that compete and the targets of a batch, for importance. Classes come last."""
     outputs = learner(batch.x, batch.task)
+    if isinstance(learner, Learner):
+        outputs = learner.competing(outputs, batch.y)
     return outputs.movedim(1, -1) if outputs.dim() == 4 else outputs, batch.y

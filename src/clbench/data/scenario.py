@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from torch import nn
 
-from clbench.errors import ConfigError, ScenarioError
+from clbench.errors import ConfigError, ScenarioError, expected
 from clbench.nets import MultiHead, SlicedHead
 
 
@@ -25,9 +25,11 @@ class Scenario:
         name: task, domain or class.
         head: ``multi`` for one layer per task (task-incremental only), or ``single`` for one layer whose competing columns
             are selected.
+        train_classes: Classes that compete in the training loss of a class-incremental task: the ``new`` ones of the task,
+            those ``seen`` so far, or ``all`` of the sequence. At test time, those seen so far compete.
 
     Raises:
-        ConfigError: The name or head is unknown, or ``multi`` is not task-incremental.
+        ConfigError: A value is unknown, ``multi`` is not task-incremental, or ``train_classes`` is set in another scenario.
 
     >>> Scenario("class", head="single").slices([2, 2])  # competing columns after each task of two classes
     [(0, 2), (0, 4)]
@@ -35,6 +37,7 @@ class Scenario:
 
     name: str = "task"
     head: str = "multi"
+    train_classes: str = "seen"
 
     def __post_init__(self) -> None:
         if self.name not in ("task", "domain", "class"):
@@ -42,6 +45,13 @@ class Scenario:
         allowed = ("multi", "single") if self.name == "task" else ("single",)
         if self.head not in allowed:
             raise ScenarioError(f"head={self.head}: expected {' or '.join(allowed)} with scenario={self.name}.")
+        if self.train_classes not in ("new", "seen", "all"):
+            raise ConfigError(expected("train_classes", self.train_classes, "one of new, seen, all"))
+        if self.train_classes != "seen" and self.name != "class":
+            raise ConfigError(
+                f"train_classes={self.train_classes}: expected seen with scenario={self.name}, where the classes of a task "
+                "compete. Use scenario=class, or train_classes=seen."
+            )
 
     def check(self, sizes: Sequence[int], kind: str = "label") -> None:
         """Raise ConfigError if tasks with these numbers of classes, or targets of this kind, do not fit this scenario."""

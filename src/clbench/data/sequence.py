@@ -265,7 +265,8 @@ class TaskSequence:
 
     def _training_of(self, index: int, after: int) -> list[Part]:
         """Return the training examples of task ``index`` as trained in task ``after``."""
-        return [self._seen_from(part, after) for part in self._training[index]]
+        newest = len(self) - 1 if self.scenario.train_classes == "all" else after
+        return [self._seen_from(part, newest) for part in self._training[index]]
 
     def _shuffled_examples(self, source: Source) -> tuple[Tensor, Tensor]:
         """Return the indices of the training and validation examples of a source, the same for all of its tasks."""

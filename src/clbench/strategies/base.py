@@ -72,6 +72,8 @@ class Strategy(L.Callback):
         kinds: Kinds of targets that the strategy can learn, see ``clbench.data.targets``.
         learns_blurred: Whether the strategy can learn a blurry sequence, whose batches contain examples of several tasks, see
             ``clbench.data.blur``.
+        learns_new_classes_alone: Whether a class-incremental task can be trained with its own classes only, see
+            ``clbench.data.scenario.Scenario``.
         per_process: Whether the strategy sums up, within a task, values that differ between processes. Checkpoints inside a
             task then do not contain them.
         seconds: Time spent on consolidation so far, in seconds.
@@ -95,6 +97,7 @@ class Strategy(L.Callback):
     per_process = False
     kinds: tuple[str, ...] = KINDS
     learns_blurred = True
+    learns_new_classes_alone = True
     seconds = 0.0
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -121,6 +124,7 @@ class Strategy(L.Callback):
         """
         self.check_kind(sequence)
         self.check_blur(sequence)
+        self.check_train_classes(sequence)
 
     def check_kind(self, sequence: TaskSequence) -> None:
         """Raise ConfigError if the strategy cannot learn the targets of ``sequence``."""
@@ -128,6 +132,16 @@ class Strategy(L.Callback):
             raise StrategyError(
                 f"{type(self).__name__} compares probabilities of classes: expected one label per example, got "
                 f"{WHAT[sequence.kind]}. Use ER (strategy=er), or a strategy with a quadratic penalty (EWC, MAS, SI, L2)"
+            )
+
+    def check_train_classes(self, sequence: TaskSequence) -> None:
+        """Raise ConfigError if the strategy cannot learn with the classes that compete in training."""
+        chosen = sequence.scenario.train_classes
+        if chosen == "new" and (sequence.blur or not self.learns_new_classes_alone):
+            what = "a blurry sequence" if sequence.blur else f"a step of {type(self).__name__}"
+            raise StrategyError(
+                f"train_classes={chosen}: expected seen or all, because {what} has examples of several tasks. Use "
+                "train_classes=seen"
             )
 
     def check_blur(self, sequence: TaskSequence) -> None:
@@ -150,6 +164,7 @@ class Strategy(L.Callback):
         if task is not None:
             self.check_kind(task.sequence)
             self.check_blur(task.sequence)
+            self.check_train_classes(task.sequence)
         if self.needs_learner and not (isinstance(pl_module, Learner) and task is not None):
             raise StrategyError(
                 f"{name} changes the loss or the net: expected clbench.learner.Learner and the tasks of a TaskSequence, got "

@@ -28,6 +28,7 @@ class Joint(Strategy):
         (8, 4)
     """
 
+    learns_new_classes_alone = False
     shares_first_task = True  # the data of the first task is not mixed with other data
     needs_labels = False
 

@@ -88,6 +88,7 @@ class NCCL(TwoLevels):
     )  # the other options act on examples of earlier tasks
     per_process = False
     kinds = (LABEL,)
+    learns_new_classes_alone = False
 
     def __init__(
         self,
