@@ -42,7 +42,7 @@ ERRORS = [
     (["scenario=class", "scenario.head=multi"], "scenario.head=multi: expected single with scenario=class."),
     (["net.hidden=[wide]"], "net.hidden=[wide]: expected a list of integers, got [wide]."),
     (["net.hidden=[-1]"], "net=clbench.nets.mlp cannot be built for inputs of shape (1, 8, 8)"),
-    (["net._target_=torch.nn.Conv2d", "~net.hidden", "~net.batch_norm", "~net.dropout", "+net.out_channels=3",
+    (["net._target_=torch.nn.Conv2d", "~net.hidden", "~net.batch_norm", "~net.dropout", "~net.init", "+net.out_channels=3",
       "+net.kernel_size=9"], "net=torch.nn.Conv2d cannot be built for inputs of shape (1, 8, 8)"),
     (["trainer.accelerator=gpu"], "trainer.accelerator=gpu: expected a GPU, found none. Try trainer=cpu."),
     (["data=split_mnist", "data_dir=nowhere"], "data set MNIST is not in nowhere and could not be downloaded"),

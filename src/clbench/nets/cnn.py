@@ -6,9 +6,15 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from clbench.nets.initialize import initialize
+
 
 def cnn(
-    shape: Sequence[int], channels: Sequence[int] = (32, 64), width: int = 128, dropout: float = 0.0
+    shape: Sequence[int],
+    channels: Sequence[int] = (32, 64),
+    width: int = 128,
+    dropout: float = 0.0,
+    init: str = "torch",
 ) -> nn.Sequential:
     """Return a body for small images: Conv 3x3, ReLU and 2x2 max-pooling per entry of ``channels``, then Linear and ReLU.
 
@@ -17,8 +23,10 @@ def cnn(
         channels: Output channels of the convolutions. Two or three suit images of 28x28 or 32x32.
         width: Number of features.
         dropout: Dropout probability of the features.
+        init: Initial weights, see ``initialize``.
 
     Raises:
+        ConfigError: ``init`` is unknown.
         ValueError: ``shape`` is not that of an image, or the image is too small.
 
     Example:
@@ -39,7 +47,9 @@ def cnn(
     layers += [nn.Flatten(), nn.Linear(depth * positions, width), nn.ReLU()]
     if dropout:
         layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers)
+    body = nn.Sequential(*layers)
+    initialize(body, init)
+    return body
 
 
 def image(shape: Sequence[int]) -> tuple[int, int, int]:

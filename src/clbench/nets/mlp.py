@@ -8,9 +8,15 @@ from math import prod
 
 from torch import nn
 
+from clbench.nets.initialize import initialize
+
 
 def mlp(
-    shape: Sequence[int], hidden: Sequence[int] = (200, 200), batch_norm: bool = False, dropout: float = 0.0
+    shape: Sequence[int],
+    hidden: Sequence[int] = (200, 200),
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+    init: str = "torch",
 ) -> nn.Sequential:
     """Return a multi-layer perceptron body: Linear, ReLU and optionally BatchNorm and Dropout per hidden layer.
 
@@ -21,8 +27,10 @@ def mlp(
         hidden: Widths of the hidden layers, at least one.
         batch_norm: Whether a BatchNorm1d follows each ReLU.
         dropout: Dropout probability after each hidden layer.
+        init: Initial weights, see ``initialize``.
 
     Raises:
+        ConfigError: ``init`` is unknown.
         ValueError: ``batch_norm`` is not a bool. A word such as ``no`` would count as true.
 
     Example:
@@ -39,4 +47,6 @@ def mlp(
             layers.append(nn.BatchNorm1d(outputs))
         if dropout:
             layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers)
+    body = nn.Sequential(*layers)
+    initialize(body, init)
+    return body
