@@ -22,7 +22,7 @@ UNKNOWN = [
     ("+lamda=3", "lamda=3: unknown option lamda. Did you mean lam?"),
     ("+foo=1", "foo=1: unknown option foo. --help"),
     ("+scheduler.lr=3", "unknown option scheduler.lr. This option is named lr."),
-    ("+scenario.foo=1", "Scenario has no option foo. Try one of head, name."),
+    ("+scenario.foo=1", "Scenario has no option foo. Try one of head, name, train_classes."),
     (
         "+net.hiden=[1]",
         "clbench.nets.mlp has no option hiden. Did you mean hidden? Try one of batch_norm, dropout, hidden.",

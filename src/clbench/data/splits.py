@@ -10,9 +10,12 @@ import torch
 
 from clbench.data.source import Source
 from clbench.data.targets import LABEL, POSITIONS, WHAT
-from clbench.data.transforms import Permutation, Rotation, View
+from clbench.data.transforms import NearestRotation, Permutation, Rotation, View
 from clbench.errors import DataError, expected
 from clbench.seeding import generator
+
+INTERPOLATIONS: dict[str, type[Rotation] | type[NearestRotation]] = {"bilinear": Rotation, "nearest": NearestRotation}
+"""Values of ``interpolation`` -> views that rotate."""
 
 
 class TaskDefinition(NamedTuple):
@@ -78,6 +81,7 @@ def rotate(
     seed: int = 0,
     angles: str | Sequence[float] = "even",
     degrees: float = 180,
+    interpolation: str = "bilinear",
 ) -> list[TaskDefinition]:
     """Split into tasks that have all classes and rotate the images counterclockwise by a different angle each.
 
@@ -87,9 +91,11 @@ def rotate(
         seed: Seed of the angles.
         angles: ``even`` for 0, degrees/tasks, 2 degrees/tasks, ...; ``seed`` for uniform in [0, degrees); or a list of angles.
         degrees: Range of the angles.
+        interpolation: ``bilinear``, or ``nearest`` for the pixels of ``PIL.Image.rotate``, as in Mammoth.
 
     Raises:
-        ConfigError: ``angles`` is unknown or not one per task, there are several sources, or there is no task.
+        ConfigError: ``angles`` or ``interpolation`` is unknown, ``angles`` is not one per task, there are several sources, or
+            there is no task.
 
     >>> from clbench.data.source import read
     >>> from clbench.data.toy import Digits
@@ -98,6 +104,8 @@ def rotate(
     """
     _one_source("rotate", source)
     _of_images("rotate", source)
+    if interpolation not in INTERPOLATIONS:
+        raise DataError(expected("interpolation", interpolation, f"one of {', '.join(INTERPOLATIONS)}"))
     number = None if tasks is None else _at_least_one(tasks)
     if not isinstance(angles, str):
         turns = [float(angle) for angle in angles]
@@ -111,7 +119,8 @@ def rotate(
     else:
         raise DataError(expected("angles", angles, "even, seed, or a list of degrees"))
     _, height, width = source.train.shape
-    views = [None if turn == 0 else Rotation.of(turn, height, width) for turn in turns]
+    rotation = INTERPOLATIONS[interpolation]
+    views: list[View | None] = [None if turn == 0 else rotation.of(turn, height, width) for turn in turns]
     return [TaskDefinition(source, tuple(range(source.classes)), view) for view in views]
 
 

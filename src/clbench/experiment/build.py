@@ -36,7 +36,7 @@ from clbench.experiment.checks import (
     check_small_batches,
 )
 from clbench.learner import Learner
-from clbench.nets import Net, add_lora, features_on, freeze, init_from
+from clbench.nets import Net, add_lora, features_on, freeze, init_from, initialize
 from clbench.seeding import derive, reseed
 from clbench.strategies import Strategy
 from clbench.training.loggers import LoggerContext
@@ -65,7 +65,10 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     if (lora := cfg.net.get("lora")) is not None:
         check_lora(lora)
         body = add_lora(body, **lora)
-    net = channels_last(Net(body, scenario.build_head(features, outputs_of(sequence, cfg.loss))))
+    head = scenario.build_head(features, outputs_of(sequence, cfg.loss))
+    if str(cfg.net._target_).startswith("clbench."):  # in a net of the user, init may be another argument
+        initialize(head, cfg.net.get("init", "torch"))
+    net = channels_last(Net(body, head))
     check_small_batches(net, strategy, sequence, cfg)
     check_limits(cfg, strategy, sequence)
     learner = Learner(

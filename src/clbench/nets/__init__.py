@@ -6,6 +6,7 @@ from clbench.nets.freeze import freeze
 from clbench.nets.gpt import gpt_small
 from clbench.nets.heads import MultiHead, SlicedHead
 from clbench.nets.hf_body import hf_model
+from clbench.nets.initialize import initialize
 from clbench.nets.lora import add_lora
 from clbench.nets.mlp import mlp
 from clbench.nets.net import Net, features_of, features_on
@@ -28,6 +29,7 @@ __all__ = [
     "gpt_small",
     "hf_model",
     "init_from",
+    "initialize",
     "mlp",
     "module_body",
     "resnet18_reduced",

@@ -8,21 +8,33 @@ from math import prod
 
 from torch import nn
 
+from clbench.nets.activation import make_activation
+from clbench.nets.initialize import initialize
+
 
 def mlp(
-    shape: Sequence[int], hidden: Sequence[int] = (200, 200), batch_norm: bool = False, dropout: float = 0.0
+    shape: Sequence[int],
+    hidden: Sequence[int] = (200, 200),
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+    init: str = "torch",
+    activation: str = "relu",
 ) -> nn.Sequential:
-    """Return a multi-layer perceptron body: Linear, ReLU and optionally BatchNorm and Dropout per hidden layer.
+    """Return a multi-layer perceptron body: Linear, activation and optionally BatchNorm and Dropout per layer.
 
-    BatchNorm comes after the ReLU, as in the tutorial on EWC for MNIST and Fashion-MNIST that this project reproduces first.
+    BatchNorm comes after the activation, as in the tutorial on EWC for MNIST and Fashion-MNIST that this project reproduces
+    first.
 
     Args:
         shape: Shape of one input, which is flattened.
         hidden: Widths of the hidden layers, at least one.
-        batch_norm: Whether a BatchNorm1d follows each ReLU.
+        batch_norm: Whether a BatchNorm1d follows each activation.
         dropout: Dropout probability after each hidden layer.
+        init: Initial weights, see ``initialize``.
+        activation: One of ``clbench.nets.activation.ACTIVATIONS``.
 
     Raises:
+        ConfigError: ``init`` or ``activation`` is unknown.
         ValueError: ``batch_norm`` is not a bool. A word such as ``no`` would count as true.
 
     Example:
@@ -34,9 +46,11 @@ def mlp(
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [prod(shape), *hidden]
     for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        layers += [nn.Linear(inputs, outputs), make_activation(activation)]
         if batch_norm:
             layers.append(nn.BatchNorm1d(outputs))
         if dropout:
             layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers)
+    body = nn.Sequential(*layers)
+    initialize(body, init)
+    return body

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from clbench.nets.cnn import image
+from clbench.nets.initialize import initialize
 
 STRIDES = (1, 2, 2, 2)
 
@@ -41,7 +42,7 @@ class BasicBlock(nn.Module):
         return outputs
 
 
-def resnet18_reduced(shape: Sequence[int], width: int = 20) -> nn.Sequential:
+def resnet18_reduced(shape: Sequence[int], width: int = 20, init: str = "torch") -> nn.Sequential:
     """Return the reduced ResNet-18 of GEM and CTN, with ``width`` to 8 ``width`` channels and 8 ``width`` features.
 
     It follows model/common.py in the code of CTN (Pham et al. 2021): a stem of Conv 3x3 without bias, BatchNorm, ReLU and 3x3
@@ -50,8 +51,10 @@ def resnet18_reduced(shape: Sequence[int], width: int = 20) -> nn.Sequential:
     Args:
         shape: Shape of one image, (C, H, W).
         width: Channels of the stem.
+        init: Initial weights, see ``initialize``.
 
     Raises:
+        ConfigError: ``init`` is unknown.
         ValueError: ``shape`` is not that of an image.
 
     Example:
@@ -60,10 +63,12 @@ def resnet18_reduced(shape: Sequence[int], width: int = 20) -> nn.Sequential:
     """
     depth, _, _ = image(shape)
     stem = _stem(depth, width, bias=False)
-    return nn.Sequential(stem | {"maxpool": nn.MaxPool2d(3, 2, padding=1)} | _stages(width) | _pooling())
+    body = nn.Sequential(stem | {"maxpool": nn.MaxPool2d(3, 2, padding=1)} | _stages(width) | _pooling())
+    initialize(body, init)
+    return body
 
 
-def resnet18_vandeven(shape: Sequence[int], width: int = 20) -> nn.Sequential:
+def resnet18_vandeven(shape: Sequence[int], width: int = 20, init: str = "torch") -> nn.Sequential:
     """Return the reduced ResNet-18 of van de Ven 2025, "On the computation of the Fisher information in continual learning".
 
     It has a stem of Conv 3x3 with bias, BatchNorm and ReLU without pooling, two blocks per stage, no ReLU after the last block,
@@ -72,8 +77,10 @@ def resnet18_vandeven(shape: Sequence[int], width: int = 20) -> nn.Sequential:
     Args:
         shape: Shape of one image, (C, H, W).
         width: Channels of the stem. There are 8 ``width`` features.
+        init: Initial weights, see ``initialize``. The paper has ``torch``.
 
     Raises:
+        ConfigError: ``init`` is unknown.
         ValueError: ``shape`` is not that of an image.
 
     Example:
@@ -81,7 +88,9 @@ def resnet18_vandeven(shape: Sequence[int], width: int = 20) -> nn.Sequential:
         torch.Size([2, 32])
     """
     depth, _, _ = image(shape)
-    return nn.Sequential(_stem(depth, width, bias=True) | _stages(width, last_relu=False) | _pooling())
+    body = nn.Sequential(_stem(depth, width, bias=True) | _stages(width, last_relu=False) | _pooling())
+    initialize(body, init)
+    return body
 
 
 def _stem(depth: int, width: int, bias: bool) -> OrderedDict[str, nn.Module]:
