@@ -38,8 +38,9 @@ class EWC(ImportanceStrategy):
     Args:
         lam: Strength of the penalty, >= 0. In the Laplace approximation lam = N_old if the loss is summed over the task, and
             N_old / N_new if it is averaged, for N_old and N_new examples of the old and the new task.
-        fisher: Labels of the Fisher: ``exact`` (expectation under the model), ``sample``, ``empirical`` or ``predicted``, see
-            ``clbench.importance.fisher``. ``empirical`` needs labels and cannot be combined with ``data="test"``.
+        fisher: Labels of the Fisher: ``exact`` (expectation under the model), ``sample``, ``empirical``, ``predicted``,
+            ``weighted`` or ``reversed``, see ``clbench.importance.fisher``. ``empirical``, ``weighted`` and ``reversed`` need
+            labels and cannot be combined with ``data="test"``.
         fisher_batch: Group size. 1 squares per-example gradients; b squares the gradient of the mean over b examples, as much
             published code does.
         label_samples: Labels per example with ``fisher="sample"``.
@@ -88,10 +89,10 @@ class EWC(ImportanceStrategy):
             )
         except ValueError as error:
             raise StrategyError(str(error).replace("labels=", "fisher=")) from error
-        if fisher == "empirical":
+        if self.labels.reads_labels:
             if isinstance(data := options.get("data"), str) and data == "test":
                 raise StrategyError(
-                    "data=test: fisher=empirical would read the labels of the test data. Use fisher=exact"
+                    f"data=test: fisher={fisher} would read the labels of the test data. Use fisher=exact"
                 )
             self.needs_labels = True
         super().__init__(lam, **options)
