@@ -24,11 +24,12 @@ Term = Callable[[Batch, Tensor], Tensor]
 class Learner(L.LightningModule):
     """LightningModule that minimises a loss of the outputs that compete in the scenario.
 
-    A strategy whose loss depends on data changes the training step through three attributes, which it sets when a fit starts.
+    A strategy whose loss depends on data changes the training step through four attributes, which it sets when a fit starts.
 
     Attributes:
         terms: Terms added to the loss, by the name under which they are logged (distillation, replayed outputs).
         extend: Returns the batch to train on, given the batch of the loader (rehearsal).
+        weigh: Replaces ``loss`` in the training step: a function of (outputs, y) (weights of new and old examples).
         update: Performs the whole step, including that of the optimisers (manual optimisation), and returns the values to log.
 
     Args:
@@ -92,6 +93,7 @@ class Learner(L.LightningModule):
         self.loss_name = loss
         self.terms: dict[str, Term] = {}
         self.extend: Callable[[Batch], Batch] | None = None
+        self.weigh: Callable[[Tensor, Tensor], Tensor] | None = None
         self.update: Callable[[Batch], dict[str, Tensor]] | None = None
         self.compiled = compile
         self._learned = torch.compile(self._outputs_and_loss) if compile else self._outputs_and_loss
@@ -140,7 +142,7 @@ class Learner(L.LightningModule):
 
     def _outputs_and_loss(self, x: Tensor, y: Tensor, task: int | Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.net(x, task)
-        return outputs, self.loss(outputs, y)
+        return outputs, (self.weigh or self.loss)(outputs, y)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.parameters())

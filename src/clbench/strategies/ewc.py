@@ -17,7 +17,7 @@ from clbench.importance.outputs import Outputs, returned_outputs
 from clbench.learner import Learner
 from clbench.params import Params
 from clbench.strategies import quadratic
-from clbench.strategies.argument_checks import check_fraction
+from clbench.strategies.argument_checks import Strength, check_fraction
 from clbench.strategies.measured import ImportanceOptions, ImportanceStrategy
 from clbench.strategies.quadratic import Quadratic
 
@@ -36,8 +36,8 @@ class EWC(ImportanceStrategy):
     Use one object for all tasks, because it keeps the penalty of the earlier ones.
 
     Args:
-        lam: Strength of the penalty, >= 0. In the Laplace approximation lam = N_old if the loss is summed over the task, and
-            N_old / N_new if it is averaged, for N_old and N_new examples of the old and the new task.
+        lam: Strength of the penalty, >= 0, or a list with one per task. In the Laplace approximation lam = N_old if the loss is
+            summed over the task, and N_old / N_new if it is averaged, for N_old and N_new examples of the old and the new task.
         fisher: Labels of the Fisher: ``exact`` (expectation under the model), ``sample``, ``empirical``, ``predicted``,
             ``weighted`` or ``reversed``, see ``clbench.importance.fisher``. ``empirical``, ``weighted`` and ``reversed`` need
             labels and cannot be combined with ``data="test"``.
@@ -67,7 +67,7 @@ class EWC(ImportanceStrategy):
 
     def __init__(
         self,
-        lam: float = 1e3,
+        lam: Strength = 1e3,
         fisher: str = "exact",
         fisher_batch: int = 1,
         label_samples: int = 1,
@@ -143,7 +143,7 @@ class OnlineEWC(EWC):
     the penalty too (Schwarz et al. 2018, eq. 9).
 
     Args:
-        lam: Strength of the penalty, >= 0.
+        lam: Strength of the penalty, >= 0, or a list with one per task.
         gamma: Decay of the importance of earlier tasks, in [0, 1].
         options: ``fisher``, ``samples``, ``fisher_batch`` and the other options of ``EWC``.
 
@@ -163,13 +163,13 @@ class OnlineEWC(EWC):
     needs_labels = False
     merges_by_name = True
 
-    def __init__(self, lam: float = 1e3, gamma: float = 1.0, **options: Unpack[FisherOptions]) -> None:
+    def __init__(self, lam: Strength = 1e3, gamma: float = 1.0, **options: Unpack[FisherOptions]) -> None:
         super().__init__(lam, **options)
         self.gamma = check_fraction("gamma", gamma)
 
     @property
     def strength(self) -> float:
-        return self.lam * self.gamma
+        return self.lam_now * self.gamma
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
         return quadratic.recentre(old, new, self.gamma)

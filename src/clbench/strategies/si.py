@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from clbench.params import Params, named_parameters, snapshot, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.argument_checks import check_choice, check_positive
+from clbench.strategies.argument_checks import Strength, check_choice, check_positive
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 from clbench.strategies.quadratic import Quadratic
 
@@ -30,7 +30,7 @@ class SI(QuadraticStrategy):
     after the epoch that ``consolidate=best`` selects.
 
     Args:
-        lam: Strength of the penalty, >= 0.
+        lam: Strength of the penalty, >= 0, or a list with one per task.
         damping: xi in the paper, > 0. Bounds the importance of a weight that hardly moved.
         clamp: Where a negative importance is set to 0. ``none`` (or False) keeps it: a weight whose movement increased the loss
             has a negative importance, and the penalty pushes it away from its anchor, as in the paper. ``task`` (or True) cuts
@@ -57,7 +57,7 @@ class SI(QuadraticStrategy):
     merges_by_name = True
 
     def __init__(
-        self, lam: float = 1.0, damping: float = 0.1, clamp: bool | str = False, **options: Unpack[QuadraticOptions]
+        self, lam: Strength = 1.0, damping: float = 0.1, clamp: bool | str = False, **options: Unpack[QuadraticOptions]
     ) -> None:
         super().__init__(lam, **options)
         self.damping = check_positive("damping", damping, "The paper uses 0.1.")
