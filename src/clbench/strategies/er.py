@@ -24,7 +24,7 @@ class ER(RehearsalStrategy):
             counts every example equally, so w is the share of the new examples. ``tasks`` is w = 1/t for t tasks so far
             (van de Ven and Tolias 2019), so the first task is learned as without a memory. A number is w, and a list has one w
             per task. A step without old examples has the loss of the new ones.
-        options: ``memory``, ``replay``, ``buffer`` and ``seed`` of ``RehearsalStrategy``.
+        options: ``memory``, ``memory_total``, ``memory_from``, ``replay``, ``buffer`` and ``seed`` of ``RehearsalStrategy``.
 
     Raises:
         ConfigError: ``loss_weights`` is out of range, or a list of another length than the number of tasks. See also
