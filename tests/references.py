@@ -33,6 +33,10 @@ def per_example(module: nn.Module, x: Tensor, y: Tensor, labels: str, loss: str)
         z = module(x[i : i + 1])
         if labels == "empirical":
             cases = [(1.0, y[i : i + 1])]
+        elif labels == "weighted":
+            cases = [(z.softmax(1)[0, y[i]].item(), y[i : i + 1])]
+        elif labels == "reversed":
+            cases, z = [(1.0, y[i : i + 1])], -z
         elif labels == "predicted":
             cases = [(1.0, z.argmax(1) if loss == "cross_entropy" else (z[:, 0] > 0).long())]
         elif loss == "cross_entropy":

@@ -24,11 +24,12 @@ Term = Callable[[Batch, Tensor], Tensor]
 class Learner(L.LightningModule):
     """LightningModule that minimises a loss of the outputs that compete in the scenario.
 
-    A strategy whose loss depends on data changes the training step through three attributes, which it sets when a fit starts.
+    A strategy whose loss depends on data changes the training step through four attributes, which it sets when a fit starts.
 
     Attributes:
         terms: Terms added to the loss, by the name under which they are logged (distillation, replayed outputs).
         extend: Returns the batch to train on, given the batch of the loader (rehearsal).
+        weigh: Replaces ``loss`` in the training step: a function of (outputs, y) (weights of new and old examples).
         update: Performs the whole step, including that of the optimisers (manual optimisation), and returns the values to log.
 
     Args:
@@ -92,6 +93,7 @@ class Learner(L.LightningModule):
         self.loss_name = loss
         self.terms: dict[str, Term] = {}
         self.extend: Callable[[Batch], Batch] | None = None
+        self.weigh: Callable[[Tensor, Tensor], Tensor] | None = None
         self.update: Callable[[Batch], dict[str, Tensor]] | None = None
         self._older = 0  # number of outputs of earlier tasks, with which new classes do not compete
         self.compiled = compile
@@ -141,7 +143,7 @@ class Learner(L.LightningModule):
 
     def _outputs_and_loss(self, x: Tensor, y: Tensor, task: int | Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.net(x, task)
-        return outputs, self.loss(self.competing(outputs, y), y)
+        return outputs, (self.weigh or self.loss)(self.competing(outputs, y), y)
 
     def competing(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return outputs (N, C) with -inf for classes that do not compete with that of the example, see ``train_classes``.

@@ -129,7 +129,7 @@ def test_the_error_class_stays_and_other_errors_are_unchanged(composed, kind):
         raise ConfigError("damping=0")
 
 
-@pytest.mark.parametrize(("key", "value"), [("strategy.damping", "-1"), ("lam", "-1"), ("strategy.clamp", "maybe")])
+@pytest.mark.parametrize(("key", "value"), [("strategy.damping", "-1"), ("lam", "-1"), ("strategy.damping", "0")])
 def test_command_line_and_python_report_the_same_error(run, key, value):
     """The message names the key on the command line and the argument in Python, and is otherwise the same."""
     with pytest.raises(ConfigError) as typed:

@@ -56,6 +56,17 @@ MISTAKES: list[tuple[str, nn.Module, Any, dict[str, Any]]] = [
     (r"chunk=0", NET, [(X, Y)], {"chunk": 0}),
     (r"exactly 1/8 .*divide lam by 8", NET, [(X, Y)], {"fisher_batch": 8}),
     (r"labels=predicted with loss=mse", NET, [(X, X)], {"labels": "predicted", "loss": "mse"}),
+    (r"labels=weighted with loss=mse: expected loss=cross", NET, [(X, X)], {"labels": "weighted", "loss": "mse"}),
+    (r"reversed with loss=a function", NET, [(X, Y)], {"labels": "reversed", "loss": nn.functional.cross_entropy}),
+    (r"fisher_batch=2 with labels=weighted: expected 1", NET, [(X, Y)], {"labels": "weighted", "fisher_batch": 2}),
+    (r"labels=reversed needs targets", NET, [X], {"labels": "reversed"}),
+    (r"target 3: expected 0 to 2", NET, [(X, Y + 1)], {"labels": "weighted"}),
+    (
+        r"labels=reversed over 2 positions: expected one label",
+        NET,
+        [(torch.randn(6, 2, 4), Y[:, None].expand(6, 2))],
+        {"labels": "reversed"},
+    ),
     (r"target 5: expected 0 to 2", NET, [(X, Y), (X, Y.clamp(min=2) + 3)], {"labels": "empirical"}),
     (r"target 3: expected 0 to 2", NET, [(X, Y + 1)], {"labels": "empirical"}),
     (r"no example has a target that counts", NET, [(X, Y.clone().fill_(-100))], {"labels": "empirical"}),
@@ -241,7 +252,7 @@ def test_logits_or_the_only_tensor_are_the_outputs(wrap: Any, measure: Any) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("labels", ["exact", "sample", "empirical", "predicted"])
+@pytest.mark.parametrize("labels", ["exact", "sample", "empirical", "predicted", "weighted", "reversed"])
 def test_probabilities_are_refused_as_logits(labels: str, dtype: torch.dtype) -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)).to(dtype)
     with pytest.raises(ValueError, match="probabilities.*expects logits.*outputs=fn"):

@@ -11,7 +11,7 @@ from tests import references
 from tests.importance.nets import NETS, N, batched, build
 
 names = pytest.mark.parametrize("name", NETS)
-labels = pytest.mark.parametrize("labels", ["exact", "empirical", "predicted"])
+labels = pytest.mark.parametrize("labels", ["exact", "empirical", "predicted", "weighted", "reversed"])
 
 
 def close(a: dict[str, Tensor], b: dict[str, Tensor], rtol: float = 1e-10, atol: float = 1e-13) -> None:
@@ -34,12 +34,18 @@ def test_mas_equals_the_loop_over_examples(name: str) -> None:
 
 
 @names
-def test_errors_equal_the_error_of_the_mean_of_the_loop(name: str) -> None:
+@pytest.mark.parametrize("labels", ["exact", "weighted", "reversed"])
+def test_errors_equal_the_error_of_the_mean_of_the_loop(name: str, labels: str) -> None:
     net, x, y = build(name)
-    values = references.per_example(net, x, y, "exact", "cross_entropy")
-    mean, error = fisher_and_error(net, batched(x, y, 4))
+    values = references.per_example(net, x, y, labels, "cross_entropy")
+    mean, error = fisher_and_error(net, batched(x, y, 4), labels=labels)
     close(mean, references.mean(values))
     close(error, references.standard_error(values, N), rtol=1e-6, atol=1e-9)
+
+
+@names
+def test_errors_of_mas_equal_the_error_of_the_loop(name: str) -> None:
+    net, x, y = build(name)
     values = references.per_example_mas(net, x)
     mean, error = mas_and_error(net, batched(x, y, 3))
     close(mean, references.mean(values))
@@ -119,7 +125,7 @@ def test_sampled_labels_average_to_the_exact_fisher(loss: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("labels", ["empirical", "predicted"])
+@pytest.mark.parametrize("labels", ["empirical", "predicted", "reversed"])
 def test_fisher_batch_squares_mean_gradients_of_shuffled_groups(size: int, labels: str) -> None:
     net, x, y = build("conv2d")
     net.eval()
@@ -128,8 +134,9 @@ def test_fisher_batch_squares_mean_gradients_of_shuffled_groups(size: int, label
     absolutes: dict[str, Tensor] = {}
     for group in order.split(size):
         z = net(x[group])
-        target = y[group] if labels == "empirical" else z.argmax(1)
-        for n, g in references.gradients(net, references.nll(z, target, "cross_entropy")).items():
+        target = z.argmax(1) if labels == "predicted" else y[group]
+        logits = -z if labels == "reversed" else z
+        for n, g in references.gradients(net, references.nll(logits, target, "cross_entropy")).items():
             squares[n] = squares.get(n, 0) + len(group) / N * g.square()
         for n, g in references.gradients(net, z.square().sum(1).mean()).items():
             absolutes[n] = absolutes.get(n, 0) + len(group) / N * g.abs()
@@ -147,6 +154,44 @@ def test_two_opposite_gradients_do_not_cancel_in_mas() -> None:
     assert mas(net2, [x])["weight"].min() == 2.0
     assert mas(net2, [x], fisher_batch=2)["weight"].max() == 0.0
     assert mas(net, [x])["weight"].min() > 0
+
+
+@pytest.mark.parametrize("labels", ["weighted", "reversed"])
+def test_masked_outputs_do_not_compete_negated_or_not(labels: str) -> None:
+    """Outputs of -inf, which a task does not have, give the result of the net without these outputs."""
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(3, 4).double(), torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 2
+    mask = torch.tensor([0.0, 0.0, -torch.inf, -torch.inf], dtype=torch.float64)
+    result = fisher(net, [(x, y)], labels=labels, outputs=lambda module, batch: (module(batch[0]) + mask, batch[1]))
+    smaller = nn.Linear(3, 2).double()
+    smaller.load_state_dict({name: p[:2] for name, p in net.state_dict().items()})
+    expected = references.fisher(smaller, x, y, labels)
+    close({name: f[:2] for name, f in result.items()}, expected)
+    assert all(not f[2:].any() for f in result.values())
+
+
+def test_weighted_fisher_is_one_term_of_the_exact_fisher() -> None:
+    net, x, _ = build("mlp")
+    terms = [fisher(net, [(x, torch.full((N,), c))], labels="weighted") for c in range(3)]
+    close({name: sum(t[name] for t in terms) for name in terms[0]}, fisher(net, [x]))
+
+
+def test_reversed_importance_is_large_where_the_net_is_certain() -> None:
+    """The gradient at the logits of a certain right label is e_y - softmax(-z), about (1, -1) for two classes."""
+    net = nn.Linear(1, 2).double()
+    net.weight.data.zero_()
+    net.bias.data.copy_(torch.tensor([20.0, -20.0]))
+    batch = (torch.ones(2, 1, dtype=torch.float64), torch.zeros(2, dtype=torch.long))
+    torch.testing.assert_close(fisher(net, [batch], labels="reversed")["bias"], torch.ones(2, dtype=torch.float64))
+    assert fisher(net, [batch], labels="empirical")["bias"].max() < 1e-30
+
+
+@pytest.mark.parametrize("labels", ["weighted", "reversed"])
+def test_ignored_examples_do_not_count_with_true_labels(labels: str) -> None:
+    net, x, y = build("mlp")
+    y[2] = -100
+    kept = y >= 0
+    close(fisher(net, batched(x, y, 4), labels=labels), references.fisher(net, x[kept], y[kept], labels))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -110,7 +110,10 @@ DAMAGES: list[tuple[Damage, str]] = [
     *((content(text, "config.json"), WRONG_CONFIG) for text in ("", "{", "[]", "null", "{}", b"\xff")),
     *((missing(key, "config.json"), f"{WRONG_CONFIG}{key} is missing") for key in ("config", "choices", "options")),
     *((config("config/seed", new), f"{WRONG_CONFIG}config.seed: ") for new in ("one", 0.5, 2**70, [1], True)),
-    *((config("config/lam", new), f"{WRONG_CONFIG}config.lam: ") for new in ("high", [1], True, float("inf"), 10**400)),
+    *(
+        (config("config/lam", new), f"{WRONG_CONFIG}config.lam: ")
+        for new in ("high", ["high"], True, float("inf"), 10**400)
+    ),
     *((config("choices/strategy", new), f"{WRONG_CONFIG}choices.strategy") for new in (None, 3, ["ewc"])),
     *((config("options", new), WRONG_CONFIG) for new in ("lam", [3], ["nothing"], {"lam": 1})),
     *((config("overrides", new), f"{WRONG_CONFIG}overrides") for new in ("lam=1", [3], None)),

@@ -153,7 +153,7 @@ def importance_with(strategy: Strategy, module: Plain, shuffled: bool):
             (name, {"fisher": fisher})
             for name in MEASURED
             if "ewc" in name
-            for fisher in ("sample", "predicted", "empirical")
+            for fisher in ("sample", "predicted", "empirical", "weighted", "reversed")
         ),
     ],
     ids=str,

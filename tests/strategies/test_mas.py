@@ -329,6 +329,8 @@ def test_a_user_loop_can_measure_on_the_test_images_of_each_task(composed):
         (["strategy.data=test", "samples=1000"], "samples=1000: expected at most 360, the number of test examples"),
         (["samples=60", "data.examples_per_task=[90,50]"], "samples=60: expected at most 50, the number of training examples of"),
         (["strategy=ewc", "data=split_digits", "data.split.classes_per_task=[2,1]"], "task 2 has a single class"),
+        (["strategy=ewc", "fisher=reversed", "strategy.data=test"], "strategy.data=test: fisher=reversed would read the labels"),
+        (["strategy=ewc", "fisher=weighted", "fisher_batch=2"], "fisher_batch=2 with fisher=weighted: expected 1"),
         (["strategy=ewc", "fisher=empirical", "strategy.data=test"], "strategy.data=test: .* of the test data. Use fisher=exact"),
     ],
 )  # fmt: skip

@@ -201,6 +201,8 @@ def test_importance_equals_fisher_on_all_training_examples():
         (EWC, {"fisher": "sample", "label_samples": 3}),
         (EWC, {"fisher": "empirical", "fisher_batch": 4, "seed": 2}),
         (EWC, {"fisher": "predicted", "samples": 7, "seed": 1}),
+        (EWC, {"fisher": "weighted", "samples": 7, "seed": 1}),
+        (EWC, {"fisher": "reversed", "fisher_batch": 4, "seed": 2}),
         (MAS, {"fisher_batch": 4, "seed": 2}),
         (MAS, {"samples": 7, "seed": 1, "form": "local"}),
     ],

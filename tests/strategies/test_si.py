@@ -168,6 +168,34 @@ def test_negative_importance_is_kept_unless_it_is_clamped():
     torch.testing.assert_close(strategies[0].value(modules[0]), expected)
 
 
+def test_clamp_cuts_each_task_or_their_sum():
+    """The importances of three tasks are given, so that the sums can be computed by hand."""
+    omegas = [
+        torch.tensor([1.0, -1.0, 2.0, -1.0]),
+        torch.tensor([-3.0, 2.0, -1.0, -2.0]),
+        torch.tensor([1.0, 1.0, 1.0, 1.0]),
+    ]
+    expected = {
+        "none": [-1.0, 2.0, 2.0, -2.0],
+        "task": [2.0, 3.0, 3.0, 1.0],
+        "sum": [1.0, 3.0, 2.0, 1.0],
+    }
+    for clamp, wanted in expected.items():
+        module, si = nn.Linear(4, 1, bias=False), SI(lam=1.0, clamp=clamp)
+        for omega in omegas:
+            si._path = PathIntegral({"weight": module.weight})
+            si._path.sums["weight"] += 0.1 * omega  # no weight moves, so the importance is sum / damping
+            si._consolidate(module, lambda si=si, module=module: si.importance(None, module))
+        assert si.penalty.importance["weight"].tolist() == [pytest.approx(wanted, abs=1e-6)], clamp
+
+
+@pytest.mark.parametrize(("old", "new"), [("false", "none"), ("true", "task")])
+def test_the_older_values_of_clamp_mean_the_same(run, old, new):
+    options = ("strategy=si", "epochs=1", "data.tasks=2", "optimizer=sgd", "lr=0.1")
+    found = [run(*options, f"strategy.clamp={value}", folder=value) for value in (old, new)]
+    assert found[0]["accuracy_matrix"] == found[1]["accuracy_matrix"]
+
+
 def test_negative_importance_pushes_weights_from_their_anchor():
     module, free, strategy = Net(partial(DECAYING, lr=0.1)), Net(), SI(lam=1.0)
     fit(module, strategy, max_epochs=3)
@@ -362,16 +390,16 @@ def test_no_step_is_followed_after_a_task():
 
 
 @pytest.mark.parametrize("damping", [0.0, -1.0, float("nan"), float("inf"), "a"])
-def test_damping_is_finite_and_positive_and_clamp_is_a_bool(damping):
+def test_damping_is_finite_and_positive_and_clamp_is_known(damping):
     with pytest.raises(
         ConfigError, match=f"^damping={damping}: expected a finite number > 0, got .* The paper uses 0.1."
     ):
         SI(lam=1.0, damping=damping)
-    with pytest.raises(ConfigError, match="^clamp=yes: expected True or False, got 'yes'"):
+    with pytest.raises(ConfigError, match="^clamp=yes: expected one of task, sum, none, got 'yes'"):
         SI(lam=1.0, clamp="yes")
 
 
 @pytest.mark.filterwarnings("ignore:SGD with lr=")
 def test_divergence_with_negative_importance_names_remedies():
-    with pytest.raises(Unstable, match=r"Lower lam or lr, .*, or clamp=True, because importance is down to -"):
+    with pytest.raises(Unstable, match=r"Lower lam or lr, .*, or clamp=task, because importance is down to -"):
         learn(Plain(DECAYING), SI(lam=1e8), tasks=2, max_epochs=30)

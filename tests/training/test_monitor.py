@@ -40,7 +40,7 @@ def kinds(result):
         ("importance_in_one_layer", "net.head.heads.0 has 100.00%", ["strategy=mas", "lr=1e6"]),
         (
             "importance_negative",
-            "strategy.clamp=true",
+            "strategy.clamp=task",
             ["strategy=si", "optimizer=sgd", "+optimizer.make.weight_decay=1"],
         ),
         (
@@ -62,7 +62,7 @@ def test_a_warning_names_the_problem_and_its_remedy(run, tmp_path, capsys, kind,
 
 
 def test_a_warning_names_python_arguments_in_python():
-    with pytest.warns(UserWarning, match="With SI, use clamp=True or a lower learning rate"):
+    with pytest.warns(UserWarning, match="With SI, use clamp=task or a lower learning rate"):
         learn(CustomModule(nn.Linear(4, 3)), Constant(-1.0), PenaltyMonitor())
 
 

@@ -57,6 +57,12 @@ def fisher(
       ``label_samples`` backward passes.
     - ``empirical``: the true label. It differs from the Fisher unless the model's probabilities are right.
     - ``predicted``: the most probable label.
+    - ``weighted``: the true label y, with the weight p(y | x_n), as Mammoth computes it. This is one term of ``exact``.
+    - ``reversed``: (d CE(-z, y) / d theta_i)^2 with the true label y and the negated logits -z (EWC-DR, Liu and Chang 2026).
+      Where the model is certain of the right label it is large, while the Fisher vanishes.
+
+    The last two are defined for one label per example with ``loss="cross_entropy"``. An output of -inf does not compete, negated
+    or not. A finite mask such as -1e9 would dominate the negated softmax.
 
     The result does not depend on the batch size, the order of the examples, a smaller last batch or the device. The module is
     measured in evaluation mode. Its state and the random generators are restored.
@@ -64,11 +70,12 @@ def fisher(
     Args:
         module: Any module.
         batches: Any iterable of batches. It is read once.
-        labels: ``exact``, ``sample``, ``empirical`` or ``predicted``, see above.
+        labels: ``exact``, ``sample``, ``empirical``, ``predicted``, ``weighted`` or ``reversed``, see above.
         samples: Number of examples, drawn without replacement by ``seed`` and position. None uses all.
         fisher_batch: Group size b. Values above 1 square the gradient of the mean loss of each group of b shuffled examples,
             sum_g n_g/N (mean gradient of g)^2, as some published code does. For uncorrelated gradients this is about 1/b of
-            the per-example value. All examples used are kept in memory. Use 1 except for such comparisons.
+            the per-example value. All examples used are kept in memory. Use 1 except for such comparisons, and with
+            ``labels="weighted"``.
         label_samples: Labels per example with ``labels="sample"``.
         loss: ``cross_entropy`` (softmax over the classes), ``binary_cross_entropy`` (an independent label 0 or 1 for each output,
             where exact is sum_c p_c (1 - p_c) (dz_c/dtheta)^2) or ``mse``. The loss mean_c (z_c - y_c)^2 is, up to a constant,

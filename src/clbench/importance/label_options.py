@@ -11,8 +11,13 @@ from torch import Tensor
 from clbench.errors import expected
 from clbench.importance.likelihoods import LIKELIHOODS, Likelihood
 
-LABELS = ("exact", "sample", "empirical", "predicted")
+LABELS = ("exact", "sample", "empirical", "predicted", "weighted", "reversed")
 
+TRUE_LABELS = ("empirical", "weighted", "reversed")
+"""Those of ``LABELS`` that read the labels of the data."""
+
+ONE_LABEL = ("weighted", "reversed")
+"""Those of ``LABELS`` that are defined for one label per example, under a softmax."""
 
 REDUCTIONS = ("sum", "mean")
 
@@ -61,11 +66,22 @@ class LabelOptions:
             raise ValueError(
                 "labels=predicted with loss=mse: the prediction is the mean, so the Fisher would be zero. Use labels=exact"
             )
+        if self.labels in ONE_LABEL and self.loss != "cross_entropy":
+            loss = "a function" if callable(self.loss) else self.loss
+            raise ValueError(
+                f"labels={self.labels} with loss={loss}: expected loss=cross_entropy, because it is defined for one label per "
+                "example. Use labels=empirical"
+            )
         if callable(self.loss) and (self.labels, self.reduction) != ("empirical", "sum"):
             raise ValueError(
                 f"labels={self.labels} reduction={self.reduction} with a function as loss: expected labels=empirical, because a "
                 "function has no distribution of labels, and reduction=sum, because it returns one number per example"
             )
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the labels of the data are needed."""
+        return self.labels in TRUE_LABELS
 
     @property
     def likelihood(self) -> Likelihood | None:
@@ -101,5 +117,10 @@ def check_options(*, fisher_batch: int = 1, **options: Any) -> LabelOptions:
         raise ValueError(
             f"fisher_batch={fisher_batch} with labels=exact is exactly 1/{fisher_batch} of the value at fisher_batch=1, "
             f"because labels are independent. Use fisher_batch=1 and divide lam by {fisher_batch}"
+        )
+    if checked.labels == "weighted" and fisher_batch > 1:
+        raise ValueError(
+            f"fisher_batch={fisher_batch} with labels=weighted: expected 1, because each example has a weight of its own. Use "
+            "fisher_batch=1, or labels=empirical"
         )
     return checked

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clbench.importance.label_options import LabelOptions
+from clbench.importance.label_options import ONE_LABEL, LabelOptions
 from clbench.importance.output_gradients import Columns
 from clbench.importance.outputs import Forward
 from clbench.importance.positions import Positions, class_dimension, expand_mask
@@ -61,7 +61,14 @@ class FisherGradients:
         else:
             y = self.likelihood.predicted(p) if self.options.labels == "predicted" else p.y
             assert y is not None
-            yield self.likelihood.score(p, y)
+            if self.options.labels == "reversed":
+                p = p._replace(z=(-p.z).masked_fill(p.z == -torch.inf, -torch.inf))  # no output that is masked competes
+            score = self.likelihood.score(p, y)
+            if self.options.labels == "weighted":
+                score = (
+                    score * (-0.5 * self.likelihood.losses(p.z, y)).exp()[..., None]
+                )  # the square has the factor p(y)
+            yield score
 
     def _sampled(self, p: Positions) -> Iterator[Tensor]:
         """Yield the scores at sampled labels, divided by sqrt(label_samples) so that their squares average.
@@ -95,6 +102,11 @@ class FisherGradients:
         last = z.movedim(dim, -1) if self.likelihood.has_classes else z[..., None]
         shape = last.shape[:-1]
         arranged = last.reshape(n, -1, last.shape[-1])
+        if self.options.labels in ONE_LABEL and arranged.shape[1] > 1:
+            raise ValueError(
+                f"labels={self.options.labels} over {arranged.shape[1]} positions: expected one label per example. Use "
+                "labels=empirical"
+            )
         self._check_outputs(arranged)
         y = self._targets(forward.y, shape)
         counts = None if forward.mask is None else expand_mask(forward.mask.to(z.device), shape).reshape(n, -1)
@@ -147,10 +159,10 @@ class FisherGradients:
         Raises:
             ValueError: They are needed and missing, or their shape or dtype is wrong.
         """
-        is_needed = self.options.labels == "empirical"
+        is_needed = self.options.reads_labels
         if y is None and is_needed:
             raise ValueError(
-                "labels=empirical needs targets, but the batches have none. Yield (x, y), or use labels=exact"
+                f"labels={self.options.labels} needs targets, but the batches have none. Yield (x, y), or use labels=exact"
             )
         if not isinstance(y, Tensor):
             if is_needed:
@@ -169,7 +181,7 @@ class FisherGradients:
         if not self.likelihood.is_mean:
             is_used = y != self.options.ignore_index
             counts = is_used if counts is None else counts & is_used
-        if self.options.labels == "empirical":
+        if self.options.reads_labels:
             outside = self.likelihood.is_outside(y, classes)
             outside = outside if counts is None else outside & counts
             bad = y.flatten()[outside.flatten().int().argmax()]

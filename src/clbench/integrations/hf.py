@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from clbench.errors import StrategyError
 from clbench.strategies import EWC
+from clbench.strategies.argument_checks import Strength
 from clbench.strategies.ewc import FisherOptions
 from clbench.strategies.measured import ImportanceStrategy
 from clbench.strategies.step_size import check_step_size
@@ -78,7 +79,7 @@ class EWCCallback(PenaltyCallback):
     """Elastic weight consolidation for ``transformers.Trainer``.
 
     Args:
-        lam: Strength of the penalty, >= 0.
+        lam: Strength of the penalty, >= 0, or a list with one per task.
         options: Options of ``EWC``, such as ``fisher``, ``samples`` and ``outputs``.
 
     Raises:
@@ -89,7 +90,7 @@ class EWCCallback(PenaltyCallback):
         100.0
     """
 
-    def __init__(self, lam: float = 1e3, **options: Unpack[FisherOptions]) -> None:
+    def __init__(self, lam: Strength = 1e3, **options: Unpack[FisherOptions]) -> None:
         super().__init__(EWC(lam, **options))
 
 

@@ -28,8 +28,14 @@ from clbench.runs.json_files import (
 )
 from clbench.runs.sweep_index import read_index
 
+
+def is_lam(value: Any) -> bool:
+    """Return whether ``value`` may be lam: a number, one per task, or null."""
+    return all(NUMBER.follows(each) for each in (value if isinstance(value, list) else [value]))
+
+
 CONFIG: Shape = {
-    "config": {"seed?": COUNT, "lam?": NUMBER},
+    "config": {"seed?": COUNT, "lam?": Leaf("a finite number, null or a list of them", is_lam)},
     "derived": Leaf("names of options", lambda value: isinstance(value, dict) or mismatch(value, [TEXT]) is None),
     "choices": {"strategy": TEXT, "*": Leaf("a text or null", lambda value: isinstance(value, str | None))},
     "options": [TEXT],

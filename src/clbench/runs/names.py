@@ -138,6 +138,8 @@ def _name(
     values = [f"{key.removeprefix('strategy.')}={format_value(identifying[key])}" for key in of_strategy]
     method = " ".join([str(run.choices.get("strategy")), *values])
     lam = options.get("lam")
+    if isinstance(lam, str):  # a list with one strength per task has no place on an axis
+        method, lam = f"{method} lam={lam.replace(' ', '')}", None
     return {
         "benchmark": ", ".join([*base, *groups, *(f"{key}={format_value(identifying[key])}" for key in other)]),
         "method": method,

@@ -13,12 +13,35 @@ import torch
 
 from clbench.errors import StrategyError, expected
 
+Strength = float | Sequence[float]
+"""The factor of a loss term, or one for each task."""
+
 
 def check_strength(name: str, value: Any) -> float:
     """Return the factor of a loss term, a number >= 0 that is finite in float32."""
     if not (_is_number(value) and 0 <= value <= torch.finfo(torch.float32).max):
         raise StrategyError(expected(name, value, "a finite number >= 0, at most 3.4e38"))
     return float(value)
+
+
+def check_strength_per_task(name: str, value: Any) -> float | tuple[float, ...]:
+    """Return the factor of a loss term, or the factors of the tasks if ``value`` is a list."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return check_strength(name, value)
+    return tuple(check_strength(name, each) for each in value)
+
+
+def check_tasks(name: str, value: float | tuple[float, ...], tasks: int) -> None:
+    """Raise StrategyError if ``value`` is a list that has not one entry for each of ``tasks`` tasks."""
+    if isinstance(value, tuple) and len(value) != tasks:
+        raise StrategyError(
+            expected(
+                name,
+                list(value),
+                f"a number, or a list of {tasks}, one for each task",
+                f"Try {name}={max(value, default=1.0):g}.",
+            )
+        )
 
 
 def check_positive(name: str, value: Any, hint: str = "") -> float:

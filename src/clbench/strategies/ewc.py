@@ -17,7 +17,7 @@ from clbench.importance.outputs import Outputs, returned_outputs
 from clbench.learner import Learner
 from clbench.params import Params
 from clbench.strategies import quadratic
-from clbench.strategies.argument_checks import check_fraction
+from clbench.strategies.argument_checks import Strength, check_fraction
 from clbench.strategies.measured import ImportanceOptions, ImportanceStrategy
 from clbench.strategies.quadratic import Quadratic
 
@@ -36,10 +36,11 @@ class EWC(ImportanceStrategy):
     Use one object for all tasks, because it keeps the penalty of the earlier ones.
 
     Args:
-        lam: Strength of the penalty, >= 0. In the Laplace approximation lam = N_old if the loss is summed over the task, and
-            N_old / N_new if it is averaged, for N_old and N_new examples of the old and the new task.
-        fisher: Labels of the Fisher: ``exact`` (expectation under the model), ``sample``, ``empirical`` or ``predicted``, see
-            ``clbench.importance.fisher``. ``empirical`` needs labels and cannot be combined with ``data="test"``.
+        lam: Strength of the penalty, >= 0, or a list with one per task. In the Laplace approximation lam = N_old if the loss is
+            summed over the task, and N_old / N_new if it is averaged, for N_old and N_new examples of the old and the new task.
+        fisher: Labels of the Fisher: ``exact`` (expectation under the model), ``sample``, ``empirical``, ``predicted``,
+            ``weighted`` or ``reversed``, see ``clbench.importance.fisher``. ``empirical``, ``weighted`` and ``reversed`` need
+            labels and cannot be combined with ``data="test"``.
         fisher_batch: Group size. 1 squares per-example gradients; b squares the gradient of the mean over b examples, as much
             published code does.
         label_samples: Labels per example with ``fisher="sample"``.
@@ -66,7 +67,7 @@ class EWC(ImportanceStrategy):
 
     def __init__(
         self,
-        lam: float = 1e3,
+        lam: Strength = 1e3,
         fisher: str = "exact",
         fisher_batch: int = 1,
         label_samples: int = 1,
@@ -88,10 +89,10 @@ class EWC(ImportanceStrategy):
             )
         except ValueError as error:
             raise StrategyError(str(error).replace("labels=", "fisher=")) from error
-        if fisher == "empirical":
+        if self.labels.reads_labels:
             if isinstance(data := options.get("data"), str) and data == "test":
                 raise StrategyError(
-                    "data=test: fisher=empirical would read the labels of the test data. Use fisher=exact"
+                    f"data=test: fisher={fisher} would read the labels of the test data. Use fisher=exact"
                 )
             self.needs_labels = True
         super().__init__(lam, **options)
@@ -142,7 +143,7 @@ class OnlineEWC(EWC):
     the penalty too (Schwarz et al. 2018, eq. 9).
 
     Args:
-        lam: Strength of the penalty, >= 0.
+        lam: Strength of the penalty, >= 0, or a list with one per task.
         gamma: Decay of the importance of earlier tasks, in [0, 1].
         options: ``fisher``, ``samples``, ``fisher_batch`` and the other options of ``EWC``.
 
@@ -162,13 +163,13 @@ class OnlineEWC(EWC):
     needs_labels = False
     merges_by_name = True
 
-    def __init__(self, lam: float = 1e3, gamma: float = 1.0, **options: Unpack[FisherOptions]) -> None:
+    def __init__(self, lam: Strength = 1e3, gamma: float = 1.0, **options: Unpack[FisherOptions]) -> None:
         super().__init__(lam, **options)
         self.gamma = check_fraction("gamma", gamma)
 
     @property
     def strength(self) -> float:
-        return self.lam * self.gamma
+        return self.lam_now * self.gamma
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
         return quadratic.recentre(old, new, self.gamma)

@@ -143,4 +143,4 @@ class EWCLoRA(EWC):
 
     def _state(self, layers: Iterable[AdaptedLayer]) -> LowRankPenalty:
         q = self.penalty or empty()
-        return LowRankPenalty(q, self.strength, self.lam, tuple(x for x in layers if x.name in q.importance))
+        return LowRankPenalty(q, self.strength, self.lam_now, tuple(x for x in layers if x.name in q.importance))

@@ -9,7 +9,7 @@ import torch
 
 from clbench.params import Params, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.argument_checks import check_choice
+from clbench.strategies.argument_checks import Strength, check_choice
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 from clbench.strategies.quadratic import Quadratic
 
@@ -18,7 +18,7 @@ class L2(QuadraticStrategy):
     """The penalty lam/2 * ||theta - theta*||^2 with importance 1 (Hsu et al. 2018).
 
     Args:
-        lam: Strength of the penalty, >= 0.
+        lam: Strength of the penalty, >= 0, or a list with one per task.
         anchors: ``latest`` anchors the weights at their values after the latest task. ``all`` has one penalty per task.
         options: ``include`` and ``exclude`` of ``QuadraticStrategy``.
 
@@ -38,7 +38,7 @@ class L2(QuadraticStrategy):
     needs_labels = False
     merges_by_name = True
 
-    def __init__(self, lam: float = 1.0, anchors: str = "latest", **options: Unpack[QuadraticOptions]) -> None:
+    def __init__(self, lam: Strength = 1.0, anchors: str = "latest", **options: Unpack[QuadraticOptions]) -> None:
         super().__init__(lam, **options)
         self.anchors = check_choice("anchors", anchors, ("latest", "all"))
 

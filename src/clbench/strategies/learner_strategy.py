@@ -14,7 +14,7 @@ from clbench.strategies.base import Strategy
 
 
 class LearnerStrategy(Strategy):
-    """Base of strategies that change the training step of the Learner (``terms``, ``extend``, ``update``) during a fit.
+    """Base of strategies that change the training step of the Learner (``terms``, ``extend``, ``weigh``, ``update``) in a fit.
 
     A subclass that works in several processes declares ``one_process = False``, and one that can learn batches with examples of
     several tasks ``learns_blurred = True``.
@@ -44,7 +44,7 @@ class LearnerStrategy(Strategy):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         learner = learner_of(pl_module)
-        learner.terms, learner.extend, learner.update = {}, None, None
+        learner.terms, learner.extend, learner.weigh, learner.update = {}, None, None, None
         if self.features is not None:
             self.features.handle.remove()
             self.features = None

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from clbench.data import Batch, TaskSequence, task_of
 from clbench.data.targets import LABEL
+from clbench.errors import StrategyError
 from clbench.learner import Learner, learner_of
 from clbench.nets import Net
 from clbench.params import size_in_bytes, snapshot
-from clbench.strategies.argument_checks import check_positive, check_strength
+from clbench.strategies.argument_checks import Strength, check_positive, check_strength_per_task, check_tasks
 from clbench.strategies.distillation import divergence, soften
 from clbench.strategies.learner_strategy import Features, LearnerStrategy
+from clbench.strategies.loss_weights import LossWeights, check_loss_weights, refuse_compiled, weight_of_new
 
 
 class LwF(LearnerStrategy):
@@ -29,8 +31,12 @@ class LwF(LearnerStrategy):
     everything else frozen; this warm-up is left out. One copy of the net is kept.
 
     Args:
-        lam: Strength of the distillation, >= 0. The paper calls it lambda_o and uses 1.
+        lam: Strength of the distillation, >= 0, or a list with one per task, of which the first has no effect. The
+            paper calls it lambda_o and uses 1.
         temperature: Temperature T, > 0. The paper uses 2.
+        loss_weights: Weight w of the task loss from the second task on: w * task loss + (1 - w) * lam * distillation. ``equal``
+            has no weights: task loss + lam * distillation, as above. ``tasks`` is w = 1/t for t tasks so far (van de Ven and
+            Tolias 2019). A number is w, and a list has one w per task, of which the first has no effect.
 
     Raises:
         ConfigError: A value is out of range. When a fit starts, the net is not a body with a head.
@@ -53,9 +59,16 @@ class LwF(LearnerStrategy):
     per_process = False
     kinds = (LABEL,)
 
-    def __init__(self, lam: float = 1.0, temperature: float = 2.0) -> None:
-        self.lam = check_strength("lam", lam)
+    def __init__(self, lam: Strength = 1.0, temperature: float = 2.0, loss_weights: LossWeights = "equal") -> None:
+        self.lam = check_strength_per_task("lam", lam)
+        self._lam_now = 0.0
         self.temperature = check_positive("temperature", temperature, "Li and Hoiem use 2.")
+        self.loss_weights = check_loss_weights(loss_weights)
+        later = self.lam[1:] if isinstance(self.lam, tuple) else (self.lam,)
+        if self.loss_weights != "equal" and 0 in later:
+            raise StrategyError(
+                f"loss_weights={loss_weights} with lam=0: expected lam > 0, because there is no old loss. Use loss_weights=equal"
+            )
         self.old: nn.Module | None = None
         self._loaded: dict[str, Tensor] = {}
 
@@ -63,10 +76,21 @@ class LwF(LearnerStrategy):
         super().attach(learner, sequence)
         self.old = None
 
+    def check(self, sequence: TaskSequence) -> None:
+        super().check(sequence)
+        check_tasks("lam", self.lam, len(sequence))
+        weight_of_new(self.loss_weights, 0, len(sequence))
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.check(task_of(trainer).sequence)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         learner = learner_of(pl_module)
         task = task_of(trainer)
-        if task.index == 0 or self.lam == 0:
+        self._lam_now = self.lam[task.index] if isinstance(self.lam, tuple) else self.lam
+        if task.index == 0 or self._lam_now == 0:
             return
         self.net, self.logits = learner.net, learner.logits
         self.old = deepcopy(learner.net).eval().requires_grad_(False)
@@ -77,6 +101,11 @@ class LwF(LearnerStrategy):
         self.contexts = {"task": range(task.index), "class": [task.index - 1], "domain": [task.index]}[scenario]
         self.features = Features(learner.net)
         learner.terms["distillation"] = self._distillation
+        w = weight_of_new(self.loss_weights, task.index, len(task.sequence))
+        if w is not None:
+            refuse_compiled(learner)
+            learner.weigh = lambda outputs, y: w * learner.loss(outputs, y)
+            self._lam_now *= 1 - w
 
     def _distillation(self, batch: Batch, outputs: Tensor) -> Tensor:
         assert isinstance(self.old, Net) and isinstance(self.net, Net) and self.features is not None
@@ -86,7 +115,7 @@ class LwF(LearnerStrategy):
         now = [self.net.head(self.features.last, k) for k in self.contexts]
         logits = self.logits
         parts = [distance(logits(z), logits(target), self.temperature) for z, target in zip(now, targets, strict=True)]
-        return self.lam * torch.stack(parts).sum()
+        return self._lam_now * torch.stack(parts).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the old net during a task, else an empty dict."""

@@ -18,7 +18,7 @@ from clbench.importance.batching import count
 from clbench.importance.outputs import Outputs
 from clbench.params import Params, move_like, snapshot, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.argument_checks import check_choice, check_flag, check_fraction, check_integer
+from clbench.strategies.argument_checks import Strength, check_choice, check_flag, check_fraction, check_integer
 from clbench.strategies.examples import Data
 from clbench.strategies.measured import ImportanceStrategy, MeasurementOptions
 from clbench.strategies.quadratic import Quadratic
@@ -32,7 +32,7 @@ class MAS(ImportanceStrategy):
     used (``data``). The paper has no 1/2 in the penalty, so its lambda is our lam / 2.
 
     Args:
-        lam: Strength of the penalty, >= 0.
+        lam: Strength of the penalty, >= 0, or a list with one per task.
         fisher_batch: Group size. 1 uses per-example gradients, as in the paper; b uses the gradient of the mean over b examples,
             as in the authors' demo.
         decay: Factor on the sum so far when a task is added, in [0, 1]. The paper uses 1.
@@ -66,7 +66,7 @@ class MAS(ImportanceStrategy):
 
     def __init__(
         self,
-        lam: float = 1.0,
+        lam: Strength = 1.0,
         fisher_batch: int = 1,
         decay: float = 1.0,
         data: Data = "train",

@@ -20,7 +20,7 @@ from clbench.importance.batching import count, subsample, take
 from clbench.importance.outputs import Outputs
 from clbench.learner import Learner, learner_outputs
 from clbench.params import Params, named_parameters
-from clbench.strategies.argument_checks import check_choice, check_integer_or_none
+from clbench.strategies.argument_checks import Strength, check_choice, check_integer_or_none
 from clbench.strategies.examples import (
     PARTS,
     Data,
@@ -61,7 +61,7 @@ class ImportanceStrategy(QuadraticStrategy):
     """Base of EWC, Online EWC and MAS. A subclass defines ``measure``.
 
     Args:
-        lam: Strength of the penalty, >= 0.
+        lam: Strength of the penalty, >= 0, or a list with one per task.
         samples: Number of examples to measure on, drawn without replacement. None uses all. Of a stream (an IterableDataset, or a
             loader with an ``__iter__`` of its own) these are the first ones.
         outputs: ``outputs(module, batch)`` -> (outputs (N, ...), targets), or outputs, targets and a mask, see
@@ -102,7 +102,7 @@ class ImportanceStrategy(QuadraticStrategy):
 
     def __init__(
         self,
-        lam: float,
+        lam: Strength,
         *,
         samples: int | None = None,
         outputs: Outputs | None = None,
@@ -135,6 +135,10 @@ class ImportanceStrategy(QuadraticStrategy):
 
     def _check_stream(self) -> None:
         """Raise ConfigError if another option needs the end of a task."""
+        if isinstance(self.lam, tuple):
+            raise StrategyError(
+                f"{self._segment} consolidates inside tasks: expected a number for lam, got {list(self.lam)}"
+            )
         for option, value, default in (("data", self.data, "train"), ("consolidate_at", self.consolidate_at, "fit")):
             if not isinstance(value, str) or value != default:
                 raise StrategyError(

@@ -26,6 +26,7 @@ class Memory:
 
     Attributes:
         filled: Which slots contain an example, (slots,) bool, on the CPU.
+        written: Which slots were written since the task started, (slots,) bool, on the CPU.
     """
 
     def __init__(self, slots: int) -> None:
@@ -33,6 +34,7 @@ class Memory:
             raise ValueError(f"slots={slots}: expected at least 1")
         self.slots = slots
         self.filled = torch.zeros(slots, dtype=torch.bool)
+        self.written = torch.zeros(slots, dtype=torch.bool)
         self.examples: Examples = {}
 
     def write(self, examples: Examples, slots: Sequence[int]) -> None:
@@ -43,7 +45,7 @@ class Memory:
         if not self.examples:
             self.examples = {name: t.new_zeros(self.slots, *t.shape[1:]) for name, t in examples.items()}
         to, of = torch.tensor(list(last)), torch.tensor(list(last.values()))
-        self.filled[to] = True
+        self.filled[to] = self.written[to] = True
         for name, t in examples.items():
             there, here = to.to(t.device, non_blocking=True), of.to(t.device, non_blocking=True)
             self.examples[name].index_copy_(0, there, t.detach().index_select(0, here).to(self.examples[name].dtype))
@@ -65,6 +67,14 @@ class Memory:
         chosen = kept[torch.randperm(len(kept), generator=generator)[:number]]
         return {name: t.index_select(0, chosen.to(t.device, non_blocking=True)) for name, t in self.examples.items()}
 
+    def start_task(self) -> None:
+        """Count all examples so far as those of earlier tasks."""
+        self.written.zero_()
+
+    def slots_of_earlier_tasks(self) -> Tensor:
+        """Return which slots contain an example that was stored before the current task, (slots,) bool."""
+        return self.filled & ~self.written
+
     def to(self, device: torch.device) -> None:
         """Move the kept examples to ``device``."""
         self.examples = {name: t.to(device) for name, t in self.examples.items()}
@@ -74,12 +84,13 @@ class Memory:
         return size_in_bytes(self.examples)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": snapshot(self.examples), "filled": self.filled.clone()}
+        return {"rows": snapshot(self.examples), "filled": self.filled.clone(), "written": self.written.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if len(state["filled"]) != self.slots:
             raise ValueError(f"memory state: expected {self.slots} slots, got {len(state['filled'])}")
         self.examples, self.filled = snapshot(state["rows"]), state["filled"].clone()
+        self.written = state.get("written", torch.zeros_like(self.filled)).clone()  # older versions did not store it
 
 
 class Reservoir(Memory):

@@ -18,12 +18,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from clbench.data import TaskSequence
+from clbench.data import TaskSequence, find_task
 from clbench.errors import StrategyError
 from clbench.learner import Learner
 from clbench.params import Params, fingerprints, named_parameters, size_in_bytes, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.argument_checks import check_choice, check_flag, check_strength
+from clbench.strategies.argument_checks import Strength, check_choice, check_flag, check_strength_per_task, check_tasks
 from clbench.strategies.base import Strategy
 from clbench.strategies.consolidation import fitted, merged, requiring_grad
 from clbench.strategies.fit import (
@@ -62,6 +62,8 @@ class QuadraticStrategy(Strategy):
 
     Args:
         lam: Strength of the penalty, >= 0. A measured importance is a mean over examples, so lam does not depend on their number.
+            A list has one strength per task: lam[i] multiplies the whole penalty of the earlier tasks while task i is trained.
+            The first entry has no effect, because there is no penalty yet.
         include, exclude: Patterns on parameter names, see ``selected``. A parameter that is not selected has no importance and
             no anchor, and is not penalised. Both may be changed between tasks.
         frozen: Which parameters without ``requires_grad`` are measured. ``auto`` measures those that were trained in this task or
@@ -78,6 +80,7 @@ class QuadraticStrategy(Strategy):
             anchor in the dtype of its parameter. With None both are in float32 or wider, on the device.
 
     Attributes:
+        tasks: Number of tasks that have been consolidated.
         penalty: Importance and anchor, None before the end of the first task.
         previous: The penalty before the last consolidation, with ``keep_previous``.
 
@@ -108,7 +111,7 @@ class QuadraticStrategy(Strategy):
 
     def __init__(
         self,
-        lam: float,
+        lam: Strength,
         include: Patterns = None,
         exclude: Patterns = None,
         *,
@@ -118,7 +121,7 @@ class QuadraticStrategy(Strategy):
         keep_previous: bool = False,
         store: str | None = None,
     ) -> None:
-        self.lam = check_strength("lam", lam)
+        self.lam = check_strength_per_task("lam", lam)
         self.include = include
         self.exclude = exclude
         self.frozen = frozen if isinstance(frozen, bool) else check_choice("frozen", frozen, ("auto",))
@@ -130,6 +133,7 @@ class QuadraticStrategy(Strategy):
             )
         self.keep_previous = check_flag("keep_previous", keep_previous)
         self.store = None if store is None else check_choice("store", store, ("cpu", "bfloat16"))
+        self.tasks = 0
         self.penalty: Quadratic | None = None
         self.previous: Quadratic | None = None
         self.seconds = 0.0
@@ -163,12 +167,13 @@ class QuadraticStrategy(Strategy):
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
         super().attach(learner, sequence)
-        self.penalty, self.previous, self.examples = None, None, 0
+        self.tasks, self.penalty, self.previous, self.examples = 0, None, None, 0
         self._trained, self._unmeasured, self._dropped = set(), set(), set()
         self._pending, self._loaded_pending = False, None
         self._selected_names(learner)  # a pattern that matches nothing is an error in the plan of a run, too
 
     def check(self, sequence: TaskSequence) -> None:
+        check_tasks("lam", self.lam, len(sequence))
         if self.consolidate_at != "fit":
             raise StrategyError(
                 f"consolidate_at={self.consolidate_at}: expected fit, because a run consolidates each task itself. Try "
@@ -176,12 +181,19 @@ class QuadraticStrategy(Strategy):
             )
 
     @property
+    def lam_now(self) -> float:
+        """The value of ``lam`` for the task that is trained, or that was trained last."""
+        if not isinstance(self.lam, tuple):
+            return self.lam
+        return self.lam[self.tasks if self._pending else max(self.tasks - 1, 0)]
+
+    @property
     def strength(self) -> float:
         """The factor of q/2 in the loss, see ``PenaltyState``."""
-        return self.lam
+        return self.lam_now
 
     def penalty_state(self) -> PenaltyState:
-        return PenaltyState(self.penalty or empty(), self.strength, self.lam)
+        return PenaltyState(self.penalty or empty(), self.strength, self.lam_now)
 
     def stiffness(self, lr: float) -> float:
         """Return lr * lam * max importance. SGD without momentum is stable on the penalty while this is below 2."""
@@ -198,6 +210,8 @@ class QuadraticStrategy(Strategy):
         if stage == "fit":
             refuse_sharded(trainer)
             place_last(self, trainer)
+            if (task := find_task(trainer)) is not None:
+                check_tasks("lam", self.lam, len(task.sequence))
             self._started, self._fingerprints = False, {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -250,6 +264,8 @@ class QuadraticStrategy(Strategy):
             raise StrategyError(
                 f"the last task is not consolidated, so this one would be learned without its penalty. {remedy}"
             )
+        if isinstance(self.lam, tuple) and self.tasks >= len(self.lam):
+            check_tasks("lam", self.lam, self.tasks + 1)
         if not resumed:
             self._trained = set()
         elif self._loaded_pending is False:
@@ -351,7 +367,7 @@ class QuadraticStrategy(Strategy):
         raise StrategyError(f"{type(self).__name__} cannot be consolidated without a Trainer. Use consolidate_at='fit'")
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"pending": self._pending}
+        state: dict[str, Any] = {"pending": self._pending, "tasks": self.tasks}
         names = {"trained": self._trained, "unmeasured": self._unmeasured, "dropped": self._dropped}
         state |= {key: sorted(value) for key, value in names.items() if value}
         for prefix, q in (("", self.penalty), ("previous_", self.previous)):
@@ -366,6 +382,11 @@ class QuadraticStrategy(Strategy):
             else None
             for prefix in ("", "previous_")
         )
+        self.tasks = state_dict.get("tasks", 0)
+        if isinstance(self.lam, tuple) and self.penalty is not None and not self.tasks:
+            raise StrategyError(
+                f"lam={list(self.lam)}: expected a number, because the state is of a version that did not count the tasks"
+            )
         self._pending = state_dict.get("pending", False)
         self._loaded_pending = state_dict.get("pending")
         self._trained, self._unmeasured, self._dropped = (
@@ -387,7 +408,7 @@ class QuadraticStrategy(Strategy):
         stiffness = self.stiffness(lr)
         bound = sgd_bound(group) if isinstance(trainer.optimizers[0], SGD) else 2.0
         return (
-            f"{name} lr={lr:g} with lam={self.lam:g} is too stiff (lr*lam*max importance = {stiffness:.3g}, SGD is "
+            f"{name} lr={lr:g} with lam={self.lam_now:g} is too stiff (lr*lam*max importance = {stiffness:.3g}, SGD is "
             f"stable below {bound:.3g}). Lower lam or lr, or use optimizer=adam"
         )
 
@@ -455,6 +476,7 @@ class QuadraticStrategy(Strategy):
             parts = [old] if old is not None else []
             del old
             self.penalty = merged(parts, importance, params, self.merge, self.merges_by_name, self.store)
+        self.tasks += not replace
         self._pending, self._loaded_pending = False, None
         device = next(module.parameters()).device
         if device.type == "cuda":

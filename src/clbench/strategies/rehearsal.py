@@ -24,6 +24,8 @@ class RehearsalOptions(TypedDict, total=False):
     replay: int | None
     buffer: str
     seed: int
+    memory_total: int | None
+    memory_from: str
 
 
 class RehearsalStrategy(LearnerStrategy):
@@ -36,9 +38,14 @@ class RehearsalStrategy(LearnerStrategy):
         replay: Examples drawn per step. None draws as many as the new batch has.
         buffer: ``reservoir`` (a uniform sample of the stream) or ``ring`` (the last ``memory`` examples of each task).
         seed: Random seed of the examples that are kept and drawn.
+        memory_total: Number of examples of all tasks together, which replaces ``memory``. The reservoir keeps a uniform sample of
+            the stream, so the share of each task shrinks as tasks come. None uses ``memory``.
+        memory_from: Examples that are drawn: ``all``, also those of the current task, or ``earlier``, those that were stored
+            before the current task. Then the first task is learned without replay.
 
     Raises:
-        ConfigError: A number is below its minimum, or ``buffer`` is unknown. When a fit starts, the optimiser is LBFGS.
+        ConfigError: A number is below its minimum, ``buffer`` or ``memory_from`` is unknown, or ``memory_total`` is combined
+            with a ring. When a fit starts, the optimiser is LBFGS.
 
     Example:
         >>> class Remember(RehearsalStrategy):
@@ -48,11 +55,26 @@ class RehearsalStrategy(LearnerStrategy):
         50
     """
 
-    def __init__(self, memory: int = 50, replay: int | None = None, buffer: str = "reservoir", seed: int = 0) -> None:
+    def __init__(
+        self,
+        memory: int = 50,
+        replay: int | None = None,
+        buffer: str = "reservoir",
+        seed: int = 0,
+        memory_total: int | None = None,
+        memory_from: str = "all",
+    ) -> None:
         self.each = check_integer("memory", memory)
         self.replay = check_integer_or_none("replay", replay)
         self.seed = check_integer("seed", seed, least=0)
         self.buffer = check_choice("buffer", buffer, ("reservoir", "ring"))
+        self.total = check_integer_or_none("memory_total", memory_total)
+        if self.total is not None and buffer == "ring":
+            raise StrategyError(
+                f"memory_total={memory_total} with buffer=ring: expected a reservoir, because a ring has fixed numbers per task. "
+                "Use buffer=reservoir, or memory"
+            )
+        self.memory_from = check_choice("memory_from", memory_from, ("all", "earlier"))
         self.memory: Reservoir | Ring | None = None
         self.learner: Learner
         self._sequence: TaskSequence | None = None
@@ -70,7 +92,11 @@ class RehearsalStrategy(LearnerStrategy):
         super().attach(learner, sequence)
         tasks = len(sequence)
         self._sequence = sequence
-        self.memory = Reservoir(tasks * self.each) if self.buffer == "reservoir" else Ring(tasks, self.each)
+        self.memory = Reservoir(self._slots(tasks)) if self.buffer == "reservoir" else Ring(tasks, self.each)
+
+    def _slots(self, tasks: int) -> int:
+        """Return the number of slots of a reservoir."""
+        return self.total or tasks * self.each
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -99,10 +125,12 @@ class RehearsalStrategy(LearnerStrategy):
         if trainer.ckpt_path is None:
             self._generator = generator(self.seed, "memory", task.index)
         assert self.memory is not None
+        if trainer.ckpt_path is None:
+            self.memory.start_task()
         self.memory.to(learner.device)
 
     def smallest_replay_batch(self, batch_size: int, tasks: int) -> int | None:
-        kept = self.each * (tasks if self.buffer == "reservoir" else 1)
+        kept = self._slots(tasks) if self.buffer == "reservoir" else self.each
         return min(self.replay or batch_size, kept)
 
     def remember(self, batch: Batch, **more: Tensor) -> None:
@@ -123,13 +151,15 @@ class RehearsalStrategy(LearnerStrategy):
 
         Args:
             number: Number of examples, used if the option ``replay`` is None.
-            among: Slots to draw from. None allows all.
+            among: Slots to draw from. None allows those of ``memory_from``.
 
         Returns:
             The examples as a batch whose ``task`` selects the outputs that compete now, and all stored tensors of these examples.
-            None if the memory is empty.
+            None if there are none.
         """
         assert self.memory is not None
+        if among is None and self.memory_from == "earlier":
+            among = self.memory.slots_of_earlier_tasks()
         examples = self.memory.draw(self.replay or number, self._generator, among)
         if examples is None:
             return None

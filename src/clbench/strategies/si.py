@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from clbench.params import Params, named_parameters, snapshot, trainable
 from clbench.strategies import quadratic
-from clbench.strategies.argument_checks import check_flag, check_positive
+from clbench.strategies.argument_checks import Strength, check_choice, check_positive
 from clbench.strategies.penalty import QuadraticOptions, QuadraticStrategy
 from clbench.strategies.quadratic import Quadratic
 
@@ -30,10 +30,12 @@ class SI(QuadraticStrategy):
     after the epoch that ``consolidate=best`` selects.
 
     Args:
-        lam: Strength of the penalty, >= 0.
+        lam: Strength of the penalty, >= 0, or a list with one per task.
         damping: xi in the paper, > 0. Bounds the importance of a weight that hardly moved.
-        clamp: Whether negative importances of a task are set to 0. The paper does not do so: a weight whose movement increased
-            the loss has a negative importance, and the penalty pushes it away from its anchor.
+        clamp: Where a negative importance is set to 0. ``none`` (or False) keeps it: a weight whose movement increased the loss
+            has a negative importance, and the penalty pushes it away from its anchor, as in the paper. ``task`` (or True) cuts
+            the importance of each task before it is added to Omega. ``sum`` cuts Omega each time a task has been added, as the
+            authors' code does, so that a later task can take back what an earlier one has added.
         options: ``include`` and ``exclude`` of ``QuadraticStrategy``.
 
     Raises:
@@ -55,11 +57,12 @@ class SI(QuadraticStrategy):
     merges_by_name = True
 
     def __init__(
-        self, lam: float = 1.0, damping: float = 0.1, clamp: bool = False, **options: Unpack[QuadraticOptions]
+        self, lam: Strength = 1.0, damping: float = 0.1, clamp: bool | str = False, **options: Unpack[QuadraticOptions]
     ) -> None:
         super().__init__(lam, **options)
         self.damping = check_positive("damping", damping, "The paper uses 0.1.")
-        self.clamp = check_flag("clamp", clamp)
+        clamp = {False: "none", True: "task"}[clamp] if isinstance(clamp, bool) else clamp
+        self.clamp = check_choice("clamp", clamp, ("task", "sum", "none"))
         self._path = PathIntegral({})
         self._loaded: dict[str, Params] = {}
         self._followed: set[str] = set()
@@ -67,17 +70,21 @@ class SI(QuadraticStrategy):
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         path = self._path
+        is_cut = self.clamp == "task" or (self.clamp == "sum" and self.penalty is None)  # the first sum is not merged
         importance = {}
         for name, p in trainable(pl_module).items():
             if name in path.sums:
                 f = importance_of(path.sums[name], p.detach() - path.start[name], self.damping)
-                importance[name] = f.clamp_(min=0) if self.clamp else f
+                importance[name] = f.clamp_(min=0) if is_cut else f
             else:  # frozen during the whole task
                 importance[name] = torch.zeros_like(p, requires_grad=False)
         return importance
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
-        return quadratic.recentre(old, new, decay=1.0)
+        q = quadratic.recentre(old, new, decay=1.0)
+        if self.clamp == "sum":
+            q = q._replace(importance={name: f.clamp(min=0) for name, f in q.importance.items()})
+        return q
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -121,7 +128,7 @@ class SI(QuadraticStrategy):
     def diagnosis(self, trainer: L.Trainer) -> str:
         text = super().diagnosis(trainer)
         smallest = min((f.min().item() for f in self.penalty.importance.values()), default=0.0) if self.penalty else 0.0
-        return text if smallest >= 0 else f"{text}, or clamp=True, because importance is down to {smallest:.3g}"
+        return text if smallest >= 0 else f"{text}, or clamp=task, because importance is down to {smallest:.3g}"
 
 
 def importance_of(omega: Tensor, change: Tensor, damping: float) -> Tensor:

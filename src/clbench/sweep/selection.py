@@ -37,6 +37,10 @@ class LamResult(NamedTuple):
 def check_selection(runs: Sequence[PlannedRun], tasks: int) -> None:
     """Raise ConfigError if the runs have no validation data to select lam on."""
     check_rule("select_lam_on_first_tasks", tasks)
+    if any(isinstance(run.cfg.get("lam"), Sequence) for run in runs):
+        raise ConfigError(
+            f"select_lam_on_first_tasks={tasks}: expected numbers for lam, because a list has no order. Remove this option."
+        )
     if any(run.cfg.data.get("validation") == 0 for run in runs):
         raise ConfigError(
             f"select_lam_on_first_tasks={tasks}: expected validation data, got data.validation=0. Try data.validation=0.1."

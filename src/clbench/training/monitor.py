@@ -59,7 +59,7 @@ class PenaltyMonitor(L.Callback):
 
     Attributes:
         warnings: The warnings so far.
-        translate: Function that replaces Python arguments in a text, such as ``clamp=True``, by command-line options.
+        translate: Function that replaces Python arguments in a text, such as ``clamp=task``, by command-line options.
 
     Raises:
         ConfigError: ``every`` is below 1.
@@ -197,7 +197,7 @@ def check_importance(importance: Params) -> Iterator[tuple[str, str]]:
         yield (
             "importance_negative",
             f"{negative / total:.0%} of the importance is negative, so the penalty pushes those weights away from their anchors. "
-            "With SI, use clamp=True or a lower learning rate. A custom importance must be >= 0.",
+            "With SI, use clamp=task or a lower learning rate. A custom importance must be >= 0.",
         )
     layer, largest = max(((layer, s[0].item()) for layer, s in sums.items()), key=lambda pair: pair[1])
     if len(sums) > 1 and largest / total > ONE_LAYER:
