@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ Slice = tuple[int, int]
 """First column, and last column plus one."""
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Base of heads: ``head(features, task)`` -> the outputs that compete.
 
     The features are one vector per example (N, F), per token (N, T, F), or per pixel (N, F, H, W). The outputs have the same
@@ -29,9 +30,9 @@ class Head(nn.Module):
             return self.outputs(features.movedim(1, -1), task).movedim(-1, 1)
         return self.outputs(features, task)
 
+    @abstractmethod
     def outputs(self, features: Tensor, task: int | Tensor) -> Tensor:
         """Return the outputs (N, ..., C) of features (N, ..., F)."""
-        raise NotImplementedError
 
 
 class MultiHead(Head):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import lightning as L
@@ -19,7 +20,7 @@ from clbench.metrics.quality import QUALITIES, Quality
 LOSS, TERMS = 0, 1
 
 
-class Measure:
+class Measure(ABC):
     """Base: sums over the batches of one data set. The loss is the sum of ``LOSS`` divided by the number of ``TERMS``.
 
     Args:
@@ -51,9 +52,9 @@ class Measure:
         """Mean loss."""
         return (self.sums[LOSS] / self.sums[TERMS]).item()
 
+    @abstractmethod
     def value(self) -> float:
         """Return the quality."""
-        raise NotImplementedError
 
     def details(self) -> dict[str, float]:
         """Return the entry of ``per_task`` in metrics.json."""
