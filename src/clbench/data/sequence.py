@@ -237,22 +237,23 @@ class TaskSequence:
             raise DataError(f"augment: expected images with targets that stay the same, got {what}. Try augment=None.")
 
     def _check_parts(self, index: int, parts: Mapping[str, Part]) -> None:
-        """Raise ConfigError if a class of the task has no training example, or the task has no test example."""
-        if self.kind != LABEL:
-            if not len(parts["train"]):
-                raise DataError(
-                    f"validation={self.validation}: expected training examples in every task, got none in task {index + 1}. "
-                    "Lower validation."
-                )
-            return
+        """Raise ConfigError if the task has no training or test example, or a class has validation examples only."""
+        if self.kind == LABEL:
+            self._check_classes(index, parts)
+        elif not len(parts["train"]):
+            raise DataError(
+                f"validation={self.validation}: expected training examples in every task, got none in task {index + 1}. "
+                "Lower validation."
+            )
+
+    def _check_classes(self, index: int, parts: Mapping[str, Part]) -> None:
         classes, source = self.definitions[index].classes, self.definitions[index].source
-        column = self.scenario.offset(self.sizes, index)
         missing = set(parts["validation"].y.tolist()) - set(parts["train"].y.tolist())
         if missing:
+            name = classes[min(missing) - self.scenario.offset(self.sizes, index)]
             raise DataError(
-                f"validation={self.validation}: expected training examples of every class, but class "
-                f"{classes[min(missing) - column]} of task {index + 1} has only validation examples. Lower validation, or leave "
-                "out this class."
+                f"validation={self.validation}: expected training examples of every class, but class {name} of task {index + 1} "
+                "has only validation examples. Lower validation, or leave out this class."
             )
         if not len(parts["test"]):
             raise DataError(
@@ -293,29 +294,28 @@ class TaskSequence:
         return replace(part, rows=part.rows[chosen], y=part.y[chosen])
 
     def _task_parts(self, index: int) -> dict[str, Part]:
+        """Return the training, validation and test examples of a task. Labels become output columns, other targets stay."""
         split = self.definitions[index]
-        train, validation = self._rows[id(split.source)]
-        test = torch.arange(len(split.source.test.y))
-        pixels = self._convert(split.source.train)
-        if self.kind != LABEL:
-            return {
-                which: Part(images, rows, images.y[rows], index, pixels, split.view)
-                for which, images, rows in (
-                    ("train", split.source.train, train),
-                    ("validation", split.source.train, validation),
-                    ("test", split.source.test, test),
-                )
-            }
-        column = torch.full((split.source.classes,), -1, dtype=torch.long)
-        column[list(split.classes)] = torch.arange(len(split.classes)) + self.scenario.offset(self.sizes, index)
+        source, pixels = split.source, self._convert(split.source.train)
+        column = self._output_columns(index) if self.kind == LABEL else None
 
         def part(images: Images | Streamed, rows: Tensor) -> Part:
-            y = column[images.y[rows]]
-            mine = y >= 0
-            return Part(images, rows[mine], y[mine], index, pixels, split.view)
+            y = images.y[rows]
+            if column is not None:
+                y = column[y]
+                rows, y = rows[y >= 0], y[y >= 0]
+            return Part(images, rows, y, index, pixels, split.view)
 
+        train, validation = self._rows[id(source)]
         return {
-            "train": part(split.source.train, train),
-            "validation": part(split.source.train, validation),
-            "test": part(split.source.test, test),
+            "train": part(source.train, train),
+            "validation": part(source.train, validation),
+            "test": part(source.test, torch.arange(len(source.test.y))),
         }
+
+    def _output_columns(self, index: int) -> Tensor:
+        """Return the output column of each class of the data set in a task (classes,), -1 for classes that it does not have."""
+        split = self.definitions[index]
+        column = torch.full((split.source.classes,), -1, dtype=torch.long)
+        column[list(split.classes)] = torch.arange(len(split.classes)) + self.scenario.offset(self.sizes, index)
+        return column
