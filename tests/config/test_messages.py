@@ -23,6 +23,14 @@ ERRORS = [
     (["lam=nan"], "lam=nan: expected a finite number >= 0"),
     (["lam=much"], "lam=much: expected a finite number >= 0, at most 3.4e38, got 'much'."),
     (["strategy=ewcc"], "strategy=ewcc: expected one of agem, "),
+    (
+        ["experiment=continual_lm", "net=mlp"],
+        "net.width=64: clbench.nets.mlp has no option width. experiment=continual_lm sets it for another net. Try ~net.width.",
+    ),
+    (
+        ["data=text_domains", "scenario=domain", "strategy=lwf"],
+        "expected one label per example, got a label per token or pixel. Use strategy=er, or a strategy with a quadratic penalty",
+    ),
     (["net=mlp_bn", "data=split_digits", "batch_size=16"], "batch_size=16: the last batch of task "),
     (["data=emnist"], "data=emnist: expected one of bit_ops, "),
     (["fisher=true"], "fisher=true: expected one of exact, sample, empirical, predicted"),

@@ -18,6 +18,7 @@ from clbench.nets import (
     SlicedHead,
     cnn,
     features_of,
+    features_on,
     flatten_pixels,
     init_from,
     mlp,
@@ -26,6 +27,8 @@ from clbench.nets import (
     resnet18_vandeven,
     torchvision_model,
 )
+from clbench.nets.heads import Head
+from clbench.training.measures import Measure
 from tests.conftest import trainer
 
 TASKS = torch.tensor([0, 2, 1, 1, 0])
@@ -158,6 +161,19 @@ def test_measuring_features_restores_the_mode_after_an_error():
 def test_a_body_that_does_not_flatten_is_refused():
     with pytest.raises(ValueError, match=r"expected shape \(2, features\) for 2 inputs, got \(2, 8, 6, 6\). Flatten"):
         features_of(nn.Conv2d(1, 8, 3), (1, 8, 8))
+
+
+def test_a_vector_per_token_is_refused_for_one_label_per_example():
+    with pytest.raises(
+        ValueError, match=r"got \(2, 6, 4\). Return one vector per example, such as the mean over the tokens"
+    ):
+        features_on(nn.Embedding(9, 4), torch.zeros(2, 6, dtype=torch.int64))
+
+
+def test_a_head_or_a_measure_without_its_method_is_refused():
+    for base in (Head, Measure):
+        with pytest.raises(TypeError, match=f"abstract class {base.__name__}"):
+            base()
 
 
 def test_a_body_that_gives_a_tuple_is_refused():

@@ -48,3 +48,15 @@ def test_an_option_without_effect_on_results_separates_no_runs(key, value, tmp_p
 def test_values_that_differ_have_different_texts(value, text):
     assert format_value(value) == text
     assert float(format_value(value)) == value
+
+
+def test_names_show_values_as_a_user_types_them(tmp_path):
+    assert [format_value(value) for value in (None, True, False, "none")] == ["null", "true", "false", "none"]
+    for name, mean in (("a", None), ("b", 10.0)):
+        shutil.copytree(find_runs([FINISHED_RUNS / "task_incremental"])[0], tmp_path / name)
+        file = tmp_path / name / "config.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["config"]["data.mean"] = mean
+        file.write_text(json.dumps(content), encoding="utf-8")
+    names = [run["benchmark"] for run in name_runs([read_run(folder) for folder in find_runs([tmp_path])])]
+    assert [name.rpartition(", ")[2] for name in names] == ["data.mean=null", "data.mean=10"]

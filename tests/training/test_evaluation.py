@@ -135,15 +135,19 @@ def test_the_seconds_of_evaluations_add_up_over_tasks():
     assert evaluation.seconds > 1000
 
 
-def test_a_checkpoint_of_an_older_version_is_read():
-    """It has counts of correct answers and examples instead of matrices."""
-    counts = {
-        which: (torch.tensor([[9, 2], [8, 7]]), torch.tensor([[10, 10], [10, 10]])) for which in ("test", "validation")
-    }
-    evaluation = Evaluation(2)
-    evaluation.load_state_dict(
-        {"counts": counts, "initial": torch.zeros(2), "per_task": [], "within": [(0, 3, [0.5, 0.1])]}
-    )
-    for which in counts:
-        assert evaluation.matrix(which).tolist() == [[0.9, 0.2], [0.8, 0.7]]
-    assert evaluation.within == [MidTaskEvaluation(0, 3, [0.5, 0.1])]
+def test_a_checkpoint_of_counts_gives_the_same_matrices():
+    """Checkpoints of earlier versions have correct answers and examples (2, T, T) instead of R."""
+    tasks, evaluation, _ = learned("domain")
+    state, counts = evaluation.state_dict(), {}
+    for which, r in state.pop("matrices").items():
+        loaders = tasks[0].test_dataloader() if which == "test" else tasks[0].val_dataloader()
+        examples = torch.tensor([loader.examples for loader in loaders]).expand(3, 3)
+        counts[which] = torch.stack([(r * examples).round().long(), examples])
+    resumed = Evaluation.of(tasks[0].sequence)
+    resumed.load_state_dict({**state, "counts": counts})
+    for which in ("test", "validation"):
+        assert torch.equal(resumed.matrix(which), evaluation.matrix(which))
+        assert resumed.summarize(which) == evaluation.summarize(which)
+    unfinished = {which: torch.zeros(2, 3, 3, dtype=torch.long) for which in counts}
+    resumed.load_state_dict({**state, "counts": unfinished})
+    assert resumed.matrix("test").isnan().all()

@@ -11,9 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, Node, OmegaConf
 
 from clbench.config.arguments import NOT_ARGUMENTS, arguments_of, as_typed, target_nodes, target_of
-from clbench.config.declarations import files
+from clbench.config.declarations import declarations, files, find
 from clbench.config.hashing import GROUPS, declared
 from clbench.config.known_names import name_at_top_level, option_names, suggest
+from clbench.config.options import conf_dir
 from clbench.errors import ConfigError
 
 WITHOUT_CLASS = {
@@ -67,7 +68,7 @@ def check_keys(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
             raise ConfigError(unknown(f"{group}.{key}", cfg[group]._get_node(key), [f"{group}.{n}" for n in names]))
     for name in map(str, cfg):
         for key, described in target_nodes(cfg._get_node(name), name):
-            check_arguments_of(key, described)
+            check_arguments_of(key, described, choices.get("experiment"))
 
 
 def check_hydra_keys(hydra: DictConfig) -> None:
@@ -117,8 +118,11 @@ def has_choice(node: Any, group: str) -> bool:
     return isinstance(node, DictConfig) and not (group in OPTIONS_OF_EVERY and set(node) <= {*OPTIONS_OF_EVERY[group]})
 
 
-def check_arguments_of(key: str, node: DictConfig) -> None:
-    """Raise ConfigError if the object that ``node`` describes has a key that its class or function does not take."""
+def check_arguments_of(key: str, node: DictConfig, experiment: str | None = None) -> None:
+    """Raise ConfigError if the object that ``node`` describes has a key that its class or function does not take.
+
+    If the yaml of ``experiment`` sets the key, the error says so.
+    """
     path = node.get("_target_")
     target = target_of(node)
     is_path = isinstance(path, str) and all(map(str.isidentifier, path.split(".")))
@@ -140,6 +144,9 @@ def check_arguments_of(key: str, node: DictConfig) -> None:
         hint = "" if OmegaConf.is_interpolation(value) else name_at_top_level(full)
         options = ", ".join(sorted(takes.keys() - set(passed)))
         remedy = f"Try one of {options}." if options else f"Try ~{full}."
+        file = find("experiment", str(experiment), [conf_dir()])
+        if file is not None and full in declarations(file):
+            hint, remedy = f" {file.choice} sets it for another {key.partition('.')[0]}.", f"Try ~{full}."
         raise ConfigError(
             f"{shown(full, value)}: {path} has no option {name}.{hint or suggest(name, list(takes))} {remedy}"
         )

@@ -237,22 +237,23 @@ class TaskSequence:
             raise DataError(f"augment: expected images with targets that stay the same, got {what}. Try augment=None.")
 
     def _check_parts(self, index: int, parts: Mapping[str, Part]) -> None:
-        """Raise ConfigError if a class of the task has no training example, or the task has no test example."""
-        if self.kind != LABEL:
-            if not len(parts["train"]):
-                raise DataError(
-                    f"validation={self.validation}: expected training examples in every task, got none in task {index + 1}. "
-                    "Lower validation."
-                )
-            return
+        """Raise ConfigError if the task has no training or test example, or a class has validation examples only."""
+        if self.kind == LABEL:
+            self._check_classes(index, parts)
+        elif not len(parts["train"]):
+            raise DataError(
+                f"validation={self.validation}: expected training examples in every task, got none in task {index + 1}. "
+                "Lower validation."
+            )
+
+    def _check_classes(self, index: int, parts: Mapping[str, Part]) -> None:
         classes, source = self.definitions[index].classes, self.definitions[index].source
-        column = self.scenario.offset(self.sizes, index)
         missing = set(parts["validation"].y.tolist()) - set(parts["train"].y.tolist())
         if missing:
+            name = classes[min(missing) - self.scenario.offset(self.sizes, index)]
             raise DataError(
-                f"validation={self.validation}: expected training examples of every class, but class "
-                f"{classes[min(missing) - column]} of task {index + 1} has only validation examples. Lower validation, or leave "
-                "out this class."
+                f"validation={self.validation}: expected training examples of every class, but class {name} of task {index + 1} "
+                "has only validation examples. Lower validation, or leave out this class."
             )
         if not len(parts["test"]):
             raise DataError(
@@ -294,25 +295,28 @@ class TaskSequence:
         return replace(part, rows=part.rows[chosen], y=part.y[chosen])
 
     def _task_parts(self, index: int) -> dict[str, Part]:
-        """Return the training, validation and test examples of a task. Labels become the outputs that they select."""
-        definition = self.definitions[index]
-        source, (train, validation) = definition.source, self._rows[id(definition.source)]
-        convert = self._convert(source.train)
-        output = torch.full((source.classes if self.kind == LABEL else 0,), -1, dtype=torch.long)
-        if self.kind == LABEL:
-            output[list(definition.classes)] = torch.arange(self.sizes[index]) + self.scenario.offset(self.sizes, index)
+        """Return the training, validation and test examples of a task. Labels become output columns, other targets stay."""
+        split = self.definitions[index]
+        source, pixels = split.source, self._convert(split.source.train)
+        column = self._output_columns(index) if self.kind == LABEL else None
 
         def part(images: Images | Streamed, rows: Tensor) -> Part:
             y = images.y[rows]
-            if self.kind == LABEL:
-                y = output[y]
-                rows, y = rows[y >= 0], y[y >= 0]  # the classes of the task
-            return Part(images, rows, y, index, convert, definition.view)
+            if column is not None:
+                y = column[y]
+                rows, y = rows[y >= 0], y[y >= 0]
+            return Part(images, rows, y, index, pixels, split.view)
 
-        test = torch.arange(len(source.test.y))
-        examples = {
-            "train": (source.train, train),
-            "validation": (source.train, validation),
-            "test": (source.test, test),
+        train, validation = self._rows[id(source)]
+        return {
+            "train": part(source.train, train),
+            "validation": part(source.train, validation),
+            "test": part(source.test, torch.arange(len(source.test.y))),
         }
-        return {which: part(*of_which) for which, of_which in examples.items()}
+
+    def _output_columns(self, index: int) -> Tensor:
+        """Return the output column of each class of the data set in a task (classes,), -1 for classes that it does not have."""
+        split = self.definitions[index]
+        column = torch.full((split.source.classes,), -1, dtype=torch.long)
+        column[list(split.classes)] = torch.arange(len(split.classes)) + self.scenario.offset(self.sizes, index)
+        return column

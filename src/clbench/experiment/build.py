@@ -111,10 +111,10 @@ def build_body(cfg: DictConfig, inputs: Tensor, positions: Sequence[int] = ()) -
             raise
         remedy = "Try other options of the net, another net or other data."
         if not inputs.is_floating_point():
-            remedy = (
-                f"The inputs are tokens from 0 to {inputs.max()} in {inputs.shape[1]} positions. Try net=gpt_small, or a larger "
-                "vocabulary or more positions of the net. For a table, use floats."
-            )
+            tokens = f"The inputs are tokens from 0 to {inputs.max()} in {inputs.shape[1]} positions"
+            remedy = f"{tokens}. Try net=gpt_small, or a larger vocabulary or more positions of the net. For a table, use floats."
+            if not positions:  # gpt_small has a vector per token
+                remedy = f"{tokens}, with one target per example. Try net=custom with a net of your own. For a table, use floats."
         if not takes_shape(target_of(cfg.net)):
             remedy = (
                 "It is called with the shape of an input. If it takes no shape, try net=module "

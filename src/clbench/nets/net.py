@@ -77,6 +77,10 @@ def features_on(body: nn.Module, x: Tensor, positions: Sequence[int] = ()) -> in
     found = tuple(features.shape)
     if features.ndim != len(positions) + 2 or found[:where] + found[where + 1 :] != (2, *positions):
         wanted = ", ".join(map(str, (2, "features", *positions) if of_pixels else (2, *positions, "features")))
-        remedy = "Use a net that keeps the positions" if positions else "Flatten the output"
+        remedy = "Flatten the output"
+        if positions:
+            remedy = "Use a net that keeps the positions"
+        elif features.ndim == 3:
+            remedy = "Return one vector per example, such as the mean over the tokens"
         raise ValueError(f"body: expected shape ({wanted}) for 2 inputs, got {found}. {remedy}")
     return found[where]

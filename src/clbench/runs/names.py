@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from clbench.config.arguments import as_typed
 from clbench.config.hashing import HOW_DATA_IS_READ
 from clbench.config.options import ELSEWHERE, OPTIONS
 from clbench.runs.find import FoundRun
@@ -42,16 +43,17 @@ def name_runs(runs: Sequence[FoundRun]) -> list[dict[str, Any]]:
 
 
 def format_value(value: Any) -> str:
-    """Format a value as it is typed, in its shortest exact form: 1e5 for 100000.0, null for None. Different values differ."""
-    if value is None:
-        return "null"
+    """Format a value as a user types it, a number in its shortest exact form: 1e5 for 100000 and 100000.0, null for None.
+
+    Values that differ have different forms.
+    """
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
         or not math.isfinite(value)
         or float(value) != value
     ):
-        return str(value)
+        return as_typed(value)
     value = float(value)
     digits = next(n for n in range(17) if float(f"{value:.{n}e}") == value)
     mantissa, _, exponent = f"{value:.{digits}e}".partition("e")

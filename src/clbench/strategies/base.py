@@ -131,7 +131,7 @@ class Strategy(L.Callback):
         if sequence.kind not in self.kinds:
             raise StrategyError(
                 f"{type(self).__name__} compares probabilities of classes: expected one label per example, got "
-                f"{WHAT[sequence.kind]}. Use ER (strategy=er), or a strategy with a quadratic penalty (EWC, MAS, SI, L2)"
+                f"{WHAT[sequence.kind]}. Use strategy=er, or a strategy with a quadratic penalty (ewc, mas, si, l2)"
             )
 
     def check_train_classes(self, sequence: TaskSequence) -> None:
@@ -148,8 +148,8 @@ class Strategy(L.Callback):
         """Raise ConfigError if the strategy cannot learn a blurry sequence, and ``sequence`` is one."""
         if sequence.blur and not self.learns_blurred:
             raise StrategyError(
-                f"{type(self).__name__} needs batches of one task: expected blur=0, got {sequence.blur:g}. Use blur=0, ER "
-                "(strategy=er), or a strategy with a quadratic penalty (EWC, MAS, SI, L2)"
+                f"{type(self).__name__} needs batches of one task: expected blur=0, got {sequence.blur:g}. Use blur=0, "
+                "strategy=er, or a strategy with a quadratic penalty (ewc, mas, si, l2)"
             )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
