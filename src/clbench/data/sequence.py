@@ -58,6 +58,8 @@ class TaskSequence:
             batches are the same. None is half of the available memory.
         workers: Number of these processes. None is one per core, at most 4.
         loss: Name of the loss, which decides what the targets mean, see ``clbench.data.targets``.
+        eval_on: Examples on which tasks are evaluated: ``test``, or ``train``, the training examples without augmentation and
+            validation examples. Zenke et al. 2017 report such accuracies.
         blur: Share of the training examples that each task exchanges with the other tasks, in [0, 1), see
             ``clbench.data.blur.exchanged``. Validation and test examples are not exchanged. An example keeps its task, which
             selects its outputs in the task-incremental scenario. In the class-incremental scenario all classes occur in every
@@ -104,7 +106,11 @@ class TaskSequence:
         workers: int | None = None,
         loss: str = "cross_entropy",
         blur: float = 0.0,
+        eval_on: str = "test",
     ) -> None:
+        if eval_on not in ("test", "train"):
+            raise DataError(expected("eval_on", eval_on, "test or train"))
+        self.eval_on = eval_on
         if loss not in LOSSES:
             raise DataError(expected("loss", loss, f"one of {', '.join(LOSSES)}"))
         if not (is_number(validation) and 0 <= validation < 1):

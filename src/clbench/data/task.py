@@ -88,8 +88,8 @@ class Task(L.LightningDataModule):
         return self._evaluated("validation")
 
     def test_dataloader(self) -> list[Batches]:
-        """Return the test data of every task as evaluated after this task."""
-        return self._evaluated("test")
+        """Return the test data of every task as evaluated after this task, or its training data with ``eval_on="train"``."""
+        return self._evaluated(self.sequence.eval_on)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Return the batch unchanged, because its tensors are already on the device."""

@@ -36,6 +36,7 @@ def describe(cfg: DictConfig, choices: DictConfig, sequence: TaskSequence, learn
             "name": cfg.data.name,
             "scenario": cfg.scenario.name,
             "tasks": len(sequence),
+            "eval_on": sequence.eval_on,
             "classes": [list(split.classes) for split in sequence.definitions],
             "examples": [task.examples for task in sequence],
             "fingerprint": sequence.fingerprint,
