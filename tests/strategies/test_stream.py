@@ -349,7 +349,9 @@ def test_batches_with_one_task_and_with_several_are_joined():
 def test_strategies_that_need_the_task_of_a_batch_are_refused(make):
     tasks = blurry("task")
     for act in (make().check, lambda tasks: trainer([make()]).fit(learner(tasks), datamodule=tasks[0])):
-        with pytest.raises(ConfigError, match=r"needs batches of one task: expected blur=0, got 0\.3\. Use blur=0, ER"):
+        with pytest.raises(
+            ConfigError, match=r"needs batches of one task: expected blur=0, got 0\.3\. Use blur=0, strategy=er"
+        ):
             act(tasks)
     with pytest.raises(ConfigError, match=r"data=seen: expected data=train with blur=0\.3"):
         MAS(data="seen").check(tasks)

@@ -256,7 +256,7 @@ def test_a_strategy_of_any_class_is_logged_by_its_penalty(run, tmp_path):
         "lam=0.1",
     )
     target = "strategy._target_=tests.training.test_monitor.NoQuadraticStrategy"
-    mine = run("strategy=lwf", "~strategy.temperature", target, *options, folder="mine")
+    mine = run("strategy=lwf", "~strategy.temperature", "~strategy.loss_weights", target, *options, folder="mine")
     usual = run("strategy=l2", *options, folder="usual")
     assert mine["accuracy_matrix"] == usual["accuracy_matrix"]
     rows = [
