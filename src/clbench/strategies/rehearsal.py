@@ -122,10 +122,9 @@ class RehearsalStrategy(LearnerStrategy):
             )
         task = task_of(trainer)
         self.learner, self._index = learner, task.index
-        if trainer.ckpt_path is None:
-            self._generator = generator(self.seed, "memory", task.index)
         assert self.memory is not None
         if trainer.ckpt_path is None:
+            self._generator = generator(self.seed, "memory", task.index)
             self.memory.start_task()
         self.memory.to(learner.device)
 
