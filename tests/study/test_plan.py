@@ -137,5 +137,5 @@ def test_a_metric_follows_a_dotted_key_through_lists():
         ConfigError, match="validation.average_accuracy is not in metrics.json, which has no average_accuracy"
     ):
         read_number(metrics, "validation.average_accuracy")
-    with pytest.raises(ConfigError, match=r"accuracy_matrix.0.1: expected a number in metrics.json, got None"):
+    with pytest.raises(ConfigError, match=r"accuracy_matrix.0.1: expected a number in metrics.json, got null"):
         read_number(metrics, "accuracy_matrix.0.1")
