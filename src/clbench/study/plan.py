@@ -150,8 +150,8 @@ def read_number(metrics: Mapping[str, Any], key: str) -> float:
             raise ConfigError(f"{key} is not in metrics.json, which has no {part}.") from error
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(
-            f"{key}: expected a number in metrics.json, got {'null' if value is None else value}. Choose a metric that is defined "
-            "for these runs under metrics; finished runs are kept."
+            f"{key}: expected a number in metrics.json, got {'null' if value is None else value}. Choose a metric that is "
+            "defined for these runs under metrics; finished runs are kept."
         )
     return float(value)
 
