@@ -122,7 +122,7 @@ def first_and_last(number: int, most: int) -> list[int | None]:
 
 
 def _format(value: float) -> str:
-    return f"{value:.3f}"
+    return "" if isnan(value) else f"{value:.3f}"
 
 
 def _cell(matrix: list[list[float]], i: int | None, j: int | None) -> Text:

@@ -56,7 +56,7 @@ RULES: dict[str, Any] = {
     "save_every": Count | None,
     "stop_after_task": Count | None,
     "select_lam_on_first_tasks": Count | None,
-    **dict.fromkeys(("consolidate", "loss", "bn", "checkpoints", "data_dir", "objective"), str),
+    **dict.fromkeys(("consolidate", "eval_tasks", "loss", "bn", "checkpoints", "data_dir", "objective"), str),
     "init_from": str | None,
     **dict.fromkeys(("metrics.extra", "net.freeze"), Sequence[str]),
     **dict.fromkeys(("compile", "share_first_task", "dry_run", "optimizer.reset", "data.drop_last"), bool),

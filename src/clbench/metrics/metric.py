@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clbench.errors import ConfigError
 from clbench.metrics.formulas import MidTaskEvaluation
 from clbench.metrics.quality import ACCURACY, Quality, quality_of
-from clbench.metrics.results import read_evaluations
+from clbench.metrics.results import learned_tasks, read_evaluations
 
 Function = Callable[..., float | None]
 Results = Mapping[str, Any]
@@ -174,7 +174,7 @@ class Metric:
         taken = _parameters(self.function) if self.function is not None else ()
         scenario = (results.get("data") or {}).get("scenario")
         matrix, initial, mid_task = read_evaluations(results, quality)
-        if not np.isfinite(matrix).all() or ("mid_task" in taken and "within_tasks" not in results):
+        if learned_tasks(matrix) < len(matrix) or ("mid_task" in taken and "within_tasks" not in results):
             return None
         if ("initial" in taken and quality.key("initial_accuracy") not in results) or (
             scenario is None and self.needs_shared_outputs

@@ -12,7 +12,7 @@ from clbench.metrics import extra, formulas
 from clbench.metrics.formulas import Array, MidTaskEvaluation
 from clbench.metrics.metric import Function, Metric, Results
 from clbench.metrics.quality import ACCURACY, QUALITIES, Quality, quality_of
-from clbench.metrics.results import read_evaluations, read_matrix
+from clbench.metrics.results import learned_tasks, read_evaluations, read_matrix
 
 
 def _format_seconds(value: float) -> str:
@@ -279,7 +279,7 @@ def summarize(
     """
     r, b = np.asarray(matrix, dtype=float), None if initial is None else np.asarray(initial, dtype=float)
     computed = {metric.key(quality): metric for metric in metrics.values() if metric.function is not None}
-    if not np.isfinite(r).all():
+    if learned_tasks(r) < len(r):
         return dict.fromkeys(computed)
     return {key: metric.compute_or_explain(r, b, mid_task, shares_outputs, quality) for key, metric in computed.items()}
 

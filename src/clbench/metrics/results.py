@@ -26,6 +26,15 @@ class Evaluations(NamedTuple):
     mid_task: list[MidTaskEvaluation]
 
 
+def learned_tasks(matrix: NDArray[np.float64]) -> int:
+    """Return the number of rows i of R with a value for each of the tasks 0..i. With ``eval_tasks=seen`` the others are nan.
+
+    >>> learned_tasks(np.array([[0.9, np.nan], [0.6, 0.8]])), learned_tasks(np.array([[0.9, 0.1], [np.nan, np.nan]]))
+    (2, 1)
+    """
+    return int(sum(np.isfinite(row[: i + 1]).all() for i, row in enumerate(matrix)))
+
+
 def read_matrix(results: Mapping[str, Any], quality: Quality) -> NDArray[np.float64]:
     """Return R (T, T) from metrics.json or its entry ``validation``, with nan for null.
 

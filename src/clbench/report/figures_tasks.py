@@ -81,7 +81,7 @@ def draw_matrices(runs: DataFrame, rows: DataFrame) -> LabelledFigure:
                 axes.text(
                     j,
                     i,
-                    f"{a:.2f}".lstrip("0"),
+                    "" if np.isnan(a) else f"{a:.2f}".lstrip("0"),
                     ha="center",
                     va="center",
                     fontsize=7.5,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clbench.metrics.quality import Quality, quality_of
 from clbench.metrics.registry import BUILT_IN, summarize
-from clbench.metrics.results import read_evaluations, read_matrix
+from clbench.metrics.results import learned_tasks, read_evaluations, read_matrix
 from clbench.runs.json_files import QUALITY, mismatch
 
 TOLERANCE = 1e-9  # the same formula may round differently on another machine
@@ -85,8 +85,8 @@ def _sizes(metrics: Mapping[str, Any], quality: Quality, tasks: int) -> Iterator
 def _values(results: Mapping[str, Any], quality: Quality, matrix: NDArray[np.float64]) -> Iterator[str]:
     """Yield contradictions of the status, the values in R and the metrics."""
     key = quality.key("accuracy_matrix")
-    done = int(np.isfinite(matrix).all(axis=1).sum())
-    if not np.isfinite(matrix[:done]).all():
+    done = learned_tasks(matrix)
+    if learned_tasks(matrix[:done]) < done:
         yield f"{key}: expected the learned tasks before the others"
     if not (np.isnan(matrix) | ((matrix >= 0) & (matrix <= (1 if quality.is_share else np.inf)))).all():
         yield f"{key}: expected {_values_of(quality)} {'between 0 and 1' if quality.is_share else 'of at least 0'}"

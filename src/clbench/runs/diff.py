@@ -17,7 +17,7 @@ from clbench.config.messages import user_message
 from clbench.config.options import ELSEWHERE
 from clbench.errors import ConfigError
 from clbench.metrics.quality import quality_of
-from clbench.metrics.results import read_matrix
+from clbench.metrics.results import learned_tasks, read_matrix
 from clbench.runs.find import FoundRun, read_run
 
 RESULTS = ("accuracy_matrix", "initial_accuracy", "per_task", "validation", "within_tasks")
@@ -73,7 +73,7 @@ def difference(a: Path, b: Path) -> Difference:
         environment=differing(*environments),
         qualities=(one.name, other.name),
         is_identical=one == other and all(first.get(key) == second.get(key) for key in keys),
-        finished=(_learned(r), _learned(s)),
+        finished=(learned_tasks(r), learned_tasks(s)),
         largest=largest,
         first=task,
     )
@@ -86,8 +86,10 @@ def compare(r: np.ndarray, s: np.ndarray) -> tuple[float, int | None]:
     """
     if r.shape != s.shape:
         return float("nan"), 0
-    both = min(_learned(r), _learned(s))
-    gaps = np.abs(r[:both] - s[:both]).max(axis=1, initial=0.0)
+    both = min(learned_tasks(r), learned_tasks(s))
+    gaps = np.nan_to_num(np.abs(r[:both] - s[:both])).max(
+        axis=1, initial=0.0
+    )  # nan: not evaluated with eval_tasks=seen
     return float(gaps.max(initial=0.0)), int(np.argmax(gaps > 0)) if gaps.any() else None
 
 
@@ -137,11 +139,6 @@ def _read_run(folder: Path) -> FoundRun:
     if run.problem is not None:
         raise ConfigError(f"{folder}: expected a run with results ({run.problem}).")
     return run
-
-
-def _learned(r: np.ndarray) -> int:
-    """Return the number of complete rows of R."""
-    return int(np.isfinite(r).all(axis=1).sum())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -149,7 +149,7 @@ class RunFolder:
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["after_task_index", *(f"task_index_{j}" for j in range(len(matrix)))])
-        writer.writerows([i, *row] for i, row in enumerate(matrix) if not any(math.isnan(a) for a in row))
+        writer.writerows([i, *row] for i, row in enumerate(_plain(matrix)) if row[i] is not None)
         file = self.path / CSV_FILES[quality.name]
         atomically(file, partial(Path.write_text, data=table.getvalue(), encoding="utf-8"))
         text = json.dumps(_plain(metrics), indent=2) + "\n"

@@ -107,7 +107,7 @@ def accuracy_matrix(r: NDArray[np.floating], title: str, quality: Quality = ACCU
     _set_title(figure, axes, title)
     if tasks <= LABELLED:
         for i in range(int((~np.isnan(r[:, 0])).sum())):
-            for j in range(tasks):
+            for j in map(int, np.flatnonzero(~np.isnan(r[i]))):
                 colour = text_colour(r[i, j], image, quality)
                 weight = "bold" if i == j else "normal"
                 axes.text(j, i, f"{r[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=8, fontweight=weight)

@@ -15,7 +15,7 @@ from clbench.metrics.extra import is_description
 from clbench.metrics.metric import Metric
 from clbench.metrics.quality import ACCURACY, QUALITIES, quality_of
 from clbench.metrics.registry import BUILT_IN, metrics_of
-from clbench.metrics.results import read_matrix
+from clbench.metrics.results import learned_tasks, read_matrix
 from clbench.runs.contradictions import contradictions
 from clbench.runs.find import FoundRun, find_runs, read_run
 from clbench.runs.json_files import COMPLETE, NUMBER, PARTIAL, REMEDY, RUNNING, mismatch
@@ -169,7 +169,7 @@ def _status(results: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return the status of a run, and the reason if it is not complete."""
     if results["status"] == RUNNING:
         r = read_matrix(results, quality_of(results))
-        return RUNNING, f"{int(np.isfinite(r).all(1).sum())} of {len(r)} tasks done: running or interrupted"
+        return RUNNING, f"{learned_tasks(r)} of {len(r)} tasks done: running or interrupted"
     if found := contradictions(results):
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
         matrix = f"{quality_of(results).label} matrix"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -33,6 +33,11 @@ class Evaluation(L.Callback):
         shares_outputs: Whether all tasks have the same outputs, so that forward transfer is defined.
         measure: Measure of the targets, which defines the quality.
         outputs: Number of outputs of a task.
+        eval_tasks: Tasks that are evaluated, ``all``, or ``seen``: after task i only tasks 0..i, and none before training. The
+            other values of R and b are then nan.
+
+    Raises:
+        ConfigError: ``every`` is below 1, or ``eval_tasks`` is unknown.
 
     Attributes:
         metrics: The metrics by name.
@@ -51,7 +56,10 @@ class Evaluation(L.Callback):
         shares_outputs: bool = False,
         measure: type[Measure] = LabelMeasure,
         outputs: int = 0,
+        eval_tasks: str = "all",
     ) -> None:
+        if eval_tasks not in ("all", "seen"):
+            raise ConfigError(expected("eval_tasks", eval_tasks, "all or seen"))
         if every is not None and every < 1:
             raise ConfigError(expected("eval_every", every, "an integer >= 1 or null"))
         self.every = every
@@ -60,6 +68,7 @@ class Evaluation(L.Callback):
         self.newest = -1  # index of the task that was evaluated last
         self.within: list[MidTaskEvaluation] = []
         self.measure, self.outputs = measure, outputs
+        self.tasks, self.only_seen = tasks, eval_tasks == "seen"
         self.matrices = {
             which: torch.full((tasks, tasks), torch.nan, dtype=torch.double) for which in ("test", "validation")
         }
@@ -69,11 +78,15 @@ class Evaluation(L.Callback):
 
     @classmethod
     def of(
-        cls, sequence: TaskSequence, every: int | None = None, metrics: Mapping[str, Metric] | None = None
+        cls,
+        sequence: TaskSequence,
+        every: int | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        eval_tasks: str = "all",
     ) -> Evaluation:
         """Return the evaluation of the tasks of ``sequence``."""
         measure, shares_outputs = measure_of(sequence), sequence.scenario.shares_outputs
-        return cls(len(sequence), every, metrics, shares_outputs, measure, max(sequence.sizes))
+        return cls(len(sequence), every, metrics, shares_outputs, measure, max(sequence.sizes), eval_tasks)
 
     @property
     def quality(self) -> Quality:
@@ -84,8 +97,8 @@ class Evaluation(L.Callback):
         task: Task = task_of(trainer)
         is_new = trainer.ckpt_path is None
         # class-incrementally no class competes before training, so b is undefined
-        if is_new and task.index == 0 and task.sequence.scenario.name != "class":
-            self.initial = _values(self._measured(trainer, learner, task.test_dataloader()))
+        if is_new and task.index == 0 and task.sequence.scenario.name != "class" and not self.only_seen:
+            self.initial = self._values(self._measured(trainer, learner, task.test_dataloader()))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         learner = learner_of(pl_module)
@@ -97,7 +110,7 @@ class Evaluation(L.Callback):
             or (self.within and self.within[-1][:2] == (task.index, step))
         ):
             return
-        values = _values(self._measured(trainer, learner, task.test_dataloader()))
+        values = self._values(self._measured(trainer, learner, task.test_dataloader()))
         self.within.append(MidTaskEvaluation(task.index, step, values.tolist()))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -105,9 +118,10 @@ class Evaluation(L.Callback):
         task: Task = task_of(trainer)
         self.newest = task.index
         found = self._measured(trainer, learner, task.test_dataloader())
-        self.matrices["test"][task.index] = _values(found)
+        self.matrices["test"][task.index] = self._values(found)
         if task.sequence.has_validation:
-            self.matrices["validation"][task.index] = _values(self._measured(trainer, learner, task.val_dataloader()))
+            found_too = self._measured(trainer, learner, task.val_dataloader())
+            self.matrices["validation"][task.index] = self._values(found_too)
         if task.index == len(task.sequence) - 1:
             self.per_task = [measure.details() for measure in found]
 
@@ -141,16 +155,18 @@ class Evaluation(L.Callback):
         self.per_task = state_dict["per_task"]
         self.within = [MidTaskEvaluation(*w) for w in state_dict["within"]]
 
-    def _measured(self, trainer: L.Trainer, learner: Learner, loaders: Iterable[Iterable[Batch]]) -> list[Measure]:
-        """Return the measure of each loader, over all processes."""
+    def _measured(self, trainer: L.Trainer, learner: Learner, loaders: Sequence[Iterable[Batch]]) -> list[Measure]:
+        """Return the measure of each loader of a task that is evaluated, over all processes."""
         start = perf_counter()
-        found = measured(learner, loaders, self.measure, self.outputs)
+        used = loaders[: task_of(trainer).index + 1] if self.only_seen else loaders
+        found = measured(learner, used, self.measure, self.outputs)
         if trainer.world_size > 1:
             for measure in found:
                 measure.reduce(trainer, learner.device)
         self.seconds += perf_counter() - start
         return found
 
-
-def _values(measures: Iterable[Measure]) -> Tensor:
-    return torch.tensor([measure.value() for measure in measures], dtype=torch.double)
+    def _values(self, measures: Sequence[Measure]) -> Tensor:
+        """Return the quality of every task (T,), nan for tasks that are not evaluated."""
+        values = [measure.value() for measure in measures]
+        return torch.tensor(values + [torch.nan] * (self.tasks - len(values)), dtype=torch.double)

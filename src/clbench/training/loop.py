@@ -43,6 +43,7 @@ class LoopOptions:
         patience: Epochs without a lower validation loss until a task is stopped early, None for never.
         consolidate: The weights of a task that are kept, ``last`` or ``best``.
         eval_every: Steps between evaluations inside tasks, None for after each task only.
+        eval_tasks: Tasks that are evaluated, ``all`` or ``seen``, see ``Evaluation``.
         log_every: Steps between two entries of the training loss.
         save_every: Steps between two mid-task checkpoints, None for no mid-task checkpoints.
         stop_after_task: Number of tasks to learn now, None for all. A later process can resume after them.
@@ -53,6 +54,7 @@ class LoopOptions:
     patience: int | None = None
     consolidate: str = "last"
     eval_every: int | None = None
+    eval_tasks: str = "all"
     log_every: int = 50
     save_every: int | None = None
     stop_after_task: int | None = None
@@ -108,7 +110,7 @@ class TaskLoop:
         strategy.check(sequence)
         strategy.attach(learner, sequence)
         self.sequence, self.learner, self.strategy, self.options = sequence, learner, strategy, options
-        self.evaluation = Evaluation.of(sequence, options.eval_every, options.metrics)
+        self.evaluation = Evaluation.of(sequence, options.eval_every, options.metrics, options.eval_tasks)
         self.logs = LoggingCallback(strategy, self.evaluation, options.log_every)
         self.monitor = PenaltyMonitor(report=report)
         self.seconds = Stopwatch(strategy, self.evaluation)
