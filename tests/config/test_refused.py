@@ -25,7 +25,7 @@ UNKNOWN = [
     ("+scenario.foo=1", "Scenario has no option foo. Try one of head, name, train_classes."),
     (
         "+net.hiden=[1]",
-        "clbench.nets.mlp has no option hiden. Did you mean hidden? Try one of batch_norm, dropout, hidden.",
+        "clbench.nets.mlp has no option hiden. Did you mean hidden? Try one of activation, batch_norm, dropout, hidden, init.",
     ),
     ("+data.foo=1", "TaskSequence has no option foo. Try one of augment"),
     ("+data.split.tasks=3", "data.split.tasks=3: clbench sets this argument. Try ~data.split.tasks."),
