@@ -93,6 +93,10 @@ def test_a_wrong_row_is_refused_before_any_run(tmp_path, change, message):
 def test_an_override_that_affects_results_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="batch_size=3: expected overrides that do not affect the results"):
         main([write_study(tmp_path), "batch_size=3", "--output", str(tmp_path / "out")])
+    one, other = "strategy=ewc, lam=1]", "strategy=ewc], seeds: [0, 1]"  # lam=3 would change the second row only
+    text = TABLE.replace("strategy=finetune]", one).replace("strategy=ewc], grid: {lam: [1, 10]}", other)
+    with pytest.raises(ConfigError, match="lam=3: expected overrides that do not affect the results"):
+        main([write_study(tmp_path, text), "lam=3", "--output", str(tmp_path / "out")])
 
 
 def test_a_run_that_fails_is_reported_and_hides_no_other(tmp_path):

@@ -82,9 +82,9 @@ class StudyRuns:
                             "select: expected validation data, got data.validation=0. Add data.validation=0.1 to the "
                             "overrides of select, or use on: test."
                         )
-        first = needed_runs(study.rows[0], {})[0]
         launcher = [text for text in self.typed if _sets([text], "launch")]
-        if self.planned(first).hash != self.sweeper.plan([*first.arguments, *launcher]).hash:
+        first = [needed_runs(row, {})[0] for row in study.rows]
+        if any(self.planned(cell).hash != self.sweeper.plan([*cell.arguments, *launcher]).hash for cell in first):
             others = " ".join(text for text in self.typed if text not in launcher)
             raise ConfigError(
                 f"{others}: expected overrides that do not affect the results, such as launch=slurm or data_dir=data. "
