@@ -14,6 +14,7 @@ from clbench.study.figure import figure
 from clbench.study.page import markdown
 from clbench.study.parse import load
 from clbench.study.table import records, table_with_legend, terminal_table, to_csv, to_tex
+from clbench.study.write import save_figure
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))
@@ -71,6 +72,20 @@ def test_published_points_are_drawn_inside_the_grid_of_a_row():
     panel = next(axes for axes in figure(found).axes if axes.get_title() == row["name"])
     theirs = [line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "D"]
     assert theirs == [[[1, 0.7]], [[10, 0.8]]]
+
+
+def test_a_grid_is_drawn_in_order_and_dollar_signs_are_text(tmp_path):
+    """A metric that trial runs do not have, such as the forgetting of one task, has no curve."""
+    found = json.loads((ROOT / "results/vandeven2025_split_cifar10.json").read_text(encoding="utf-8"))
+    row, first = found["rows"][1], next(iter(found["metrics"]))
+    points = row["trials"][0]["points"]
+    points.reverse()
+    found["title"] = row["name"] = r"$\foo$"
+    panel = next(axes for axes in figure(found).axes if axes.get_title() == r"\$\foo\$")
+    x = panel.lines[0].get_xdata().tolist()
+    assert x == sorted(x) and len(x) > 1
+    del points[0]["metrics"][first]
+    save_figure(found, tmp_path / "figure.svg")
 
 
 def test_a_committed_result_is_on_one_line_of_every_table():

@@ -29,7 +29,7 @@ def figure(found: dict[str, Any]) -> Figure:
     if curves:
         heights.append(PANEL * -(-len(curves) // columns))
     whole = Figure(figsize=(9.5, sum(heights)), layout="constrained")
-    whole.suptitle(found["title"], fontsize=11)
+    whole.suptitle(_plain(found["title"]), fontsize=11)
     parts = whole.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, scale in zip(parts, scales, strict=False):
         _rows(part.add_subplot(), found, scale)
@@ -68,7 +68,7 @@ def _rows(axes: Axes, found: dict[str, Any], scale: list[str]) -> None:
                     theirs["value"], y, xerr=error, fmt="D", color="black", mfc="none", capsize=3, markersize=8
                 )
             ticks.append(y)
-            labels.append(f"{row['name']}: {metric}" if len(metrics) > 1 else row["name"])
+            labels.append(_plain(f"{row['name']}: {metric}" if len(metrics) > 1 else row["name"]))
             y += 1
         y += GAP
     axes.set_yticks(ticks, labels, fontsize=8)
@@ -84,13 +84,15 @@ def _rows(axes: Axes, found: dict[str, Any], scale: list[str]) -> None:
 def _curve(axes: Axes, row: dict[str, Any], found: dict[str, Any], scale: list[str]) -> None:
     """Draw the metrics along a grid, with dashed lines for the baseline and diamonds for published values."""
     (key,) = row["grid"]
-    points = [trial for trial in row["trials"][0]["points"] if trial["metrics"]]
+    points = sorted((t for t in row["trials"][0]["points"] if t["metrics"]), key=lambda t: t["point"][key])
     x = [trial["point"][key] for trial in points]
     baseline = next((other for other in found["rows"] if other["name"] == row["baseline"]), None)
     for metric, colour in zip(scale, COLOURS, strict=False):
+        if not all(metric in trial["metrics"] for trial in points):
+            continue
         numbers = [trial["metrics"][metric] for trial in points]
         means, errors = [n["mean"] for n in numbers], [SPREAD * (n["se"] or 0) for n in numbers]
-        axes.errorbar(x, means, yerr=errors, marker="o", markersize=4, capsize=2, color=colour, label=metric)
+        axes.errorbar(x, means, yerr=errors, marker="o", markersize=4, capsize=2, color=colour, label=_plain(metric))
         if baseline is not None:
             level = baseline["selections"][0]["metrics"][metric]["mean"]
             axes.axhline(level, color=colour, linestyle="--", linewidth=1)
@@ -100,8 +102,9 @@ def _curve(axes: Axes, row: dict[str, Any], found: dict[str, Any], scale: list[s
     if min(x) > 0 and max(x) / min(x) > 20:
         axes.set_xscale("log")
     axes.axvline(row["selections"][0]["point"][key], color="grey", linewidth=0.8, linestyle=":")
-    axes.set_xlabel(f"{key} (dotted: chosen" + (f"; dashed: {row['baseline']})" if baseline else ")"), fontsize=8)
-    axes.set_title(row["name"], fontsize=9)
+    dashed = f"; dashed: {row['baseline']}" if baseline else ""
+    axes.set_xlabel(_plain(f"{key} (dotted: chosen{dashed})"), fontsize=8)
+    axes.set_title(_plain(row["name"]), fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
 
@@ -111,6 +114,11 @@ def _shown(row: dict[str, Any], scale: list[str]) -> list[str]:
     metrics = row["selections"][0]["metrics"]
     shown = [metric for metric, number in metrics.items() if number["published"]] or list(metrics)
     return [metric for metric in shown if metric in scale]
+
+
+def _plain(text: str) -> str:
+    """Return a text for matplotlib, which would draw what is between two dollar signs as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _numeric(row: dict[str, Any]) -> bool:
