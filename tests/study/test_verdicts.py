@@ -58,6 +58,12 @@ def test_a_claim_on_seeds_counts_those_that_reach_the_value():
     assert not reached(Claim("", "row", "metric", reaches=1.0, on_at_most=0), [0.5, 1.0])[0]
 
 
+def test_a_lower_value_reaches_that_of_a_claim_if_it_is_better():
+    claim = Claim("", "a", "m", reaches=0.5, on_at_least=2)
+    assert reached(claim, [0.4, 0.5, 0.6], sign=-1) == (True, "2 of 3 seeds")
+    assert not reached(claim, [0.6, 0.7, 0.4], sign=-1)[0]
+
+
 def test_a_claim_on_seeds_compares_equal_seeds():
     claim = Claim("", "a", "m", beats="b", on_at_least=2)
     assert better(claim, [0.5, 0.7, 0.2], [0.4, 0.6, 0.3]) == (True, "2 of 3 seeds")
@@ -101,3 +107,4 @@ def test_a_share_is_the_mean_over_seeds_of_the_ratio_of_two_rows():
     assert holds
     assert measured == "0.3750, standard error 0.1250"
     assert not share(claim, [3.0, 2.0], [4.0, 4.0])[0]
+    assert share(claim, [1.0, 2.0], [0.0, 4.0]) == (False, "undefined: b is 0 for a seed")

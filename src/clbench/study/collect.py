@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from statistics import fmean, median
 from typing import Any
 
+from clbench.errors import ConfigError
 from clbench.study import verdict
 from clbench.study.definition import Claim, Row, Selection, Study
 from clbench.study.plan import (
@@ -21,6 +22,7 @@ from clbench.study.plan import (
     read_number,
     read_score,
     search,
+    sign_of,
 )
 from clbench.study.verdict import summary
 
@@ -72,7 +74,7 @@ def _row(study: Study, row: Row, results: Results, hash_of: Callable[[Cell], str
         {
             "seed": cell.seed,
             "overrides": list(cell.overrides),
-            "values": {metric: read_number(results[cell], key) for metric, key in study.metrics.items()},
+            "values": {metric: _defined(results[cell], key) for metric, key in study.metrics.items()},
             "config_hash": hash_of(cell),
             "fingerprint": results[cell]["data"].get("fingerprint"),
             "seconds": results[cell]["seconds"]["total"],
@@ -117,9 +119,11 @@ def _trials(study: Study, row: Row, rule: Selection, results: Results) -> dict[s
     for point, cells in search(row, rule, results)[0]:
         runs = [results[cell] for cell in dict.fromkeys([*cells, *diverged_runs(row, point, results)])]
         ended = [run for run in runs if "diverged" not in run]
-        numbers = {
-            m: _summarised([read_number(run, key) for run in ended]) for m, key in study.metrics.items() if ended
+        values = {
+            metric: [number for run in ended if (number := _defined(run, key)) is not None]
+            for metric, key in study.metrics.items()
         }
+        numbers = {metric: _summarised(each) for metric, each in values.items() if each and len(each) == len(ended)}
         score = fmean(read_number(run, rule.key) for run in runs) if len(ended) == len(runs) else None
         points.append({"point": dict(point), "score": score, "diverged": len(runs) - len(ended), "metrics": numbers})
     return {"by": rule.key, "overrides": list(rule.overrides), "points": points}
@@ -159,7 +163,8 @@ def _claim(claim: Claim, study: Study, results: Results) -> dict[str, Any]:
         ours, other = (summary(values(name, read_score)) for name in (claim.row, claim.beats))
         holds, measured = verdict.beats(claim, ours, other)
     else:
-        holds, measured = verdict.reached(claim, values(claim.row))
+        signs = {sign_of(results[cell], key) for cell in compared_runs(study.row(claim.row), results)}
+        holds, measured = verdict.reached(claim, values(claim.row), signs.pop())
     return {"text": claim.text, "row": claim.row, "measured": measured, "holds": holds}
 
 
@@ -176,6 +181,14 @@ def _different(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         if item not in different:
             different.append(item)
     return different
+
+
+def _defined(run: Mapping[str, Any], key: str) -> float | None:
+    """Return ``read_number``, or None in a trial run without it, such as the forgetting of a single task."""
+    try:
+        return read_number(run, key)
+    except ConfigError:
+        return None
 
 
 def _or_none(number: float) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import hypot, sqrt
+from math import hypot, isnan, sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -57,10 +57,16 @@ def compare(ours: Summary, theirs: Published) -> Comparison:
     return Comparison(difference, tolerance, MATCH if abs(difference) <= tolerance else DIFFERS)
 
 
-def reached(claim: Claim, values: Sequence[float]) -> tuple[bool, str]:
-    """Return whether the number of seeds that reach the claim's value is in its bounds, and the number as text."""
+def reached(claim: Claim, values: Sequence[float], sign: int = 1) -> tuple[bool, str]:
+    """Return whether the number of seeds that reach the claim's value is in its bounds, and the number as text.
+
+    Args:
+        claim: Claim with ``reaches``.
+        values: Value of each seed.
+        sign: -1 if lower values are better, so that a lower value reaches that of the claim.
+    """
     assert claim.reaches is not None
-    count = sum(value >= claim.reaches for value in values)
+    count = sum(sign * value >= sign * claim.reaches for value in values)
     enough = claim.on_at_least is None or count >= claim.on_at_least
     few = claim.on_at_most is None or count <= claim.on_at_most
     return enough and few, f"{count} of {len(values)} seeds"
@@ -69,6 +75,8 @@ def reached(claim: Claim, values: Sequence[float]) -> tuple[bool, str]:
 def share(claim: Claim, values: Sequence[float], others: Sequence[float]) -> tuple[bool, str]:
     """Return whether the mean over seeds of value / other is at most that of the claim, and the mean as text."""
     assert claim.at_most is not None
+    if 0 in others:
+        return False, f"undefined: {claim.share_of} is 0 for a seed"
     ours = summary([value / other for value, other in zip(values, others, strict=True)])
     error = "" if ours.n < 2 else f", standard error {ours.se:.4f}"
     return ours.mean <= claim.at_most, f"{ours.mean:.4f}{error}"
@@ -84,5 +92,5 @@ def better(claim: Claim, values: Sequence[float], others: Sequence[float]) -> tu
 def beats(claim: Claim, ours: Summary, other: Summary) -> tuple[bool, str]:
     """Return whether ours - other >= claim.standard_errors * sqrt(se_ours^2 + se_other^2), and the numbers as text."""
     difference, se = ours.mean - other.mean, hypot(ours.se, other.se)
-    measured = f"{difference:+.4f}, standard error {se:.4f}"
+    measured = f"{difference:+.4f}" + ("" if isnan(se) else f", standard error {se:.4f}")
     return difference > 0 and difference >= claim.standard_errors * se, measured
