@@ -17,6 +17,7 @@ from clbench.study.plan import (
     number_of_cells,
     read_number,
     search,
+    text_of,
 )
 from tests.study.tiny import GRID, TINY, study_of
 
@@ -53,6 +54,22 @@ def test_a_best_point_at_an_edge_extends_the_grid():
     assert needed_runs(row, results_of({"0.03": 0.5, "0.1": 0.6}))[-1].overrides[1] == "lam=0.3", (
         "not 0.30000000000000004"
     )
+
+
+def test_equal_values_do_not_extend_the_grid():
+    """A lam of 1 that is as good as 10 is no reason to try .1, and no factor moves a lam of 0."""
+    for values, scores in (((1.0, 10.0, 100.0), (0.5, 0.5, 0.4)), ((0.0, 1.0, 10.0), (0.6, 0.5, 0.4))):
+        row = study_of(grid={"lam": values}).rows[0]
+        cells = [cell for _, cells in search(row, row.select[0], {})[0] for cell in cells]
+        results = {cell: {"average_accuracy": score} for cell, score in zip(cells, scores, strict=True)}
+        trials, best = search(row, row.select[0], results)
+        assert [point["lam"] for point, _ in trials] == list(values)
+        assert best == {"lam": values[0]}
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "null"), ((1, 2.5), "[1,2.5]"), (True, "true"), (1e3, "1000")])
+def test_a_value_of_a_grid_is_written_as_an_override(value, text):
+    assert text_of(value) == text
 
 
 def test_a_second_selection_rule_may_have_its_own_seeds():

@@ -56,9 +56,9 @@ def decisive_runs(row: Row, results: Results) -> list[Cell]:
 def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple[Point, list[Cell]]], Point | None]:
     """Return the points of the grid with their trial runs, and the best point once all of these are finished.
 
-    If the best value of a key in ``selection.extend`` is the smallest or largest, the grid is extended by that factor. A point
-    is not chosen if one of its runs diverged, final runs included. If no point is left, the grid is extended below its
-    smallest learning rates and strengths.
+    If the best value of a key in ``selection.extend`` is the smallest or largest, and no other value is as good, the grid is
+    extended by that factor. A point is not chosen if one of its runs diverged, final runs included. If no point is left, the
+    grid is extended below its smallest learning rates and strengths.
 
     Raises:
         ConfigError: Runs diverged at all points, and the grid is not extended any further.
@@ -74,9 +74,14 @@ def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple
         trials: list[tuple[Point, list[Cell]]] = [(point, _cells(row, point, selection)) for point in points]
         if any(cell not in results for _, cells in trials for cell in cells):
             return trials, None
-        best = max(trials, key=score)[0]
-        all_diverged = score((best, _cells(row, best, selection))) == -math.inf
-        extend = selection.extend or {}
+        scores = [score(trial) for trial in trials]
+        all_diverged = max(scores) == -math.inf
+        best, *ties = (point for point, each in zip(points, scores, strict=True) if each == max(scores))
+        extend = {
+            key: factor
+            for key, factor in (selection.extend or {}).items()
+            if all_diverged or all(tie[key] == best[key] for tie in ties)
+        }
         wider = _widened(grid, row, {key: min(grid[key]) for key in extend} if all_diverged else best, extend)
         if wider == grid and all_diverged:
             raise ConfigError(f"{row.name}: runs diverged at all {len(points)} points of the grid.")
@@ -123,7 +128,11 @@ def overrides_of(point: Point) -> tuple[str, ...]:
 
 
 def text_of(value: Any) -> str:
-    """Return the shortest exact text of a value."""
+    """Return the shortest exact text of a value, as in an override."""
+    if value is None:
+        return "null"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(text_of, value))}]"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value).lower() if isinstance(value, bool) else str(value)
     short = f"{value:g}"
@@ -174,7 +183,7 @@ def _cells(row: Row, point: Point, selection: Selection) -> list[Cell]:
 def _widened(grid: dict[str, list[Any]], row: Row, best: Point, extend: Mapping[str, float]) -> dict[str, list[Any]]:
     wider = {key: list(values) for key, values in grid.items()}
     for key, factor in extend.items():
-        if len(grid[key]) - len(row.grid[key]) >= LONGEST:
+        if len(grid[key]) - len(row.grid[key]) >= LONGEST or best[key] <= 0:  # a factor does not move 0
             continue
         if best[key] == min(grid[key]):
             wider[key].insert(0, _plain(best[key] / factor))
