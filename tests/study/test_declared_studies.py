@@ -27,16 +27,31 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"published": {"accuracy": {"value": 1, "n": 30}}}, "expected n: 1, or n > 1 with se"),
         ({"publish": {}}, "row row: unknown key publish"),
         ({"grid": {}}, "expected grid and select together"),
-        ({"grid": {"lam": 10}}, "row row: grid: expected a list of values per key, got {'lam': 10}"),
+        ({"grid": {"lam": 10}}, "row row: grid: expected a list of different values per key, got {'lam': 10}"),
+        ({"grid": {"lam": [1, 1.0]}}, "row row: grid: expected a list of different values per key"),
+        ({"grid": {"seed": [0, 1]}}, "seed=: expected option=value, and the seeds under seeds"),
+        ({"overrides": ["++seed=1"]}, "seed=1: expected option=value, and the seeds under seeds"),
+        ({"select": {"by": "average_accuracy", "overrides": ["seed=1"]}}, "seed=1: expected option=value"),
+        ({"seeds": [0, 0]}, "row row: seeds: expected a list of different integers >= 0, got .0, 0."),
+        ({"seeds": [-1]}, "row row: seeds: expected a list of different integers >= 0"),
+        ({"name": "a\nb"}, "name: expected one line of text"),
+        ({"published": {"accuracy": {"value": 1, "sd": "big", "n": 9}}}, "accuracy: se: expected a number, got big"),
+        ({"published": {"accuracy": {"value": 1, "sd": 1, "n": None}}}, "accuracy: n: expected a positive number"),
+        ({"published": {"accuracy": {"value": 1, "sd": 1, "se": 1, "n": 9}}}, "expected n: 1, or n > 1 with se"),
+        ({"published": {"accuracy": {"value": 1, "se": -1, "n": 9}}}, "expected n: 1, or n > 1 with se"),
+        ({"published": {"accuracy": float("nan")}}, "accuracy: value: expected a number, got nan"),
+        ({"curve": {"accuracy": None}}, "curve: expected a list of pairs of numbers per metric"),
+        ({"curve": {"accuracy": [["a", 1]]}}, "curve: expected a list of pairs of numbers per metric"),
+        ({"curve": {"accuracy": [[1, 1]]}, "grid": {"lam": [1], "lr": [1]}}, "curve: expected a grid of a single key"),
         ({"overrides": "strategy=ewc"}, "row row: overrides: expected a list of texts, got strategy=ewc"),
         ({"overrides": ["seed=1"]}, "seed=1: expected option=value, and the seeds under seeds"),
-        ({"seeds": ["a"]}, "row row: seeds: expected a list of integers"),
+        ({"seeds": ["a"]}, "row row: seeds: expected a list of different integers >= 0"),
         ({"select": {"by": "average_accuracy", "on": "train"}}, "select: on=train: expected validation or test"),
         ({"select": {"on": "test"}}, "row row: select: missing key by"),
         ({"select": {"by": "average_accuracy", "extend": {"lr": 3}}}, "extend lr: expected a key of the grid"),
         ({"select": {"by": "average_accuracy", "extend": {"lam": 1}}}, "expected a factor above 1 per key"),
         ({"baseline": "other"}, "tiny: unknown row other. Use one of row"),
-        ({"curve": {"accuracy": [1.0]}}, "expected pairs of a value of the single grid key"),
+        ({"curve": {"accuracy": [1.0]}}, "curve: expected a list of pairs of numbers per metric"),
     ],
 )
 def test_a_study_that_has_no_meaning_is_refused(row, message):
@@ -50,7 +65,7 @@ def test_a_study_that_has_no_meaning_is_refused(row, message):
         ({}, "tiny: missing key title"),
         ({"title": "a", "seeds": [0]}, "tiny: missing key rows|expected at least one row"),
         ({"title": "a", "seeds": [], "rows": [GRID]}, "expected at least one row and one seed"),
-        ({"title": "a", "seeds": 0, "rows": [GRID]}, "tiny: seeds: expected a list of integers, got 0"),
+        ({"title": "a", "seeds": 0, "rows": [GRID]}, "tiny: seeds: expected a list of different integers >= 0, got 0"),
         ({"title": "a", "seeds": [0], "rows": GRID}, "tiny: rows: expected a list"),
         ({"title": "a", "seeds": [0], "rows": [GRID, GRID]}, "expected different names of rows"),
         ({"title": "a", "seeds": [0], "rows": [GRID], "claims": [{"text": "a"}]}, "tiny: claim: missing key row"),
@@ -61,6 +76,48 @@ def test_a_study_that_has_no_meaning_is_refused(row, message):
 def test_a_file_with_a_mistake_gets_one_clear_error(content, message):
     with pytest.raises(ConfigError, match=message):
         parsed("tiny", content)
+
+
+PAIR = [{"name": "a", "overrides": ["lam=1"]}, {"name": "b", "overrides": ["lam=2"], "seeds": [1, 2]}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"name": "other"}, "tiny: unknown key name. The name of a study is that of its file"),
+        ({"quick": None}, "tiny: quick: expected keys with values, got nothing"),
+        ({"quick": {"seeds": []}}, "tiny: quick: expected at least one seed"),
+        ({"quick": {"rows": ["c"]}}, "tiny: unknown row c. Use one of a, b"),
+        ({"full": {"grid": {"lam": [1]}}}, "tiny: full: grid: no row has lam in its grid"),
+        ({"metrics": []}, "tiny: metrics: expected a list of keys of metrics.json, or name: key"),
+        ({"metrics": {1: "forgetting"}}, "tiny: metrics: expected a list of keys of metrics.json"),
+        ({"metrics": {"runs": "forgetting"}}, "metric runs: the table has a column of this name"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_refused(content, message):
+    with pytest.raises(ConfigError, match=message):
+        parsed("tiny", {"title": "a", "seeds": [0, 1], "rows": PAIR, **content})
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({}, "expected beats .*, got none of them"),
+        ({"beats": "b", "reaches": 1, "on_at_least": 1}, "got beats, on_at_least, reaches"),
+        ({"beats": "b", "on_at_most": 1}, "got beats, on_at_most"),
+        ({"beats": "a"}, "expected another row than a"),
+        ({"beats": "b", "on_at_least": 1}, "expected the same seeds in both rows"),
+        ({"share_of": "b", "at_most": 1}, "expected the same seeds in both rows"),
+        ({"reaches": 1, "on_at_least": 3}, "on_at_least=3: expected at most 2, the number of seeds"),
+        ({"reaches": 1, "on_at_least": "two"}, "on_at_least: expected a number of seeds, got two"),
+        ({"beats": "one"}, "expected at least two seeds in both rows, for a standard error"),
+    ],
+)
+def test_a_claim_that_cannot_be_decided_is_refused(claim, message):
+    rows = [*PAIR, {"name": "one", "overrides": ["lam=3"], "seeds": [0]}]
+    claim = {"text": "t", "row": "a", "metric": "forgetting", **claim}
+    with pytest.raises(ConfigError, match=message):
+        parsed("tiny", {"title": "a", "seeds": [0, 1], "rows": rows, "claims": [claim]})
 
 
 def test_a_short_file_is_a_study():

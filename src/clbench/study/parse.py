@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ from clbench.metrics.quality import QUALITIES
 from clbench.metrics.registry import BY_KEY
 from clbench.runs.json_files import metrics_shape
 from clbench.study.definition import Claim, Full, Published, Quick, Row, Selection, Study
+from clbench.study.plan import text_of
 
 T = TypeVar("T")
 
@@ -48,11 +50,13 @@ def load(name: str) -> Study:
 
 def parsed(name: str, content: Mapping[str, Any]) -> Study:
     """Return the study from the content of a yaml, see ``load``."""
+    if "name" in content:
+        raise ConfigError(f"{name}: unknown key name. The name of a study is that of its file.")
     content = {**content, "name": name}
     if isinstance(metrics := content.get("metrics"), list):
         content["metrics"] = {str(key): key for key in metrics}
     for key, kind in (("quick", Quick), ("full", Full)):
-        if content.get(key) is not None:
+        if key in content:
             content[key] = _made(kind, content[key], f"{name}: {key}")
     content["select"] = _rules(content.get("select", ()), name)
     content["rows"] = tuple(_row(part, name) for part in _listed(content, "rows", name))
@@ -64,14 +68,7 @@ def parsed(name: str, content: Mapping[str, Any]) -> Study:
         raise ConfigError(f"{name}: expected different names of rows.")
     study = replace(study, rows=tuple(_filled(row, study) for row in study.rows))
     study = replace(study, rows=tuple(_like(study, row) for row in study.rows))
-    for key in (*study.metrics.values(), *(rule.by for row in study.rows for rule in row.select)):
-        _check_key(name, key)
-    for row in study.rows:
-        _check(study, row)
-    for claim in study.claims:
-        _check_claim(study, claim)
-    if study.reduced and study.full is None:
-        raise ConfigError(f"{name}: expected full together with reduced. Add full, the form without reduced.")
+    _check_study(study)
     return study
 
 
@@ -102,10 +99,11 @@ def _rules(content: Any, where: str) -> tuple[Selection, ...]:
 
 def _published(content: Any, where: str) -> Published:
     content = {"value": content, "n": 1} if isinstance(content, int | float) else dict(_mapping(content, where))
-    if "sd" in content and content.get("n", 0) > 0:
-        content["se"] = content.pop("sd") / content["n"] ** 0.5
-    number = _made(Published, content, where)
-    if (number.n == 1) != (number.se is None):
+    deviation = content.pop("sd", None)
+    number = _made(Published, content if deviation is None else {**content, "se": deviation}, where)
+    if deviation is not None and number.se is not None and "se" not in content:
+        number = replace(number, se=number.se / number.n**0.5)
+    if (number.n == 1) != (number.se is None) or (number.se or 0) < 0 or (deviation is not None and "se" in content):
         raise ConfigError(f"{where}: expected n: 1, or n > 1 with se (or sd), for a published number.")
     return number
 
@@ -148,7 +146,11 @@ def _tuples(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_seeds(value: Any) -> bool:
+    return _are(int)(value) and len(set(value)) == len(value) and all(seed >= 0 for seed in value)
 
 
 def _are(kind: type) -> Callable[[Any], bool]:
@@ -162,22 +164,41 @@ def _are_factors(value: Any) -> bool:
 
 
 def _are_grids(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, tuple) and v for v in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(v, tuple) and v and len(set(map(text_of, v))) == len(v) for v in value.values()
+    )
+
+
+def _are_curves(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(points, tuple)
+        and all(isinstance(point, tuple) and len(point) == 2 and all(map(_is_number, point)) for point in points)
+        for points in value.values()
+    )
+
+
+def _are_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and _are(str)((*value, *value.values()))
 
 
 TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "str": (lambda value: isinstance(value, str), "a text"),
+    "int | None": (lambda value: value is None or (_are(int)((value,)) and value >= 0), "a number of seeds"),
     "str | None": (lambda value: value is None or isinstance(value, str), "a text"),
     "int": (lambda value: isinstance(value, int) and value > 0, "a positive number of runs"),
     "float": (_is_number, "a number"),
     "float | None": (lambda value: value is None or _is_number(value), "a number"),
     "tuple[str, ...]": (_are(str), "a list of texts"),
-    "tuple[int, ...]": (_are(int), "a list of integers"),
-    "Mapping[str, str]": (lambda value: isinstance(value, dict) and _are(str)((*value.values(),)), "key: text"),
+    "tuple[int, ...]": (_are_seeds, "a list of different integers >= 0"),
+    "Mapping[str, str]": (_are_metrics, "a list of keys of metrics.json, or name: key"),
     "Mapping[str, float] | None": (_are_factors, "a factor above 1 per key"),
-    "Mapping[str, tuple[Any, ...]]": (_are_grids, "a list of values per key"),
+    "Mapping[str, tuple[Any, ...]]": (_are_grids, "a list of different values per key"),
+    "Mapping[str, tuple[tuple[float, float], ...]]": (_are_curves, "a list of pairs of numbers per metric"),
 }
 """Check and description of a value, by the annotation of its field."""
+
+COLUMNS = ("method", "options", "runs", "seconds_per_run")
+"""Columns of the table before those of the metrics."""
 
 
 def _filled(row: Row, study: Study) -> Row:
@@ -226,22 +247,48 @@ def _check_key(name: str, key: str) -> None:
 
 def _check(study: Study, row: Row) -> None:
     where = f"{study.name}: row {row.name}"
+    if not row.name.strip() or len(row.name.splitlines()) > 1:
+        raise ConfigError(f"{where}: name: expected one line of text.")
     if bool(row.grid) != bool(row.select):
         raise ConfigError(f"{where}: expected grid and select together. A study may have select for all rows.")
     for metric in (*row.published, *row.curve):
         if metric not in study.metrics:
             raise ConfigError(f"{where}: unknown metric {metric}. Use one of {', '.join(study.metrics)}.")
-    for override in (*row.overrides, *study.reduced, *study.quick.overrides):
-        if override.partition("=")[0] == "seed" or "=" not in override:
+    trials = (override for rule in row.select for override in rule.overrides)
+    for override in (*row.overrides, *study.reduced, *study.quick.overrides, *trials, *(f"{key}=" for key in row.grid)):
+        if override.lstrip("+~").partition("=")[0] == "seed" or ("=" not in override and override[:1] != "~"):
             raise ConfigError(f"{where}: {override}: expected option=value, and the seeds under seeds.")
     _check_rules(row, where)
-    for metric, points in row.curve.items():
-        if len(row.grid) != 1 or not all(isinstance(point, tuple) and len(point) == 2 for point in points):
-            raise ConfigError(
-                f"{where}: curve of {metric}: expected pairs of a value of the single grid key and a number."
-            )
+    if row.curve and len(row.grid) != 1:
+        raise ConfigError(f"{where}: curve: expected a grid of a single key.")
     if row.baseline is not None:
         study.row(row.baseline)
+
+
+def _check_study(study: Study) -> None:
+    if reserved := [metric for metric in study.metrics if metric in COLUMNS]:
+        raise ConfigError(
+            f"{study.name}: metric {reserved[0]}: the table has a column of this name. Choose another name."
+        )
+    for key in (*study.metrics.values(), *(rule.by for row in study.rows for rule in row.select)):
+        _check_key(study.name, key)
+    for row in study.rows:
+        _check(study, row)
+    for claim in study.claims:
+        _check_claim(study, claim)
+    _check_forms(study)
+
+
+def _check_forms(study: Study) -> None:
+    for row in study.quick.rows:
+        study.row(row)
+    if not study.quick.seeds:
+        raise ConfigError(f"{study.name}: quick: expected at least one seed.")
+    keys = {key for row in study.rows for key in row.grid}
+    if unknown := [key for key in (study.full.grid if study.full else ()) if key not in keys]:
+        raise ConfigError(f"{study.name}: full: grid: no row has {unknown[0]} in its grid.")
+    if study.reduced and study.full is None:
+        raise ConfigError(f"{study.name}: expected full together with reduced. Add full, the form without reduced.")
 
 
 def _check_rules(row: Row, where: str) -> None:
@@ -252,17 +299,40 @@ def _check_rules(row: Row, where: str) -> None:
         raise ConfigError(f"{where}: final is not allowed in the first rule, which uses the seeds of the row.")
 
 
+FORMS = (
+    {"beats"},
+    {"beats", "on_at_least"},
+    {"share_of", "at_most"},
+    {"reaches", "on_at_least"},
+    {"reaches", "on_at_most"},
+    {"reaches", "on_at_least", "on_at_most"},
+)
+"""Keys of a claim that go together."""
+
+
 def _check_claim(study: Study, claim: Claim) -> None:
-    study.row(claim.row)
+    where = f"{study.name}: claim {claim.text!r}"
+    row = study.row(claim.row)
     if claim.metric not in study.metrics:
+        raise ConfigError(f"{where}: unknown metric {claim.metric}. Use one of {', '.join(study.metrics)}.")
+    given = {
+        key
+        for key in ("reaches", "on_at_least", "on_at_most", "beats", "share_of", "at_most")
+        if getattr(claim, key) is not None
+    }
+    if given not in FORMS:
         raise ConfigError(
-            f"{study.name}: claim on unknown metric {claim.metric}. Use one of {', '.join(study.metrics)}."
+            f"{where}: expected beats (perhaps with on_at_least), share_of with at_most, or reaches with on_at_least or "
+            f"on_at_most, got {', '.join(sorted(given)) or 'none of them'}."
         )
     if claim.other is not None:
-        study.row(claim.other)
-        if (claim.share_of is None) != (claim.at_most is None):
-            raise ConfigError(f"{study.name}: expected share_of and at_most together in a claim.")
-    elif claim.reaches is None or (claim.on_at_least is None and claim.on_at_most is None):
-        raise ConfigError(
-            f"{study.name}: expected beats, share_of with at_most, or reaches with on_at_least or on_at_most in a claim."
-        )
+        other = study.row(claim.other)
+        if claim.other == claim.row:
+            raise ConfigError(f"{where}: expected another row than {claim.row}.")
+        if given == {"beats"} and min(len(row.seeds), len(other.seeds)) < 2:
+            raise ConfigError(f"{where}: expected at least two seeds in both rows, for a standard error.")
+        if given != {"beats"} and row.seeds != other.seeds:
+            raise ConfigError(f"{where}: expected the same seeds in both rows, in the same order.")
+    most = max(len(row.seeds), len(study.full.seeds) if study.full else 0)
+    if (claim.on_at_least or 0) > most:
+        raise ConfigError(f"{where}: on_at_least={claim.on_at_least}: expected at most {most}, the number of seeds.")
