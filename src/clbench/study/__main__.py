@@ -45,7 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.verify is not None:
         from clbench.study.verify import verify
 
-        return verify(committed(study, args.output), args.seed, args.verify or None)
+        typed = [text for text in args.overrides if not text.startswith(("launch=", "hydra"))]
+        found = committed(study, args.output, args.study)
+        return verify(found, args.seed, args.verify or None, typed, args.config_dir and config_dir(args.config_dir))
+    if args.seed is not None:
+        raise ConfigError("--seed: expected --verify ROW with it. The seeds of a study are in its file, under seeds.")
     study = forms.full(study) if args.full else forms.usual(study)
     if args.quick:
         study = forms.quick(study)
@@ -108,28 +112,37 @@ def show_list() -> None:
     console().print(table)
 
 
-def committed(study: Study, output: Path) -> dict[str, Any]:
-    """Return the results with which ``--verify`` compares.
+def committed(study: Study, output: Path, given: str) -> dict[str, Any]:
+    """Return the results with which ``--verify`` compares, those of ``output`` for a file with the name of a study.
 
     Raises:
         ConfigError: There are none.
     """
-    found = results_of(study.name, output)
+    found = results_of(study.name, output, shipped=given == study.name)
     if found is None:
         raise ConfigError(f"--verify: there are no results of {study.name}. Run the study first.")
     return found
 
 
-def results_of(name: str, output: Path) -> dict[str, Any] | None:
-    """Return the committed results of a study of this project, else those in ``output``, None if there are none."""
+def results_of(name: str, output: Path, shipped: bool = True) -> dict[str, Any] | None:
+    """Return the committed results of a study of this project, else those in ``output``, None if there are none.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
     from clbench.study.origin import checkout
     from clbench.study.parse import names
 
     root = checkout()
-    files = [] if root is None or name.removesuffix("-full") not in names() else [root / "results" / f"{name}.json"]
+    shipped = shipped and root is not None and name.removesuffix("-full") in names()
+    files = [root / "results" / f"{name}.json"] if root is not None and shipped else []
     for file in (*files, output / name / "study.json"):
         if file.exists():
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+                found["rows"], found["claims"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{file}: the file is damaged. Run the study again, which writes it.") from error
             return found
     return None
 

@@ -21,13 +21,26 @@ VERDICTS = ("identical", "agrees", "differs")
 """From best to worst."""
 
 
-def verify(found: dict[str, Any], seed: int | None, row_name: str | None = None) -> int:
+def verify(
+    found: dict[str, Any],
+    seed: int | None,
+    row_name: str | None = None,
+    typed: Sequence[str] = (),
+    config_dir: Path | None = None,
+) -> int:
     """Rerun a run of ``found``, the content of a study.json, and print old and new values with a verdict.
 
     In a row with a grid, it is a run at the chosen point. The verdict on a value is ``identical``; or ``agrees`` if the values
     differ by at most ``TOLERANCE`` and at most 2 standard errors of the row's committed seeds, because the last digits of the
     weights, and so a few predictions, differ between machines, versions and orders of summation; or else ``differs``. If the
     data have changed, such as texts that come with Python, only the standard errors count.
+
+    Args:
+        found: See above.
+        seed: Seed of the run, None for the first one.
+        row_name: Row of the run, None for the first one.
+        typed: Overrides of the command that do not affect the results, such as ``data_dir=data``.
+        config_dir: Folder with configuration groups, see ``clbench.run``.
 
     Returns:
         Exit code, 0 if all values are identical or agree.
@@ -38,8 +51,8 @@ def verify(found: dict[str, Any], seed: int | None, row_name: str | None = None)
     cell = committed_cell(found, seed, row_name)
     overrides, seed = tuple(cell["overrides"]), cell["seed"]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ("checkpoints=none", "logger=none", *overrides, f"seed={seed}", "threads=1")
-        metrics = run(arguments, Path(folder) / "run", quiet=True)
+        arguments = ("checkpoints=none", "logger=none", *overrides, *typed, f"seed={seed}", "threads=1")
+        metrics = run(arguments, Path(folder) / "run", config_dir, quiet=True)
     now = metrics["config_hash"]
     print(" ".join(["python -m clbench.train", *overrides, f"seed={seed}"]))
     if now != cell["config_hash"]:
