@@ -15,6 +15,7 @@ from clbench.errors import ConfigError
 from clbench.runs.folder import lock_folder
 from clbench.study.__main__ import main
 from clbench.study.parse import names
+from clbench.study.runs import read_origin
 
 TABLE = """
 title: Fine-tuning and EWC on bits
@@ -64,6 +65,11 @@ def test_a_study_writes_its_files_and_its_claim_decides(tmp_path, capfd):
     first = {file: file.stat().st_mtime_ns for file in folder.glob("runs/*/metrics.json")}
 
     write_study(tmp_path, CLAIM="0")
+    damaged = next(folder.glob("runs/*/origin.json"))
+    damaged.write_text("{", encoding="utf-8")  # is written again, without training
+    assert main(command) == 0
+    assert read_origin(damaged)
+    capfd.readouterr()
     assert main(command) == 0
     assert "seed=" not in capfd.readouterr().err
     assert {file: file.stat().st_mtime_ns for file in folder.glob("runs/*/metrics.json")} == first
@@ -93,9 +99,11 @@ def test_a_wrong_row_is_refused_before_any_run(tmp_path, change, message):
 def test_an_override_that_affects_results_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="batch_size=3: expected overrides that do not affect the results"):
         main([write_study(tmp_path), "batch_size=3", "--output", str(tmp_path / "out")])
+    with pytest.raises(ConfigError, match="steps=3: rows of the study set this option. Change it in the file"):
+        main([write_study(tmp_path), "steps=3", "--output", str(tmp_path / "out")])
     one, other = "strategy=ewc, lam=1]", "strategy=ewc], seeds: [0, 1]"  # lam=3 would change the second row only
     text = TABLE.replace("strategy=finetune]", one).replace("strategy=ewc], grid: {lam: [1, 10]}", other)
-    with pytest.raises(ConfigError, match="lam=3: expected overrides that do not affect the results"):
+    with pytest.raises(ConfigError, match="lam=3: rows of the study set this option"):
         main([write_study(tmp_path, text), "lam=3", "--output", str(tmp_path / "out")])
 
 
@@ -198,8 +206,22 @@ def test_the_list_names_every_study(capfd):
     assert all(name in out for name in names())
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_damaged_results_are_named(tmp_path, content):
+    """A file with the name of a study of this project is compared with its own results."""
+    file = tmp_path / "seed_mas.yaml"
+    file.write_text(TABLE.replace("CLAIM", "1"), encoding="utf-8")
+    results = tmp_path / "seed_mas/study.json"
+    results.parent.mkdir()
+    results.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match="study.json: the file is damaged. Run the study again"):
+        main([str(file), "--verify", "--output", str(tmp_path)])
+
+
 def test_a_study_needs_a_name():
     with pytest.raises(ConfigError, match="expected a study, got none. Try continual_lm"):
         main([])
     with pytest.raises(ConfigError, match="ewc: expected option=value after the name of the study"):
         main(["seed_mas", "ewc"])
+    with pytest.raises(ConfigError, match="--seed: expected --verify ROW with it"):
+        main(["seed_mas", "--seed", "1"])

@@ -84,6 +84,9 @@ class StudyRuns:
                         )
         launcher = [text for text in self.typed if _sets([text], "launch")]
         first = [needed_runs(row, {})[0] for row in study.rows]
+        for text in (text for text in self.typed if text not in launcher):
+            if any(_sets(cell.overrides, text.lstrip("+").partition("=")[0]) for cell in first):
+                raise ConfigError(f"{text}: rows of the study set this option. Change it in the file of the study.")
         if any(self.planned(cell).hash != self.sweeper.plan([*cell.arguments, *launcher]).hash for cell in first):
             others = " ".join(text for text in self.typed if text not in launcher)
             raise ConfigError(
@@ -104,10 +107,10 @@ class StudyRuns:
         folder = self.folder / run.name
         if (reason := folder / "diverged.txt").exists():
             return {"diverged": reason.read_text(encoding="utf-8")}
-        found, origin = run.metrics(self.folder), folder / "origin.json"
-        if found is None or found["status"] != COMPLETE or not origin.exists():
+        found, origin = run.metrics(self.folder), read_origin(folder / "origin.json")
+        if found is None or found["status"] != COMPLETE or origin is None:
             return None
-        return {**found, "origin": json.loads(origin.read_text(encoding="utf-8"))}
+        return {**found, "origin": origin}
 
     def finish(self, study: Study) -> Mapping[Cell, Any]:
         """Run the missing runs of a study and return the metrics of all runs.
@@ -120,7 +123,9 @@ class StudyRuns:
         results: dict[Cell, Any] = {}
         with lock_folder(self.folder, str(self.folder), "name another folder by --output"):
             while True:
-                rows = {cell: row for row in study.rows for cell in needed_runs(row, results)}
+                rows: dict[Cell, Row] = {}
+                for row in study.rows:
+                    rows |= {cell: row for cell in needed_runs(row, results) if cell not in rows}
                 new = [cell for cell in rows if cell not in results]
                 results |= {cell: metrics for cell in new if (metrics := self.metrics(cell)) is not None}
                 missing = {cell: rows[cell] for cell in new if cell not in results}
@@ -166,6 +171,15 @@ class StudyRuns:
         text = f"{total} runs in {self.folder}, {len(cells) - len(to_do)} of them done"
         later = f"; {total - len(cells)} more follow when options are chosen" if total > len(cells) else ""
         return f"{text}\n{len(to_do)} runs to do now: {estimate_cost(list(to_do.values()))}{later}" if to_do else text
+
+
+def read_origin(file: Path) -> dict[str, Any] | None:
+    """Return the origin of a run, None if it is missing or damaged, in which case the run writes it again."""
+    try:
+        origin = json.loads(file.read_text(encoding="utf-8"))
+        return {key: origin[key] for key in ("commit", "machine")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def label(cell: Cell, row: Row) -> str:
