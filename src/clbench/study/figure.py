@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ def figure(found: dict[str, Any]) -> Figure:
     if curves:
         heights.append(PANEL * -(-len(curves) // columns))
     whole = Figure(figsize=(9.5, sum(heights)), layout="constrained")
-    whole.suptitle(_plain(found["title"]), fontsize=11)
+    whole.suptitle(fill(_plain(found["title"]), 90), fontsize=11)
     parts = whole.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, scale in zip(parts, scales, strict=False):
         _rows(part.add_subplot(), found, scale)
