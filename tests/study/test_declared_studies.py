@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"select": {"by": "average_accuracy", "overrides": ["seed=1"]}}, "seed=1: expected option=value"),
         ({"seeds": [0, 0]}, "row row: seeds: expected a list of different integers >= 0, got .0, 0."),
         ({"seeds": [-1]}, "row row: seeds: expected a list of different integers >= 0"),
-        ({"name": "a\nb"}, "name: expected one line of text"),
+        ({"name": "a\nb"}, "^tiny: row .a.*b.: name: expected one line of text.$"),
         ({"published": {"accuracy": {"value": 1, "sd": "big", "n": 9}}}, "accuracy: se: expected a number, got big"),
         ({"published": {"accuracy": {"value": 1, "sd": 1, "n": None}}}, "accuracy: n: expected a positive number"),
         ({"published": {"accuracy": {"value": 1, "sd": 1, "se": 1, "n": 9}}}, "expected n: 1, or n > 1 with se"),

@@ -248,7 +248,7 @@ def _check_key(name: str, key: str) -> None:
 def _check(study: Study, row: Row) -> None:
     where = f"{study.name}: row {row.name}"
     if not row.name.strip() or len(row.name.splitlines()) > 1:
-        raise ConfigError(f"{where}: name: expected one line of text.")
+        raise ConfigError(f"{study.name}: row {row.name!r}: name: expected one line of text.")
     if bool(row.grid) != bool(row.select):
         raise ConfigError(f"{where}: expected grid and select together. A study may have select for all rows.")
     for metric in (*row.published, *row.curve):
