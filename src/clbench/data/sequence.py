@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -17,13 +17,13 @@ from clbench.data.blur import check_blur, exchanged
 from clbench.data.conversion import Conversion
 from clbench.data.fingerprint import combine
 from clbench.data.images import Images, Streamed
+from clbench.data.parts import Parts, check_parts, numbers_per_task, parts_of, set_aside, some_of
 from clbench.data.scenario import Scenario
-from clbench.data.source import Source, read
+from clbench.data.source import read
 from clbench.data.splits import TaskDefinition, check_definitions
 from clbench.data.targets import LABEL, LOSSES, POSITIONS
 from clbench.data.task import Task
 from clbench.errors import DataError, expected
-from clbench.seeding import generator
 
 EVALUATION_BATCH = 1000
 """Examples in a batch for evaluation and importance."""
@@ -141,13 +141,10 @@ class TaskSequence:
         self.scenario.check(self.sizes, self.kind)
         self._check_images()
         self._moved: dict[tuple[int, torch.device], Images | Streamed] = {}
-        self._rows = {id(c.source): self._shuffled_examples(c.source) for c in self.definitions}
-        self._parts = [self._task_parts(index) for index in range(len(self.definitions))]
-        for index, parts in enumerate(self._parts):
-            self._check_parts(index, parts)
+        self._parts = self._divided()
         if examples_per_task is not None:
-            for index, number in enumerate(self._numbers(examples_per_task)):
-                self._parts[index]["train"] = self._some(self._parts[index]["train"], number)
+            for parts, number in zip(self._parts, numbers_per_task(examples_per_task, len(self)), strict=True):
+                parts["train"] = some_of(parts["train"], number, seed)
         own = [parts["train"] for parts in self._parts]
         self._training = exchanged(own, blur, seed) if blur else [[part] for part in own]
         fewest = min(map(len, own))
@@ -242,30 +239,17 @@ class TaskSequence:
             what = "a label per pixel, which would not move with its pixel" if self.has_images else "no images"
             raise DataError(f"augment: expected images with targets that stay the same, got {what}. Try augment=None.")
 
-    def _check_parts(self, index: int, parts: Mapping[str, Part]) -> None:
-        """Raise ConfigError if the task has no training or test example, or a class has validation examples only."""
-        if self.kind == LABEL:
-            self._check_classes(index, parts)
-        elif not len(parts["train"]):
-            raise DataError(
-                f"validation={self.validation}: expected training examples in every task, got none in task {index + 1}. "
-                "Lower validation."
-            )
-
-    def _check_classes(self, index: int, parts: Mapping[str, Part]) -> None:
-        classes, source = self.definitions[index].classes, self.definitions[index].source
-        missing = set(parts["validation"].y.tolist()) - set(parts["train"].y.tolist())
-        if missing:
-            name = classes[min(missing) - self.scenario.offset(self.sizes, index)]
-            raise DataError(
-                f"validation={self.validation}: expected training examples of every class, but class {name} of task {index + 1} "
-                "has only validation examples. Lower validation, or leave out this class."
-            )
-        if not len(parts["test"]):
-            raise DataError(
-                f"data set {source.name}: expected test examples in every task, got none of the classes {list(classes)} of task "
-                f"{index + 1}. Add test examples, or leave out these classes."
-            )
+    def _divided(self) -> list[Parts]:
+        """Return the examples of every task. Tasks of one source have the same validation examples."""
+        rows = {id(each.source): set_aside(each.source, self.validation, self.seed) for each in self.definitions}
+        divided = []
+        for index, definition in enumerate(self.definitions):
+            offset = self.scenario.offset(self.sizes, index) if self.kind == LABEL else None
+            convert = self._convert(definition.source.train)
+            parts = parts_of(definition, index, rows[id(definition.source)], convert, offset)
+            check_parts(definition, index, parts, offset, self.validation)
+            divided.append(parts)
+        return divided
 
     def _seen_from(self, part: Part, after: int) -> Part:
         return replace(part, task=self.scenario.context(part.task, self.newest(after)))
@@ -274,55 +258,3 @@ class TaskSequence:
         """Return the training examples of task ``index`` as trained in task ``after``."""
         newest = len(self) - 1 if self.scenario.train_classes == "all" else after
         return [self._seen_from(part, newest) for part in self._training[index]]
-
-    def _shuffled_examples(self, source: Source) -> tuple[Tensor, Tensor]:
-        """Return the indices of the training and validation examples of a source, the same for all of its tasks."""
-        number = len(source.train.y)
-        order = torch.randperm(number, generator=generator(self.seed, "validation"))
-        validation_size = round(number * self.validation)
-        return order[validation_size:].sort().values, order[:validation_size].sort().values
-
-    def _numbers(self, examples_per_task: int | Sequence[int]) -> list[int]:
-        tasks = len(self)
-        numbers = [examples_per_task] * tasks if isinstance(examples_per_task, int) else list(examples_per_task)
-        if len(numbers) != tasks:
-            raise DataError(expected("examples_per_task", numbers, f"one number, or a list of {tasks}, one per task"))
-        return numbers
-
-    def _some(self, part: Part, number: int) -> Part:
-        """Return ``number`` examples of a part, drawn with the seed and in their original order."""
-        if not 1 <= number <= len(part):
-            raise DataError(
-                f"examples_per_task={number}: expected 1 to {len(part)}, the training examples of task {part.task + 1}. "
-                "Lower it, or use None for all."
-            )
-        order = torch.randperm(len(part), generator=generator(self.seed, "examples", part.task))
-        chosen = order[:number].sort().values
-        return replace(part, rows=part.rows[chosen], y=part.y[chosen])
-
-    def _task_parts(self, index: int) -> dict[str, Part]:
-        """Return the training, validation and test examples of a task. Labels become output columns, other targets stay."""
-        split = self.definitions[index]
-        source, pixels = split.source, self._convert(split.source.train)
-        column = self._output_columns(index) if self.kind == LABEL else None
-
-        def part(images: Images | Streamed, rows: Tensor) -> Part:
-            y = images.y[rows]
-            if column is not None:
-                y = column[y]
-                rows, y = rows[y >= 0], y[y >= 0]
-            return Part(images, rows, y, index, pixels, split.view)
-
-        train, validation = self._rows[id(source)]
-        return {
-            "train": part(source.train, train),
-            "validation": part(source.train, validation),
-            "test": part(source.test, torch.arange(len(source.test.y))),
-        }
-
-    def _output_columns(self, index: int) -> Tensor:
-        """Return the output column of each class of the data set in a task (classes,), -1 for classes that it does not have."""
-        split = self.definitions[index]
-        column = torch.full((split.source.classes,), -1, dtype=torch.long)
-        column[list(split.classes)] = torch.arange(len(split.classes)) + self.scenario.offset(self.sizes, index)
-        return column
