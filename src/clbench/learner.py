@@ -169,11 +169,11 @@ class Learner(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_start(self) -> None:
-        task = find_task(self.trainer)
+        task, self._older = find_task(self.trainer), 0
         if task is not None:
             self._check_loss(task.sequence)
-            scenario, sizes = task.sequence.scenario, task.sequence.sizes
-            self._older = scenario.offset(sizes, task.index) if scenario.train_classes == "new" else 0
+            if task.sequence.scenario.train_classes == "new":
+                self._older = task.sequence.scenario.offset(task.sequence.sizes, task.index)
         later = task is not None and task.index > 0
         for module in self.modules():
             if isinstance(module, _BatchNorm):

@@ -162,9 +162,7 @@ class Strategy(L.Callback):
             return
         name, task = type(self).__name__, find_task(trainer)
         if task is not None:
-            self.check_kind(task.sequence)
-            self.check_blur(task.sequence)
-            self.check_train_classes(task.sequence)
+            Strategy.check(self, task.sequence)  # that of a subclass may be about options of a run
         if self.needs_learner and not (isinstance(pl_module, Learner) and task is not None):
             raise StrategyError(
                 f"{name} changes the loss or the net: expected clbench.learner.Learner and the tasks of a TaskSequence, got "

@@ -173,6 +173,7 @@ class QuadraticStrategy(Strategy):
         self._selected_names(learner)  # a pattern that matches nothing is an error in the plan of a run, too
 
     def check(self, sequence: TaskSequence) -> None:
+        super().check(sequence)
         check_tasks("lam", self.lam, len(sequence))
         if self.consolidate_at != "fit":
             raise StrategyError(

@@ -43,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"expected a study, got none. Try {', '.join(names())}, a yaml file, or --list.")
     study = load(args.study)
     if args.verify is not None:
+        from clbench.study.runs import divide
         from clbench.study.verify import verify
 
-        typed = [text for text in args.overrides if not text.startswith(("launch=", "hydra"))]
+        _, typed = divide(args.overrides)
         found = committed(study, args.output, args.study)
         return verify(found, args.seed, args.verify or None, typed, args.config_dir and config_dir(args.config_dir))
     if args.seed is not None:

@@ -36,11 +36,12 @@ class StudyRuns:
     Args:
         sweeper: Sweeper that launches the runs.
         folder: Folder of the runs.
+        launch: Override that chooses the launcher.
         typed: Overrides of every run that do not affect its results. By default, a run has no checkpoints and no loggers.
     """
 
-    def __init__(self, sweeper: GridSweeper, folder: Path, typed: Sequence[str]) -> None:
-        self.sweeper, self.folder, self.typed = sweeper, folder, tuple(typed)
+    def __init__(self, sweeper: GridSweeper, folder: Path, launch: str, typed: Sequence[str]) -> None:
+        self.sweeper, self.folder, self.launch, self.typed = sweeper, folder, launch, typed
         self.planned = cache(self._planned)
 
     @classmethod
@@ -52,16 +53,15 @@ class StudyRuns:
             folder: Folder of the runs.
             overrides: Overrides of the command, for the launcher or for every run.
         """
-        typed = [override for override in overrides if not override.startswith(("hydra.", "hydra/"))]
-        if not _sets(typed, "launch"):
-            typed.append("launch=joblib")
-        launcher = [override for override in typed if _sets([override], "launch")]
-        for_hydra = [override for override in overrides if override not in typed]
-        with open_sweeper([*launcher, *for_hydra], folder, train_run) as sweeper:
-            yield cls(sweeper, folder, typed)
+        launcher, typed = divide(overrides)
+        launch = next((text for text in launcher if text.startswith("launch=")), "launch=joblib")
+        with open_sweeper(list(dict.fromkeys([launch, *launcher])), folder, train_run) as sweeper:
+            yield cls(sweeper, folder, launch, typed)
 
     def _planned(self, cell: Cell) -> PlannedRun:
-        common = dict(text.partition("=")[::2] for text in ("checkpoints=none", "logger=none", *self.typed))
+        common = dict(
+            text.partition("=")[::2] for text in ("checkpoints=none", "logger=none", self.launch, *self.typed)
+        )
         more = [f"{key}={value}" for key, value in common.items() if not _sets(cell.overrides, key)]
         return self.sweeper.plan([*cell.arguments, *more])
 
@@ -82,16 +82,14 @@ class StudyRuns:
                             "select: expected validation data, got data.validation=0. Add data.validation=0.1 to the "
                             "overrides of select, or use on: test."
                         )
-        launcher = [text for text in self.typed if _sets([text], "launch")]
         first = [needed_runs(row, {})[0] for row in study.rows]
-        for text in (text for text in self.typed if text not in launcher):
+        for text in self.typed:
             if any(_sets(cell.overrides, text.lstrip("+").partition("=")[0]) for cell in first):
                 raise ConfigError(f"{text}: rows of the study set this option. Change it in the file of the study.")
-        if any(self.planned(cell).hash != self.sweeper.plan([*cell.arguments, *launcher]).hash for cell in first):
-            others = " ".join(text for text in self.typed if text not in launcher)
+        if any(self.planned(cell).hash != self.sweeper.plan([*cell.arguments, self.launch]).hash for cell in first):
             raise ConfigError(
-                f"{others}: expected overrides that do not affect the results, such as launch=slurm or data_dir=data. "
-                "Write the others into the file of the study."
+                f"{' '.join(self.typed)}: expected overrides that do not affect the results, such as launch=slurm or "
+                "data_dir=data. Write the others into the file of the study."
             )
 
     def _have_validation_data(self, trials: Sequence[Cell]) -> bool:
@@ -171,6 +169,18 @@ class StudyRuns:
         text = f"{total} runs in {self.folder}, {len(cells) - len(to_do)} of them done"
         later = f"; {total - len(cells)} more follow when options are chosen" if total > len(cells) else ""
         return f"{text}\n{len(to_do)} runs to do now: {estimate_cost(list(to_do.values()))}{later}" if to_do else text
+
+
+def more_overrides(overrides: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """Return the overrides that a run has in addition to its own: no checkpoints, no loggers, and those of the command."""
+    common = dict(text.partition("=")[::2] for text in ("checkpoints=none", "logger=none", *typed))
+    return [f"{key}={value}" for key, value in common.items() if not _sets(overrides, key)]
+
+
+def divide(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide the overrides of the command into those for the launcher and those for every run."""
+    launcher = [text for text in overrides if text.startswith(("launch=", "hydra.", "hydra/"))]
+    return launcher, [text for text in overrides if text not in launcher]
 
 
 def read_origin(file: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import Any
 from clbench.errors import ConfigError
 from clbench.study.origin import machine
 from clbench.study.plan import read_number
+from clbench.study.runs import more_overrides
 from clbench.train import run
 
 TOLERANCE = 0.005
@@ -51,7 +52,7 @@ def verify(
     cell = committed_cell(found, seed, row_name)
     overrides, seed = tuple(cell["overrides"]), cell["seed"]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ("checkpoints=none", "logger=none", *overrides, *typed, f"seed={seed}", "threads=1")
+        arguments = [*overrides, *more_overrides(overrides, typed), f"seed={seed}", "threads=1"]
         metrics = run(arguments, Path(folder) / "run", config_dir, quiet=True)
     now = metrics["config_hash"]
     print(" ".join(["python -m clbench.train", *overrides, f"seed={seed}"]))
