@@ -64,10 +64,8 @@ class FisherGradients:
             if self.options.labels == "reversed":
                 p = p._replace(z=(-p.z).masked_fill(p.z == -torch.inf, -torch.inf))  # no output that is masked competes
             score = self.likelihood.score(p, y)
-            if self.options.labels == "weighted":
-                score = (
-                    score * (-0.5 * self.likelihood.losses(p.z, y)).exp()[..., None]
-                )  # the square has the factor p(y)
+            if self.options.labels == "weighted":  # the square has the factor p(y)
+                score = score * (-0.5 * self.likelihood.losses(p.z, y)).exp()[..., None]
             yield score
 
     def _sampled(self, p: Positions) -> Iterator[Tensor]:

@@ -87,9 +87,8 @@ def compare(r: np.ndarray, s: np.ndarray) -> tuple[float, int | None]:
     if r.shape != s.shape:
         return float("nan"), 0
     both = min(learned_tasks(r), learned_tasks(s))
-    gaps = np.nan_to_num(np.abs(r[:both] - s[:both])).max(
-        axis=1, initial=0.0
-    )  # nan: not evaluated with eval_tasks=seen
+    differences = np.nan_to_num(np.abs(r[:both] - s[:both]))  # nan: not evaluated with eval_tasks=seen
+    gaps = differences.max(axis=1, initial=0.0)
     return float(gaps.max(initial=0.0)), int(np.argmax(gaps > 0)) if gaps.any() else None
 
 

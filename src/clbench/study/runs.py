@@ -59,11 +59,7 @@ class StudyRuns:
             yield cls(sweeper, folder, launch, typed)
 
     def _planned(self, cell: Cell) -> PlannedRun:
-        common = dict(
-            text.partition("=")[::2] for text in ("checkpoints=none", "logger=none", self.launch, *self.typed)
-        )
-        more = [f"{key}={value}" for key, value in common.items() if not _sets(cell.overrides, key)]
-        return self.sweeper.plan([*cell.arguments, *more])
+        return self.sweeper.plan([*cell.arguments, *more_overrides(cell.overrides, [self.launch, *self.typed])])
 
     def check(self, study: Study) -> None:
         """Compose the first runs of every row, so that errors are found before any run starts.
