@@ -50,7 +50,11 @@ def outcome(found: dict[str, Any]) -> str:
 def cost(found: dict[str, Any]) -> str:
     """Return the time of all runs on one core, and what was spent thanks to shared first tasks."""
     shared, whole = found.get("shared_seconds", 0), found["seconds"]
-    spent = f"; {duration(whole - shared)} were spent, because runs shared their first tasks" if shared else ""
+    spent = (
+        f"; {duration(whole - shared)} were spent, because shared first tasks saved {duration(shared)}"
+        if shared
+        else ""
+    )
     return f"{found['runs']} separate runs take {duration(whole)} on one core{spent}"
 
 
