@@ -23,6 +23,7 @@ def test_a_run_is_evaluated_on_its_training_examples(tmp_path):
     assert found["train"]["validation"] == found["test"]["validation"]
     assert found["train"]["accuracy_matrix"] != found["test"]["accuracy_matrix"]
     assert read_runs([tmp_path]).benchmark.nunique() == 2
+    assert read_runs([folders["train"]]).benchmark[0].endswith("evaluated on training examples")
 
     sequence, learner, _ = build(compose([*RUN, "eval_on=train"]))
     L.Trainer(max_steps=1, barebones=True).fit(learner, datamodule=sequence[0])
@@ -35,3 +36,8 @@ def test_a_run_is_evaluated_on_its_training_examples(tmp_path):
 def test_an_unknown_choice_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="eval_on=validation: expected test or train"):
         clbench.run([*RUN, "eval_on=validation"], tmp_path, quiet=True)
+
+
+def test_the_terminal_says_on_which_examples(tmp_path, capsys):
+    clbench.run([*RUN, "eval_on=train"], tmp_path)
+    assert "training accuracy (row: after training on a task" in capsys.readouterr().out

@@ -74,11 +74,15 @@ class Display:
             metrics: Metrics by name. Those with "run" in ``shown`` are printed.
             folder: The run's folder.
         """
-        from clbench.metrics.registry import records_of  # imported late, because --help does not need it
+        # imported late, because --help does not need them
+        from clbench.metrics.registry import records_of
+        from clbench.metrics.results import evaluated_data
 
         quality = quality_of(results)
         matrix = results[quality.key("accuracy_matrix")]
-        title = f"test {quality.label} (row: after training on a task, column: evaluated on a task)"
+        title = (
+            f"{evaluated_data(results)} {quality.label} (row: after training on a task, column: evaluated on a task)"
+        )
         table = Table(title=title, title_justify="left")
         table.add_column("after")
         width = max(len(_format(value)) for row in matrix for value in row)

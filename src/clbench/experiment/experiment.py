@@ -44,7 +44,7 @@ from clbench.experiment.session import (
 )
 from clbench.metrics.quality import quality_of
 from clbench.metrics.registry import load_metrics
-from clbench.metrics.results import read_matrix
+from clbench.metrics.results import evaluated_data, read_matrix
 from clbench.runs.folder import is_finished
 from clbench.runs.json_files import COMPLETE, PARTIAL, RUNNING
 from clbench.runs.nesting import check_new_run
@@ -247,7 +247,8 @@ class Experiment:
 
         title = f"{self.launch.choices.strategy} on {self.cfg.data.name}, seed {self.cfg.seed}"
         quality = quality_of(results)
-        save_plots(read_matrix(results, quality), results["within_tasks"], title, self.folder.path, quality)
+        data = evaluated_data(results)
+        save_plots(read_matrix(results, quality), results["within_tasks"], title, self.folder.path, quality, data)
 
     def _trainer(self, index: int, callbacks: list[Callback]) -> Trainer:
         length = budget(self.cfg, index, len(self.sequence))

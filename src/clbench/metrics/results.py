@@ -26,6 +26,15 @@ class Evaluations(NamedTuple):
     mid_task: list[MidTaskEvaluation]
 
 
+def evaluated_data(results: Mapping[str, Any]) -> str:
+    """Return the data on which R of metrics.json was measured, ``test`` or ``training`` (``eval_on=train``).
+
+    >>> evaluated_data({"data": {"eval_on": "train"}}), evaluated_data({"data": {}})
+    ('training', 'test')
+    """
+    return "training" if (results.get("data") or {}).get("eval_on") == "train" else "test"
+
+
 def learned_tasks(matrix: NDArray[np.float64]) -> int:
     """Return the number of rows i of R with a value for each of the tasks 0..i. With ``eval_tasks=seen`` the others are nan.
 

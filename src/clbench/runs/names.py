@@ -137,6 +137,8 @@ def _name(
         f"{group}={run.choices.get(group)}" for group in ("optimizer", "scheduler", "trainer") if group in several
     ]
     base = [str(run.choices.get("data")), f"{run.choices.get('scenario')}-incremental", str(run.choices.get("net"))]
+    if identifying.get("eval_on") == "train" and "eval_on" not in other:
+        base.append("evaluated on training examples")
     values = [f"{key.removeprefix('strategy.')}={format_value(identifying[key])}" for key in of_strategy]
     method = " ".join([str(run.choices.get("strategy")), *values])
     lam = options.get("lam")

@@ -32,7 +32,12 @@ def plot_names(quality: Quality, has_within: bool) -> list[str]:
 
 
 def save_plots(
-    r: NDArray[np.floating], within: list[dict[str, Any]], title: str, folder: Path, quality: Quality = ACCURACY
+    r: NDArray[np.floating],
+    within: list[dict[str, Any]],
+    title: str,
+    folder: Path,
+    quality: Quality = ACCURACY,
+    data: str = "test",
 ) -> None:
     """Write the matrix R, the curves over tasks, and with ``within`` also those inside tasks, under ``plot_names``.
 
@@ -42,10 +47,11 @@ def save_plots(
         title: Title of the figures.
         folder: Folder for the files.
         quality: Quality of the values.
+        data: Data on which the values were measured, ``test`` or ``training``.
     """
-    figures = [accuracy_matrix(r, title, quality), accuracy_over_tasks(r, title, quality)]
+    figures = [accuracy_matrix(r, title, quality, data), accuracy_over_tasks(r, title, quality, data)]
     if within:
-        figures.append(accuracy_within_tasks(r, within, title, quality))
+        figures.append(accuracy_within_tasks(r, within, title, quality, data))
     for name, figure in zip(plot_names(quality, bool(within)), figures, strict=True):
         figure.set_dpi(150)
         canvas = FigureCanvasAgg(figure)  # draws the figure once, whereas savefig draws it twice
@@ -65,7 +71,11 @@ def text_colour(value: float, image: AxesImage, quality: Quality) -> str:
 
 
 def accuracy_within_tasks(
-    r: NDArray[np.floating], within: list[dict[str, Any]], title: str, quality: Quality = ACCURACY
+    r: NDArray[np.floating],
+    within: list[dict[str, Any]],
+    title: str,
+    quality: Quality = ACCURACY,
+    data: str = "test",
 ) -> Figure:
     """Plot the accuracy on each task over steps, from the start of its training, which shows the stability gap."""
     tasks = len(r)
@@ -83,7 +93,7 @@ def accuracy_within_tasks(
         axes.axvline(start, color="grey", linewidth=0.8, linestyle=":")
     axes.set(
         xlabel="training steps up to the last evaluation in each task (dotted: a new task)",
-        ylabel=f"test {quality.label}",
+        ylabel=f"{data} {quality.label}",
     )
     _set_title(figure, axes, title)
     axes.grid(alpha=0.3)
@@ -91,7 +101,7 @@ def accuracy_within_tasks(
     return figure
 
 
-def accuracy_matrix(r: NDArray[np.floating], title: str, quality: Quality = ACCURACY) -> Figure:
+def accuracy_matrix(r: NDArray[np.floating], title: str, quality: Quality = ACCURACY, data: str = "test") -> Figure:
     """Plot a heatmap of R: a row per trained task, a column per evaluated task. Rows of nan stay empty."""
     tasks = len(r)
     side = max(3.2, min(0.62 * tasks + 1.6, 10))
@@ -111,11 +121,11 @@ def accuracy_matrix(r: NDArray[np.floating], title: str, quality: Quality = ACCU
                 colour = text_colour(r[i, j], image, quality)
                 weight = "bold" if i == j else "normal"
                 axes.text(j, i, f"{r[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=8, fontweight=weight)
-    figure.colorbar(image, ax=axes, label=f"test {quality.label}")
+    figure.colorbar(image, ax=axes, label=f"{data} {quality.label}")
     return figure
 
 
-def accuracy_over_tasks(r: NDArray[np.floating], title: str, quality: Quality = ACCURACY) -> Figure:
+def accuracy_over_tasks(r: NDArray[np.floating], title: str, quality: Quality = ACCURACY, data: str = "test") -> Figure:
     """Plot the accuracy on each task after it was learned, and the average over the tasks so far."""
     tasks = len(r)
     columns = 2 if tasks > 10 else 1
@@ -134,7 +144,7 @@ def accuracy_over_tasks(r: NDArray[np.floating], title: str, quality: Quality = 
     average = [float(r[i, : i + 1].mean()) for i in range(tasks)]
     axes.plot(range(1, tasks + 1), average, color="black", linewidth=2, linestyle="--", label="mean so far")
     numbers = range(1, tasks + 1, max(1, tasks // LABELLED))
-    axes.set(xlabel="after training task", ylabel=f"test {quality.label}", xticks=numbers)
+    axes.set(xlabel="after training task", ylabel=f"{data} {quality.label}", xticks=numbers)
     _set_title(figure, axes, title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=columns, loc="center left", bbox_to_anchor=(1.01, 0.5))
