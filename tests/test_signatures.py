@@ -16,6 +16,7 @@ PUBLIC = {
     ("importance/fisher.py", "fisher"),
     ("strategies/ewc.py", "EWC.__init__"),
     ("strategies/penalty.py", "QuadraticStrategy.__init__"),
+    ("strategies/rehearsal.py", "RehearsalStrategy.__init__"),
 }
 """Public functions, whose parameters are options."""
 

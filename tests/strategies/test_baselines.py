@@ -482,6 +482,7 @@ def test_the_learner_is_as_before_when_a_fit_has_ended(name):
         (DER(memory=8), 16),
         (DER(memory=2), 6),  # a reservoir is shared by all tasks
         (DER(memory=2, buffer="ring"), 2),
+        (DER(memory=2, memory_fill="end"), 2),
         (DER(memory=8, replay=3), 3),
         (ER(memory=2), None),
         (NCCL(memory=50, replay=9), 9),

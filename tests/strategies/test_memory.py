@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from clbench.strategies.memory import Memory, Reservoir, Ring
+from clbench.strategies.memory import BalancedReservoir, Memory, Reservoir, Ring
 from tests.conftest import others_slow
 
 
@@ -128,10 +128,17 @@ def test_stored_examples_are_copies_without_history():
 
 
 def add(memory, examples, generator):
-    memory.add(examples, generator) if isinstance(memory, Reservoir) else memory.add(examples, 0)
+    if isinstance(memory, BalancedReservoir):
+        memory.add(examples, examples["number"] % 3, generator)
+    else:
+        memory.add(examples, generator if isinstance(memory, Reservoir) else 0)
 
 
-memories = pytest.mark.parametrize("make", [lambda: Reservoir(5), lambda: Ring(2, 3)], ids=["reservoir", "ring"])
+memories = pytest.mark.parametrize(
+    "make",
+    [lambda: Reservoir(5), lambda: Ring(2, 3), lambda: BalancedReservoir(5)],
+    ids=["reservoir", "ring", "balanced"],
+)
 
 
 @memories

@@ -82,6 +82,8 @@ MORE = {
     "er blur": ["strategy=er", "data.blur=0.1"],
     "nccl task": ["strategy=nccl", *SIZES, "strategy.anchor=task"],
     "er ring": ["strategy=er", "strategy.buffer=ring"],
+    "er balanced": ["strategy=er", "strategy.memory_balance=class", "memory=5"],
+    "derpp end": ["strategy=derpp", "strategy.memory_fill=end", "memory=5"],
     "derpp class": ["strategy=derpp", "scenario=class"],
     "lwf class": ["strategy=lwf", "scenario=class"],
     "steps": ["strategy=ewc", "steps=14"],

@@ -85,6 +85,7 @@ OTHER = [
     ("er", "memory=3"),
     ("er", "strategy.replay=3"),
     ("agem", "memory=3"),
+    ("agem", "strategy.memory_fill=end"),
     ("der", "strategy.alpha=3"),
     ("nccl", "strategy.inner_steps=3"),
     ("nccl", "memory=3"),

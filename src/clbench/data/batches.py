@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -131,6 +131,10 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def at(self, indices: Tensor) -> Part:
+        """Return the examples at ``indices`` (n,) in this order."""
+        return replace(self, rows=self.rows[indices], y=self.y[indices])
 
     def seen(self, x: Tensor) -> Tensor:
         """Return stored values x, such as uint8 images (N, C, H, W), as the input of the network."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -102,8 +101,7 @@ def some_of(part: Part, number: int, seed: int) -> Part:
             "Lower it, or use None for all."
         )
     order = torch.randperm(len(part), generator=generator(seed, "examples", part.task))
-    chosen = order[:number].sort().values
-    return replace(part, rows=part.rows[chosen], y=part.y[chosen])
+    return part.at(order[:number].sort().values)
 
 
 def _output_columns(definition: TaskDefinition, offset: int) -> Tensor:

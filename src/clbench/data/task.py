@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from clbench.data.batches import Batch, Batches, Part
 from clbench.errors import ConfigError
@@ -80,6 +81,16 @@ class Task(L.LightningDataModule):
     def importance_dataloader(self) -> Batches:
         """Return the training examples in a fixed order, all of them in every process, for measuring importance."""
         return self._batches(self._training, self.sequence.evaluation_batch, shared=False)
+
+    @property
+    def labels(self) -> Tensor:
+        """Targets of the training examples (N, ...), in the order of ``importance_dataloader``."""
+        return torch.cat([part.y for part in self._training])
+
+    def examples_at(self, indices: Tensor) -> Batches:
+        """Return the training examples at ``indices`` (n,) in this order, without augmentation. The task must not be mixed."""
+        (part,) = self._training
+        return self._batches([part.at(indices)], self.sequence.evaluation_batch, shared=False)
 
     def val_dataloader(self) -> list[Batches]:
         """Return the validation data of every task as evaluated after this task, or an empty list without validation data."""

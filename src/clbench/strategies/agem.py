@@ -24,12 +24,14 @@ class AGEM(RehearsalStrategy):
     gradients are projected once, before the step of the optimiser.
 
     Args:
-        memory: Examples kept per task, the last ones.
+        memory: Examples kept per task.
         replay: Examples drawn to compute r. The paper uses 256.
         seed: Random seed of the draw.
+        memory_fill: ``stream`` keeps the last examples of each task. ``end`` keeps a uniform random choice of its training
+            examples, without augmentation, made when the task ends.
 
     Raises:
-        ConfigError: A value is below its minimum. When a fit starts, see ``RehearsalStrategy``.
+        ConfigError: A value is below its minimum or unknown. When a fit starts, see ``RehearsalStrategy``.
 
     Example:
         >>> import lightning as L
@@ -43,12 +45,13 @@ class AGEM(RehearsalStrategy):
         [4, 4]
     """
 
-    shares_first_task = ("memory",)  # the other options act on examples of earlier tasks
+    shares_first_task = ("memory", "memory_fill")  # the other options act on examples of earlier tasks
     per_process = False
 
-    def __init__(self, memory: int = 50, replay: int = 256, seed: int = 0) -> None:
+    def __init__(self, memory: int = 50, replay: int = 256, seed: int = 0, memory_fill: str = "stream") -> None:
         check_integer("replay", replay, hint="The paper uses 256.")
-        super().__init__(memory, replay, "ring", seed)
+        buffer = "ring" if memory_fill == "stream" else "reservoir"
+        super().__init__(memory, replay, buffer, seed, memory_fill=memory_fill)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -57,9 +60,9 @@ class AGEM(RehearsalStrategy):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         learner = learner_of(pl_module)
-        assert isinstance(self.memory, Ring)
         assert self.replay is not None
-        drawn = self.recall(self.replay, self.memory.slots_before(self._index))
+        among = self.memory.slots_before(self._index) if isinstance(self.memory, Ring) else None
+        drawn = self.recall(self.replay, among)
         if drawn is None:
             return
         old, _ = drawn

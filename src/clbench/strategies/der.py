@@ -14,6 +14,7 @@ from clbench.data.targets import LABEL
 from clbench.learner import learner_of
 from clbench.strategies.argument_checks import check_strength
 from clbench.strategies.learner_strategy import Features
+from clbench.strategies.memory import Examples
 from clbench.strategies.rehearsal import RehearsalOptions, RehearsalStrategy
 
 
@@ -28,12 +29,13 @@ class DER(RehearsalStrategy):
 
     The loss is task loss + alpha * mean over drawn examples of ||z(x) - z_kept||^2. z are the outputs of the example's own head
     or, if there is one output layer, all its columns. The latter includes the classes of later tasks, so that new classes cannot
-    gain large outputs on old examples. z_kept are the outputs of the training pass, before its step, and are never updated. The
-    authors' code also averages over the C outputs, so their alpha is C times ours.
+    gain large outputs on old examples. z_kept are the outputs of the training pass, before its step, and are never updated. With
+    ``memory_fill="end"`` they are the outputs of the trained net in evaluation mode. The authors' code also averages over the C
+    outputs, so their alpha is C times ours.
 
     Args:
         alpha: Strength of the distance, >= 0.
-        options: ``memory``, ``replay``, ``buffer`` and ``seed`` of ``RehearsalStrategy``.
+        options: The options of ``RehearsalStrategy``.
 
     Raises:
         ConfigError: ``alpha`` is negative or not finite. See also ``RehearsalStrategy``.
@@ -70,6 +72,9 @@ class DER(RehearsalStrategy):
     ) -> None:
         self.remember(batch, outputs=self._outputs)
 
+    def more(self, batch: Batch) -> Examples:
+        return {"outputs": self._outputs_to_keep(self.learner.net(batch.x, batch.task))}
+
     def _distance(self, batch: Batch, outputs: Tensor) -> Tensor:
         self._outputs = self._outputs_to_keep(outputs)
         drawn = self.recall(len(batch.y))
@@ -96,7 +101,7 @@ class DERpp(DER):
 
     Args:
         beta: Strength of the loss on old labels, >= 0.
-        options: ``alpha``, ``memory``, ``replay``, ``buffer`` and ``seed`` of ``DER``.
+        options: ``alpha``, and the options of ``RehearsalStrategy``.
 
     Raises:
         ConfigError: ``alpha`` or ``beta`` is negative or not finite. See also ``RehearsalStrategy``.

@@ -17,14 +17,15 @@ class ER(RehearsalStrategy):
     """Experience replay (Chaudhry et al. 2019, "On tiny episodic memories"): old examples are added to every batch.
 
     The loss is the mean over new and old examples in one forward pass. The new batch is offered to the memory after the old
-    examples are drawn. The memory is filled during training, so that ER needs no task boundaries.
+    examples are drawn. The memory is filled during training, so that ER needs no task boundaries, unless
+    ``memory_fill="end"``.
 
     Args:
         loss_weights: Weight w of the mean loss over the new examples. That over the old ones has the weight 1 - w. ``equal``
             counts every example equally, so w is the share of the new examples. ``tasks`` is w = 1/t for t tasks so far
             (van de Ven and Tolias 2019), so the first task is learned as without a memory. A number is w, and a list has one w
             per task. A step without old examples has the loss of the new ones.
-        options: ``memory``, ``memory_total``, ``memory_from``, ``replay``, ``buffer`` and ``seed`` of ``RehearsalStrategy``.
+        options: The options of ``RehearsalStrategy``.
 
     Raises:
         ConfigError: ``loss_weights`` is out of range, or a list of another length than the number of tasks. See also

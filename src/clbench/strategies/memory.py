@@ -19,7 +19,7 @@ Examples = dict[str, Tensor]
 
 
 class Memory:
-    """Slots for examples, on the device of the examples. ``Reservoir`` and ``Ring`` choose the slots to write to.
+    """Slots for examples, on the device of the examples. Subclasses choose the slots to write to.
 
     Args:
         slots: Number of examples that fit, at least 1.
@@ -119,6 +119,107 @@ class Reservoir(Memory):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.seen = state["seen"]
+
+
+class BalancedReservoir(Memory):
+    """A sample of the stream so far with numbers of each class that are as equal as the stream allows.
+
+    Class-balancing reservoir sampling (Chrysakis and Moens 2020, "Online continual learning from imbalanced data", algorithm 1).
+    All examples are stored until the memory is full. Then a class is full if it has, or ever had, the most stored examples.
+
+    - An example of a class that is not full replaces a random example of a class that has the most.
+    - An example of a full class replaces a random one of its class with probability stored / seen, which are numbers of examples
+      of this class, or is skipped.
+
+    Only classes that have the most examples when all slots are filled count. Otherwise the class of the first example would
+    always be full.
+    """
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self.slots_of: dict[int, list[int]] = {}
+        self.seen: dict[int, int] = {}
+        self.full: set[int] = set()
+
+    def add(self, examples: Examples, classes: Tensor, generator: Generator) -> None:
+        """Offer ``examples`` of the classes (N,), int64, in their order."""
+        self.write(examples, [self._slot(each, generator) for each in classes.tolist()])
+
+    def _slot(self, own: int, generator: Generator) -> int:
+        """Return the slot for the next example, of class ``own``, or -1."""
+        of, used = self.slots_of, sum(map(len, self.slots_of.values()))
+        mine = of.setdefault(own, [])
+        self.seen[own] = self.seen.get(own, 0) + 1
+        if used < self.slots:
+            mine.append(used)
+            return used
+        most = max(map(len, of.values()))
+        largest = [slots for slots in of.values() if len(slots) == most]
+        self.full |= {each for each, slots in of.items() if len(slots) == most}
+        if own in self.full:
+            stays = drawn(self.seen[own], generator) >= len(mine)
+            return -1 if stays else mine[drawn(len(mine), generator)]
+        mine.append(largest[drawn(len(largest), generator)].pop(drawn(most, generator)))
+        return mine[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        slots_of = {each: list(slots) for each, slots in self.slots_of.items()}
+        return {**super().state_dict(), "slots_of": slots_of, "seen": dict(self.seen), "full": sorted(self.full)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.slots_of = {each: list(slots) for each, slots in state["slots_of"].items()}
+        self.seen, self.full = dict(state["seen"]), set(state["full"])
+
+
+def drawn(number: int, generator: Generator) -> int:
+    """Return an integer drawn uniformly from 0 to ``number`` - 1."""
+    return int(torch.randint(number, (), generator=generator))
+
+
+class Shares(Memory):
+    """A share for each task. The examples of a task have the order of their choice, so a smaller share is its beginning."""
+
+    def add(self, examples: Examples, shares: Sequence[int]) -> None:
+        """Add the ``examples`` of the newest task, and keep the first ``shares[k]`` examples of each task k so far."""
+        *earlier, newest = shares
+        lists = [(examples, newest)]
+        if self.examples:
+            of = [self.examples["task"] == k for k in range(len(earlier))]
+            lists = [
+                ({n: t[mask] for n, t in self.examples.items()}, each) for mask, each in zip(of, earlier, strict=True)
+            ] + lists
+        self.examples = {name: torch.cat([part[name][:each] for part, each in lists]) for name in examples}
+        self.filled = torch.arange(self.slots) < len(self.examples["task"])
+
+
+def equal_shares(total: int, tasks: int) -> list[int]:
+    """Return ``total`` divided evenly among ``tasks``. The remainder goes to the first ones.
+
+    Example:
+        >>> equal_shares(8, tasks=3)
+        [3, 3, 2]
+    """
+    return [total // tasks + (k < total % tasks) for k in range(tasks)]
+
+
+def balanced(order: Tensor, classes: Tensor) -> Tensor:
+    """Return ``order`` changed so that each beginning has equal numbers of all classes, or all examples of a class.
+
+    Args:
+        order: Indices of examples (N,).
+        classes: Class of each example (N,).
+
+    Example:
+        >>> balanced(torch.arange(5), classes=torch.tensor([0, 0, 0, 1, 1]))
+        tensor([0, 3, 1, 4, 2])
+    """
+    seen: dict[int, int] = {}
+    ranks = []
+    for each in classes[order].tolist():
+        ranks.append(seen.get(each, 0))
+        seen[each] = ranks[-1] + 1
+    return order[torch.tensor(ranks).argsort(stable=True)]
 
 
 class Ring(Memory):

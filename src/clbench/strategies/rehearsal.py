@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any, TypedDict
 
 import lightning as L
 import torch
 from torch import Generator, Tensor
 
-from clbench.data import Batch, TaskSequence, task_of
+from clbench.data import Batch, Task, TaskSequence, task_of
+from clbench.data.targets import LABEL, WHAT
 from clbench.errors import StrategyError
+from clbench.importance import preserve_state
 from clbench.learner import Learner, learner_of
 from clbench.seeding import generator
 from clbench.strategies.argument_checks import check_choice, check_integer, check_integer_or_none
 from clbench.strategies.learner_strategy import LearnerStrategy
-from clbench.strategies.memory import Examples, Reservoir, Ring
+from clbench.strategies.memory import BalancedReservoir, Examples, Reservoir, Ring, Shares, balanced, equal_shares
 
 
 class RehearsalOptions(TypedDict, total=False):
@@ -26,12 +29,16 @@ class RehearsalOptions(TypedDict, total=False):
     seed: int
     memory_total: int | None
     memory_from: str
+    memory_fill: str
+    memory_balance: str
 
 
 class RehearsalStrategy(LearnerStrategy):
     """Keeps examples of the tasks so far on the device, as the learner saw them (scaled and augmented).
 
-    An example is offered to the memory each time it is trained on, so with several epochs it is offered several times.
+    An example is offered to the memory each time it is trained on, so with several epochs it is offered several times. With
+    ``memory_fill="end"`` the memory does not change during a task. When the task ends, examples are drawn from its training data
+    and stored without augmentation, so these data are read once more.
 
     Args:
         memory: Examples per task, at least 1. A reservoir shares ``memory`` times the number of tasks among all tasks.
@@ -42,10 +49,19 @@ class RehearsalStrategy(LearnerStrategy):
             the stream, so the share of each task shrinks as tasks come. None uses ``memory``.
         memory_from: Examples that are drawn: ``all``, also those of the current task, or ``earlier``, those that were stored
             before the current task. Then the first task is learned without replay.
+        memory_fill: ``stream`` offers each example while it is trained on. ``end`` fills the memory when a task ends, with a
+            uniform random choice of its training examples. Then each task so far has ``memory`` examples, or an equal share of
+            ``memory_total``, whose remainder goes to the first tasks. The share of an earlier task shrinks by a random choice.
+        memory_balance: ``random``, or ``class`` for numbers of each class that are as equal as possible: in a reservoir by
+            class-balancing reservoir sampling (Chrysakis and Moens 2020), with ``memory_fill="end"`` in the share of each task.
+            In task-incremental sequences, the classes of each task count separately. With a reservoir, each step waits for the
+            device, to read the labels.
 
     Raises:
-        ConfigError: A number is below its minimum, ``buffer`` or ``memory_from`` is unknown, or ``memory_total`` is combined
-            with a ring. When a fit starts, the optimiser is LBFGS.
+        ConfigError: A number is below its minimum, a choice is unknown, or ``memory_total``, ``memory_fill="end"`` or
+            ``memory_balance="class"`` is combined with a ring. When a fit starts: the optimiser is LBFGS, ``memory_balance`` is
+            ``class`` without one label per example, or ``memory_fill`` is ``end`` and the sequence is blurry, so that an example
+            belongs to no task.
 
     Example:
         >>> class Remember(RehearsalStrategy):
@@ -63,19 +79,28 @@ class RehearsalStrategy(LearnerStrategy):
         seed: int = 0,
         memory_total: int | None = None,
         memory_from: str = "all",
+        memory_fill: str = "stream",
+        memory_balance: str = "random",
     ) -> None:
         self.each = check_integer("memory", memory)
         self.replay = check_integer_or_none("replay", replay)
         self.seed = check_integer("seed", seed, least=0)
         self.buffer = check_choice("buffer", buffer, ("reservoir", "ring"))
         self.total = check_integer_or_none("memory_total", memory_total)
-        if self.total is not None and buffer == "ring":
-            raise StrategyError(
-                f"memory_total={memory_total} with buffer=ring: expected a reservoir, because a ring has fixed numbers per task. "
-                "Use buffer=reservoir, or memory"
-            )
+        self.memory_fill = check_choice("memory_fill", memory_fill, ("stream", "end"))
+        self.memory_balance = check_choice("memory_balance", memory_balance, ("random", "class"))
+        for name, value, default in (
+            ("memory_total", memory_total, None),
+            ("memory_fill", memory_fill, "stream"),
+            ("memory_balance", memory_balance, "random"),
+        ):
+            if buffer == "ring" and value != default:
+                raise StrategyError(
+                    f"{name}={value} with buffer=ring: expected a reservoir, because a ring has the last examples of each task. "
+                    f"Use buffer=reservoir, or {name}={default}"
+                )
         self.memory_from = check_choice("memory_from", memory_from, ("all", "earlier"))
-        self.memory: Reservoir | Ring | None = None
+        self.memory: Reservoir | BalancedReservoir | Ring | Shares | None = None
         self.learner: Learner
         self._sequence: TaskSequence | None = None
         self._loaded: dict[str, Any] = {}
@@ -92,11 +117,31 @@ class RehearsalStrategy(LearnerStrategy):
         super().attach(learner, sequence)
         tasks = len(sequence)
         self._sequence = sequence
-        self.memory = Reservoir(self._slots(tasks)) if self.buffer == "reservoir" else Ring(tasks, self.each)
+        if self.buffer == "ring":
+            self.memory = Ring(tasks, self.each)
+        elif self.memory_fill == "end":
+            self.memory = Shares(self._slots(tasks))
+        else:
+            self.memory = (Reservoir if self.memory_balance == "random" else BalancedReservoir)(self._slots(tasks))
 
     def _slots(self, tasks: int) -> int:
-        """Return the number of slots of a reservoir."""
+        """Return the number of slots, unless the memory is a ring."""
         return self.total or tasks * self.each
+
+    def check_kind(self, sequence: TaskSequence) -> None:
+        super().check_kind(sequence)
+        if self.memory_balance == "class" and sequence.kind != LABEL:
+            raise StrategyError(
+                f"memory_balance=class: expected one label per example, got {WHAT[sequence.kind]}. Use memory_balance=random"
+            )
+
+    def check_blur(self, sequence: TaskSequence) -> None:
+        super().check_blur(sequence)
+        if self.memory_fill == "end" and sequence.blur:
+            raise StrategyError(
+                f"memory_fill=end: expected blur=0, got {sequence.blur:g}, because the examples of a blurry sequence do not end "
+                "with a task. Use memory_fill=stream"
+            )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -129,7 +174,8 @@ class RehearsalStrategy(LearnerStrategy):
         self.memory.to(learner.device)
 
     def smallest_replay_batch(self, batch_size: int, tasks: int) -> int | None:
-        kept = self._slots(tasks) if self.buffer == "reservoir" else self.each
+        at_once = self.buffer == "ring" or self.memory_fill == "end"
+        kept = self.total or (self.each if at_once else tasks * self.each)
         return min(self.replay or batch_size, kept)
 
     def remember(self, batch: Batch, **more: Tensor) -> None:
@@ -139,11 +185,45 @@ class RehearsalStrategy(LearnerStrategy):
             batch: The batch.
             more: Further tensors (N, ...) to store with the examples.
         """
-        examples: Examples = {"x": batch.x, "y": batch.y, "task": task_of_each(batch, self._index), **more}
-        if isinstance(self.memory, Reservoir):
-            self.memory.add(examples, self._generator)
-        elif self.memory is not None:
+        if isinstance(self.memory, Shares):
+            return
+        examples = self._stored(batch, more)
+        if isinstance(self.memory, Ring):
             self.memory.add(examples, self._index)
+        elif isinstance(self.memory, BalancedReservoir):
+            self.memory.add(examples, self._classes(examples["y"], examples["task"]), self._generator)
+        elif self.memory is not None:
+            self.memory.add(examples, self._generator)
+
+    def _stored(self, batch: Batch, more: Examples) -> Examples:
+        return {"x": batch.x, "y": batch.y, "task": task_of_each(batch, self._index), **more}
+
+    def _classes(self, y: Tensor, task: int | Tensor) -> Tensor:
+        """Return a number of the class of each example (N,). Tasks with outputs of their own have other classes."""
+        return y + task * max(self.sequence.sizes) if self.sequence.scenario.name == "task" else y
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fill the memory if it is filled at the end of a task."""
+        if not isinstance(self.memory, Shares):
+            return
+        start, task, tasks = perf_counter(), task_of(trainer), self._index + 1
+        shares = equal_shares(self.total, tasks) if self.total else [self.each] * tasks
+        with preserve_state(pl_module), torch.no_grad():
+            batches = [
+                self._stored(batch, self.more(batch)) for batch in task.examples_at(self.order(task)[: shares[-1]])
+            ]
+        if batches:
+            self.memory.add({name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}, shares)
+        self.seconds += perf_counter() - start
+
+    def order(self, task: Task) -> Tensor:
+        """Return the indices of the training examples of ``task`` in the order in which they are stored when it ends, (N,)."""
+        chosen = torch.randperm(task.examples, generator=generator(self.seed, "memory at the end", task.index))
+        return balanced(chosen, task.labels) if self.memory_balance == "class" else chosen
+
+    def more(self, batch: Batch) -> Examples:
+        """Return further tensors (N, ...) to store with the examples when a task ends. The learner is in evaluation mode."""
+        return {}
 
     def recall(self, number: int, among: Tensor | None = None) -> tuple[Batch, Examples] | None:
         """Return examples drawn from the memory.
