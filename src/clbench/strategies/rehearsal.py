@@ -60,8 +60,7 @@ class RehearsalStrategy(LearnerStrategy):
     Raises:
         ConfigError: A number is below its minimum, a choice is unknown, or ``memory_total``, ``memory_fill="end"`` or
             ``memory_balance="class"`` is combined with a ring. When a fit starts: the optimiser is LBFGS, ``memory_balance`` is
-            ``class`` without one label per example, or ``memory_fill`` is ``end`` and the sequence is blurry, so that an example
-            belongs to no task.
+            ``class`` without one label per example, or ``memory_fill`` is ``end`` and the sequence is blurry.
 
     Example:
         >>> class Remember(RehearsalStrategy):
@@ -139,8 +138,8 @@ class RehearsalStrategy(LearnerStrategy):
         super().check_blur(sequence)
         if self.memory_fill == "end" and sequence.blur:
             raise StrategyError(
-                f"memory_fill=end: expected blur=0, got {sequence.blur:g}, because the examples of a blurry sequence do not end "
-                "with a task. Use memory_fill=stream"
+                f"memory_fill=end: expected blur=0, got {sequence.blur:g}, because the tasks of a blurry sequence share their "
+                "examples. Use memory_fill=stream"
             )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
