@@ -87,6 +87,8 @@ def test_a_dry_run_checks_all_rows_and_prints_the_cost(tmp_path, capfd):
     [
         ({"steps=8, strategy=finetune": "lamb=1"}, "mine: row fine-tuning: .*lamb"),
         ({"strategy=finetune": "strategy=finetune, fisher=exact"}, "mine: row fine-tuning: .*fisher"),
+        ({"steps=8, strategy=finetune": "\"steps='8'\""}, "mine: row fine-tuning: steps=8: expected an integer >= 1"),
+        ({"steps=8, strategy=finetune": "strategy=ewc, lam=-1"}, "mine: row fine-tuning: lam=-1: expected"),
         ({"[data.validation=0.2]": "[data.validation=0]"}, "mine: row EWC: select: expected validation data"),
     ],
 )
@@ -108,9 +110,9 @@ def test_an_override_that_affects_results_is_refused(tmp_path):
 
 
 def test_a_run_that_fails_is_reported_and_hides_no_other(tmp_path):
-    """Its data is refused when it is loaded; the runs of the other row are kept."""
-    wrong = write_study(tmp_path, **{"[1, 10]": "[-1, 10]"})
-    with pytest.raises(ConfigError, match=r"2 of 6 runs are not done \(EWC lam=-1 seed=0: lam=-1: expected"):
+    """Its number of samples is refused when the data is loaded; the other runs are kept."""
+    wrong = write_study(tmp_path, **{"lam: [1, 10]": "samples: [99, 10]"})
+    with pytest.raises(ConfigError, match=r"2 of 6 runs are not done \(EWC samples=99 seed=0: samples=99: expected"):
         main([wrong, "launch=serial", "--output", str(tmp_path / "out")])
     assert len(list(tmp_path.glob("out/mine/runs/*/origin.json"))) == 4
 

@@ -100,7 +100,11 @@ def check_rules(cfg: DictConfig) -> None:
             check_rule(name, None if value is missing else value)
 
 
-def check_annotations(cfg: DictConfig, groups: Iterable[str]) -> None:
+OBJECTS = ("data", "scenario", "net", "optimizer", "scheduler", "trainer", "logger")
+"""Groups of options whose objects get plain values, without the strategy, which is constructed to be checked."""
+
+
+def check_annotations(cfg: DictConfig, groups: Iterable[str] = OBJECTS) -> None:
     """Raise ConfigError if an argument of an object in ``groups`` does not fit the annotation of its class or function."""
     for group in groups:
         for key, node in target_nodes(cfg[group], group):

@@ -106,7 +106,7 @@ class Experiment:
         drop_foreign_options(self.cfg)
         check_device(self.cfg.trainer.accelerator)
         check_precision(self.cfg.trainer.get("precision"))
-        check_annotations(self.cfg, ("data", "scenario", "net", "optimizer", "scheduler", "trainer", "logger"))
+        check_annotations(self.cfg)
 
     @contextmanager
     def opened(self) -> Iterator[None]:

@@ -15,9 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from clbench.config.messages import user_message
+from clbench.config.values import check_annotations, check_rules
 from clbench.errors import ConfigError, SweepFailed, Unstable
+from clbench.experiment.build import construct
 from clbench.runs.folder import atomically, lock_folder
 from clbench.runs.json_files import COMPLETE
+from clbench.strategies import Strategy
 from clbench.study.definition import Row, Study
 from clbench.study.origin import origin_of_run
 from clbench.study.plan import Cell, decisive_runs, needed_runs, number_of_cells, search
@@ -65,13 +68,15 @@ class StudyRuns:
         """Compose the first runs of every row, so that errors are found before any run starts.
 
         Raises:
-            ConfigError: An override is not valid, options are to be chosen on validation data of which there are none, or an
-                override of the command affects the results.
+            ConfigError: An override or a value is not valid, options are to be chosen on validation data and there are none,
+                or an override of the command affects the results.
         """
         for row in study.rows:
             with _naming(f"{study.name}: row {row.name}"):
                 for cell in needed_runs(row, {}):
-                    self.planned(cell)
+                    check_rules(cfg := self.planned(cell).cfg)
+                    check_annotations(cfg)
+                    construct(cfg, "strategy", Strategy)
                 for rule in row.select:
                     if rule.on == "validation" and not self._have_validation_data(search(row, rule, {})[0][0][1]):
                         raise ConfigError(
