@@ -35,9 +35,9 @@ class ICaRL(NearestMeanStrategy):
         mean over examples of  - sum_c [ q_c log s(z_c) + (1 - q_c) log(1 - s(z_c)) ],    s the sigmoid,
 
     summed over the classes c so far. For a new class, q_c is 1 if c is the label, else 0. For an earlier class, q_c is the
-    sigmoid of its output before the task, in evaluation mode, for exemplars as well. When the task ends, each class has floor(K / classes
-    so far) exemplars: new classes choose theirs by herding (algorithm 4), and earlier classes drop their last ones (algorithm 5).
-    The class with the nearest mean of its exemplars is predicted (algorithm 1, see ``NearestMeanStrategy``).
+    sigmoid of its output before the task, in evaluation mode, for exemplars as well. When the task ends, each class has floor(K
+    / classes so far) exemplars: new classes choose theirs by herding (algorithm 4), and earlier classes drop their last ones
+    (algorithm 5). The class with the nearest mean of its exemplars is predicted (algorithm 1, see ``NearestMeanStrategy``).
 
     Exemplars are kept as indices of training examples and are augmented as these are. In the task-incremental scenario the loss
     is over the outputs of all tasks so far, and the classes of the task compete in a prediction.
@@ -130,13 +130,13 @@ class ICaRL(NearestMeanStrategy):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         learner, task = learner_of(pl_module), task_of(trainer)
         self.learner, self._index = learner, task.index
-        self.features = Features(learner.net)
         self._starts = torch.tensor([0, *accumulate(self.sequence.sizes)], device=learner.device)
         self.old = None
         if task.index:
             self.old = deepcopy(learner.net).eval().requires_grad_(False)
             if "old" in self._loaded:  # the task is resumed
                 self.old.load_state_dict(self._loaded.pop("old"))
+        self.features = Features(learner.net)
         learner.extend, learner.weigh = self._see, self._loss
 
     def _see(self, batch: Batch) -> Batch:
