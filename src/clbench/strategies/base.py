@@ -136,7 +136,7 @@ class Strategy(L.Callback):
         """Raise ConfigError if the strategy cannot learn the targets of ``sequence``."""
         if sequence.kind not in self.kinds:
             raise StrategyError(
-                f"{type(self).__name__} compares probabilities of classes: expected one label per example, got "
+                f"{type(self).__name__} compares classes: expected one label per example, got "
                 f"{WHAT[sequence.kind]}. Use strategy=er, or a strategy with a quadratic penalty (ewc, mas, si, l2)"
             )
 

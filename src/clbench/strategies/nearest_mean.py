@@ -121,7 +121,7 @@ class NearestMean(NearestMeanStrategy, ER):
         if self.memory_fill != "herding":
             return super().order(task)
         labels, features = task.labels, features_of(self.learner, task.importance_dataloader())
-        return balanced(torch.cat(herded(features, labels, len(labels))), labels)
+        return balanced(torch.cat(herded(features, labels, self.total or self.each)), labels)
 
     def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
         assert self.memory is not None
