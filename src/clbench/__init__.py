@@ -10,7 +10,22 @@ if TYPE_CHECKING:
     from clbench.importance import fisher, mas, mas_local
     from clbench.metrics.accuracy_matrix import AccuracyMatrix
     from clbench.runs.read import read
-    from clbench.strategies import AGEM, DER, ER, EWC, L2, MAS, NCCL, SI, DERpp, EWCLoRA, LwF, OnlineEWC
+    from clbench.strategies import (
+        AGEM,
+        DER,
+        ER,
+        EWC,
+        L2,
+        MAS,
+        NCCL,
+        SI,
+        DERpp,
+        EWCLoRA,
+        ICaRL,
+        LwF,
+        NearestMean,
+        OnlineEWC,
+    )
     from clbench.train import run
     from clbench.training.monitor import PenaltyMonitor
 
@@ -22,7 +37,23 @@ MODULES = {
     "read": "runs.read",
     "run": "train",
     **dict.fromkeys(
-        ("AGEM", "DER", "ER", "EWC", "L2", "MAS", "NCCL", "SI", "DERpp", "EWCLoRA", "LwF", "OnlineEWC"), "strategies"
+        (
+            "AGEM",
+            "DER",
+            "ER",
+            "EWC",
+            "L2",
+            "MAS",
+            "NCCL",
+            "SI",
+            "DERpp",
+            "EWCLoRA",
+            "ICaRL",
+            "LwF",
+            "NearestMean",
+            "OnlineEWC",
+        ),
+        "strategies",
     ),
 }
 
@@ -38,7 +69,9 @@ __all__ = [
     "AccuracyMatrix",
     "DERpp",
     "EWCLoRA",
+    "ICaRL",
     "LwF",
+    "NearestMean",
     "OnlineEWC",
     "PenaltyMonitor",
     "fisher",

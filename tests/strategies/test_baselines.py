@@ -17,7 +17,19 @@ from clbench.data.toy import Digits
 from clbench.errors import ConfigError
 from clbench.learner import Learner
 from clbench.nets import Net, mlp
-from clbench.strategies import AGEM, DER, ER, EWC, NCCL, DERpp, Independent, JointFromScratch, LwF, quadratic
+from clbench.strategies import (
+    AGEM,
+    DER,
+    ER,
+    EWC,
+    NCCL,
+    DERpp,
+    Independent,
+    JointFromScratch,
+    LwF,
+    NearestMean,
+    quadratic,
+)
 from clbench.strategies.agem import project
 from clbench.strategies.der import squared_distance
 from clbench.strategies.lwf import distance
@@ -25,7 +37,7 @@ from tests.conftest import trainer
 
 SCENARIOS = pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 DATA = {"task": "permuted_digits", "class": "split_digits"}
-LEARNERS = {"er": ER, "der": DER, "derpp": DERpp, "agem": AGEM, "lwf": LwF}
+LEARNERS = {"er": ER, "der": DER, "derpp": DERpp, "agem": AGEM, "lwf": LwF, "nearest_mean": NearestMean}
 
 
 def sequence(scenario="task", tasks=3, batch_size=16, **options):

@@ -85,6 +85,7 @@ MORE = {
     "er balanced": ["strategy=er", "strategy.memory_balance=class", "memory=5"],
     "derpp end": ["strategy=derpp", "strategy.memory_fill=end", "memory=5"],
     "derpp class": ["strategy=derpp", "scenario=class"],
+    "icarl class": ["strategy=icarl", "scenario=class"],
     "lwf class": ["strategy=lwf", "scenario=class"],
     "steps": ["strategy=ewc", "steps=14"],
     "augment": ["strategy=joint", "data.augment={_target_:clbench.data.augment.RandomCrop,padding:1}"],

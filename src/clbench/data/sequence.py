@@ -169,6 +169,14 @@ class TaskSequence:
         """Return a task with the mixed training data of all tasks up to ``index``, for joint training."""
         return Task(self, index, [self._training_of(j, index) for j in range(index + 1)])
 
+    def rehearsing(self, index: int, chosen: Sequence[Tensor]) -> Task:
+        """Return task ``index`` mixed with the training examples of earlier tasks j at the indices ``chosen[j]``.
+
+        The sequence must not be blurry.
+        """
+        earlier = [[part.at(some) for part in self._training_of(j, index)] for j, some in enumerate(chosen)]
+        return Task(self, index, [self._training_of(index, index), *earlier])
+
     def newest(self, after: int) -> int:
         """Return the index of the newest task whose examples occur up to the end of task ``after``."""
         return len(self) - 1 if self.blur else after

@@ -6,6 +6,7 @@ from clbench.strategies.der import DER, DERpp
 from clbench.strategies.er import ER
 from clbench.strategies.ewc import EWC, OnlineEWC
 from clbench.strategies.ewc_lora import EWCLoRA
+from clbench.strategies.icarl import ICaRL
 from clbench.strategies.independent import Independent
 from clbench.strategies.joint import Joint, JointFromScratch
 from clbench.strategies.l2 import L2
@@ -14,6 +15,7 @@ from clbench.strategies.lwf import LwF
 from clbench.strategies.mas import MAS
 from clbench.strategies.measured import ImportanceStrategy
 from clbench.strategies.nccl import NCCL
+from clbench.strategies.nearest_mean import NearestMean
 from clbench.strategies.penalty import QuadraticStrategy
 from clbench.strategies.plateau import Plateau
 from clbench.strategies.rehearsal import RehearsalStrategy
@@ -30,12 +32,14 @@ __all__ = [
     "SI",
     "DERpp",
     "EWCLoRA",
+    "ICaRL",
     "ImportanceStrategy",
     "Independent",
     "Joint",
     "JointFromScratch",
     "LearnerStrategy",
     "LwF",
+    "NearestMean",
     "OnlineEWC",
     "Plateau",
     "QuadraticStrategy",

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from torch import Tensor
 
-from clbench.data import Task, TaskSequence, find_task, task_index
+from clbench.data import Batch, Task, TaskSequence, find_task, task_index
 from clbench.data.targets import KINDS, WHAT
 from clbench.errors import StrategyError, Unstable
 from clbench.learner import Learner
@@ -43,13 +44,16 @@ CLASS_NAMES = frozenset(
 ) | {"__annotate_func__", "__annotations_cache__", "__parameters__", "__orig_bases__"}
 """Names that Python adds to a class."""
 
-DECLARATIONS = frozenset(("shares_first_task", "needs_labels", "needs_learner", "one_process", "per_process"))
+DECLARATIONS = frozenset(
+    ("shares_first_task", "needs_labels", "needs_learner", "one_process", "per_process", "predicts_probabilities")
+)
 
 INHERITED = {
     "shares_first_task": Cautious(False, OUTSIDE_TRAINING | {"importance"}),
     "needs_labels": Cautious(True, OUTSIDE_TRAINING),
     "one_process": Cautious(True, None, BATCH_HOOKS),
     "per_process": Cautious(True, None, BATCH_HOOKS),
+    "predicts_probabilities": Cautious(False, None, frozenset({"predict"})),
 }
 """Declarations that a subclass inherits only if it defines nothing that may make them wrong."""
 
@@ -74,6 +78,7 @@ class Strategy(L.Callback):
             ``clbench.data.blur``.
         learns_new_classes_alone: Whether a class-incremental task can be trained with its own classes only, see
             ``clbench.data.scenario.Scenario``.
+        predicts_probabilities: Whether the scores of ``predict`` are logits. If not, nll and calibration error are null.
         per_process: Whether the strategy sums up, within a task, values that differ between processes. Checkpoints inside a
             task then do not contain them.
         seconds: Time spent on consolidation so far, in seconds.
@@ -95,6 +100,7 @@ class Strategy(L.Callback):
     needs_learner = False
     one_process = False
     per_process = False
+    predicts_probabilities = True
     kinds: tuple[str, ...] = KINDS
     learns_blurred = True
     learns_new_classes_alone = True
@@ -130,7 +136,7 @@ class Strategy(L.Callback):
         """Raise ConfigError if the strategy cannot learn the targets of ``sequence``."""
         if sequence.kind not in self.kinds:
             raise StrategyError(
-                f"{type(self).__name__} compares probabilities of classes: expected one label per example, got "
+                f"{type(self).__name__} compares classes: expected one label per example, got "
                 f"{WHAT[sequence.kind]}. Use strategy=er, or a strategy with a quadratic penalty (ewc, mas, si, l2)"
             )
 
@@ -177,6 +183,14 @@ class Strategy(L.Callback):
     def training_data(self, sequence: TaskSequence, index: int) -> Task:
         """Return the training data of task ``index``."""
         return sequence[index]
+
+    def predict(self, learner: Learner, batch: Batch) -> Tensor:
+        """Return the scores (N, ..., C) by which a batch is evaluated: the outputs of the learner.
+
+        The class with the largest score is predicted. The learner is in evaluation mode, without gradients.
+        """
+        outputs: Tensor = learner(batch.x, batch.task)
+        return outputs
 
     def smallest_replay_batch(self, batch_size: int, tasks: int) -> int | None:
         """Return the smallest replay-only batch this strategy will forward, or None."""

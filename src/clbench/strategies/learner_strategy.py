@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
+from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.learner import Learner, learner_of
 from clbench.nets import Net
@@ -36,6 +37,17 @@ class LearnerStrategy(Strategy):
     one_process = True
     learns_blurred = False
     features: Features | None = None
+    _sequence: TaskSequence | None = None
+
+    @property
+    def sequence(self) -> TaskSequence:
+        """The tasks of the run."""
+        assert self._sequence is not None
+        return self._sequence
+
+    def attach(self, learner: Learner, sequence: TaskSequence) -> None:
+        super().attach(learner, sequence)
+        self._sequence = sequence
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Tear down. Lightning does not do so after an exception or Ctrl-C, and the learner would keep the changed step."""

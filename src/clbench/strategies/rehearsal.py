@@ -70,6 +70,8 @@ class RehearsalStrategy(LearnerStrategy):
         50
     """
 
+    fills: tuple[str, ...] = ("stream", "end")
+
     def __init__(
         self,
         memory: int = 50,
@@ -86,7 +88,7 @@ class RehearsalStrategy(LearnerStrategy):
         self.seed = check_integer("seed", seed, least=0)
         self.buffer = check_choice("buffer", buffer, ("reservoir", "ring"))
         self.total = check_integer_or_none("memory_total", memory_total)
-        self.memory_fill = check_choice("memory_fill", memory_fill, ("stream", "end"))
+        self.memory_fill = check_choice("memory_fill", memory_fill, self.fills)
         self.memory_balance = check_choice("memory_balance", memory_balance, ("random", "class"))
         for name, value, default in (
             ("memory_total", memory_total, None),
@@ -101,24 +103,16 @@ class RehearsalStrategy(LearnerStrategy):
         self.memory_from = check_choice("memory_from", memory_from, ("all", "earlier"))
         self.memory: Reservoir | BalancedReservoir | Ring | Shares | None = None
         self.learner: Learner
-        self._sequence: TaskSequence | None = None
         self._loaded: dict[str, Any] = {}
         self._index = 0
         self._generator = Generator()
 
-    @property
-    def sequence(self) -> TaskSequence:
-        """The tasks of the run."""
-        assert self._sequence is not None
-        return self._sequence
-
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
         super().attach(learner, sequence)
         tasks = len(sequence)
-        self._sequence = sequence
         if self.buffer == "ring":
             self.memory = Ring(tasks, self.each)
-        elif self.memory_fill == "end":
+        elif self.memory_fill != "stream":
             self.memory = Shares(self._slots(tasks))
         else:
             self.memory = (Reservoir if self.memory_balance == "random" else BalancedReservoir)(self._slots(tasks))
@@ -136,10 +130,10 @@ class RehearsalStrategy(LearnerStrategy):
 
     def check_blur(self, sequence: TaskSequence) -> None:
         super().check_blur(sequence)
-        if self.memory_fill == "end" and sequence.blur:
+        if self.memory_fill != "stream" and sequence.blur:
             raise StrategyError(
-                f"memory_fill=end: expected blur=0, got {sequence.blur:g}, because the tasks of a blurry sequence share their "
-                "examples. Use memory_fill=stream"
+                f"memory_fill={self.memory_fill}: expected blur=0, got {sequence.blur:g}, because the tasks of a blurry "
+                "sequence share their examples. Use memory_fill=stream"
             )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -173,7 +167,7 @@ class RehearsalStrategy(LearnerStrategy):
         self.memory.to(learner.device)
 
     def smallest_replay_batch(self, batch_size: int, tasks: int) -> int | None:
-        at_once = self.buffer == "ring" or self.memory_fill == "end"
+        at_once = self.buffer == "ring" or self.memory_fill != "stream"
         kept = self.total or (self.each if at_once else tasks * self.each)
         return min(self.replay or batch_size, kept)
 
@@ -190,16 +184,12 @@ class RehearsalStrategy(LearnerStrategy):
         if isinstance(self.memory, Ring):
             self.memory.add(examples, self._index)
         elif isinstance(self.memory, BalancedReservoir):
-            self.memory.add(examples, self._classes(examples["y"], examples["task"]), self._generator)
+            self.memory.add(examples, class_numbers(self.sequence, examples["y"], examples["task"]), self._generator)
         elif self.memory is not None:
             self.memory.add(examples, self._generator)
 
     def _stored(self, batch: Batch, more: Examples) -> Examples:
         return {"x": batch.x, "y": batch.y, "task": task_of_each(batch, self._index), **more}
-
-    def _classes(self, y: Tensor, task: int | Tensor) -> Tensor:
-        """Return a number of the class of each example (N,). Tasks with outputs of their own have other classes."""
-        return y + task * max(self.sequence.sizes) if self.sequence.scenario.name == "task" else y
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fill the memory if it is filled at the end of a task."""
@@ -268,6 +258,11 @@ def task_of_each(batch: Batch, task: int) -> Tensor:
     if isinstance(batch.task, Tensor):
         return batch.task
     return torch.full((len(batch.y),), task, device=batch.y.device)
+
+
+def class_numbers(sequence: TaskSequence, y: Tensor, task: int | Tensor) -> Tensor:
+    """Return a number for the class of each example (N,). Classes of tasks with separate outputs are different."""
+    return y + task * max(sequence.sizes) if sequence.scenario.name == "task" else y
 
 
 def concatenate(new: Batch, old: Batch) -> Batch:

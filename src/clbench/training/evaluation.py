@@ -18,7 +18,8 @@ from clbench.metrics.formulas import MidTaskEvaluation
 from clbench.metrics.metric import Metric
 from clbench.metrics.quality import Quality
 from clbench.metrics.registry import load_metrics, summarize
-from clbench.training.measures import LabelMeasure, Measure, measure_of, measured
+from clbench.strategies import Strategy
+from clbench.training.measures import FINETUNE, LabelMeasure, Measure, measure_of, measured
 
 
 class Evaluation(L.Callback):
@@ -41,6 +42,7 @@ class Evaluation(L.Callback):
 
     Attributes:
         metrics: The metrics by name.
+        strategy: Strategy whose ``predict`` is evaluated.
         quality: Quality of a task, such as its accuracy.
         matrices: R (T, T) in float64 on ``test`` and ``validation`` data, nan in the rows of tasks not learned yet.
         initial: Qualities before training b (T,), None if the scenario does not define them.
@@ -62,6 +64,7 @@ class Evaluation(L.Callback):
             raise ConfigError(expected("eval_tasks", eval_tasks, "all or seen"))
         if every is not None and every < 1:
             raise ConfigError(expected("eval_every", every, "an integer >= 1 or null"))
+        self.strategy = FINETUNE
         self.every = every
         self.metrics = load_metrics() if metrics is None else metrics
         self.shares_outputs = shares_outputs
@@ -83,10 +86,13 @@ class Evaluation(L.Callback):
         every: int | None = None,
         metrics: Mapping[str, Metric] | None = None,
         eval_tasks: str = "all",
+        strategy: Strategy = FINETUNE,
     ) -> Evaluation:
-        """Return the evaluation of the tasks of ``sequence``."""
-        measure, shares_outputs = measure_of(sequence), sequence.scenario.shares_outputs
-        return cls(len(sequence), every, metrics, shares_outputs, measure, max(sequence.sizes), eval_tasks)
+        """Return the evaluation of the tasks of ``sequence`` with the predictions of ``strategy``."""
+        measure, shares_outputs = measure_of(sequence, strategy), sequence.scenario.shares_outputs
+        evaluation = cls(len(sequence), every, metrics, shares_outputs, measure, max(sequence.sizes), eval_tasks)
+        evaluation.strategy = strategy
+        return evaluation
 
     @property
     def quality(self) -> Quality:
@@ -159,7 +165,7 @@ class Evaluation(L.Callback):
         """Return the measure of each loader of a task that is evaluated, over all processes."""
         start = perf_counter()
         used = loaders[: task_of(trainer).index + 1] if self.only_seen else loaders
-        found = measured(learner, used, self.measure, self.outputs)
+        found = measured(learner, used, self.measure, self.outputs, self.strategy)
         if trainer.world_size > 1:
             for measure in found:
                 measure.reduce(trainer, learner.device)

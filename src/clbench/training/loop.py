@@ -110,7 +110,7 @@ class TaskLoop:
         strategy.check(sequence)
         strategy.attach(learner, sequence)
         self.sequence, self.learner, self.strategy, self.options = sequence, learner, strategy, options
-        self.evaluation = Evaluation.of(sequence, options.eval_every, options.metrics, options.eval_tasks)
+        self.evaluation = Evaluation.of(sequence, options.eval_every, options.metrics, options.eval_tasks, strategy)
         self.logs = LoggingCallback(strategy, self.evaluation, options.log_every)
         self.monitor = PenaltyMonitor(report=report)
         self.seconds = Stopwatch(strategy, self.evaluation)

@@ -16,8 +16,12 @@ from clbench.importance.preserve_state import preserve_state
 from clbench.learner import Learner
 from clbench.metrics.accuracy_matrix import BINS, calibration_gaps, nll
 from clbench.metrics.quality import QUALITIES, Quality
+from clbench.strategies import Strategy
 
 LOSS, TERMS = 0, 1
+
+FINETUNE = Strategy()
+"""The strategy that predicts with the outputs of the learner."""
 
 
 class Measure(ABC):
@@ -84,6 +88,18 @@ class LabelMeasure(Measure):
     def details(self) -> dict[str, float]:
         ece = (self.sums[3:].abs().sum() / self.sums[TERMS]).item()
         return {"accuracy": self.value(), "nll": self.loss, "ece": ece}
+
+
+class ScoreMeasure(LabelMeasure):
+    """Accuracy of one label per example, from scores that are no logits. The loss and the calibration error are nan."""
+
+    def __init__(self, outputs: int = 0) -> None:
+        super().__init__(outputs)
+        self.sums[[LOSS, *range(3, len(self.sums))]] = math.nan
+
+    def update(self, learner: Learner, z: Tensor, y: Tensor) -> None:
+        self.sums[TERMS] += len(y)
+        self.sums[2] += (z.argmax(1) == y).sum().item()
 
 
 class TokenMeasure(Measure):
@@ -180,8 +196,10 @@ def average_precision(scores: Tensor, targets: Tensor) -> float:
     return (gained * hits / ranks).sum().item()
 
 
-def measure_of(sequence: TaskSequence) -> type[Measure]:
-    """Return the measure of the targets of ``sequence``."""
+def measure_of(sequence: TaskSequence, strategy: Strategy = FINETUNE) -> type[Measure]:
+    """Return the measure of the targets of ``sequence``, as ``strategy`` predicts them."""
+    if sequence.kind == LABEL and not strategy.predicts_probabilities:
+        return ScoreMeasure
     by_kind = {LABEL: LabelMeasure, LABELS: LabelsMeasure, NUMBERS: NumberMeasure}
     if sequence.kind in by_kind:
         return by_kind[sequence.kind]
@@ -191,9 +209,13 @@ def measure_of(sequence: TaskSequence) -> type[Measure]:
 
 
 def measured(
-    module: Learner, loaders: Iterable[Iterable[Batch]], kind: type[Measure] = LabelMeasure, outputs: int = 0
+    module: Learner,
+    loaders: Iterable[Iterable[Batch]],
+    kind: type[Measure] = LabelMeasure,
+    outputs: int = 0,
+    strategy: Strategy = FINETUNE,
 ) -> list[Measure]:
-    """Return the measure of each loader.
+    """Return the measure of each loader, of the predictions of ``strategy``.
 
     The module is evaluated in eval mode and in the precision of its weights, for every training precision. Its state is
     preserved.
@@ -203,6 +225,6 @@ def measured(
         for loader in loaders:
             measure = kind(outputs)
             for batch in loader:
-                measure.update(module, module(batch.x, batch.task).float(), batch.y)
+                measure.update(module, strategy.predict(module, batch).float(), batch.y)
             measures.append(measure)
     return measures
