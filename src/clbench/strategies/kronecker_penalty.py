@@ -32,7 +32,7 @@ class Product(NamedTuple):
 
     def times(self, d: Tensor) -> Tensor:
         """Return G d A / tasks for a matrix d (O, I + 1), the product with vec(d)."""
-        return self.gradients @ d @ self.inputs / self.tasks
+        return self.gradients.to(d.device) @ d @ self.inputs.to(d.device) / self.tasks
 
 
 Combine = Callable[[Product, Product], Product]
