@@ -96,7 +96,7 @@ def test_the_fisher_of_a_softmax_and_one_example_is_the_product(bias):
     assert layer.bias == ("bias" if bias else None)
 
 
-def test_the_diagonal_of_the_product_is_the_diagonal_fisher_of_one_example():
+def test_the_diagonal_of_one_example_is_the_diagonal_fisher():
     net, x, y = build("mlp")
     of_one = fisher(net, [(x[:1], y[:1])])
     for layer, (a, g) in kronecker_fisher(net, [(x[:1], y[:1])]).factors.items():

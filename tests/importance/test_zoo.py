@@ -122,7 +122,8 @@ def test_kronecker_factors_equal_the_loop_over_positions(name: str) -> None:
         layer.weight: pair for layer, pair in kronecker_fisher(net, [(x, y)], labels="empirical").factors.items()
     }
     wanted = references.kronecker(net, x, y, "empirical")
-    assert (both := factors.keys() & wanted.keys())
+    both = factors.keys() & wanted.keys()
+    assert both
     for weight in both:
         for found, expected in zip(factors[weight], wanted[weight], strict=True):
             torch.testing.assert_close(found, expected.to(found), rtol=1e-8, atol=1e-10 * float(expected.abs().max()))

@@ -171,7 +171,7 @@ def test_parts_that_were_measured_apart_add_up():
 
 
 @pytest.mark.parametrize("how", ACCUMULATE)
-def test_only_one_product_per_task_needs_more_memory_with_each_task(how):
+def test_memory_grows_only_with_one_product_per_task(how):
     sizes = [accumulated(tasks, how).size_in_bytes() for tasks in (1, 2, 3)]
     one = 8 * (5 * 5 + 3 * 3 + 4 * 4 + 2 * 2)
     step = one if how == "per_task" else 0

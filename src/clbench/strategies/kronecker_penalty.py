@@ -30,9 +30,14 @@ class Product(NamedTuple):
     gradients: Tensor
     tasks: int = 1
 
+    def to(self, device: torch.device) -> Product:
+        """Return the product on ``device``."""
+        return Product(self.inputs.to(device), self.gradients.to(device), self.tasks)
+
     def times(self, d: Tensor) -> Tensor:
         """Return G d A / tasks for a matrix d (O, I + 1), the product with vec(d)."""
-        return self.gradients.to(d.device) @ d @ self.inputs.to(d.device) / self.tasks
+        inputs, gradients, tasks = self.to(d.device)
+        return gradients @ d @ inputs / tasks
 
 
 Combine = Callable[[Product, Product], Product]
@@ -164,13 +169,7 @@ class KroneckerPenalty(NamedTuple):
                 weight=layer.weight if layer.weight in names else None, bias=layer.bias if layer.bias in names else None
             )
             if left.names:
-                rows = (
-                    slice(-1, None)
-                    if left.weight is None
-                    else slice(None, -1)
-                    if left.bias != layer.bias
-                    else slice(None)
-                )
+                rows = slice(-1 if left.weight is None else None, -1 if left.bias != layer.bias else None)
                 blocks = [p._replace(inputs=p.inputs[rows, rows].clone()) if left != layer else p for p in each]
                 products[left] = (*products.get(left, ()), *blocks)
         diagonal, anchor = ({n: t for n, t in part.items() if n in names} for part in (self.diagonal, self.anchor))
@@ -180,12 +179,7 @@ class KroneckerPenalty(NamedTuple):
         """Return q with another anchor for the same parameters, on the devices of the anchor."""
         diagonal = {name: f.to(anchor[name].device) for name, f in self.diagonal.items()}
         products = {
-            layer: tuple(
-                Product(p.inputs.to(device), p.gradients.to(device), p.tasks)
-                for p in each
-                for device in [anchor[layer.names[0]].device]
-            )
-            for layer, each in self.products.items()
+            layer: tuple(p.to(anchor[layer.names[0]].device) for p in each) for layer, each in self.products.items()
         }
         return KroneckerPenalty(diagonal, anchor, products)
 
