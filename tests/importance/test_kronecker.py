@@ -157,6 +157,23 @@ def test_weights_in_other_orientations_have_the_same_factors():
         torch.testing.assert_close(tuple(one[MatrixLayer(*found)]), (a[:size, :size], g))
 
 
+@pytest.mark.parametrize("name", ["mlp", "conv1d", "time first"])
+def test_mixed_precision_finds_the_same_layers(name):
+    net, x, y = build(name)
+    net, x = net.float(), x.float()
+
+    def outputs(module: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return module(batch[0]), batch[1]
+
+    wanted = kronecker_fisher(net, [(x, y)], labels="empirical").factors
+    found = kronecker_fisher(net, [(x, y)], labels="empirical", outputs=outputs).factors
+    assert found.keys() == wanted.keys()
+    for layer, pair in found.items():
+        for one, other in zip(pair, wanted[layer], strict=True):
+            assert (one - other).norm() < 0.05 * other.norm()
+
+
 def test_a_group_of_examples_has_no_factors():
     net, x, y = build("mlp")
     with pytest.raises(ValueError, match="fisher_batch=2: expected 1"):

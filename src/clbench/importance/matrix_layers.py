@@ -9,6 +9,9 @@ from clbench.importance.graph import Graph, Shared
 from clbench.importance.layout import VIEWS
 from clbench.importance.structure import FIRST_FACTOR, Meeting, Structure
 
+CAST = "ToCopyBackward0"
+"""The operation that changes the dtype of a parameter, in mixed precision."""
+
 PRODUCTS = (*FIRST_FACTOR, "BmmBackward0", "BaddbmmBackward0", "ConvolutionBackward0")
 """Operations that multiply a weight with inputs."""
 
@@ -41,9 +44,8 @@ def matrix_layers(structure: Structure, graph: Graph) -> dict[MatrixLayer, Share
     """
     found = {}
     for weight, sources in structure.sources.items():
-        source, moved = sources[0], structure.moved.get(sources[0])
-        names = [structure.operations[i][0] for i in moved or ()]
-        if len(sources) > 1 or moved is None or names not in ([], ["TBackward0"]):
+        source, names = sources[0], _moves(structure, sources[0])
+        if len(sources) > 1 or names not in ([], ["TBackward0"]):
             continue
         if len(structure.meetings[source]) == 1 and (meeting := structure.meetings[source][0]):
             name, node = structure.operations[meeting.node][0], graph.nodes[meeting.node]
@@ -78,25 +80,34 @@ def _is_multiplied(operation: str, argument: int) -> bool:
     return operation in PRODUCTS and (argument == 1 if operation.startswith("Conv") else argument > 0 or not is_sum)
 
 
+def _moves(structure: Structure, tensor: Shared) -> list[str] | None:
+    """Return the operations that make a tensor of one parameter, without casts. None if it is made in another way."""
+    moved = structure.moved.get(tensor)
+    return None if moved is None else [name for i in moved if (name := structure.operations[i][0]) != CAST]
+
+
 def _biases(structure: Structure, graph: Graph, meeting: Meeting) -> Iterator[str]:
     """Yield the bias of the layer at ``meeting``: an input of its operation, or of a sum that alone uses its output."""
     name, inputs = structure.operations[meeting.node]
     size = graph.shape(meeting.node, 0)
     outputs = size[1] if name == "ConvolutionBackward0" else size[1 - meeting.layout.dim]
 
-    def is_bias(tensor: Shared | None) -> bool:
-        is_alone = isinstance(tensor, str) and structure.sources.get(tensor) == [tensor]
-        return is_alone and len(structure.meetings[tensor]) == 1 and graph.lengths.get(tensor) == outputs  # type: ignore[index, arg-type]
+    def of(tensor: Shared | None) -> Iterator[str]:
+        """Yield the parameter that is ``tensor``, if it has one number per output and is used once."""
+        for parameter, sources in structure.sources.items():
+            is_alone = sources == [tensor] and len(structure.meetings[sources[0]]) == 1
+            if is_alone and _moves(structure, sources[0]) == [] and graph.lengths[parameter] == outputs:
+                yield parameter
 
-    if name == "ConvolutionBackward0" and is_bias(inputs[2]):
-        yield str(inputs[2])
-    if name == "AddmmBackward0" and is_bias(inputs[0]) and _are_one(graph, meeting.node, "alpha", "beta"):
-        yield str(inputs[0])
+    if name == "ConvolutionBackward0":
+        yield from of(inputs[2])
+    if name == "AddmmBackward0" and _are_one(graph, meeting.node, "alpha", "beta"):
+        yield from of(inputs[0])
     out = meeting.node
     while len(users := [(i, op) for i, op in enumerate(structure.operations) if (out, 0) in op[1]]) == 1:
         out, (name, inputs) = users[0]
         if name == "AddBackward0" and _are_one(graph, out, "alpha"):
-            yield from (str(tensor) for tensor in inputs if is_bias(tensor))
+            yield from (bias for tensor in inputs for bias in of(tensor))
         if name not in VIEWS:
             return
 
