@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clbench.importance import fisher, fisher_and_error, mas
+from clbench.importance import fisher, fisher_and_error, kronecker_fisher, mas
 from tests.importance.nets import build
 
 MEASURES: dict[str, Callable[..., Any]] = {
@@ -19,6 +19,7 @@ MEASURES: dict[str, Callable[..., Any]] = {
     "sample": lambda net, data: fisher(net, data, labels="sample", label_samples=2, samples=4),
     "grouped": lambda net, data: fisher(net, data, labels="empirical", fisher_batch=2),
     "error": fisher_and_error,
+    "kronecker": kronecker_fisher,
     "mas": mas,
 }
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench.importance import fisher, fisher_and_error, mas
+from clbench.importance import fisher, fisher_and_error, kronecker_fisher, mas
 from tests import references
 from tests.conftest import others_slow
 from tests.importance import zoo
@@ -110,6 +110,23 @@ def test_batches_may_be_padded_to_different_lengths(name: str) -> None:
     batches = [(x, torch.randint(0, C, (len(x),))) for x in xs]
     values = [v for x, y in batches for v in references.per_example(net, x, y, "empirical", "cross_entropy")]
     close(fisher(net, batches, labels="empirical"), references.mean(values))
+
+
+@pytest.mark.parametrize(
+    "name", others_slow(["BERT", "GPT-2", "LoRA of BERT", "T5", "ViT", "ConvNeXt", "DenseNet"], "BERT")
+)
+@pytest.mark.usefixtures("_no_float32")
+def test_kronecker_factors_equal_the_loop_over_positions(name: str) -> None:
+    net, x, y = built(name)
+    factors = {
+        layer.weight: pair for layer, pair in kronecker_fisher(net, [(x, y)], labels="empirical").factors.items()
+    }
+    wanted = references.kronecker(net, x, y, "empirical")
+    both = factors.keys() & wanted.keys()
+    assert both
+    for weight in both:
+        for found, expected in zip(factors[weight], wanted[weight], strict=True):
+            torch.testing.assert_close(found, expected.to(found), rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", others_slow(["BERT", "Llama", "LoRA of GPT-2"], "BERT"))

@@ -2,6 +2,7 @@
 
 from clbench.importance.batching import subsample
 from clbench.importance.fisher import fisher, fisher_and_error
+from clbench.importance.kronecker import kronecker_fisher
 from clbench.importance.label_options import check_options
 from clbench.importance.local import mas_local
 from clbench.importance.mas import mas, mas_and_error
@@ -13,6 +14,7 @@ __all__ = [
     "default_outputs",
     "fisher",
     "fisher_and_error",
+    "kronecker_fisher",
     "mas",
     "mas_and_error",
     "mas_local",

@@ -149,7 +149,7 @@ class Engine:
                 for i in range(n):
                     self._add(take(batch, slice(i, i + 1)), probed)
                 return
-        number, examples, each = self.output_gradients(result.detached())
+        number, examples, each, _ = self.output_gradients(result.detached())
         columns = (v.to(z.dtype) for v in each)
         block = self._block(probed, n, number)
         while some := list(islice(columns, block)):
@@ -222,11 +222,11 @@ class Block:
     def add(self) -> None:
         """Add the values of every parameter to the statistics."""
         for name, sources in self.structure.sources.items():
-            factors = [(source, factor) for source in sources for factor in self._factors(source)]
+            factors = [(source, factor) for source in sources for factor in self.factors(source)]
             if factors:
                 self._add(name, self.engine.statistics.of(name), factors)
 
-    def _factors(self, source: Shared) -> list[Factor]:
+    def factors(self, source: Shared) -> list[Factor]:
         """Return the gradients of a shared tensor, one factor for each operation in which it meets examples."""
         shared = self.engine.params[source] if isinstance(source, str) else self.graph.edge(source)
         shape = shared.shape if isinstance(shared, Tensor) else self.graph.shape(*source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from clbench.importance.label_options import LabelArguments, LabelOptions, Loss,
 from clbench.importance.labels import FisherGradients
 from clbench.importance.measure import measure
 from clbench.importance.measurement import Measurement
-from clbench.importance.output_gradients import one_column
+from clbench.importance.output_gradients import OutputGradients, one_column
 from clbench.importance.outputs import (
     Forward,
     Outputs,
@@ -26,6 +26,11 @@ from clbench.importance.outputs import (
     returned_outputs,
 )
 from clbench.params import Params
+
+T = TypeVar("T")
+
+Check = Callable[[nn.Module, Any], None] | None
+"""Function that checks the first examples, called with the module and them."""
 
 
 def fisher(
@@ -158,23 +163,41 @@ def fisher_and_error(
         >>> error["weight"].shape
         torch.Size([2, 2])
     """
+    return _measure(module, batches, *divided(arguments, error=True))
+
+
+def divided(arguments: FisherArguments, error: bool = False) -> tuple[LabelOptions, Measurement]:
+    """Return the arguments of ``fisher`` as options of the labels and of the measurement.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
     names = {field.name for field in fields(Measurement)}
     measurement = {name: value for name, value in arguments.items() if name in names}
     of_labels = {name: value for name, value in arguments.items() if name not in names}
-    options = Measurement(**measurement, error=True)  # type: ignore[arg-type]
-    checked = check_options(fisher_batch=options.fisher_batch, **of_labels)
-    return _measure(module, batches, checked, options)
+    options = Measurement(**measurement, error=error)  # type: ignore[arg-type]
+    return check_options(fisher_batch=options.fisher_batch, **of_labels), options
 
 
 def _measure(
     module: nn.Module, batches: Iterable[Any], label_options: LabelOptions, options: Measurement
 ) -> tuple[Params, Params]:
+    def run(gradients: OutputGradients, options: Measurement, check: Check) -> tuple[Params, Params]:
+        return measure(module, batches, gradients, torch.square, options, check)
+
+    return with_gradients(run, label_options, options)
+
+
+def with_gradients(
+    run: Callable[[OutputGradients, Measurement, Check], T], label_options: LabelOptions, options: Measurement
+) -> T:
+    """Return what ``run`` returns for the output gradients of the likelihood, the options and a check of the first examples."""
     if callable(label_options.loss):
         options = replace(options, outputs=loss_of_each(label_options.loss, options.outputs))
-        return measure(module, batches, one_column(torch.ones_like), torch.square, options)
+        return run(one_column(torch.ones_like), options, None)
     gradients = FisherGradients(label_options, options.seed)
     check = partial(check_own_loss, options.outputs, gradients) if is_default(options.outputs) else None
-    result = measure(module, batches, gradients, torch.square, options, check)
+    result = run(gradients, options, check)
     gradients.finish()
     return result
 

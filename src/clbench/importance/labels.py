@@ -50,8 +50,9 @@ class FisherGradients:
         p = self.arrange(forward)
         self._check_cost(p.z)
         number = self.options.columns(*p.z.shape[1:])
-        examples = len(p.z) if p.counts is None else p.counts.any(1).sum()
-        return Columns(number, examples, (p.restore(self._weighted(v, p)) for v in self._scores(p)))
+        counts = None if p.counts is None else p.counts.any(1)
+        examples = len(p.z) if counts is None else counts.sum()
+        return Columns(number, examples, (p.restore(self._weighted(v, p)) for v in self._scores(p)), counts)
 
     def _scores(self, p: Positions) -> Iterator[Tensor]:
         if self.options.labels == "exact":

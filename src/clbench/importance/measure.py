@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -103,10 +104,30 @@ def measure(
 ) -> tuple[Params, Params]:
     """Return the mean over the examples used and, with ``options.error``, the standard error of each entry (else an empty dict).
 
+    Raises:
+        ValueError: See ``drawn``. Also if an entry of the result is not finite.
+    """
+    with drawn(module, batches, options, check) as (used, counted):
+        if options.fisher_batch > 1:
+            statistics = measure_groups(module, used, output_gradients, square_or_abs, options)
+        else:
+            statistics = Engine(module, output_gradients, square_or_abs, options).run(used)
+        return check_finite(statistics.mean()), statistics.standard_error(counted.total) if options.error else {}
+
+
+@contextmanager
+def drawn(
+    module: nn.Module,
+    batches: Iterable[Any],
+    options: Measurement,
+    check: Callable[[nn.Module, Any], None] | None = None,
+) -> Iterator[tuple[Iterator[Any], Counted]]:
+    """Preserve the state of ``module`` inside, and give the examples used and all examples.
+
     ``check`` is called with the module and the first examples.
 
     Raises:
-        ValueError: No parameter is trainable, the examples cannot be drawn, or an entry of the result is not finite.
+        ValueError: No parameter is trainable, one cannot be measured, or the examples cannot be drawn.
     """
     for name, p in module.named_parameters():
         if is_lazy(p):
@@ -127,11 +148,7 @@ def measure(
             first = next(used)
             check(module, move_to(take(first, slice(0, 4)), next(module.parameters()).device))
             used = chain([first], used)
-        if options.fisher_batch > 1:
-            statistics = measure_groups(module, used, output_gradients, square_or_abs, options)
-        else:
-            statistics = Engine(module, output_gradients, square_or_abs, options).run(used)
-        return check_finite(statistics.mean()), statistics.standard_error(counted.total) if options.error else {}
+        yield used, counted
 
 
 def check_finite(importance: Params) -> Params:

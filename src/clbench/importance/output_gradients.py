@@ -18,11 +18,13 @@ class Columns(NamedTuple):
         number: Number K of columns.
         examples: Number of examples that count, those with at least one position that counts.
         each: The K columns, each with the shape of the outputs.
+        counts: Which examples count, (n,) bool. None counts all of them.
     """
 
     number: int
     examples: int | Tensor
     each: Iterator[Tensor]
+    counts: Tensor | None = None
 
 
 OutputGradients = Callable[[Forward], Columns]
@@ -37,6 +39,7 @@ def one_column(gradient: Callable[[Tensor], Tensor]) -> OutputGradients:
         if forward.mask is None:
             return Columns(1, examples, iter([v]))
         mask = mask_of_outputs(forward.mask.to(v.device), tuple(v.shape))
-        return Columns(1, mask.flatten(1).any(1).sum(), iter([v.masked_fill(~mask, 0.0)]))
+        counts = mask.flatten(1).any(1)
+        return Columns(1, counts.sum(), iter([v.masked_fill(~mask, 0.0)]), counts)
 
     return columns

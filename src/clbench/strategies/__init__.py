@@ -9,6 +9,7 @@ from clbench.strategies.ewc_lora import EWCLoRA
 from clbench.strategies.icarl import ICaRL
 from clbench.strategies.independent import Independent
 from clbench.strategies.joint import Joint, JointFromScratch
+from clbench.strategies.kfac_ewc import KFACEWC
 from clbench.strategies.l2 import L2
 from clbench.strategies.learner_strategy import LearnerStrategy
 from clbench.strategies.lwf import LwF
@@ -26,6 +27,7 @@ __all__ = [
     "DER",
     "ER",
     "EWC",
+    "KFACEWC",
     "L2",
     "MAS",
     "NCCL",

@@ -42,7 +42,7 @@ class LowRankPenalty(PenaltyState):
     def half_gradient(self, layer: AdaptedLayer) -> Params:
         """Return the gradient of q / 2 for the factors of a layer: that of its weight, F (W + s B A - a), by the chain rule."""
         with torch.no_grad():
-            halves = quadratic.half_gradient(self.quadratic, {layer.name: layer.weight()})
+            halves = self.quadratic.half_gradient({layer.name: layer.weight()})
         return layer.pull_back(halves[layer.name])
 
 

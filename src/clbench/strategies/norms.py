@@ -25,10 +25,11 @@ def gradient_norms(
         optimizer: The optimiser that is about to step.
         added: Whether the strategy has already added the gradient of the penalty, as for a callback after it in the list.
     """
-    names = {id(p): name for name, p in trainable(module).items()}
+    trained = trainable(module)
+    names = {id(p): name for name, p in trained.items()}
     params = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"] if id(p) in names}
     state = strategy.penalty_state()
-    penalty = {} if state is None else state.gradient(params)
+    penalty = {} if state is None else {n: g for n, g in state.gradient(trained).items() if n in params}
     loss = []
     for name, p in params.items():
         if p.grad is not None:

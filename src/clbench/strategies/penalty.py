@@ -21,7 +21,7 @@ from torch.optim import SGD, Optimizer
 from clbench.data import TaskSequence, find_task
 from clbench.errors import StrategyError
 from clbench.learner import Learner
-from clbench.params import Params, fingerprints, named_parameters, size_in_bytes, trainable
+from clbench.params import Params, fingerprints, named_parameters, trainable
 from clbench.strategies import quadratic
 from clbench.strategies.argument_checks import Strength, check_choice, check_flag, check_strength_per_task, check_tasks
 from clbench.strategies.base import Strategy
@@ -102,6 +102,7 @@ class QuadraticStrategy(Strategy):
     needs_labels = False
     one_process = False
     per_process = False
+    penalty_type: Any = Quadratic  # a ``Penalty`` with ``from_state``
     merges_by_name = True  # merge treats each element alone; a subclass with another merge declares it again
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -281,9 +282,9 @@ class QuadraticStrategy(Strategy):
         self._started, self._pending, self._loaded_pending = True, True, None
         names = self._selected_names(module)  # a pattern that matches nothing is an error before training
         if self.penalty is not None:
-            before = set(self.penalty.importance)
+            before = set(self.penalty.anchor)
             self.penalty = self._fitted(self.penalty, module)
-            self._dropped |= before - set(self.penalty.importance)
+            self._dropped |= before - set(self.penalty.anchor)
         self._warn_of_unmeasured(module)
         self._start_watching(params, names)
 
@@ -295,7 +296,7 @@ class QuadraticStrategy(Strategy):
         params = self._penalised(p for group in optimizer.param_groups for p in group["params"])
         at_once = [{name: p} for name, p in params.items()] if self.store == "cpu" else [params]
         for some in at_once:
-            self._add_gradient(quadratic.half_gradient(self.penalty, some), some)
+            self._add_gradient(self._half_gradient(some), some)
 
     def _add_gradient(self, half: Params, params: Params) -> None:
         """Add the gradient of the penalty, ``strength`` times that of q / 2, to the gradients of the parameters."""
@@ -373,12 +374,14 @@ class QuadraticStrategy(Strategy):
         state |= {key: sorted(value) for key, value in names.items() if value}
         for prefix, q in (("", self.penalty), ("previous_", self.previous)):
             if q is not None:
-                state |= {f"{prefix}{part}": value for part, value in q._asdict().items()}  # never changed in place
+                state |= {f"{prefix}{part}": value for part, value in q.state().items()}  # never changed in place
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.penalty, self.previous = (
-            Quadratic(state_dict[f"{prefix}importance"], state_dict[f"{prefix}anchor"], state_dict[f"{prefix}constant"])
+            self.penalty_type.from_state(
+                {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+            )
             if {f"{prefix}anchor", f"{prefix}importance"} & state_dict.keys()
             else None
             for prefix in ("", "previous_")
@@ -396,7 +399,7 @@ class QuadraticStrategy(Strategy):
 
     def cost(self) -> dict[str, float]:
         """Return the cost, with the sum of the importance as ``total``."""
-        kept = size_in_bytes(self.penalty.importance) + size_in_bytes(self.penalty.anchor) if self.penalty else 0
+        kept = self.penalty.size_in_bytes() if self.penalty else 0
         total = sum(f.sum().item() for f in self.penalty.importance.values()) if self.penalty else 0.0
         return {"examples": self.examples, "bytes": kept, "total": total}
 
@@ -413,6 +416,11 @@ class QuadraticStrategy(Strategy):
             f"stable below {bound:.3g}). Lower lam or lr, or use optimizer=adam"
         )
 
+    def _half_gradient(self, params: Params) -> Params:
+        """Return the gradient of q / 2 for some parameters."""
+        assert self.penalty is not None
+        return self.penalty.half_gradient(params)
+
     def _penalised(self, params: Iterator[nn.Parameter]) -> Params:
         """Return the parameters to whose gradient the penalty is added, by name.
 
@@ -423,12 +431,12 @@ class QuadraticStrategy(Strategy):
         penalised: Params = {}
         for p in params:
             name = self._names.get(id(p))
-            if name is None or name not in self.penalty.importance or not p.requires_grad:
+            if name is None or name not in self.penalty.anchor or not p.requires_grad:
                 continue
             if p.grad is None:
                 if self._versions_at_anchor.get(name) == p._version:
                     continue
-                if not quadratic.half_gradient(self.penalty, {name: p})[name].any():
+                if not self._half_gradient({name: p})[name].any():
                     self._versions_at_anchor[name] = p._version
                     continue
             penalised[name] = p
@@ -440,7 +448,7 @@ class QuadraticStrategy(Strategy):
         return {name: p for name, p in trainable(module).items() if name in names}
 
     def _selected_names(self, module: nn.Module) -> set[str]:
-        known = self._dropped | set(self.penalty.importance if self.penalty else ())
+        known = self._dropped | set(self.penalty.anchor if self.penalty else ())
         return selected(module, self.include, self.exclude, known)
 
     def _fitted(self, q: Quadratic, module: nn.Module) -> Quadratic:
@@ -456,7 +464,7 @@ class QuadraticStrategy(Strategy):
         params = named_parameters(module)
         names = set(params) if self.frozen is True else set()
         if self.frozen == "auto":
-            names = self._trained | set(self.penalty.importance if self.penalty else ())
+            names = self._trained | set(self.penalty.anchor if self.penalty else ())
         names &= self._selected_names(module)
         with requiring_grad(params[name] for name in names):
             yield
@@ -468,7 +476,7 @@ class QuadraticStrategy(Strategy):
             importance = measure()
             params = self._selected(module)
             self._unmeasured = {name for name, p in named_parameters(module).items() if not p.requires_grad}
-            importance = {name: importance[name] for name in params}
+            importance = self._selection(importance, params)
             old = self.previous if replace else self.penalty
             old = None if old is None else self._fitted(old, module)
             self.penalty = None
@@ -476,13 +484,21 @@ class QuadraticStrategy(Strategy):
                 self.previous = old
             parts = [old] if old is not None else []
             del old
-            self.penalty = merged(parts, importance, params, self.merge, self.merges_by_name, self.store)
+            self.penalty = self._merged(parts, importance, params)
         self.tasks += not replace
         self._pending, self._loaded_pending = False, None
         device = next(module.parameters()).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self.seconds += perf_counter() - start
+
+    def _selection(self, importance: Params, params: Params) -> Params:
+        """Return the importance of the parameters that are selected."""
+        return {name: importance[name] for name in params}
+
+    def _merged(self, old: list[Quadratic], importance: Params, params: Params) -> Quadratic:
+        """Return the penalty with the importance of a task merged into it, see ``consolidation.merged``."""
+        return merged(old, importance, params, self.merge, self.merges_by_name, self.store)
 
     def _start_watching(self, params: Params, names: set[str]) -> None:
         """Watch the steps of those of the selected parameters of which no step may be missed."""
@@ -500,7 +516,7 @@ class QuadraticStrategy(Strategy):
 
     def _acts_on(self, names: set[str]) -> set[str]:
         """Return those of the selected parameters of which no step may be missed."""
-        return set(self.penalty.importance) if self.penalty is not None and self.strength > 0 else set()
+        return set(self.penalty.anchor) if self.penalty is not None and self.strength > 0 else set()
 
     def _warn_of_unmeasured(self, module: nn.Module) -> None:
         began = sorted(self._unmeasured & set(self._selected(module)))

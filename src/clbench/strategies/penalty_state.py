@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,9 +14,39 @@ from clbench.strategies import quadratic
 from clbench.strategies.quadratic import Quadratic
 
 
+class Penalty(Protocol):
+    """A convex quadratic function q of the parameters with its minimum at the anchor, such as ``Quadratic``.
+
+    A method ignores the parameters that are not in both the function and its argument.
+    """
+
+    @property
+    def importance(self) -> Params:
+        """The diagonal of the matrix of q, by the names of the parameters."""
+
+    @property
+    def anchor(self) -> Params:
+        """The minimum, by the same names."""
+
+    def value(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Return q(theta), a scalar."""
+
+    def half_gradient(self, params: Mapping[str, Tensor]) -> Params:
+        """Return the gradient of q / 2 at theta."""
+
+    def curvature(self) -> float:
+        """Return the largest eigenvalue of the matrix of q."""
+
+    def size_in_bytes(self) -> int:
+        """Return the memory of the tensors in bytes."""
+
+    def state(self) -> dict[str, Any]:
+        """Return q as tensors and plain values, for a checkpoint. A class method ``from_state`` reads it."""
+
+
 @dataclass(frozen=True)
 class PenaltyState:
-    """The penalty strength/2 * q(theta) with q(theta) = sum_i importance_i (theta_i - anchor_i)^2 + constant.
+    """The penalty strength/2 * q(theta), for example with q(theta) = sum_i importance_i (theta_i - anchor_i)^2 + constant.
 
     Attributes:
         quadratic: The function q. It has no parameters before the first task has ended (``empty``).
@@ -31,7 +61,7 @@ class PenaltyState:
         tensor(4.)
     """
 
-    quadratic: Quadratic
+    quadratic: Penalty
     strength: float
     lam: float
 
@@ -45,20 +75,20 @@ class PenaltyState:
 
     def value(self, params: Mapping[str, Tensor]) -> Tensor:
         """Return the penalty at ``params``, a scalar."""
-        return 0.5 * self.strength * quadratic.value(self.quadratic, params)
+        return 0.5 * self.strength * self.quadratic.value(params)
 
     def gradient(self, params: Mapping[str, Tensor]) -> Params:
         """Return the gradient of the penalty at ``params``, for the parameters that have an importance, in their dtypes."""
-        halves = quadratic.half_gradient(self.quadratic, params)
+        halves = self.quadratic.half_gradient(params)
         return {name: (g * self.strength).to(params[name].dtype) for name, g in halves.items()}
 
     def stiffness(self, lr: float) -> float:
-        """Return lr * strength * max importance, to compare with ``sgd_bound``.
+        """Return lr * strength * largest curvature (the max importance), to compare with ``sgd_bound``.
 
         It is the step of gradient descent along the steepest direction of the penalty, relative to the distance from the
         anchor.
         """
-        return lr * self.strength * max((f.max().item() for f in self.importance.values()), default=0.0)
+        return lr * self.strength * self.quadratic.curvature()
 
 
 def empty() -> Quadratic:

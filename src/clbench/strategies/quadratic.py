@@ -8,12 +8,12 @@ tensors per parameter.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from clbench.params import Params
+from clbench.params import Params, size_in_bytes
 
 
 class Quadratic(NamedTuple):
@@ -26,6 +26,25 @@ class Quadratic(NamedTuple):
     importance: Params
     anchor: Params
     constant: Tensor
+
+    def value(self, params: Mapping[str, Tensor]) -> Tensor:
+        return value(self, params)
+
+    def half_gradient(self, params: Mapping[str, Tensor]) -> Params:
+        return half_gradient(self, params)
+
+    def curvature(self) -> float:
+        return max((f.max().item() for f in self.importance.values()), default=0.0)
+
+    def size_in_bytes(self) -> int:
+        return size_in_bytes(self.importance) + size_in_bytes(self.anchor)
+
+    def state(self) -> dict[str, Any]:
+        return self._asdict()
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Quadratic:
+        return cls(*(state[name] for name in cls._fields))
 
 
 def quadratic(importance: Params, anchor: Params) -> Quadratic:
