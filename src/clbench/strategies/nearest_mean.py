@@ -37,6 +37,9 @@ class NearestMeanStrategy(LearnerStrategy):
     In task-incremental sequences the classes of the task compete. In domain-incremental ones a mean is over the examples of all
     tasks.
 
+    Raises:
+        ConfigError: When a fit starts, the net is not a body with a head.
+
     Attributes:
         means: Means (contexts, C, F), nan for classes without examples. None if they are to be computed again.
     """
@@ -49,6 +52,11 @@ class NearestMeanStrategy(LearnerStrategy):
     @abstractmethod
     def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the inputs and the class numbers (``class_numbers``) of the stored examples in batches."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and not isinstance(net := learner_of(pl_module).net, Net):
+            raise StrategyError(f"net: expected a clbench.nets.Net of body and head, got {type(net).__name__}")
 
     def predict(self, learner: Learner, batch: Batch) -> Tensor:
         """Return the cosine of each example with each mean (N, C), or the outputs if there is no mean."""
@@ -140,13 +148,8 @@ def table_of(sequence: TaskSequence) -> tuple[int, int]:
 
 
 def normalized_features(learner: Learner, x: Tensor) -> Tensor:
-    """Return the inputs of the head for inputs x, normalised to length 1, (N, F).
-
-    Raises:
-        ConfigError: The net is not a body with a head.
-    """
-    if not isinstance(learner.net, Net):
-        raise StrategyError(f"net: expected a clbench.nets.Net of body and head, got {type(learner.net).__name__}")
+    """Return the inputs of the head for inputs x, normalised to length 1, (N, F)."""
+    assert isinstance(learner.net, Net)
     return normalize(learner.net.body(x), dim=1)
 
 
