@@ -23,7 +23,7 @@ from clbench.strategies.exemplars import class_means, closeness, herded
 from clbench.strategies.learner_strategy import LearnerStrategy
 from clbench.strategies.loss_weights import LossWeights
 from clbench.strategies.memory import balanced
-from clbench.strategies.rehearsal import RehearsalOptions, class_numbers
+from clbench.strategies.rehearsal import MemoryOptions, class_numbers
 
 
 class NearestMeanStrategy(LearnerStrategy):
@@ -100,9 +100,9 @@ class NearestMean(NearestMeanStrategy, ER):
 
     Args:
         loss_weights: See ``ER``.
-        options: The options of ``RehearsalStrategy``. ``memory_fill`` may also be ``herding``, the default: when a task ends,
-            examples of each of its classes are chosen by herding (Rebuffi et al. 2017, algorithm 4), the same number of each.
-            With ``stream`` a mean is over the examples that a reservoir or ring contains.
+        memory_fill: ``herding`` chooses examples of each class of a task by herding when the task ends (Rebuffi et al. 2017,
+            algorithm 4), the same number of each. ``end`` and ``stream`` are those of ``RehearsalStrategy``.
+        options: The other options of ``RehearsalStrategy``.
 
     Raises:
         ConfigError: See ``ER``. When a fit starts, the net is not a body with a head, or there is not one label per example.
@@ -121,9 +121,10 @@ class NearestMean(NearestMeanStrategy, ER):
 
     fills = ("stream", "end", "herding")
 
-    def __init__(self, *, loss_weights: LossWeights = "equal", **options: Unpack[RehearsalOptions]) -> None:
-        options.setdefault("memory_fill", "herding")
-        super().__init__(loss_weights=loss_weights, **options)
+    def __init__(
+        self, *, loss_weights: LossWeights = "equal", memory_fill: str = "herding", **options: Unpack[MemoryOptions]
+    ) -> None:
+        super().__init__(loss_weights=loss_weights, memory_fill=memory_fill, **options)
 
     def order(self, task: Task) -> Tensor:
         if self.memory_fill != "herding":
