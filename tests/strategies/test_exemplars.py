@@ -296,3 +296,11 @@ def test_icarl_refuses_a_task_without_exemplars(composed):
     learned(icarl, sequence, learner, tasks=1)
     with pytest.raises(ConfigError, match=r"Fit strategy.training_data\(sequence, 1\), not sequence\[1\]"):
         trainer([icarl]).fit(learner, datamodule=sequence[1])
+
+
+@pytest.mark.parametrize("make", [ICaRL, NearestMean])
+def test_a_net_without_a_head_is_refused_before_training(composed, make):
+    sequence, learner, _ = build(composed(*DIGITS, "scenario=class"))
+    learner.net = torch.nn.Flatten()
+    with pytest.raises(ConfigError, match="expected a clbench.nets.Net of body and head, got Flatten"):
+        trainer([make()]).fit(learner, datamodule=sequence[0])

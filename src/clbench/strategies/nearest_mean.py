@@ -23,7 +23,7 @@ from clbench.strategies.exemplars import class_means, closeness, herded
 from clbench.strategies.learner_strategy import LearnerStrategy
 from clbench.strategies.loss_weights import LossWeights
 from clbench.strategies.memory import balanced
-from clbench.strategies.rehearsal import RehearsalOptions, class_numbers
+from clbench.strategies.rehearsal import MemoryOptions, class_numbers
 
 
 class NearestMeanStrategy(LearnerStrategy):
@@ -37,6 +37,9 @@ class NearestMeanStrategy(LearnerStrategy):
     In task-incremental sequences the classes of the task compete. In domain-incremental ones a mean is over the examples of all
     tasks.
 
+    Raises:
+        ConfigError: When a fit starts, the net is not a body with a head.
+
     Attributes:
         means: Means (contexts, C, F), nan for classes without examples. None if they are to be computed again.
     """
@@ -49,6 +52,11 @@ class NearestMeanStrategy(LearnerStrategy):
     @abstractmethod
     def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the inputs and the class numbers (``class_numbers``) of the stored examples in batches."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and not isinstance(net := learner_of(pl_module).net, Net):
+            raise StrategyError(f"net: expected a clbench.nets.Net of body and head, got {type(net).__name__}")
 
     def predict(self, learner: Learner, batch: Batch) -> Tensor:
         """Return the cosine of each example with each mean (N, C), or the outputs if there is no mean."""
@@ -92,9 +100,9 @@ class NearestMean(NearestMeanStrategy, ER):
 
     Args:
         loss_weights: See ``ER``.
-        options: The options of ``RehearsalStrategy``. ``memory_fill`` may also be ``herding``, the default: when a task ends,
-            examples of each of its classes are chosen by herding (Rebuffi et al. 2017, algorithm 4), the same number of each.
-            With ``stream`` a mean is over the examples that a reservoir or ring contains.
+        memory_fill: ``herding`` chooses examples of each class of a task by herding when the task ends (Rebuffi et al. 2017,
+            algorithm 4), the same number of each. ``end`` and ``stream`` are those of ``RehearsalStrategy``.
+        options: The other options of ``RehearsalStrategy``.
 
     Raises:
         ConfigError: See ``ER``. When a fit starts, the net is not a body with a head, or there is not one label per example.
@@ -113,9 +121,10 @@ class NearestMean(NearestMeanStrategy, ER):
 
     fills = ("stream", "end", "herding")
 
-    def __init__(self, *, loss_weights: LossWeights = "equal", **options: Unpack[RehearsalOptions]) -> None:
-        options.setdefault("memory_fill", "herding")
-        super().__init__(loss_weights=loss_weights, **options)
+    def __init__(
+        self, *, loss_weights: LossWeights = "equal", memory_fill: str = "herding", **options: Unpack[MemoryOptions]
+    ) -> None:
+        super().__init__(loss_weights=loss_weights, memory_fill=memory_fill, **options)
 
     def order(self, task: Task) -> Tensor:
         if self.memory_fill != "herding":
@@ -140,13 +149,8 @@ def table_of(sequence: TaskSequence) -> tuple[int, int]:
 
 
 def normalized_features(learner: Learner, x: Tensor) -> Tensor:
-    """Return the inputs of the head for inputs x, normalised to length 1, (N, F).
-
-    Raises:
-        ConfigError: The net is not a body with a head.
-    """
-    if not isinstance(learner.net, Net):
-        raise StrategyError(f"net: expected a clbench.nets.Net of body and head, got {type(learner.net).__name__}")
+    """Return the inputs of the head for inputs x, normalised to length 1, (N, F)."""
+    assert isinstance(learner.net, Net)
     return normalize(learner.net.body(x), dim=1)
 
 

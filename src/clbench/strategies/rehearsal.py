@@ -20,8 +20,8 @@ from clbench.strategies.learner_strategy import LearnerStrategy
 from clbench.strategies.memory import BalancedReservoir, Examples, Reservoir, Ring, Shares, balanced, equal_shares
 
 
-class RehearsalOptions(TypedDict, total=False):
-    """Options of the memory that a subclass passes on, explained at ``RehearsalStrategy``."""
+class MemoryOptions(TypedDict, total=False):
+    """Options of the memory but ``memory_fill``."""
 
     memory: int
     replay: int | None
@@ -29,8 +29,13 @@ class RehearsalOptions(TypedDict, total=False):
     seed: int
     memory_total: int | None
     memory_from: str
-    memory_fill: str
     memory_balance: str
+
+
+class RehearsalOptions(MemoryOptions, total=False):
+    """Options of the memory that a subclass passes on, explained at ``RehearsalStrategy``."""
+
+    memory_fill: str
 
 
 class RehearsalStrategy(LearnerStrategy):
