@@ -21,7 +21,7 @@ HAVE = {
     **{name: ["lam"] for name in ("l2", "lwf", "si")},
     **{name: ["lam", "fisher", "samples", "fisher_batch"] for name in ("ewc", "ewc_lora")},
     "online_ewc": ["lam", "gamma", "fisher", "samples", "fisher_batch"],
-    "mas": ["lam", "samples", "fisher_batch"],
+    **{name: ["lam", "samples", "fisher_batch"] for name in ("ewc_dr", "mas")},
     "nccl": ["lam", "memory"],
 }
 

@@ -152,7 +152,7 @@ def importance_with(strategy: Strategy, module: Plain, shuffled: bool):
         *(
             (name, {"fisher": fisher})
             for name in MEASURED
-            if "ewc" in name
+            if "ewc" in name and name != "ewc_dr"
             for fisher in ("sample", "predicted", "empirical", "weighted", "reversed")
         ),
     ],

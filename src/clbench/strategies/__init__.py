@@ -5,6 +5,7 @@ from clbench.strategies.base import Strategy
 from clbench.strategies.der import DER, DERpp
 from clbench.strategies.er import ER
 from clbench.strategies.ewc import EWC, OnlineEWC
+from clbench.strategies.ewc_dr import EWCDR
 from clbench.strategies.ewc_lora import EWCLoRA
 from clbench.strategies.independent import Independent
 from clbench.strategies.joint import Joint, JointFromScratch
@@ -24,6 +25,7 @@ __all__ = [
     "DER",
     "ER",
     "EWC",
+    "EWCDR",
     "L2",
     "MAS",
     "NCCL",
