@@ -45,7 +45,7 @@ def close(found, expected):
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-14)
 
 
-def test_the_importance_is_a_loop_over_examples_with_negated_logits():
+def test_the_importance_is_a_loop_over_negated_logits():
     module, found = measured(EWCDR())
     close(found, references.fisher(module, *tensors(), labels="reversed"))
 
@@ -92,13 +92,13 @@ def test_without_a_sequence_the_mean_counts_tasks_equally():
     close({name: strategy.penalty.importance[name] for name in body}, body)
 
 
-def test_a_row_without_importance_starts_with_that_of_the_new_task():
+def test_a_row_without_importance_starts_with_the_new_one():
     old = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     assert running_mean(old, torch.full((2, 2), 3.0), 0.5).tolist() == [[2.0, 1.5], [3.0, 3.0]]
     assert running_mean(torch.tensor([1.0, 0.0]), torch.tensor([3.0, 3.0]), 0.5).tolist() == [2.0, 3.0]
 
 
-def test_new_classes_alone_are_trained_and_all_seen_are_measured(composed):
+def test_new_classes_are_trained_and_all_seen_are_measured(composed):
     """Float64, exact, against a loop over examples and the outputs of all classes seen."""
     sequence, learner, _ = build(composed(*DIGITS, "train_classes=new"))
     for task in list(sequence)[:2]:
@@ -148,7 +148,7 @@ def by_hand(learner, tasks, lam, limit, steps, lr):
     return omega, mean
 
 
-def test_all_choices_together_equal_the_update_of_the_authors(composed):
+def test_all_choices_together_are_the_update_of_the_authors(composed):
     """Three tasks of 3, 2 and 4 classes, in float64."""
     sequence, learner, _ = build(composed(*DIGITS, "train_classes=new"))
     learner = learner.double()

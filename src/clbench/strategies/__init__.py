@@ -4,6 +4,7 @@ from clbench.strategies.agem import AGEM
 from clbench.strategies.base import Strategy
 from clbench.strategies.der import DER, DERpp
 from clbench.strategies.er import ER
+from clbench.strategies.er_ace import ERACE
 from clbench.strategies.ewc import EWC, OnlineEWC
 from clbench.strategies.ewc_dr import EWCDR
 from clbench.strategies.ewc_lora import EWCLoRA
@@ -24,6 +25,7 @@ __all__ = [
     "AGEM",
     "DER",
     "ER",
+    "ERACE",
     "EWC",
     "EWCDR",
     "L2",
