@@ -10,7 +10,23 @@ if TYPE_CHECKING:
     from clbench.importance import fisher, mas, mas_local
     from clbench.metrics.accuracy_matrix import AccuracyMatrix
     from clbench.runs.read import read
-    from clbench.strategies import AGEM, DER, ER, ERACE, EWC, EWCDR, L2, MAS, NCCL, SI, DERpp, EWCLoRA, LwF, OnlineEWC
+    from clbench.strategies import (
+        AGEM,
+        DER,
+        ER,
+        ERACE,
+        EWC,
+        EWCDR,
+        L2,
+        MAS,
+        NCCL,
+        SI,
+        DERpp,
+        EWCLoRA,
+        LwF,
+        OnlineEWC,
+        RWalk,
+    )
     from clbench.train import run
     from clbench.training.monitor import PenaltyMonitor
 
@@ -37,6 +53,7 @@ MODULES = {
             "EWCLoRA",
             "LwF",
             "OnlineEWC",
+            "RWalk",
         ),
         "strategies",
     ),
@@ -59,6 +76,7 @@ __all__ = [
     "LwF",
     "OnlineEWC",
     "PenaltyMonitor",
+    "RWalk",
     "fisher",
     "load",
     "mas",

@@ -44,6 +44,7 @@ def plain(name: str) -> Plain:
 
 CHANGED = {
     "si": ("lam=7", "strategy.damping=2", "strategy.clamp=true"),
+    "rwalk": ("lam=7",),
     "agem": ("strategy.replay=3",),
     "nccl": (
         *("lam=7", "strategy.replay=3", "strategy.outer_steps=2", "strategy.outer_lr=1", "strategy.temperature=2"),

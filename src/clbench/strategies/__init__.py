@@ -19,6 +19,7 @@ from clbench.strategies.nccl import NCCL
 from clbench.strategies.penalty import QuadraticStrategy
 from clbench.strategies.plateau import Plateau
 from clbench.strategies.rehearsal import RehearsalStrategy
+from clbench.strategies.rwalk import RWalk
 from clbench.strategies.si import SI
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "OnlineEWC",
     "Plateau",
     "QuadraticStrategy",
+    "RWalk",
     "RehearsalStrategy",
     "Strategy",
 ]
