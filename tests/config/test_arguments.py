@@ -17,8 +17,8 @@ from clbench.strategies import EWC, SI, Strategy
 
 HAVE = {
     **{name: ["memory"] for name in ("agem", "der", "derpp", "er", "er_ace")},
-    **{name: [] for name in ("finetune", "independent", "joint", "joint_from_scratch")},
-    **{name: ["lam"] for name in ("l2", "lwf", "rwalk", "si")},
+    **{name: [] for name in ("finetune", "independent", "joint", "joint_from_scratch", "shrink_perturb")},
+    **{name: ["lam"] for name in ("adam_moments", "l2", "l2_init", "lwf", "rwalk", "si")},
     **{name: ["lam", "fisher", "samples", "fisher_batch"] for name in ("ewc", "ewc_lora")},
     "online_ewc": ["lam", "gamma", "fisher", "samples", "fisher_batch"],
     **{name: ["lam", "samples", "fisher_batch"] for name in ("ewc_dr", "mas")},

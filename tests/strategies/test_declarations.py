@@ -39,6 +39,8 @@ LORA = "net.lora={rank:2,targets:['*']}"
 
 def plain(name: str) -> Plain:
     """Return a module that the strategy trains, if it trains any module."""
+    if name == "adam_moments":
+        return Plain(torch.optim.Adam)
     return add_lora(Plain(), rank=2, targets=["body"]) if name == "ewc_lora" else Plain()
 
 

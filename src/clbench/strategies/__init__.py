@@ -1,5 +1,6 @@
 """Strategies for continual learning. Each one is a Lightning callback."""
 
+from clbench.strategies.adam_moments import AdamMoments
 from clbench.strategies.agem import AGEM
 from clbench.strategies.base import Strategy
 from clbench.strategies.der import DER, DERpp
@@ -11,6 +12,7 @@ from clbench.strategies.ewc_lora import EWCLoRA
 from clbench.strategies.independent import Independent
 from clbench.strategies.joint import Joint, JointFromScratch
 from clbench.strategies.l2 import L2
+from clbench.strategies.l2_init import L2Init
 from clbench.strategies.learner_strategy import LearnerStrategy
 from clbench.strategies.lwf import LwF
 from clbench.strategies.mas import MAS
@@ -20,6 +22,7 @@ from clbench.strategies.penalty import QuadraticStrategy
 from clbench.strategies.plateau import Plateau
 from clbench.strategies.rehearsal import RehearsalStrategy
 from clbench.strategies.rwalk import RWalk
+from clbench.strategies.shrink_perturb import ShrinkPerturb
 from clbench.strategies.si import SI
 
 __all__ = [
@@ -33,12 +36,14 @@ __all__ = [
     "MAS",
     "NCCL",
     "SI",
+    "AdamMoments",
     "DERpp",
     "EWCLoRA",
     "ImportanceStrategy",
     "Independent",
     "Joint",
     "JointFromScratch",
+    "L2Init",
     "LearnerStrategy",
     "LwF",
     "OnlineEWC",
@@ -46,5 +51,6 @@ __all__ = [
     "QuadraticStrategy",
     "RWalk",
     "RehearsalStrategy",
+    "ShrinkPerturb",
     "Strategy",
 ]
