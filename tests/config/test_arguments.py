@@ -17,11 +17,12 @@ from clbench.strategies import EWC, SI, Strategy
 
 HAVE = {
     **{name: ["memory"] for name in ("agem", "der", "derpp", "er", "er_ace")},
-    **{name: [] for name in ("finetune", "independent", "joint", "joint_from_scratch", "shrink_perturb")},
+    **{name: [] for name in ("finetune", "imm_mean", "independent", "joint", "joint_from_scratch", "shrink_perturb")},
     **{name: ["lam"] for name in ("adam_moments", "l2", "l2_init", "lwf", "rwalk", "si")},
     **{name: ["lam", "fisher", "samples", "fisher_batch"] for name in ("ewc", "ewc_lora")},
     "online_ewc": ["lam", "gamma", "fisher", "samples", "fisher_batch"],
     **{name: ["lam", "samples", "fisher_batch"] for name in ("ewc_dr", "mas")},
+    **{name: ["fisher", "samples", "fisher_batch"] for name in ("fisher_merging", "imm_mode")},
     "nccl": ["lam", "memory"],
 }
 

@@ -17,6 +17,7 @@ from clbench.strategies.learner_strategy import LearnerStrategy
 from clbench.strategies.lwf import LwF
 from clbench.strategies.mas import MAS
 from clbench.strategies.measured import ImportanceStrategy
+from clbench.strategies.merging import Merging
 from clbench.strategies.nccl import NCCL
 from clbench.strategies.penalty import QuadraticStrategy
 from clbench.strategies.plateau import Plateau
@@ -46,6 +47,7 @@ __all__ = [
     "L2Init",
     "LearnerStrategy",
     "LwF",
+    "Merging",
     "OnlineEWC",
     "Plateau",
     "QuadraticStrategy",

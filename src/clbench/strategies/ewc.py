@@ -62,7 +62,7 @@ class EWC(ImportanceStrategy):
         {'layer.weight': torch.Size([2, 32]), 'layer.bias': torch.Size([2])}
     """
 
-    shares_first_task = True
+    shares_first_task: bool | tuple[str, ...] = True
     needs_labels = False
 
     def __init__(
