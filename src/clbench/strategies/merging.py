@@ -11,7 +11,7 @@ from torch import nn
 from clbench.data import TaskSequence
 from clbench.errors import StrategyError
 from clbench.learner import Learner
-from clbench.params import Params, move_like, snapshot, trainable
+from clbench.params import Params, move_like, size_in_bytes, snapshot, trainable
 from clbench.strategies.argument_checks import check_choice
 from clbench.strategies.ewc import EWC, FisherOptions
 
@@ -99,6 +99,10 @@ class Merging(EWC):
         """Return 1 for each weight that the task has changed, and 0 for others."""
         begin = move_like(self._begin, params := trainable(module))
         return {n: (p != begin[n]).to(p.dtype) for n, p in params.items() if n in begin}
+
+    def cost(self) -> dict[str, float]:
+        cost = super().cost()
+        return {**cost, "bytes": cost["bytes"] + size_in_bytes(self._begin)}
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "begin": self._begin}  # never changed in place
