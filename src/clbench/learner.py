@@ -149,7 +149,7 @@ class Learner(L.LightningModule):
         """Return outputs (N, C) with -inf for classes that do not compete with that of the example, see ``train_classes``.
 
         With ``train_classes=new``, classes of earlier tasks do not compete with those of the task. Replayed examples of earlier
-        tasks compete with all classes seen so far, which is the loss of ER-ACE (Caccia et al. 2022).
+        tasks compete with all classes seen so far, similar to ER-ACE (``clbench.ERACE``).
         """
         if not self._older:
             return outputs

@@ -16,13 +16,14 @@ from clbench.learner import Learner
 from clbench.strategies import EWC, SI, Strategy
 
 HAVE = {
-    **{name: ["memory"] for name in ("agem", "der", "derpp", "er", "icarl", "nearest_mean")},
-    **{name: [] for name in ("finetune", "independent", "joint", "joint_from_scratch")},
-    **{name: ["lam"] for name in ("l2", "lwf", "si")},
+    **{name: ["memory"] for name in ("agem", "der", "derpp", "er", "er_ace", "icarl", "nearest_mean")},
+    **{name: [] for name in ("finetune", "imm_mean", "independent", "joint", "joint_from_scratch", "shrink_perturb")},
+    **{name: ["lam"] for name in ("adam_moments", "l2", "l2_init", "lwf", "rwalk", "si")},
     **{name: ["lam", "fisher", "samples", "fisher_batch"] for name in ("ewc", "ewc_lora")},
     "online_ewc": ["lam", "gamma", "fisher", "samples", "fisher_batch"],
     "kfac_ewc": ["lam", "fisher", "samples"],
-    "mas": ["lam", "samples", "fisher_batch"],
+    **{name: ["lam", "samples", "fisher_batch"] for name in ("ewc_dr", "mas")},
+    **{name: ["fisher", "samples", "fisher_batch"] for name in ("fisher_merging", "imm_mode")},
     "nccl": ["lam", "memory"],
 }
 

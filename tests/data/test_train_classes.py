@@ -78,7 +78,7 @@ def test_the_fisher_is_that_of_the_outputs_of_training(which):
 
 
 def test_replayed_examples_compete_with_all_classes_seen():
-    """This is the loss of ER-ACE."""
+    """This is close to the loss of ER-ACE, see ``strategy=er_ace``."""
     sequence, learner, er = build(compose([*SPLIT, "strategy=er", "train_classes=new"]))
     for task in list(sequence)[:2]:
         L.Trainer(max_steps=6, barebones=True, callbacks=[er]).fit(learner, datamodule=task)
@@ -100,7 +100,9 @@ def test_a_choice_without_meaning_is_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("more", [["strategy=joint"], ["strategy=nccl"], ["strategy=ewc", "lam=1", "data.blur=0.1"]])
+@pytest.mark.parametrize(
+    "more", [["strategy=joint"], ["strategy=nccl"], ["strategy=er_ace"], ["strategy=ewc", "lam=1", "data.blur=0.1"]]
+)
 def test_new_classes_alone_need_batches_of_one_task(more, tmp_path):
     with pytest.raises(
         ConfigError, match="train_classes=new: expected seen or all, because .* examples of several tasks"

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from clbench import EWC, KFACEWC, L2, MAS, SI, OnlineEWC, fisher, mas
+from clbench import EWC, EWCDR, KFACEWC, L2, MAS, SI, OnlineEWC, RWalk, fisher, mas
 from clbench.errors import ConfigError, Unstable
 from clbench.importance import mas_local
 from clbench.strategies import Strategy
@@ -23,10 +23,12 @@ from tests.conftest import trainer
 STRATEGIES = {
     "ewc": partial(EWC, lam=10.0),
     "kfac_ewc": partial(KFACEWC, lam=10.0),
+    "ewc_dr": partial(EWCDR, lam=10.0),
     "online_ewc": partial(OnlineEWC, lam=10.0, gamma=0.9),
     "mas": partial(MAS, lam=1.0),
     "l2": partial(L2, lam=0.1),
     "si": partial(SI, lam=1.0),
+    "rwalk": partial(RWalk, lam=1.0),
 }
 
 

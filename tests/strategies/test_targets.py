@@ -32,7 +32,7 @@ QUALITY = {
     "tokens": ("bits_per_byte", "lower"),
 }
 STRATEGIES = sorted(file.stem for file in (conf_dir() / "strategy").glob("*.yaml"))
-ONLY_ONE_LABEL = {"lwf", "der", "derpp", "nccl", "icarl", "nearest_mean"}
+ONLY_ONE_LABEL = {"lwf", "der", "derpp", "nccl", "er_ace", "ewc_dr", "icarl", "nearest_mean"}
 SHORT = ("steps=3", "batch_size=8", "eval_every=2", "threads=1")
 
 

@@ -64,7 +64,7 @@ class ER(RehearsalStrategy):
         learner.extend = self._with_old
         self._weight = weight_of_new(self.loss_weights, self._index, len(self.sequence))
         if self._weight is not None:
-            refuse_compiled(learner)
+            refuse_compiled(learner, "loss_weights: expected equal")
             learner.weigh = self._weighted
 
     def _with_old(self, batch: Batch) -> Batch:

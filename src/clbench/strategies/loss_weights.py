@@ -46,7 +46,7 @@ def weight_of_new(weights: str | float | tuple[float, ...], task: int, tasks: in
     return weights[task] if isinstance(weights, tuple) else weights
 
 
-def refuse_compiled(learner: Learner) -> None:
-    """Raise ConfigError if the loss of ``learner`` is compiled, because weights change between tasks."""
+def refuse_compiled(learner: Learner, what: str) -> None:
+    """Raise ConfigError if the loss of ``learner`` is compiled, because it changes during training."""
     if learner.compiled:
-        raise StrategyError("loss_weights: expected equal with compile=True. Use compile=False")
+        raise StrategyError(f"{what} with compile=True. Use compile=False")

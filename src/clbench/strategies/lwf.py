@@ -103,7 +103,7 @@ class LwF(LearnerStrategy):
         learner.terms["distillation"] = self._distillation
         w = weight_of_new(self.loss_weights, task.index, len(task.sequence))
         if w is not None:
-            refuse_compiled(learner)
+            refuse_compiled(learner, "loss_weights: expected equal")
             learner.weigh = lambda outputs, y: w * learner.loss(outputs, y)
             self._lam_now *= 1 - w
 

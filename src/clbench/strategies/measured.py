@@ -95,7 +95,7 @@ class ImportanceStrategy(QuadraticStrategy):
         torch.Size([2, 3])
     """
 
-    shares_first_task = True  # measuring two examples before training has no side effect
+    shares_first_task: bool | tuple[str, ...] = True  # measuring two examples before training has no side effect
     needs_labels = True
     one_process = False
     per_process = False  # with every there is one process

@@ -50,7 +50,10 @@ class SI(QuadraticStrategy):
         {'layer.weight': torch.Size([2, 32]), 'layer.bias': torch.Size([2])}
     """
 
-    shares_first_task = ("include", "exclude")  # they select the sums; lam, damping and clamp act after the task
+    shares_first_task: bool | tuple[str, ...] = (
+        "include",
+        "exclude",
+    )  # they select the sums; lam, damping and clamp act after the task
     needs_labels = False
     one_process = False
     per_process = False
@@ -63,10 +66,14 @@ class SI(QuadraticStrategy):
         self.damping = check_positive("damping", damping, "The paper uses 0.1.")
         clamp = {False: "none", True: "task"}[clamp] if isinstance(clamp, bool) else clamp
         self.clamp = check_choice("clamp", clamp, ("task", "sum", "none"))
-        self._path = PathIntegral({})
-        self._loaded: dict[str, Params] = {}
+        self._path = self.new_path({})
+        self._loaded: dict[str, Any] = {}
         self._followed: set[str] = set()
         self._is_scaled = False
+
+    def new_path(self, params: Params) -> PathIntegral:
+        """Return what is summed up during a task, with no steps."""
+        return PathIntegral(params)
 
     def importance(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Params:
         path = self._path
@@ -90,7 +97,7 @@ class SI(QuadraticStrategy):
         super().on_train_start(trainer, pl_module)
         path, self._loaded = self._loaded if trainer.ckpt_path is not None else {}, {}
         loaded = {name: p for name, p in named_parameters(pl_module).items() if name in path.get("sums", {})}
-        self._path = PathIntegral({**self._selected(pl_module), **loaded})
+        self._path = self.new_path({**self._selected(pl_module), **loaded})
         if path:  # the task is resumed
             self._path.load_state_dict(path)
         self._followed = self._selected_names(pl_module)
@@ -115,7 +122,7 @@ class SI(QuadraticStrategy):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        self._path = PathIntegral({})
+        self._path = self.new_path({})
 
     def state_dict(self) -> dict[str, Any]:
         path = self._path.state_dict()
