@@ -16,7 +16,7 @@ from clbench.learner import Learner
 from clbench.strategies import EWC, SI, Strategy
 
 HAVE = {
-    **{name: ["memory"] for name in ("agem", "der", "derpp", "er")},
+    **{name: ["memory"] for name in ("agem", "der", "derpp", "er", "gem")},
     **{name: [] for name in ("finetune", "independent", "joint", "joint_from_scratch")},
     **{name: ["lam"] for name in ("l2", "lwf", "si")},
     **{name: ["lam", "fisher", "samples", "fisher_batch"] for name in ("ewc", "ewc_lora")},

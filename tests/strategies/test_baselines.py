@@ -17,7 +17,7 @@ from clbench.data.toy import Digits
 from clbench.errors import ConfigError
 from clbench.learner import Learner
 from clbench.nets import Net, mlp
-from clbench.strategies import AGEM, DER, ER, EWC, NCCL, DERpp, Independent, JointFromScratch, LwF, quadratic
+from clbench.strategies import AGEM, DER, ER, EWC, GEM, NCCL, DERpp, Independent, JointFromScratch, LwF, quadratic
 from clbench.strategies.agem import project
 from clbench.strategies.der import squared_distance
 from clbench.strategies.lwf import distance
@@ -25,7 +25,7 @@ from tests.conftest import trainer
 
 SCENARIOS = pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 DATA = {"task": "permuted_digits", "class": "split_digits"}
-LEARNERS = {"er": ER, "der": DER, "derpp": DERpp, "agem": AGEM, "lwf": LwF}
+LEARNERS = {"er": ER, "der": DER, "derpp": DERpp, "agem": AGEM, "gem": GEM, "lwf": LwF}
 
 
 def sequence(scenario="task", tasks=3, batch_size=16, **options):
@@ -454,7 +454,7 @@ def test_a_wrong_value_is_named_with_its_rule(make, message):
 def test_rehearsal_beats_fine_tuning_clearly(run, scenario):
     options = (f"scenario={scenario}", f"data={DATA[scenario]}", "data.tasks=5", "epochs=4")
     plain = run("strategy=finetune", *options, folder="plain")
-    for name in ("er", "der", "derpp", "agem"):
+    for name in ("er", "der", "derpp", "agem", "gem"):
         kept = run(f"strategy={name}", *options, folder=name)
         gain = kept["average_accuracy"] - plain["average_accuracy"]
         assert gain > (0.1 if scenario == "class" and name in ("er", "derpp") else 0.04), name
@@ -484,6 +484,8 @@ def test_the_learner_is_as_before_when_a_fit_has_ended(name):
         (DER(memory=2, buffer="ring"), 2),
         (DER(memory=8, replay=3), 3),
         (ER(memory=2), None),
+        (GEM(memory=7), 7),
+        (GEM(memory=50, replay=9), 9),
         (NCCL(memory=50, replay=9), 9),
         (NCCL(memory=7, replay=9), 7),
         (NCCL(memory=50, replay=64), 16),
@@ -536,7 +538,7 @@ def test_evaluation_with_a_strategy_callback_changes_nothing(name):
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "nccl"])
+@pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "gem", "nccl"])
 def test_an_optimizer_with_several_losses_a_step_is_refused(name):
     """The strategy draws from its memory each time the loss is computed."""
     tasks = sequence()
@@ -547,7 +549,7 @@ def test_an_optimizer_with_several_losses_a_step_is_refused(name):
         learn(tasks, learner(tasks, optimizer=torch.optim.LBFGS), strategy)
 
 
-@pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "nccl"])
+@pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "gem", "nccl"])
 def test_mixed_data_of_several_tasks_cannot_be_stored(name):
     tasks = sequence()
     strategy = NCCL() if name == "nccl" else LEARNERS[name]()

@@ -45,6 +45,7 @@ def plain(name: str) -> Plain:
 CHANGED = {
     "si": ("lam=7", "strategy.damping=2", "strategy.clamp=true"),
     "agem": ("strategy.replay=3",),
+    "gem": ("strategy.replay=3", "strategy.margin=0.5"),
     "nccl": (
         *("lam=7", "strategy.replay=3", "strategy.outer_steps=2", "strategy.outer_lr=1", "strategy.temperature=2"),
         *(

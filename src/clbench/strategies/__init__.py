@@ -6,6 +6,7 @@ from clbench.strategies.der import DER, DERpp
 from clbench.strategies.er import ER
 from clbench.strategies.ewc import EWC, OnlineEWC
 from clbench.strategies.ewc_lora import EWCLoRA
+from clbench.strategies.gem import GEM
 from clbench.strategies.independent import Independent
 from clbench.strategies.joint import Joint, JointFromScratch
 from clbench.strategies.l2 import L2
@@ -24,6 +25,7 @@ __all__ = [
     "DER",
     "ER",
     "EWC",
+    "GEM",
     "L2",
     "MAS",
     "NCCL",
