@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from clbench.importance import fisher, mas, mas_local
     from clbench.metrics.accuracy_matrix import AccuracyMatrix
     from clbench.runs.read import read
-    from clbench.strategies import AGEM, DER, ER, EWC, GEM, L2, MAS, NCCL, SI, DERpp, EWCLoRA, LwF, OnlineEWC
+    from clbench.strategies import AGEM, DER, ER, EWC, GEM, GPM, L2, MAS, NCCL, SI, DERpp, EWCLoRA, LwF, OnlineEWC
     from clbench.train import run
     from clbench.training.monitor import PenaltyMonitor
 
@@ -22,7 +22,7 @@ MODULES = {
     "read": "runs.read",
     "run": "train",
     **dict.fromkeys(
-        ("AGEM", "DER", "ER", "EWC", "GEM", "L2", "MAS", "NCCL", "SI", "DERpp", "EWCLoRA", "LwF", "OnlineEWC"),
+        ("AGEM", "DER", "ER", "EWC", "GEM", "GPM", "L2", "MAS", "NCCL", "SI", "DERpp", "EWCLoRA", "LwF", "OnlineEWC"),
         "strategies",
     ),
 }
@@ -33,6 +33,7 @@ __all__ = [
     "ER",
     "EWC",
     "GEM",
+    "GPM",
     "L2",
     "MAS",
     "NCCL",

@@ -23,6 +23,7 @@ HAVE = {
     "online_ewc": ["lam", "gamma", "fisher", "samples", "fisher_batch"],
     "mas": ["lam", "samples", "fisher_batch"],
     "nccl": ["lam", "memory"],
+    "gpm": ["samples"],
 }
 
 

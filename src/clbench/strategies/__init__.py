@@ -7,6 +7,7 @@ from clbench.strategies.er import ER
 from clbench.strategies.ewc import EWC, OnlineEWC
 from clbench.strategies.ewc_lora import EWCLoRA
 from clbench.strategies.gem import GEM
+from clbench.strategies.gpm import GPM
 from clbench.strategies.independent import Independent
 from clbench.strategies.joint import Joint, JointFromScratch
 from clbench.strategies.l2 import L2
@@ -26,6 +27,7 @@ __all__ = [
     "ER",
     "EWC",
     "GEM",
+    "GPM",
     "L2",
     "MAS",
     "NCCL",
