@@ -291,3 +291,20 @@ def test_a_fit_leaves_no_hooks():
         fit(strategy, module, tasks[1], callbacks=[Stop()])
     assert strategy._handles == []
     assert not any(part._forward_pre_hooks for part in module.modules())
+
+
+def test_the_optimizer_sees_projected_gradients():
+    """So the moments of Adam and the norm for clipping contain only what may change."""
+    tasks, seen = sequence("domain"), []
+    module, strategy = learner(tasks, optimizer=OPTIMIZERS["adam"]), GPM(threshold=0.9)
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            for name, layer in layers_in(pl_module).items():
+                gradient = matrix_of([p.grad for p in layer.parameters()])
+                seen.append((gradient @ strategy.bases[name]).abs().max().item())
+                assert gradient.abs().max() > 1e-6
+
+    fit(strategy, module, tasks[0])
+    fit(strategy, module, tasks[1], callbacks=[Look()])
+    assert max(seen) < 1e-12
