@@ -16,7 +16,7 @@ from clbench.learner import Learner
 from clbench.strategies import EWC, SI, Strategy
 
 HAVE = {
-    **{name: ["memory"] for name in ("agem", "der", "derpp", "er", "er_ace", "icarl", "nearest_mean")},
+    **{name: ["memory"] for name in ("agem", "der", "derpp", "er", "er_ace", "gem", "icarl", "nearest_mean")},
     **{name: [] for name in ("finetune", "imm_mean", "independent", "joint", "joint_from_scratch", "shrink_perturb")},
     **{name: ["lam"] for name in ("adam_moments", "l2", "l2_init", "lwf", "rwalk", "si")},
     **{name: ["lam", "fisher", "samples", "fisher_batch"] for name in ("ewc", "ewc_lora")},
@@ -25,6 +25,7 @@ HAVE = {
     **{name: ["lam", "samples", "fisher_batch"] for name in ("ewc_dr", "mas")},
     **{name: ["fisher", "samples", "fisher_batch"] for name in ("fisher_merging", "imm_mode")},
     "nccl": ["lam", "memory"],
+    "gpm": ["samples"],
 }
 
 

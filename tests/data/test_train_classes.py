@@ -111,7 +111,9 @@ def test_new_classes_alone_need_batches_of_one_task(more, tmp_path):
 
 
 @pytest.mark.parametrize("which", ["new", "all"])
-@pytest.mark.parametrize("strategy", ["ewc lam=10", "mas lam=1", "si lam=1", "lwf", "er", "der", "agem", "finetune"])
+@pytest.mark.parametrize(
+    "strategy", ["ewc lam=10", "mas lam=1", "si lam=1", "lwf", "er", "der", "agem", "gem", "gpm", "finetune"]
+)
 def test_every_strategy_learns_with_the_choice(which, strategy, tmp_path):
     more = ["data.tasks=5", f"train_classes={which}", *f"strategy={strategy}".split()]
     found = clbench.run([*SPLIT, *more, "stop_after_task=3", "samples=null"], tmp_path, quiet=True)

@@ -34,7 +34,21 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize(
     "strategy",
-    ["finetune", "ewc", "mas", "si", "lwf", "er", "derpp", "agem", "nccl", "independent", "joint_from_scratch"],
+    [
+        "finetune",
+        "ewc",
+        "mas",
+        "si",
+        "lwf",
+        "er",
+        "derpp",
+        "agem",
+        "gem",
+        "gpm",
+        "nccl",
+        "independent",
+        "joint_from_scratch",
+    ],
 )
 def test_the_loaded_net_and_strategy_are_those_of_the_task(run, tmp_path, strategy):
     """The net has the accuracies of its row of the accuracy matrix, and the strategy has the state of the checkpoint."""

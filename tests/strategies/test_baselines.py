@@ -22,6 +22,7 @@ from clbench.strategies import (
     DER,
     ER,
     EWC,
+    GEM,
     NCCL,
     DERpp,
     Independent,
@@ -37,7 +38,7 @@ from tests.conftest import trainer
 
 SCENARIOS = pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 DATA = {"task": "permuted_digits", "class": "split_digits"}
-LEARNERS = {"er": ER, "der": DER, "derpp": DERpp, "agem": AGEM, "lwf": LwF, "nearest_mean": NearestMean}
+LEARNERS = {"er": ER, "der": DER, "derpp": DERpp, "agem": AGEM, "gem": GEM, "lwf": LwF, "nearest_mean": NearestMean}
 
 
 def sequence(scenario="task", tasks=3, batch_size=16, **options):
@@ -466,7 +467,7 @@ def test_a_wrong_value_is_named_with_its_rule(make, message):
 def test_rehearsal_beats_fine_tuning_clearly(run, scenario):
     options = (f"scenario={scenario}", f"data={DATA[scenario]}", "data.tasks=5", "epochs=4")
     plain = run("strategy=finetune", *options, folder="plain")
-    for name in ("er", "der", "derpp", "agem"):
+    for name in ("er", "der", "derpp", "agem", "gem"):
         kept = run(f"strategy={name}", *options, folder=name)
         gain = kept["average_accuracy"] - plain["average_accuracy"]
         assert gain > (0.1 if scenario == "class" and name in ("er", "derpp") else 0.04), name
@@ -497,6 +498,8 @@ def test_the_learner_is_as_before_when_a_fit_has_ended(name):
         (DER(memory=2, memory_fill="end"), 2),
         (DER(memory=8, replay=3), 3),
         (ER(memory=2), None),
+        (GEM(memory=7), 7),
+        (GEM(memory=50, replay=9), 9),
         (NCCL(memory=50, replay=9), 9),
         (NCCL(memory=7, replay=9), 7),
         (NCCL(memory=50, replay=64), 16),
@@ -549,7 +552,7 @@ def test_evaluation_with_a_strategy_callback_changes_nothing(name):
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "nccl"])
+@pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "gem", "nccl"])
 def test_an_optimizer_with_several_losses_a_step_is_refused(name):
     """The strategy draws from its memory each time the loss is computed."""
     tasks = sequence()
@@ -560,7 +563,7 @@ def test_an_optimizer_with_several_losses_a_step_is_refused(name):
         learn(tasks, learner(tasks, optimizer=torch.optim.LBFGS), strategy)
 
 
-@pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "nccl"])
+@pytest.mark.parametrize("name", ["er", "der", "derpp", "agem", "gem", "nccl"])
 def test_mixed_data_of_several_tasks_cannot_be_stored(name):
     tasks = sequence()
     strategy = NCCL() if name == "nccl" else LEARNERS[name]()

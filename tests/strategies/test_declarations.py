@@ -63,6 +63,7 @@ CHANGED = {
         ("imm_mode", "fisher_merging"), ("strategy.weights=equal", "strategy.start=last", "fisher=empirical")
     ),
     "agem": ("strategy.replay=3",),
+    "gem": ("strategy.replay=3", "strategy.margin=0.5"),
     "nccl": (
         *("lam=7", "strategy.replay=3", "strategy.outer_steps=2", "strategy.outer_lr=1", "strategy.temperature=2"),
         *(

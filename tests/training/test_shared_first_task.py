@@ -26,6 +26,7 @@ IDLE = {
     "ewc",
     "ewc_dr",
     "finetune",
+    "gpm",
     "joint",
     "joint_from_scratch",
     "l2",
@@ -84,6 +85,7 @@ SAME = [
     ("ewc", "lam=7", "fisher=sample", "samples=5", "fisher_batch=4", "strategy.exclude=['*.bias']"),
     ("si", "lam=7", "strategy.damping=2", "strategy.clamp=true"),
     ("agem", "strategy.replay=3"),
+    ("gem", "strategy.margin=0.5"),
     ("nccl", "lam=7", "strategy.outer_lr=1", "strategy.temperature=2", "strategy.reg=3", "strategy.terms=[b]"),
     ("ewc", "save_every=5", "log_every=3", "output_dir=elsewhere", "checkpoints=last"),
 ]

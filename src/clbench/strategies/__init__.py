@@ -9,6 +9,8 @@ from clbench.strategies.er_ace import ERACE
 from clbench.strategies.ewc import EWC, OnlineEWC
 from clbench.strategies.ewc_dr import EWCDR
 from clbench.strategies.ewc_lora import EWCLoRA
+from clbench.strategies.gem import GEM
+from clbench.strategies.gpm import GPM
 from clbench.strategies.icarl import ICaRL
 from clbench.strategies.independent import Independent
 from clbench.strategies.joint import Joint, JointFromScratch
@@ -36,6 +38,8 @@ __all__ = [
     "ERACE",
     "EWC",
     "EWCDR",
+    "GEM",
+    "GPM",
     "KFACEWC",
     "L2",
     "MAS",
