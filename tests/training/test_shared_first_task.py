@@ -21,7 +21,7 @@ from tests.training.test_checkpointing import custom
 
 TINY = ("data.tasks=2", "data.examples_per_task=70", "net.hidden=[12]", "net.dropout=0.3", "trainer=cpu", "logger=none")
 SIZES = ("epochs=2", "batch_size=16")  # 5 steps per epoch
-IDLE = {"ewc", "finetune", "joint", "joint_from_scratch", "l2", "lwf", "mas", "online_ewc"}
+IDLE = {"ewc", "finetune", "joint", "joint_from_scratch", "kfac_ewc", "l2", "lwf", "mas", "online_ewc"}
 
 
 class WithHook(EWC):
