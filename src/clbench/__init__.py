@@ -46,35 +46,8 @@ MODULES = {
     "load": "experiment.load",
     "read": "runs.read",
     "run": "train",
-    **dict.fromkeys(
-        (
-            "AGEM",
-            "DER",
-            "ER",
-            "EWC",
-            "KFACEWC",
-            "ERACE",
-            "EWCDR",
-            "L2",
-            "MAS",
-            "NCCL",
-            "SI",
-            "DERpp",
-            "EWCLoRA",
-            "ICaRL",
-            "LwF",
-            "NearestMean",
-            "OnlineEWC",
-            "Merging",
-            "RWalk",
-            "AdamMoments",
-            "L2Init",
-            "ShrinkPerturb",
-        ),
-        ("AGEM", "DER", "ER", "EWC", "GEM", "GPM", "L2", "MAS", "NCCL", "SI", "DERpp", "EWCLoRA", "LwF", "OnlineEWC"),
-        "strategies",
-    ),
 }
+"""Module of each name that is not a strategy."""
 
 __all__ = [
     "AGEM",
@@ -114,6 +87,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a name on first use, because a report needs no torch."""
-    if name in MODULES:
-        return getattr(import_module(f"clbench.{MODULES[name]}"), name)
+    if name in __all__:
+        return getattr(import_module(f"clbench.{MODULES.get(name, 'strategies')}"), name)
     raise AttributeError(f"module 'clbench' has no attribute {name!r}")

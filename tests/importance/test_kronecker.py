@@ -73,6 +73,26 @@ def test_factors_do_not_depend_on_the_batch_size(name, size):
     equals_the_loop(name, "exact", size)
 
 
+def test_inputs_are_added_once_for_many_classes():
+    """The 19 columns are processed in two blocks."""
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(3, 20).double(), torch.randn(5, 3, dtype=torch.double), torch.arange(5)
+    (pair,) = kronecker_fisher(net, [x]).factors.values()
+    torch.testing.assert_close(tuple(pair), references.kronecker(net, x, y)["weight"])
+
+
+class Coupled(nn.Linear):
+    """A layer that subtracts the mean over the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0))
+
+
+def test_two_examples_that_depend_on_each_other_are_refused():
+    with pytest.raises(ValueError, match="change with the other examples"):
+        kronecker_fisher(Coupled(3, 2), [torch.randn(2, 3)])
+
+
 def test_label_samples_do_not_depend_on_the_batch_size():
     net, x, y = build("mlp")
     one, other = (kronecker_fisher(net, batched(x, y, n), labels="sample", chunk=n).factors for n in (1, 7))
@@ -131,6 +151,16 @@ def test_a_transposed_convolution_has_the_diagonal():
     diagonal, factors = kronecker_fisher(net, [x])
     close(diagonal, {name: f for name, f in fisher(net, [x]).items() if name.startswith("0.")})
     assert set(factors) == {MatrixLayer("2.weight", "2.bias")}
+
+
+def test_a_convolution_that_is_called_twice_has_the_diagonal():
+    torch.manual_seed(0)
+    layer = nn.Conv1d(2, 2, 1)
+    net = nn.Sequential(layer, nn.Tanh(), layer, nn.Flatten(), nn.Linear(8, 3)).double()
+    x = torch.randn(5, 2, 4, dtype=torch.double)
+    diagonal, factors = kronecker_fisher(net, [x])
+    close(diagonal, {name: f for name, f in fisher(net, [x]).items() if name.startswith("0.")})
+    assert set(factors) == {MatrixLayer("4.weight", "4.bias")}
 
 
 class Columns(nn.Module):

@@ -78,8 +78,9 @@ def test_value_and_gradient_are_those_of_the_dense_matrix(how, tasks):
         torch.testing.assert_close(half[name], g)
 
 
-def test_the_importance_is_the_diagonal_of_the_dense_matrix():
-    q = accumulated(2, "per_task")
+@pytest.mark.parametrize("how", ACCUMULATE)
+def test_the_importance_is_the_diagonal_of_the_dense_matrix(how):
+    q = accumulated(2, how)
     by_column = dense(q.products[LAYER]).diag().view(5, 3).T
     torch.testing.assert_close(q.importance["w"], by_column[:, :-1].reshape(3, 2, 2))
     torch.testing.assert_close(q.importance["b"], by_column[:, -1])

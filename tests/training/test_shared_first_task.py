@@ -29,6 +29,7 @@ IDLE = {
     "gpm",
     "joint",
     "joint_from_scratch",
+    "kfac_ewc",
     "l2",
     "lwf",
     "mas",
