@@ -38,7 +38,7 @@ def same_checkpoint(a, b):
         return a.keys() == b.keys() and all(same_checkpoint(a[k], b[k]) for k in a if k != "seconds")
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same_checkpoint(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
+    return a == b or (a != a and b != b)  # nan, where a metric is undefined
 
 
 def load(path):
