@@ -31,7 +31,10 @@ class ReferenceGradientStrategy(RehearsalStrategy):
         memory_fill: ``stream`` keeps the last examples of each task, or ``end``, see ``RehearsalStrategy``.
     """
 
-    shares_first_task = ("memory", "memory_fill")  # the other options act on examples of earlier tasks
+    shares_first_task: bool | tuple[str, ...] = (
+        "memory",
+        "memory_fill",
+    )  # the other options act on examples of earlier tasks
     per_process = False
 
     def __init__(self, memory: int, replay: int | None, seed: int, memory_fill: str = "stream") -> None:
