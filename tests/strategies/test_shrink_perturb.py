@@ -13,6 +13,7 @@ from clbench.strategies import Strategy
 from tests.conftest import trainer
 from tests.strategies.test_penalty import Plain, assert_same, learn
 from tests.strategies.test_si import Net, batches
+from tests.training.test_checkpointing import Save
 
 
 class AtStart(L.Callback):
@@ -63,6 +64,16 @@ def test_state_dict_restores_the_number_of_tasks():
         start(module, strategy, 1)
         after.append(snapshot(module.state_dict()))
     assert_same(*after)
+
+
+def test_a_first_task_begun_by_another_strategy_counts(tmp_path):
+    """In a sweep, runs share the first task."""
+    module, strategy = Net(), ShrinkPerturb(shrink=0.25, sigma=0.0)
+    trainer([Strategy(), Save(tmp_path / "a.ckpt")], precision="64-true", max_epochs=2).fit(module, batches(0))
+    resumed = {"ckpt_path": tmp_path / "a.ckpt", "weights_only": True}
+    trainer([strategy], precision="64-true", max_epochs=2).fit(module, batches(0), **resumed)
+    before, found = start(module, strategy, 1)
+    assert_same(found, {n: 0.25 * p for n, p in before.items()})
 
 
 def test_shrink_1_and_sigma_0_is_fine_tuning_bit_for_bit():

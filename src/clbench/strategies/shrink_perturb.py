@@ -35,7 +35,7 @@ class ShrinkPerturb(Strategy):
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
         >>> strategy, module = ShrinkPerturb(shrink=0.0, sigma=0.0), BoringModel()  # any LightningModule
         >>> for task in range(2):
-        ...     L.Trainer(max_steps=1 - task, barebones=True, callbacks=[strategy]).fit(module)
+        ...     L.Trainer(max_epochs=1, barebones=True, callbacks=[strategy]).fit(module)
         >>> strategy.started
         2
     """
@@ -52,6 +52,10 @@ class ShrinkPerturb(Strategy):
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
         super().attach(learner, sequence)
         self.started = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.ckpt_path is not None:  # another strategy may have trained the first task, see shares_first_task
+            self.started = max(self.started, 1)
 
     @torch.no_grad()
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
