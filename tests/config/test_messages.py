@@ -22,7 +22,7 @@ ERRORS = [
     (["lam=-1"], "lam=-1: expected a finite number >= 0, at most 3.4e38, got -1."),
     (["lam=nan"], "lam=nan: expected a finite number >= 0"),
     (["lam=much"], "lam=much: expected a finite number >= 0, at most 3.4e38, got 'much'."),
-    (["strategy=ewcc"], "strategy=ewcc: expected one of agem, "),
+    (["strategy=ewcc"], "strategy=ewcc: expected one of adam_moments, agem, "),
     (
         ["experiment=continual_lm", "net=mlp"],
         "net.width=64: clbench.nets.mlp has no option width. experiment=continual_lm sets it for another net. Try ~net.width.",
@@ -35,7 +35,7 @@ ERRORS = [
     (["data=emnist"], "data=emnist: expected one of bit_ops, "),
     (["fisher=true"], "fisher=true: expected one of exact, sample, empirical, predicted"),
     (["fisher=exact", "fisher_batch=100"], "Use fisher_batch=1 and divide lam by 100"),
-    (["strategy=finetune", "lam=3"], "lam=3: strategy=finetune has no option lam. Remove it, or try strategy=ewc, "),
+    (["strategy=finetune", "lam=3"], "lam=3: strategy=finetune has no option lam. Remove it, or try strategy=adam_moments"),
     (["strategy=mas", "fisher=exact"], "fisher=exact: strategy=mas has no option fisher. Remove it, or try strategy=ewc, "),
     (["samples=0"], "samples=0: expected an integer >= 1 or null, got 0."),
     (["samples=5000"], "samples=5000: expected at most 1293, the number of training examples of the smallest task. Try 1293"),
@@ -148,7 +148,7 @@ def test_a_stiff_penalty_stops_with_its_remedy(run):
 def test_the_command_ends_with_one_line_and_exit_code_1(command):
     done = command("strategy=ewcc")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: strategy=ewcc: expected one of agem, ")
+    assert done.stderr.startswith("error: strategy=ewcc: expected one of adam_moments, agem, ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
 
@@ -179,7 +179,7 @@ def test_help_lists_the_groups_and_the_meaning_of_every_option(command):
     assert done.returncode == 0
     for text in (
         "clbench train strategy=ewc lam=1e5",
-        "strategy:   agem, der, derpp",
+        "strategy:   adam_moments, agem, der, derpp",
         "GROUP=CHOICE",
         "lam=1.0 ",
         "strength of the penalty, >= 0",
