@@ -120,6 +120,13 @@ def test_a_row_like_another_uses_the_point_chosen_for_that_row():
     assert decisive_runs(row, found) == needed_runs(row, found)[3:]  # no other point can replace it
 
 
+def test_a_row_like_another_keeps_the_options_it_sets_itself():
+    ablation = {"name": "without", "like": "row", "overrides": ["strategy=mas", "lam=0"]}
+    row = parsed("tiny", {**TINY, "rows": [GRID, ablation]}).rows[1]
+    found = results_of({"1": 0.5, "10": 0.9, "100": 0.7})
+    assert needed_runs(row, found)[3:] == [Cell(("strategy=mas", "lam=0"), 0), Cell(("strategy=mas", "lam=0"), 1)]
+
+
 def test_a_row_like_another_has_no_grid_and_the_other_has_one():
     plain = {"name": "plain", "overrides": ["strategy=ewc"]}
     for rows in ([GRID, {**GRID, "name": "b", "like": "row"}], [plain, {**plain, "name": "b", "like": "plain"}]):

@@ -23,6 +23,7 @@ from clbench.study.plan import (
     read_score,
     search,
     sign_of,
+    used_part,
 )
 from clbench.study.verdict import summary
 
@@ -106,7 +107,7 @@ def _selection(
     if rule is not None:
         trials, best = search(row, rule, results)
         assert best is not None
-        chosen = {"by": rule.key, "point": dict(best), "at_an_edge": at_an_edge(row, trials, best)}
+        chosen = {"by": rule.key, "point": dict(used_part(row, best)), "at_an_edge": at_an_edge(row, trials, best)}
     cells = final_runs(row, chosen["point"], rule)
     values = {metric: [read_number(results[cell], key) for cell in cells] for metric, key in study.metrics.items()}
     metrics = {metric: _summarised(each) | _compared(row, metric, each) for metric, each in values.items()}

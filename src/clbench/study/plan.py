@@ -93,7 +93,13 @@ def search(row: Row, selection: Selection, results: Results) -> tuple[list[tuple
 def final_runs(row: Row, point: Point, selection: Selection | None = None) -> list[Cell]:
     """Return the final runs at a point that a rule chose, by default the first rule."""
     seeds = (selection.final if selection else ()) or row.seeds
-    return [Cell((*row.overrides, *overrides_of(point)), seed) for seed in seeds]
+    return [Cell((*row.overrides, *overrides_of(used_part(row, point))), seed) for seed in seeds]
+
+
+def used_part(row: Row, point: Point) -> Point:
+    """Return the values of a point that the final runs use: a row like another keeps those that it sets itself."""
+    own = {text.lstrip("+").partition("=")[0] for text in row.overrides} if row.like else set()
+    return {key: value for key, value in point.items() if key not in own}
 
 
 def diverged_runs(row: Row, point: Point, results: Results) -> list[Cell]:
