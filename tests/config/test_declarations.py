@@ -25,7 +25,7 @@ FILES = [file for group in (*GROUPS, "launch") for file in files(group)]
 DIFFERENT = {
     ("strategy=si", "lam"): "a value for the default data; lam=1 is the penalty of the paper",
     ("strategy=l2", "lam"): "a value for the default data",
-    ("strategy=imm_mean", "weights"): "one of the three methods of the class",
+    ("strategy=imm_mean", "weighting"): "one of the three methods of the class",
     ("strategy=fisher_merging", "start"): "one of the three methods of the class",
     ("net=mlp_bn", "hidden"): "the net of an experiment, with BatchNorm",
     ("net=mlp_bn", "batch_norm"): "the net of an experiment, with BatchNorm",

@@ -58,9 +58,9 @@ def plain(name: str) -> Plain:
 CHANGED = {
     "si": ("lam=7", "strategy.damping=2", "strategy.clamp=true"),
     "rwalk": ("lam=7",),
-    "imm_mean": ("strategy.weights=fisher", "strategy.start=initial"),
+    "imm_mean": ("strategy.weighting=fisher", "strategy.start=initial"),
     **dict.fromkeys(
-        ("imm_mode", "fisher_merging"), ("strategy.weights=equal", "strategy.start=last", "fisher=empirical")
+        ("imm_mode", "fisher_merging"), ("strategy.weighting=equal", "strategy.start=last", "fisher=empirical")
     ),
     "agem": ("strategy.replay=3",),
     "gem": ("strategy.replay=3", "strategy.margin=0.5"),

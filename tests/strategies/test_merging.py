@@ -12,7 +12,7 @@ from clbench.params import snapshot
 from tests.strategies.test_penalty import assert_same
 from tests.strategies.test_si import Net, examples, fit
 
-EQUAL = {"weights": "equal"}
+EQUAL = {"weighting": "equal"}
 
 
 def forward(module, batch):
@@ -106,7 +106,7 @@ def test_a_stopped_run_resumes_bit_for_bit(run, name):
     assert run(*command, folder="parts")["accuracy_matrix"] == whole["accuracy_matrix"]
 
 
-@pytest.mark.parametrize("options", [{"weights": "mode"}, {"start": "merged"}, {"every": 5}])
+@pytest.mark.parametrize("options", [{"weighting": "mode"}, {"start": "merged"}, {"every": 5}])
 def test_unknown_options_are_refused(options):
     with pytest.raises(ConfigError, match="expected"):
         Merging(**options)

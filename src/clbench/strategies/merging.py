@@ -25,7 +25,7 @@ class Merging(EWC):
     of BatchNorm, are not merged.
 
     ======================  =================  ====================
-    method                  ``weights``        ``start``
+    method                  ``weighting``      ``start``
     ======================  =================  ====================
     mean-IMM                ``equal``          ``last``
     mode-IMM                ``fisher``         ``last``
@@ -35,11 +35,11 @@ class Merging(EWC):
     There is no penalty during training. That is IMM with weight transfer, and not with its L2 or drop transfer.
 
     Args:
-        weights: F_k. ``fisher`` is the Fisher information of task k. ``equal`` is 1 for a weight that task k has changed and 0
+        weighting: F_k. ``fisher`` is the Fisher information of task k. ``equal`` is 1 for a weight that task k has changed and 0
             for others, such as the output layers of other tasks.
         start: Weights from which a task is trained: ``last``, those that the last task has reached before they were merged, as in
             the code of IMM, or ``initial``, those before the first task.
-        options: ``fisher``, ``samples`` and the other options of ``EWC``. With ``weights="equal"`` nothing is measured.
+        options: ``fisher``, ``samples`` and the other options of ``EWC``. With ``weighting="equal"`` nothing is measured.
 
     Raises:
         ConfigError: A value is out of range. See also ``ImportanceStrategy``.
@@ -47,7 +47,7 @@ class Merging(EWC):
     Example:
         >>> import lightning as L
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> merging, module = Merging(weights="equal"), BoringModel()  # any LightningModule
+        >>> merging, module = Merging(weighting="equal"), BoringModel()  # any LightningModule
         >>> for task in range(2):
         ...     L.Trainer(max_epochs=1, barebones=True, callbacks=[merging]).fit(module)
         >>> merging.penalty.importance["layer.bias"]  # the number of tasks in the mean
@@ -57,9 +57,9 @@ class Merging(EWC):
     shares_first_task = ("include", "exclude")  # they select the weights at the start, which are stored
     needs_labels = False
 
-    def __init__(self, weights: str = "fisher", start: str = "last", **options: Unpack[FisherOptions]) -> None:
+    def __init__(self, weighting: str = "fisher", start: str = "last", **options: Unpack[FisherOptions]) -> None:
         super().__init__(0.0, **options)
-        self.weights = check_choice("weights", weights, ("fisher", "equal"))
+        self.weighting = check_choice("weighting", weighting, ("fisher", "equal"))
         self.start = check_choice("start", start, ("last", "initial"))
         if self._segment is not None:
             raise StrategyError(
@@ -72,7 +72,7 @@ class Merging(EWC):
         self._begin = {}
 
     def check_module(self, module: nn.Module, batch: Any) -> None:
-        if self.weights == "fisher":
+        if self.weighting == "fisher":
             super().check_module(module, batch)
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class Merging(EWC):
 
     def _consolidate(self, module: nn.Module, measure: Callable[[], Params], replace: bool = False) -> None:
         """Merge the weights that the task has reached into the mean, and load the mean."""
-        super()._consolidate(module, measure if self.weights == "fisher" else lambda: self._changed(module), replace)
+        super()._consolidate(module, measure if self.weighting == "fisher" else lambda: self._changed(module), replace)
         assert self.penalty is not None
         params = self._selected(module)
         if self.start == "last":
