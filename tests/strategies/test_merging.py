@@ -106,7 +106,7 @@ def test_a_stopped_run_resumes_bit_for_bit(run, name):
     assert run(*command, folder="parts")["accuracy_matrix"] == whole["accuracy_matrix"]
 
 
-@pytest.mark.parametrize("options", [{"weighting": "mode"}, {"start": "merged"}, {"every": 5}])
+@pytest.mark.parametrize("options", [{"weighting": "mode"}, {"start": "merged"}, {"every": 5}, {"keep_previous": True}])
 def test_unknown_options_are_refused(options):
     with pytest.raises(ConfigError, match="expected"):
         Merging(**options)

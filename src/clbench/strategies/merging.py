@@ -65,6 +65,11 @@ class Merging(EWC):
             raise StrategyError(
                 f"{self._segment}: expected None, because weights are merged when a task ends. Leave out every"
             )
+        if self.keep_previous:
+            raise StrategyError(
+                "keep_previous=True: expected False, because the weights that a task has reached are replaced by the mean, so the "
+                "task cannot be measured again. Leave it out"
+            )
         self._begin: Params = {}  # weights at the start of the task
 
     def attach(self, learner: Learner, sequence: TaskSequence) -> None:
