@@ -117,7 +117,7 @@ SEVERAL = [
 ]
 
 NAMES = [
-    *((f"strategy={value}", ": expected one of agem, der, ") for value in ("5", "null", "[ewc,mas]", "{a:1}")),
+    *((f"strategy={value}", ": expected one of adam_moments, agem, ") for value in ("5", "null", "[ewc,mas]", "{a:1}")),
     ("+strategy=ewc", "the group strategy already has a choice. Try strategy=..."),
     ("hydra/launcher=foo", "hydra/launcher=foo: expected one of basic, joblib."),
     ("+hydra.foo=1", "hydra.foo=1: unknown option hydra.foo."),
