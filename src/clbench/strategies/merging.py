@@ -67,8 +67,8 @@ class Merging(EWC):
             )
         if self.keep_previous:
             raise StrategyError(
-                "keep_previous=True: expected False, because the weights that a task has reached are replaced by the mean, so the "
-                "task cannot be measured again. Leave it out"
+                "keep_previous=True: expected False, because the weights that a task has reached are replaced by the mean, and "
+                "cannot be measured again. Leave it out"
             )
         self._begin: Params = {}  # weights at the start of the task
 
