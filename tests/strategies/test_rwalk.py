@@ -6,19 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from clbench import RWalk
 from clbench.errors import ConfigError
 from clbench.params import snapshot
 from clbench.strategies import Strategy
 from clbench.strategies.rwalk import normalised
-from tests.conftest import trainer
 from tests.strategies.test_penalty import Plain, assert_same, learn
-from tests.strategies.test_si import DECAYING, OPTIMIZERS, Net, ThawInTheSecondEpoch, batches, examples, fit
-from tests.training.test_checkpointing import Save
+from tests.strategies.test_si import DECAYING, OPTIMIZERS, Net, batches, fit
 
 CASES = {**OPTIMIZERS, "decaying": partial(DECAYING, lr=0.1)}
 
@@ -110,27 +106,6 @@ def test_clipping_changes_the_movement_and_not_the_gradient():
     factor = 0.05 / sum(v.sum() for v in f.values()).sqrt()
     for n in s:
         torch.testing.assert_close(s_clipped[n], factor * s[n], rtol=1e-4, atol=1e-14)
-
-
-def test_a_step_that_the_loss_scaler_skips_adds_nothing():
-    module, strategy = Net().float(), RWalk()
-    data = DataLoader(TensorDataset(examples(0)[0].float(), examples(0)[1]), batch_size=8)
-    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**100, growth_interval=1))
-    trainer([strategy], precision=None, plugins=[plugin]).fit(module, data)  # every step overflows
-    assert all(not f.any() for f in strategy.penalty.importance.values())
-
-
-def test_a_resumed_task_keeps_the_sums_of_an_interval(tmp_path):
-    """The task is resumed inside an interval, and a parameter is unfrozen in its second epoch."""
-    importances = []
-    for options in ({}, {"ckpt_path": tmp_path / "a.ckpt", "weights_only": True}):
-        module, strategy = Net(), RWalk(interval=3)
-        module.body.weight.requires_grad_(False)
-        callbacks = [strategy, ThawInTheSecondEpoch(), Save(tmp_path / "a.ckpt")]
-        trainer(callbacks, precision="64-true", max_epochs=4).fit(module, batches(0), **options)
-        importances.append(strategy.penalty.importance)
-    assert_same(*importances)
-    assert importances[0]["body.weight"].any()
 
 
 def test_state_dict_restores_fisher_and_scores_between_tasks():

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from clbench import SI
+from clbench import SI, RWalk
 from clbench.errors import ConfigError, Unstable
 from clbench.params import snapshot
 from clbench.strategies import Strategy
@@ -313,11 +313,12 @@ class ThawInTheSecondEpoch(L.Callback):
             pl_module.body.weight.requires_grad_(True)
 
 
-def test_a_resumed_task_keeps_the_sums_of_unfrozen_parameters(tmp_path):
-    """They are frozen again when the task is resumed, until the next epoch starts."""
+@pytest.mark.parametrize("kind", [SI, partial(RWalk, interval=3)])
+def test_a_resumed_task_keeps_the_sums_of_unfrozen_parameters(tmp_path, kind):
+    """They are frozen again when the task is resumed, until the next epoch starts. RWalk is inside an interval."""
     importances = []
     for options in ({}, {"ckpt_path": tmp_path / "a.ckpt", "weights_only": True}):
-        module, strategy = Net(), SI(lam=1.0)
+        module, strategy = Net(), kind(lam=1.0)
         module.body.weight.requires_grad_(False)
         callbacks = [strategy, ThawInTheSecondEpoch(), Save(tmp_path / "a.ckpt")]
         trainer(callbacks, precision="64-true", max_epochs=4).fit(module, batches(0), **options)
@@ -372,8 +373,9 @@ def test_under_bf16_omega_is_summed_in_full_precision():
     assert total == pytest.approx(decrease, rel=0.03)
 
 
-def test_a_step_that_the_loss_scaler_skips_does_not_count():
-    module, strategy = Net().float(), SI(lam=1.0)
+@pytest.mark.parametrize("kind", [SI, RWalk])
+def test_a_step_that_the_loss_scaler_skips_does_not_count(kind):
+    module, strategy = Net().float(), kind(lam=1.0)
     data = DataLoader(TensorDataset(examples(0)[0].float(), examples(0)[1]), batch_size=8)
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**100, growth_interval=1))
     start = snapshot(dict(module.named_parameters()))
