@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 
 from clbench.params import snapshot
-from clbench.strategies.quadratic import Quadratic, add, half_gradient, quadratic, recentre, value
+from clbench.strategies.quadratic import Quadratic, add, quadratic, recentre
 
 NAMES = ("a", "b", "c")
 coordinates = st.floats(-10, 10)
@@ -77,49 +77,49 @@ def assert_same(p, q, atol=0.0):
 
 @given(quadratics())
 def test_penalty_and_gradient_are_zero_at_the_anchor(q):
-    assert value(q, q.anchor).item() == 0
-    assert all((g == 0).all() for g in half_gradient(q, q.anchor).values())
+    assert q.value(q.anchor).item() == 0
+    assert all((g == 0).all() for g in q.half_gradient(q.anchor).values())
 
 
 def test_the_value_is_weighted_squared_distance_plus_constant():
     q = Quadratic({"w": torch.tensor([2.0, 0.5])}, {"w": torch.tensor([1.0, -1.0])}, torch.tensor(10.0))
-    assert value(q, {"w": torch.tensor([4.0, 1.0])}).item() == 2 * 9 + 0.5 * 4 + 10
+    assert q.value({"w": torch.tensor([4.0, 1.0])}).item() == 2 * 9 + 0.5 * 4 + 10
 
 
 def test_unknown_parameters_do_not_count():
     q = random_quadratic(0, names=["a"])
     theta = {"a": torch.zeros(3, 2).double(), "new": torch.full((4,), 1e6).double()}
-    assert value(q, theta) == value(q, {"a": theta["a"]})
-    assert set(half_gradient(q, theta)) == {"a"}
+    assert q.value(theta) == q.value({"a": theta["a"]})
+    assert set(q.half_gradient(theta)) == {"a"}
 
 
 def test_the_half_gradient_is_of_the_parameters_given_only():
     q, theta = random_quadratic(0), random_quadratic(1).anchor
-    assert half_gradient(q, {}) == {}
-    some = half_gradient(q, {"b": theta["b"]})
+    assert q.half_gradient({}) == {}
+    some = q.half_gradient({"b": theta["b"]})
     assert set(some) == {"b"}
-    assert torch.equal(some["b"], half_gradient(q, theta)["b"])
-    assert not half_gradient(q, {"b": theta["b"].requires_grad_()})["b"].requires_grad
+    assert torch.equal(some["b"], q.half_gradient(theta)["b"])
+    assert not q.half_gradient({"b": theta["b"].requires_grad_()})["b"].requires_grad
 
 
 @given(quadratics(), points)
 def test_the_half_gradient_is_the_gradient_of_half_the_value(q, theta):
-    reference = half_gradient_by_autograd(lambda t: value(q, t), theta)
-    for name, g in half_gradient(q, theta).items():
+    reference = half_gradient_by_autograd(q.value, theta)
+    for name, g in q.half_gradient(theta).items():
         torch.testing.assert_close(g, reference[name], rtol=1e-14, atol=1e-300)  # subnormal numbers are less precise
 
 
 @given(sequences(), points)
 def test_the_sum_of_penalties_equals_the_constant_memory_form(qs, theta):
-    assert value(reduce(add, qs), theta).item() == pytest.approx(
+    assert reduce(add, qs).value(theta).item() == pytest.approx(
         sum(penalty(q, theta) for q in qs), rel=1e-10, abs=1e-10
     )
 
 
 @given(sequences(), points)
 def test_the_gradient_of_the_sum_equals_the_constant_memory_form(qs, theta):
-    gradient = half_gradient(reduce(add, qs), theta)
-    separate = half_gradient_by_autograd(lambda t: sum(value(q, t) for q in qs), theta)
+    gradient = reduce(add, qs).half_gradient(theta)
+    separate = half_gradient_by_autograd(lambda t: sum(q.value(t) for q in qs), theta)
     for name, g in gradient.items():
         torch.testing.assert_close(g, separate[name], rtol=1e-12, atol=1e-12 * (1 + total_importance(qs)))
 
@@ -130,8 +130,8 @@ def test_the_constant_memory_form_is_exact_on_random_quadratics(tasks):
     total = reduce(add, qs)
     for seed in range(100, 110):
         theta = random_quadratic(seed, shape=(20, 10)).anchor
-        assert value(total, theta).item() == pytest.approx(sum(penalty(q, theta) for q in qs), rel=1e-10)
-        for name, g in half_gradient(total, theta).items():
+        assert total.value(theta).item() == pytest.approx(sum(penalty(q, theta) for q in qs), rel=1e-10)
+        for name, g in total.half_gradient(theta).items():
             separate = sum(q.importance[name] * (theta[name] - q.anchor[name]) for q in qs)
             torch.testing.assert_close(g, separate, rtol=1e-12, atol=1e-12)
 
@@ -139,8 +139,8 @@ def test_the_constant_memory_form_is_exact_on_random_quadratics(tasks):
 @given(sequences(), points, st.randoms(use_true_random=False))
 def test_the_order_of_adding_does_not_change_the_value(qs, theta, random):
     shuffled = random.sample(qs, len(qs))
-    expected = value(reduce(add, qs), theta).item()
-    assert value(reduce(add, shuffled), theta).item() == pytest.approx(expected, rel=1e-10, abs=1e-10)
+    expected = reduce(add, qs).value(theta).item()
+    assert reduce(add, shuffled).value(theta).item() == pytest.approx(expected, rel=1e-10, abs=1e-10)
 
 
 @given(sequences())
@@ -193,7 +193,7 @@ def test_recentring_decays_importance_and_takes_the_new_anchor(p, q, decay):
 
 def test_a_recentred_penalty_is_zero_at_the_newest_anchor():
     p, q = add(random_quadratic(0), random_quadratic(1)), random_quadratic(2)
-    assert value(recentre(p, q, 1.0), q.anchor).item() == 0
+    assert recentre(p, q, 1.0).value(q.anchor).item() == 0
 
 
 @pytest.mark.parametrize("decay", [0.5, 1.0])
@@ -207,7 +207,7 @@ def test_with_three_tasks_the_two_forms_have_other_gradients():
     """The tasks have different anchors."""
     first, second = random_quadratic(0), random_quadratic(1)
     theta = random_quadratic(2).anchor
-    separate, recentred = half_gradient(add(first, second), theta), half_gradient(recentre(first, second, 1.0), theta)
+    separate, recentred = add(first, second).half_gradient(theta), recentre(first, second, 1.0).half_gradient(theta)
     for name, f1 in first.importance.items():
         torch.testing.assert_close(separate[name] - recentred[name], f1 * (second.anchor[name] - first.anchor[name]))
         assert not torch.allclose(separate[name], recentred[name])
@@ -222,7 +222,7 @@ def test_with_three_tasks_at_one_anchor_the_two_forms_agree():
 def test_nothing_is_changed_in_place():
     p, q, theta = random_quadratic(0), random_quadratic(1, names=["b", "c"]), random_quadratic(2).anchor
     before = copied(p), copied(q), snapshot(theta)
-    add(p, q), recentre(p, q, 0.5), value(p, theta), half_gradient(p, theta)
+    add(p, q), recentre(p, q, 0.5), p.value(theta), p.half_gradient(theta)
     assert_same(p, before[0])
     assert_same(q, before[1])
     assert all(torch.equal(theta[name], t) for name, t in before[2].items())

@@ -28,10 +28,23 @@ class Quadratic(NamedTuple):
     constant: Tensor
 
     def value(self, params: Mapping[str, Tensor]) -> Tensor:
-        return value(self, params)
+        """Return q(theta), a scalar. Parameters that are not in both the quadratic and ``params`` are ignored."""
+        known = [name for name in self.importance if name in params]
+        at = {name: params[name].device for name in known}
+        return self.constant + sum(
+            (self.importance[name].to(at[name]) * (params[name] - self.anchor[name].to(at[name])) ** 2).sum()
+            for name in known
+        )
 
     def half_gradient(self, params: Mapping[str, Tensor]) -> Params:
-        return half_gradient(self, params)
+        """Return the gradient of q / 2 at theta, F (theta - a), for each name in both the quadratic and ``params``."""
+        names = [name for name in self.importance if name in params]
+        if not names:
+            return {}
+        theta = [params[name].detach() for name in names]
+        distance = torch._foreach_sub(theta, [self.anchor[name].to(params[name].device) for name in names])
+        torch._foreach_mul_(distance, [self.importance[name].to(params[name].device) for name in names])
+        return dict(zip(names, distance, strict=True))
 
     def curvature(self) -> float:
         return max((f.max().item() for f in self.importance.values()), default=0.0)
@@ -51,26 +64,6 @@ def quadratic(importance: Params, anchor: Params) -> Quadratic:
     """Return the quadratic of one task with constant 0. ``add`` needs an importance >= 0; that of SI may be negative."""
     some = next(iter(importance.values()), torch.zeros(()))
     return Quadratic(importance, anchor, torch.zeros((), dtype=some.dtype, device=some.device))
-
-
-def value(q: Quadratic, params: Mapping[str, Tensor]) -> Tensor:
-    """Return q(theta), a scalar. Parameters that are not in both ``q`` and ``params`` are ignored."""
-    known = [name for name in q.importance if name in params]
-    at = {name: params[name].device for name in known}
-    return q.constant + sum(
-        (q.importance[name].to(at[name]) * (params[name] - q.anchor[name].to(at[name])) ** 2).sum() for name in known
-    )
-
-
-def half_gradient(q: Quadratic, params: Mapping[str, Tensor]) -> Params:
-    """Return the gradient of q / 2 at theta, F (theta - a), for each name in both ``q`` and ``params``."""
-    names = [name for name in q.importance if name in params]
-    if not names:
-        return {}
-    theta = [params[name].detach() for name in names]
-    distance = torch._foreach_sub(theta, [q.anchor[name].to(params[name].device) for name in names])
-    torch._foreach_mul_(distance, [q.importance[name].to(params[name].device) for name in names])
-    return dict(zip(names, distance, strict=True))
 
 
 def add(p: Quadratic, q: Quadratic) -> Quadratic:
