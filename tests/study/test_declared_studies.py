@@ -120,6 +120,42 @@ def test_a_claim_that_cannot_be_decided_is_refused(claim, message):
         parsed("tiny", {"title": "a", "seeds": [0, 1], "rows": rows, "claims": [claim]})
 
 
+PARTS = {
+    **TINY,
+    "parts": {"a": ["scenario=task"], "b": ["scenario=class"]},
+    "rows": [
+        {**GRID, "name": "ewc", "baseline": "finetune"},
+        {"name": "finetune", "parts": ["b"], "overrides": ["strategy=finetune"]},
+    ],
+}
+
+
+def test_rows_are_repeated_in_the_parts_of_a_table():
+    study = parsed("tiny", {**PARTS, "rows": [PARTS["rows"][1], {**GRID, "name": "ewc"}]})
+    assert [(row.name, row.part, row.overrides) for row in study.rows] == [
+        ("b, finetune", "b", ("scenario=class", "strategy=finetune")),
+        ("a, ewc", "a", ("scenario=task", "strategy=ewc")),
+        ("b, ewc", "b", ("scenario=class", "strategy=ewc")),
+    ]
+    with pytest.raises(ConfigError, match="tiny: unknown row a, finetune"):
+        parsed("tiny", PARTS)  # the baseline of a row is in the same part
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"parts": {"a": "scenario=task"}}, "tiny: parts: expected a list of overrides per part"),
+        ({"parts": {}}, "tiny: parts: expected a list of overrides per part"),
+        ({"parts": {"a": [], "c": []}}, "row finetune: parts: expected a list of a, c, got .'b'."),
+        ({"parts": None}, "row finetune: unknown key parts. Add parts to the study and to the row"),
+        ({"rows": [{**GRID, "part": "a"}]}, "row row: unknown key part. Add parts to the study"),
+    ],
+)
+def test_parts_that_have_no_meaning_are_refused(content, message):
+    with pytest.raises(ConfigError, match=message):
+        parsed("tiny", {**PARTS, **content})
+
+
 def test_a_short_file_is_a_study():
     """All rows use the rules of the study, metrics have defaults, and the grid of lam is extended by its last ratio."""
     content = {"title": "a", "seeds": [0, 1], "select": {"by": "average_accuracy", True: "validation"}}

@@ -68,6 +68,8 @@ class Row:
         tuned: Overrides of the trial runs, those of the row if empty.
         baseline: Another row, drawn as a line in the figure of this row's grid.
         findings: Explanation of a difference, and other findings.
+        part: Part of the table in which the row is, empty in a table without parts. In a yaml, a row has ``parts`` instead,
+            by default all of the study, and is repeated in each of them.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Row:
     tuned: tuple[str, ...] = ()
     baseline: str | None = None
     findings: str = ""
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,8 @@ class Study:
         reduced: Overrides that make every run of the default form affordable. Only the form without them is compared with
             published numbers.
         full: Published form, without ``reduced``.
+        parts: Overrides of each part of the table. The rows are repeated in every part, with its name before theirs.
+        own: In a benchmark, the values of the options that a strategy of the user gets, of those options that it has.
     """
 
     name: str
@@ -180,6 +185,8 @@ class Study:
     quick: Quick = Quick()
     reduced: tuple[str, ...] = ()
     full: Full | None = None
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    own: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def row(self, name: str) -> Row:
         """Return the row of that name.

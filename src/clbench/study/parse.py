@@ -59,7 +59,8 @@ def parsed(name: str, content: Mapping[str, Any]) -> Study:
         if key in content:
             content[key] = _made(kind, content[key], f"{name}: {key}")
     content["select"] = _rules(content.get("select", ()), name)
-    content["rows"] = tuple(_row(part, name) for part in _listed(content, "rows", name))
+    rows = [row for each in _listed(content, "rows", name) for row in _in_parts(each, content.get("parts"), name)]
+    content["rows"] = tuple(_row(row, name) for row in rows)
     content["claims"] = tuple(_made(Claim, part, f"{name}: claim") for part in _listed(content, "claims", name))
     study = _made(Study, content, name)
     if not study.rows or not study.seeds:
@@ -70,6 +71,32 @@ def parsed(name: str, content: Mapping[str, Any]) -> Study:
     study = replace(study, rows=tuple(_like(study, row) for row in study.rows))
     _check_study(study)
     return study
+
+
+def _in_parts(row: Any, parts: Any, name: str) -> list[Any]:
+    """Return ``row`` once per part of the study, with the overrides of the part. It refers to other rows of the same part."""
+    if not isinstance(row, dict):
+        return [row]
+    where = f"{name}: row {row.get('name')}"
+    if "part" in row or (parts is None and "parts" in row):
+        raise ConfigError(
+            f"{where}: unknown key part{'' if 'part' in row else 's'}. Add parts to the study and to the row."
+        )
+    if parts is None:
+        return [row]
+    if not _are_parts(_tuples(parts)) or not parts:
+        raise ConfigError(f"{name}: parts: expected a list of overrides per part, got {parts}.")
+    chosen = row.get("parts", list(parts))
+    if not isinstance(chosen, list) or not chosen or not set(chosen) <= set(parts):
+        raise ConfigError(f"{where}: parts: expected a list of {', '.join(parts)}, got {chosen}.")
+    repeated = []
+    for part in chosen:
+        named = {key: f"{part}, {row[key]}" for key in ("name", "like", "baseline") if row.get(key) is not None}
+        own = row.get("overrides", [])
+        overrides = [*parts[part], *own] if isinstance(own, list) else own
+        repeated.append({key: value for key, value in row.items() if key != "parts"} | named)
+        repeated[-1] |= {"overrides": overrides, "part": part}
+    return repeated
 
 
 def _row(content: Any, name: str) -> Row:
@@ -169,6 +196,10 @@ def _are_grids(value: Any) -> bool:
     )
 
 
+def _are_parts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_are(str), value.values()))
+
+
 def _are_curves(value: Any) -> bool:
     return isinstance(value, dict) and all(
         isinstance(points, tuple)
@@ -189,6 +220,7 @@ TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "float": (_is_number, "a number"),
     "float | None": (lambda value: value is None or _is_number(value), "a number"),
     "tuple[str, ...]": (_are(str), "a list of texts"),
+    "Mapping[str, tuple[str, ...]]": (_are_parts, "a list of overrides per part"),
     "tuple[int, ...]": (_are_seeds, "a list of different integers >= 0"),
     "Mapping[str, str]": (_are_metrics, "a list of keys of metrics.json, or name: key"),
     "Mapping[str, float] | None": (_are_factors, "a factor above 1 per key"),
