@@ -39,7 +39,7 @@ GROUPS = {
     "logger": ("Loggers", ""),
     "launch": ("Launchers", "A launcher starts the runs of a sweep. See [clusters](clusters.md)."),
     "sweep": ("Sweeps", "Predefined sets of values. See [sweeps](sweeps.md)."),
-    "experiment": ("Experiments", "Configurations of published results. See [reproductions](reproductions.md)."),
+    "experiment": ("Experiments", "Configurations of published results. See [results](results.md)."),
 }
 """Groups in the order of the page, with a title and a note each."""
 

@@ -1,7 +1,7 @@
 """Write the pages of the committed studies: ``python scripts/write_results.py [outputs/studies/NAME ...]``.
 
 Copies the results of the given studies to results/, then writes results/NAME.{json,md,png} of every study there with the
-current texts of conf/study, and docs/reproductions.md.
+current texts of conf/study, and docs/results.md.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any
 from clbench.report.output import write_text
 from clbench.runs.sweep_log import duration
 from clbench.study.definition import Study
-from clbench.study.page import markdown, outcome, paragraphs
+from clbench.study.overview import overview_table
+from clbench.study.page import markdown, outcome, paragraphs, sentence
 from clbench.study.parse import load, names
-from clbench.study.table import MATCHES
+from clbench.study.table import MATCHES, markdown_table
 from clbench.study.write import save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-PAGE = ROOT / "docs/reproductions.md"
+PAGE = ROOT / "docs/results.md"
 
 
 def main(folders: list[str]) -> None:
@@ -47,30 +48,54 @@ def with_texts(found: dict[str, Any], study: Study) -> dict[str, Any]:
 
 def index(all_found: list[dict[str, Any]]) -> str:
     """Return the page that shows all studies."""
+    benchmarks = [found for found in all_found if "parts" in found]
     lines = [
-        "# Reproductions",
+        "# Results",
         "",
         "Each [study](studies.md) repeats a published protocol or one of the notes that this project started with, or is an",
-        "experiment of its own. A linked page has the numbers, the findings and the command. `clbench study --list` lists the",
-        "studies and their cost.",
+        "experiment of its own. `clbench study --list` lists the studies and their cost.",
         "",
-        MATCHES,
-        "",
-        "| study | outcome | runs | time on one core | commit |",
-        "|---|---|---|---|---|",
+        *([] if not benchmarks else ["## Benchmark", ""]),
     ]
-    for found in all_found:
+    for found in benchmarks:
         link = f"[{found['title']}](../results/{found['name']}.md)"
-        numbers = [str(found["runs"]), duration(found["seconds"]), ", ".join(found["commits"])]
-        lines.append(f"| {' | '.join([link, outcome(found), *numbers])} |")
-    lines += ["", "The times were measured while other programs used the same machine."]
+        lines += [f"{link}: {paragraphs(found['text'])[0]}", "", *sortable(overview_table(found)), ""]
+    if benchmarks:
+        lines += [
+            "[Benchmark](benchmark.md) explains the columns, and how to compare your own strategy with these.",
+            "",
+        ]
+    lines += ["## Studies", "", MATCHES, "", '<div class="cards">', ""]
+    for found in all_found:
+        page, picture = f"../results/{found['name']}.md", f"../results/{found['name']}.png"
+        cost = f"{found['runs']} runs, {duration(found['seconds'])} on one core, commit {', '.join(found['commits'])}"
+        lines += [
+            '<div class="card">',
+            "",
+            f"[{found['title']}]({page})",
+            "",
+            f"[![{found['name']}]({picture})]({page})",
+            "",
+        ]
+        lines += [
+            f"{sentence(outcome(found))} {sentence(cost)}",
+            "",
+            "```bash",
+            found["command"],
+            "```",
+            "",
+            "</div>",
+            "",
+        ]
+    lines += ["</div>", "", "The times were measured while other programs used the same machine."]
     if missing := [f"`{name}`" for name in names() if name not in [found["name"] for found in all_found]]:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
-    for found in all_found:
-        name, link = found["name"], f"[Numbers and findings](../results/{found['name']}.md)"
-        lines += ["", f"## {found['title']}", "", *paragraphs(found["text"]), f"{link}.", ""]
-        lines += [f"![{name}](../results/{name}.png)"]
     return "\n".join([*lines, "", "This page was written by `python scripts/write_results.py`.", ""])
+
+
+def sortable(table: tuple[list[str], list[list[str]]]) -> list[str]:
+    """Return the lines of a table that a reader sorts by a click on a heading."""
+    return ['<div class="sortable">', "", *markdown_table(table), "", "</div>"]
 
 
 if __name__ == "__main__":

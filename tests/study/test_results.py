@@ -55,7 +55,7 @@ def test_every_committed_number_that_differs_has_a_finding(file):
 
 
 def test_the_page_shows_every_committed_result():
-    assert (ROOT / "docs/reproductions.md").read_text(encoding="utf-8") == index(
+    assert (ROOT / "docs/results.md").read_text(encoding="utf-8") == index(
         [json.loads(f.read_text(encoding="utf-8")) for f in COMMITTED]
     )
 

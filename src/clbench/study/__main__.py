@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if args.study is None:
         raise ConfigError(f"expected a study, got none. Try {', '.join(names())}, a yaml file, or --list.")
+    if args.study == "benchmark":
+        return run_benchmark(args)
     study = load(args.study)
     if args.verify is not None:
         from clbench.study.runs import divide
@@ -59,35 +61,85 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_study(study: Study, args: argparse.Namespace) -> int:
     """Run the missing runs of a study, write its files and return the exit status of the command."""
-    from clbench.config.compose import search_path
-    from clbench.config.display import console
     from clbench.study.collect import collect
-    from clbench.study.page import cost, outcome
     from clbench.study.runs import StudyRuns
-    from clbench.study.table import terminal_table
-    from clbench.study.write import check_writable, write
+    from clbench.study.write import check_writable
 
     folder = args.output / study.name
     runs_folder = args.output / study.name.removesuffix("-quick").removesuffix("-full") / "runs"  # forms share runs
-    more = [search_path([config_dir(args.config_dir)])] if args.config_dir else []
-    with StudyRuns.opened(runs_folder.absolute(), [*more, *args.overrides]) as runs:
+    with StudyRuns.opened(runs_folder.absolute(), [*search_paths(args), *args.overrides]) as runs:
         runs.check(study)
         if args.dry_run:
             print(runs.describe(study))
             return 0
         check_writable(folder)
         found = collect(study, runs.finish(study), runs.hash, command_of(args))
+    show(found, folder)
+    if args.quick:
+        print("This was the quick form: its numbers mean nothing, so its claims do not count.")
+    return 0 if args.quick or all(claim["holds"] for claim in found["claims"]) else 1
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    """Run the benchmark of a strategy of the user and compare it with the shipped ones.
+
+    Raises:
+        ConfigError: An argument is not valid, or there are no results of the shipped strategies.
+    """
+    from clbench.study.collect import collect
+    from clbench.study.own_strategy import Benchmark, load_suite, study_of, wanted
+    from clbench.study.runs import StudyRuns
+    from clbench.study.write import check_writable
+
+    if args.quick or args.full or args.verify is not None or args.seed is not None:
+        raise ConfigError(
+            "benchmark: expected neither --quick, --full, --verify nor --seed. Use --dry-run for a check."
+        )
+    asked = wanted(args.overrides)
+    suite = load_suite(asked.suite)
+    shipped = results_of(suite.name, args.output, shipped=not asked.suite.endswith(".yaml"))
+    if shipped is None:
+        raise ConfigError(
+            f"suite={asked.suite}: there are no results of {suite.name}. Run clbench study {study_of(asked.suite)} first."
+        )
+    folder = args.output / f"{suite.name}-{asked.strategy}"
+    with StudyRuns.opened((folder / "runs").absolute(), [*search_paths(args), *asked.elsewhere]) as runs:
+        benchmark = Benchmark(suite, shipped, asked, runs)
+        runs.check(benchmark.study)
+        if args.dry_run:
+            print(runs.describe(benchmark.study))
+            return 0
+        check_writable(folder)
+        found = benchmark.compared(collect(benchmark.study, runs.finish(benchmark.study), runs.hash, command_of(args)))
+    show(found, folder)
+    return 0
+
+
+def search_paths(args: argparse.Namespace) -> list[str]:
+    """Return the override for the folder of ``--config-dir``, if it is given."""
+    from clbench.config.compose import search_path
+
+    return [search_path([config_dir(args.config_dir)])] if args.config_dir else []
+
+
+def show(found: dict[str, Any], folder: Path) -> None:
+    """Write the files of a study and print its table, claims, cost and outcome."""
+    from clbench.config.display import console
+    from clbench.study.overview import overview
+    from clbench.study.page import cost, outcome
+    from clbench.study.table import terminal_table
+    from clbench.study.write import write
+
     write(found, folder)
     terminal = console()
     terminal.print(terminal_table(found))
+    for paragraph in overview(found) if "parts" in found else ():
+        terminal.print(paragraph.replace("**", ""), soft_wrap=True, markup=False, highlight=False)
     for claim in found["claims"]:
         holds = "holds" if claim["holds"] else "does not hold"
         terminal.print(f"{holds}: {claim['text']} ({claim['measured']})", soft_wrap=True, markup=False)
     terminal.print(cost(found), soft_wrap=True, highlight=False)
     terminal.print(f"{outcome(found)}; files in {folder}", soft_wrap=True, markup=False)
-    if args.quick:
-        terminal.print("This was the quick form: its numbers mean nothing, so its claims do not count.")
-    return 0 if args.quick or all(claim["holds"] for claim in found["claims"]) else 1
 
 
 def show_list() -> None:
@@ -131,12 +183,12 @@ def results_of(name: str, output: Path, shipped: bool = True) -> dict[str, Any] 
     Raises:
         ConfigError: The file is damaged.
     """
-    from clbench.study.origin import checkout
+    from clbench.study.origin import results_folder
     from clbench.study.parse import names
 
-    root = checkout()
-    shipped = shipped and root is not None and name.removesuffix("-full") in names()
-    files = [root / "results" / f"{name}.json"] if root is not None and shipped else []
+    folder = results_folder()
+    shipped = shipped and name.removesuffix("-full") in names()
+    files = [folder / f"{name}.json"] if folder is not None and shipped else []
     for file in (*files, output / name / "study.json"):
         if file.exists():
             try:
@@ -163,7 +215,8 @@ def command_of(args: argparse.Namespace) -> str:
     """Return the command that reproduces the results, without options that do not affect them."""
     flags = [flag for flag, given in (("--full", args.full), ("--quick", args.quick)) if given]
     folder = ["--config-dir", str(args.config_dir)] if args.config_dir else []
-    return shlex.join(["clbench", "study", args.study, *flags, *folder])
+    own = args.overrides if args.study == "benchmark" else []
+    return shlex.join(["clbench", "study", args.study, *own, *flags, *folder])
 
 
 def make_parser() -> argparse.ArgumentParser:

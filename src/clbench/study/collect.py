@@ -10,6 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from clbench.errors import ConfigError
+from clbench.metrics.registry import BUILT_IN
 from clbench.study import verdict
 from clbench.study.definition import Claim, Row, Selection, Study
 from clbench.study.plan import (
@@ -66,6 +67,7 @@ def collect(study: Study, results: Results, hash_of: Callable[[Cell], str], comm
         "versions": _different(run["versions"] for run in runs.values()),
         "machines": _different(run["origin"]["machine"] for run in runs.values()),
         "metrics": dict(study.metrics),
+        **({"parts": list(study.parts)} if study.parts else {}),
         "rows": rows,
     }
 
@@ -84,11 +86,13 @@ def _row(study: Study, row: Row, results: Results, hash_of: Callable[[Cell], str
         for cell in (compared_runs(row, results) if row.like else needed_runs(row, results))
         if "diverged" not in results[cell]
     ]
+    final = [results[cell] for cell in compared_runs(row, results)]
     return {
         "name": row.name,
+        **({"part": row.part, "bytes": max(map(kept_bytes, final))} if row.part else {}),
         "command": " ".join(["python -m clbench.train", *row.overrides]),
         "findings": row.findings.strip(),
-        "seconds": median(results[cell]["seconds"]["total"] for cell in compared_runs(row, results)),
+        "seconds": median(run["seconds"]["total"] for run in final),
         "grid": {key: list(values) for key, values in row.grid.items()},
         "baseline": row.baseline,
         "published_curve": {metric: [list(point) for point in points] for metric, points in row.curve.items()},
@@ -174,6 +178,13 @@ def compared_runs(row: Row, results: Results) -> list[Cell]:
     best = search(row, row.select[0], results)[1] if row.select else {}
     assert best is not None
     return final_runs(row, best)
+
+
+def kept_bytes(run: Mapping[str, Any]) -> float:
+    """Return the largest number of bytes that the strategy of a run has stored."""
+    read = BUILT_IN["bytes"].read
+    assert read is not None
+    return read(run) or 0
 
 
 def _different(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

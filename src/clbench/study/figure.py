@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clbench.study.figure_of_parts import figure_of_parts
+
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -23,6 +25,8 @@ PANEL = 3.6  # height of a grid's panel in inches
 
 def figure(found: dict[str, Any]) -> Figure:
     """Return the figure of a study, the content of figure.png."""
+    if "parts" in found:
+        return figure_of_parts(found)
     curves = [row for row in found["rows"] if len(row["grid"]) == 1 and row["trials"] and _numeric(row)]
     scales = _scales(found)
     heights = [1.3 + 0.25 * sum(len(_shown(row, scale)) + GAP for row in found["rows"]) for scale in scales]

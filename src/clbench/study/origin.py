@@ -24,6 +24,13 @@ def checkout() -> Path | None:
     return root if (root / "src/clbench").is_dir() else None
 
 
+def results_folder() -> Path | None:
+    """Return the folder of committed results: that of the checkout, or of the benchmarks in an installed package."""
+    root = checkout()
+    folder = Path(__file__).parent / "benchmark" if root is None else root / "results"
+    return folder if folder.is_dir() else None
+
+
 @cache
 def commit() -> str:
     """Return the short hash of the checkout of clbench, with ``-dirty`` if it has changes, or the installed version."""

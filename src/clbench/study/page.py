@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from clbench.runs.sweep_log import duration
+from clbench.study.overview import overview, place
 from clbench.study.plan import overrides_of, text_of
 from clbench.study.table import markdown_table, methods, table_with_legend, value_text
 
@@ -39,7 +40,7 @@ def markdown(found: dict[str, Any], picture: str) -> str:
 
 def outcome(found: dict[str, Any]) -> str:
     """Return how many numbers match and how many claims hold, in one line."""
-    parts = []
+    parts = [place(found)] if "parts" in found else []
     if found["compared"]:
         parts.append(f"{found['matches']} of {found['compared']} published numbers match")
     if found["claims"]:
@@ -72,6 +73,8 @@ def paragraphs(text: str) -> list[str]:
 def _results(found: dict[str, Any]) -> Iterator[str]:
     """One line per method and one column per metric."""
     yield from ("## Results", "", *table_with_legend(found), "")
+    if "parts" in found:
+        yield from (line for paragraph in overview(found) for line in (paragraph, ""))
 
 
 def _claims(found: dict[str, Any]) -> Iterator[str]:
@@ -119,7 +122,9 @@ def _options(found: dict[str, Any]) -> Iterator[str]:
         )
     if any("†" in row[1] for row in rows):
         text += " † marks a value at the edge of its grid."
-    yield from ("## Options and cost", "", text, "", *markdown_table((head, rows)), "")
+    lines = [text, "", *markdown_table((head, rows))]
+    yield from ("## Options and cost", "")
+    yield from _folded(f"Options and cost of {len(rows)} rows", lines) if "parts" in found else (*lines, "")
 
 
 def _numbers(found: dict[str, Any]) -> Iterator[str]:

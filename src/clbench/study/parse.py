@@ -67,7 +67,7 @@ def parsed(name: str, content: Mapping[str, Any]) -> Study:
         raise ConfigError(f"{name}: expected at least one row and one seed.")
     if len({row.name for row in study.rows}) < len(study.rows):
         raise ConfigError(f"{name}: expected different names of rows.")
-    study = replace(study, rows=tuple(_filled(row, study) for row in study.rows))
+    study = replace(study, rows=tuple(filled(row, study) for row in study.rows))
     study = replace(study, rows=tuple(_like(study, row) for row in study.rows))
     _check_study(study)
     return study
@@ -233,7 +233,7 @@ COLUMNS = ("method", "options", "runs", "seconds_per_run")
 """Columns of the table before those of the metrics."""
 
 
-def _filled(row: Row, study: Study) -> Row:
+def filled(row: Row, study: Study) -> Row:
     """Return ``row`` with the seeds and rules of the study where it has none."""
     seeds, rules = row.seeds or study.seeds, row.select
     if row.grid and not rules:  # a rule of the study also extends the keys of other grids

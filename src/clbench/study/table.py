@@ -12,6 +12,7 @@ from rich.text import Text
 
 from clbench.config.display import text_table
 from clbench.report.tables import escape_tex, guard_formula
+from clbench.study.overview import overview_table, overview_tex, terminal_overview
 from clbench.study.plan import overrides_of
 
 MARKS = {"match": "✓", "differs": "✗", "undecided": "?"}
@@ -74,6 +75,8 @@ def to_csv(found: dict[str, Any]) -> str:
 
 def to_tex(found: dict[str, Any]) -> str:
     """Return the table as a booktabs table for ``input`` in a LaTeX document."""
+    if "parts" in found:
+        return overview_tex(found)
     lines = [
         f"% {' '.join(found['title'].split())}: mean and standard error over runs; requires \\usepackage{{booktabs}}",
         f"\\begin{{tabular}}{{lr{'r' * len(found['metrics'])}}}",
@@ -91,6 +94,8 @@ def to_tex(found: dict[str, Any]) -> str:
 
 def table_with_legend(found: dict[str, Any]) -> list[str]:
     """Return the lines of the table in Markdown with a legend."""
+    if "parts" in found:
+        return markdown_table(overview_table(found))
     verdicts = {number["verdict"] for row in found["rows"] for number in row["selections"][0]["metrics"].values()}
     legend = "Mean ± standard error over seeds."
     if verdicts != {None}:
@@ -106,6 +111,8 @@ def table_with_legend(found: dict[str, Any]) -> list[str]:
 
 def terminal_table(found: dict[str, Any]) -> Table:
     """Return the table for the terminal."""
+    if "parts" in found:
+        return terminal_overview(found)
     table = text_table("method", "options", "runs", *found["metrics"])
     for row in found["rows"]:
         for name, selection in methods(row):
