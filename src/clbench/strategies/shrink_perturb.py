@@ -63,8 +63,8 @@ class ShrinkPerturb(Strategy):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.noise == "fresh" and not (isinstance(pl_module, Learner) and pl_module.fresh_net):
             raise StrategyError(
-                f"noise=fresh: expected a Learner with fresh_net, a function that returns a new net, got {type(pl_module).__name__} "
-                "without it. Set learner.fresh_net, or use noise=normal"
+                "noise=fresh: expected a Learner with fresh_net, a function that returns a new net, got "
+                f"{type(pl_module).__name__} without it. Set learner.fresh_net, or use noise=normal"
             )
         if trainer.ckpt_path is not None:  # another strategy may have trained the first task, see shares_first_task
             self.started = max(self.started, 1)
