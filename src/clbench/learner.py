@@ -31,6 +31,8 @@ class Learner(L.LightningModule):
         extend: Returns the batch to train on, given the batch of the loader (rehearsal).
         weigh: Replaces ``loss`` in the training step: a function of (outputs, y) (weights of new and old examples).
         update: Performs the whole step, including that of the optimisers (manual optimisation), and returns the values to log.
+        fresh_net: Returns a new net of the same kind, with initial weights drawn from the global random generators. None if the
+            learner was not built from a configuration.
 
     Args:
         net: Module called as ``net(x, task)`` that returns outputs (N, C), (N, T, C) for tokens or (N, C, H, W) for pixels.
@@ -95,6 +97,7 @@ class Learner(L.LightningModule):
         self.extend: Callable[[Batch], Batch] | None = None
         self.weigh: Callable[[Tensor, Tensor], Tensor] | None = None
         self.update: Callable[[Batch], dict[str, Tensor]] | None = None
+        self.fresh_net: Callable[[], nn.Module] | None = None
         self._older = 0  # number of outputs of earlier tasks, with which new classes do not compete
         self.compiled = compile
         self._learned = torch.compile(self._outputs_and_loss) if compile else self._outputs_and_loss

@@ -57,7 +57,7 @@ def plain(name: str) -> Plain:
 
 CHANGED = {
     "si": ("lam=7", "strategy.damping=2", "strategy.clamp=true"),
-    "rwalk": ("lam=7",),
+    "rwalk": ("lam=7", "strategy.combine=added_mean", "strategy.normalize=range"),
     "imm_mean": ("strategy.weighting=fisher", "strategy.start=initial"),
     **dict.fromkeys(
         ("imm_mode", "fisher_merging"), ("strategy.weighting=equal", "strategy.start=last", "fisher=empirical")

@@ -33,25 +33,32 @@ def unit(v: Tensor) -> Tensor:
     return v / v.norm()
 
 
-def herding_by_loops(phi: Tensor, number: int) -> list[int]:
-    """Algorithm 4 of Rebuffi et al. 2017, with averages normalised to length 1."""
-    mean, chosen = unit(phi.sum(0) / len(phi)), []
+def herding_by_loops(phi: Tensor, number: int, normalized: bool = True) -> list[int]:
+    """Algorithm 4 of Rebuffi et al. 2017, with averages normalised to length 1, or as they are."""
+    scaled = unit if normalized else lambda average: average
+    mean, chosen = scaled(phi.sum(0) / len(phi)), []
     for k in range(1, min(number, len(phi)) + 1):
         best, smallest = -1, math.inf
         for x in range(len(phi)):
             if x not in chosen:
-                average = unit((phi[x] + sum((phi[p] for p in chosen), torch.zeros_like(mean))) / k)
+                average = scaled((phi[x] + sum((phi[p] for p in chosen), torch.zeros_like(mean))) / k)
                 if (distance := (mean - average).norm().item()) < smallest:
                     best, smallest = x, distance
         chosen.append(best)
     return chosen
 
 
+@pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize("number", [1, 5, 12, 99])
 @pytest.mark.parametrize("seed", range(5))
-def test_herding_equals_the_double_loop(number, seed):
+def test_herding_equals_the_double_loop(number, seed, normalized):
     phi = features(12, seed=seed)
-    assert herding(phi, number).tolist() == herding_by_loops(phi, number)
+    assert herding(phi, number, normalized).tolist() == herding_by_loops(phi, number, normalized)
+
+
+def test_herding_without_normalised_averages_differs():
+    phi = features(30)
+    assert herding(phi, 10).tolist() != herding(phi, 10, normalize_averages=False).tolist()
 
 
 def test_fewer_exemplars_are_the_first_of_more():
@@ -124,11 +131,26 @@ def test_icarl_keeps_equal_numbers_and_cuts_the_lists(composed, scenario):
         assert [labels[each].unique().tolist() for each in classes] == [[c] for c in labels.unique().tolist()]
 
 
-@pytest.mark.parametrize("scenario", ["task", "class"])
-def test_a_step_of_icarl_follows_the_formula(composed, scenario):
+def test_icarl_can_choose_by_averages_that_are_not_normalised(composed):
+    sequence, learner, _ = build(composed(*DIGITS, "scenario=class"))
+    icarl = ICaRL(memory_total=60, normalize_averages=False)
+    learned(icarl, sequence, learner, tasks=1)
+    x = torch.cat([batch.x for batch in sequence[0].importance_dataloader()])
+    phi, labels = torch.nn.functional.normalize(learner.net.body(x).detach()), sequence[0].labels
+    for label, chosen in enumerate(icarl.exemplars[0]):
+        rows = (labels == label).nonzero()[:, 0]
+        assert chosen.tolist() == rows[herding_by_loops(phi[rows], 30, normalized=False)].tolist()
+        assert chosen.tolist() != rows[herding_by_loops(phi[rows], 30)].tolist()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "reduction", "classes"),
+    [("task", "sum", 1), ("class", "sum", 1), ("task", "mean", 4), ("class", "mean", 4)],
+)
+def test_a_step_of_icarl_follows_the_formula(composed, scenario, reduction, classes):
     """The loss of a step on new examples and exemplars is that of a loop over the outputs of single nets."""
     sequence, learner, _ = build(composed(*DIGITS, f"scenario={scenario}"))
-    icarl, found = ICaRL(memory_total=60), []
+    icarl, found = ICaRL(memory_total=60, class_reduction=reduction), []
     learned(icarl, sequence, learner, tasks=1)
 
     def loss(outputs, y):
@@ -142,7 +164,7 @@ def test_a_step_of_icarl_follows_the_formula(composed, scenario):
             q.append(old(x, 0)[0].sigmoid())
         task = batch.task if torch.is_tensor(batch.task) else torch.zeros_like(y)
         labels = y + 2 * task if scenario == "task" else y
-        found.append((result.item(), icarl_loss(torch.stack(z), labels, torch.stack(q)).item(), labels))
+        found.append((result.item(), icarl_loss(torch.stack(z), labels, torch.stack(q)).item() / classes, labels))
         return result
 
     class Watch(clbench.strategies.Strategy):
@@ -271,6 +293,8 @@ def whole(task) -> Batch:
         (("strategy=icarl", "scenario=class", "data.blur=0.2"), "needs batches of one task"),
         (("strategy=icarl", "scenario=class", "scenario.train_classes=new"), "train_classes=new: expected seen or all"),
         (("strategy=icarl", "compile=true"), "iCaRL has a loss of its own"),
+        (("strategy=icarl", "strategy.class_reduction=max"), "class_reduction=max: expected one of sum, mean"),
+        (("strategy=icarl", "strategy.normalize_averages=1"), "normalize_averages=1: expected true or false"),
         (("strategy=nearest_mean", "data.blur=0.2"), "strategy.memory_fill=herding: expected blur=0"),
         (
             ("strategy=nearest_mean", "strategy.buffer=ring"),

@@ -19,8 +19,11 @@ from tests.strategies.test_si import DECAYING, OPTIMIZERS, Net, batches, fit
 CASES = {**OPTIMIZERS, "decaying": partial(DECAYING, lr=0.1)}
 
 
-def by_hand(optimizer, lam, tasks, epochs, interval, alpha=0.9, damping=1e-3):
-    """Compute RWalk over ``tasks``, number by number. Return the importance, and how often a score was negative."""
+def by_hand(optimizer, lam, tasks, epochs, interval, alpha=0.9, damping=1e-3, code=False):
+    """Compute RWalk over ``tasks``, number by number. Return the importance, and how often a score was negative.
+
+    With ``code``, the distance, the average over tasks and the scale are those of the authors' code.
+    """
     module = Net(optimizer)
     params = dict(module.named_parameters())
     fisher, scores, importance, anchor, negative = {}, {}, {}, {}, 0
@@ -46,27 +49,33 @@ def by_hand(optimizer, lam, tasks, epochs, interval, alpha=0.9, damping=1e-3):
             if number == interval or taken == total:
                 for n, f in fisher.items():
                     moved = params[n].detach() - before_interval[n]
-                    score = decrease[n] / (f * moved**2 / 2 + damping)
+                    score = decrease[n] / (f * moved**2 / (1 if code else 2) + damping)
                     negative += int((score < 0).sum())
                     new[n] += torch.relu(score)
                     fisher[n] = alpha * squares[n] / number + (1 - alpha) * f
                     decrease[n], squares[n] = torch.zeros_like(f), torch.zeros_like(f)
                 before_interval, number = snapshot(params), 0
-        scores = {n: (scores[n] + new[n]) / 2 if task else new[n] for n in params}
-        largest = [max(v.max() for v in values.values()) for values in (fisher, scores)]
-        importance = {n: fisher.get(n, 0 * s) / largest[0] + s / largest[1] for n, s in scores.items()}
+        scores = {n: (scores[n] + new[n]) / 2 + (scores[n] if code else 0) if task else new[n] for n in params}
+        importance = {n: torch.zeros_like(p) for n, p in params.items()}
+        for part in ({n: fisher.get(n, 0 * s) for n, s in scores.items()}, scores):
+            entries = torch.cat([v.flatten() for v in part.values()])
+            smallest = entries.min() if code else 0
+            for n, v in part.items():
+                importance[n] += (v - smallest) / (entries.max() - smallest)
         anchor = snapshot(params)
     return importance, anchor, negative
 
 
+@pytest.mark.parametrize("code", [False, True])
 @pytest.mark.parametrize("interval", [1, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_three_tasks_equal_a_loop(name, interval):
+def test_three_tasks_equal_a_loop(name, interval, code):
     """With interval=3 the 8 steps of a task are two intervals and a shorter one. The second head is never used."""
-    module, strategy = Net(CASES[name]), RWalk(lam=5.0, interval=interval)
+    options = {"combine": "added_mean", "normalize": "range", "damping": 5e-4} if code else {}
+    module, strategy = Net(CASES[name]), RWalk(lam=5.0, interval=interval, **options)
     for task in range(3):
         fit(module, strategy, task, max_epochs=2)
-    importance, anchor, negative = by_hand(CASES[name], lam=5.0, tasks=3, epochs=2, interval=interval)
+    importance, anchor, negative = by_hand(CASES[name], lam=5.0, tasks=3, epochs=2, interval=interval, code=code)
     assert importance.keys() == strategy.penalty.importance.keys()
     for n, expected in importance.items():
         torch.testing.assert_close(strategy.penalty.importance[n], expected, rtol=1e-8, atol=1e-12)
@@ -79,6 +88,8 @@ def test_both_parts_are_in_the_unit_interval():
     found = normalised({"a": torch.tensor([0.0, 2.0]), "b": torch.tensor([[4.0]]), "c": torch.zeros(0)})
     assert found["a"].tolist() == [0.0, 0.5] and found["b"].tolist() == [[1.0]]
     assert normalised({"a": torch.zeros(2)})["a"].tolist() == [0.0, 0.0]
+    found = normalised({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5.0])}, subtract=True)
+    assert found["a"].tolist() == [0.0, 0.25] and found["b"].tolist() == [1.0]
     module, strategy = Net(), RWalk()
     fit(module, strategy)
     assert 1 <= max(f.max() for f in strategy.penalty.importance.values()) <= 2
@@ -163,6 +174,8 @@ def test_lam_0_is_fine_tuning_bit_for_bit(optimizer):
         ({"alpha": 1.5}, r"alpha=1.5: expected a number in \[0, 1\]"),
         ({"interval": 0}, "interval=0: expected an integer >= 1"),
         ({"damping": 0.0}, "damping=0.0: expected a finite number > 0"),
+        ({"combine": "sum"}, "combine=sum: expected one of mean, added_mean"),
+        ({"normalize": "min"}, "normalize=min: expected one of max, range"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

@@ -9,7 +9,10 @@ from statistics import fmean, stdev
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 
+from clbench.config.options import conf_dir
 from clbench.errors import ConfigError, Unstable
 from clbench.metrics.formulas import intransigence
 from clbench.metrics.interval import half_width
@@ -112,12 +115,34 @@ def test_an_option_that_no_strategy_of_a_sweep_has_is_refused(command, tmp_path,
     assert not list(tmp_path.rglob("metrics.json"))
 
 
+STRATEGIES = sorted(file.stem for file in (conf_dir() / "strategy").glob("*.yaml"))
+
+
+def listed(key, values):
+    """Return the values of a grid as Hydra lists them."""
+    parsed = OverridesParser.create().parse_override(f"{key}={values}").value()
+    return parsed.filter(STRATEGIES) if isinstance(parsed, Glob) else values.split(",")
+
+
+def test_the_sweep_over_strategies_leaves_out_three(composed):
+    found = listed("strategy", composed("sweep=strategies").hydra.sweeper.params.strategy)
+    assert set(STRATEGIES) - set(found) == {"icarl", "independent", "ewc_lora"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_the_sweep_over_strategies_runs_in_every_scenario(command, scenario):
+    done = command("-m", "sweep=strategies", f"scenario={scenario}", "seed=0", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(STRATEGIES) - 3} runs in" in done.stderr
+
+
 @pytest.mark.parametrize("preset", ["lam_curve", "fisher_lam", "samples", "strategies"])
 def test_every_preset_is_a_grid_over_seeds_of_existing_keys(composed, preset):
     params = composed(f"sweep={preset}").hydra.sweeper.params
     assert params.seed == "0,1,2"
     for key, values in params.items():
-        for value in values.split(","):
+        for value in listed(key, values):
             composed(f"{key}={value}")
 
 

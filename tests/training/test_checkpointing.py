@@ -86,6 +86,7 @@ MORE = {
     "derpp end": ["strategy=derpp", "strategy.memory_fill=end", "memory=5"],
     "derpp class": ["strategy=derpp", "scenario=class"],
     "icarl class": ["strategy=icarl", "scenario=class"],
+    "fresh noise": ["strategy=shrink_perturb", "strategy.noise=fresh"],
     "lwf class": ["strategy=lwf", "scenario=class"],
     "steps": ["strategy=ewc", "steps=14"],
     "augment": ["strategy=joint", "data.augment={_target_:clbench.data.augment.RandomCrop,padding:1}"],

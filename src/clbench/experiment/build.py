@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -58,17 +59,7 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
     check_kind(cfg, "data", sequence, TaskSequence)
     check_augmentation(sequence)
     reseed(derive(cfg.seed, "init"))
-    body, features = build_body(cfg, sequence.inputs(2), sequence.positions)
-    if (path := cfg.get("init_from")) is not None:
-        init_from(body, path)
-    freeze(body, cfg.net.get("freeze", []))  # a run of an earlier version has no such option
-    if (lora := cfg.net.get("lora")) is not None:
-        check_lora(lora)
-        body = add_lora(body, **lora)
-    head = scenario.build_head(features, outputs_of(sequence, cfg.loss))
-    if str(cfg.net._target_).startswith("clbench."):  # in a net of the user, init may be another argument
-        initialize(head, cfg.net.get("init", "torch"))
-    net = channels_last(Net(body, head))
+    net = build_net(cfg, sequence)
     check_small_batches(net, strategy, sequence, cfg)
     check_limits(cfg, strategy, sequence)
     learner = Learner(
@@ -83,7 +74,23 @@ def build(cfg: DictConfig) -> tuple[TaskSequence, Learner, Strategy]:
         cfg.scheduler.get("length"),
     )
     check_optimizer(cfg, net)
+    learner.fresh_net = partial(build_net, cfg, sequence)
     return sequence, learner, strategy
+
+
+def build_net(cfg: DictConfig, sequence: TaskSequence) -> Net:
+    """Return the net that ``cfg`` describes, with initial weights drawn from the global random generators."""
+    body, features = build_body(cfg, sequence.inputs(2), sequence.positions)
+    if (path := cfg.get("init_from")) is not None:
+        init_from(body, path)
+    freeze(body, cfg.net.get("freeze", []))  # a run of an earlier version has no such option
+    if (lora := cfg.net.get("lora")) is not None:
+        check_lora(lora)
+        body = add_lora(body, **lora)
+    head = sequence.scenario.build_head(features, outputs_of(sequence, cfg.loss))
+    if str(cfg.net._target_).startswith("clbench."):  # in a net of the user, init may be another argument
+        initialize(head, cfg.net.get("init", "torch"))
+    return channels_last(Net(body, head))
 
 
 def build_body(cfg: DictConfig, inputs: Tensor, positions: Sequence[int] = ()) -> tuple[nn.Module, int]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 
-def herding(features: Tensor, number: int) -> Tensor:
+def herding(features: Tensor, number: int, normalize_averages: bool = True) -> Tensor:
     """Return the indices of ``number`` exemplars of a class in the order of their choice (Rebuffi et al. 2017, algorithm 4).
 
     Exemplar k is the example x for which the mean of the exemplars is closest to the mean of the class:
@@ -19,16 +19,21 @@ def herding(features: Tensor, number: int) -> Tensor:
     Args:
         features: Normalised features phi of the examples of the class (N, F).
         number: Number of exemplars. All examples are returned if there are fewer.
+        normalize_averages: Whether n normalises. Otherwise it divides by the number of features in its sum.
 
     Example:
         >>> herding(torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])), number=2).tolist()
         [1, 0]
     """
-    mean, total = normalize(features.sum(0), dim=0), torch.zeros_like(features[0])
+
+    def average(sums: Tensor, number: int) -> Tensor:
+        return normalize(sums, dim=-1) if normalize_averages else sums / number
+
+    mean, total = average(features.sum(0), len(features)), torch.zeros_like(features[0])
     is_chosen = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     chosen = []
-    for _ in range(min(number, len(features))):
-        distances = (mean - normalize(features + total, dim=1)).square().sum(1).masked_fill(is_chosen, torch.inf)
+    for k in range(1, min(number, len(features)) + 1):
+        distances = (mean - average(features + total, k)).square().sum(1).masked_fill(is_chosen, torch.inf)
         best = distances.argmin()
         chosen.append(best)
         is_chosen[best] = True
@@ -36,16 +41,17 @@ def herding(features: Tensor, number: int) -> Tensor:
     return torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.long)
 
 
-def herded(features: Tensor, classes: Tensor, number: int) -> list[Tensor]:
+def herded(features: Tensor, classes: Tensor, number: int, normalize_averages: bool = True) -> list[Tensor]:
     """Return the indices of at most ``number`` exemplars of each class, in the order of ``classes.unique()``, on the CPU.
 
     Args:
         features: Normalised features (N, F).
         classes: Class of each example (N,), on the CPU.
         number: Number of exemplars per class.
+        normalize_averages: See ``herding``.
     """
     rows = [(classes == each).nonzero()[:, 0] for each in classes.unique()]
-    return [of[herding(features[of.to(features.device)], number).cpu()] for of in rows]
+    return [of[herding(features[of.to(features.device)], number, normalize_averages).cpu()] for of in rows]
 
 
 def class_means(features: Tensor, classes: Tensor, number: int) -> Tensor:

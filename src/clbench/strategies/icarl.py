@@ -20,7 +20,7 @@ from clbench.importance import preserve_state
 from clbench.learner import Learner, learner_of
 from clbench.nets import Net
 from clbench.params import snapshot
-from clbench.strategies.argument_checks import check_integer, check_integer_or_none
+from clbench.strategies.argument_checks import check_choice, check_flag, check_integer, check_integer_or_none
 from clbench.strategies.exemplars import herded
 from clbench.strategies.learner_strategy import Features
 from clbench.strategies.nearest_mean import NearestMeanStrategy, features_of
@@ -42,13 +42,19 @@ class ICaRL(NearestMeanStrategy):
     Exemplars are kept as indices of training examples and are augmented as these are. In the task-incremental scenario the loss
     is over the outputs of all tasks so far, and the classes of the task compete in a prediction.
 
-    The authors' code divides the loss by the number of classes, so its learning rates are larger by this factor. With
-    ``train_classes=all``, its outputs of later classes are trained as well. It also averages means over mirrored images.
+    The authors' code takes the mean over classes instead of the sum (``class_reduction="mean"``), trains the outputs of later
+    classes as well (``train_classes="all"``), and does not normalise the averages of herding (``normalize_averages=False``). Two
+    more differences are not included: its class means are also over mirrored images, and an example that herding chooses again
+    counts again in the sum of the exemplars.
 
     Args:
         memory: Examples per task, at least 1: K is ``memory`` times the number of tasks.
         memory_total: K, the number of exemplars of all classes together, which replaces ``memory``. None uses ``memory``. The
             paper uses 2000 for 100 classes.
+        class_reduction: ``sum`` over the classes so far in the loss, or ``mean``. With the mean, the learning rate must be larger
+            by the number of classes.
+        normalize_averages: Whether herding normalises averages of features to length 1. The class means of predictions always
+            have length 1.
 
     Raises:
         ConfigError: A number is below its minimum, K is less than the number of classes, the scenario is domain-incremental, in
@@ -73,9 +79,17 @@ class ICaRL(NearestMeanStrategy):
 
     learns_new_classes_alone = False
 
-    def __init__(self, memory: int = 50, memory_total: int | None = None) -> None:
+    def __init__(
+        self,
+        memory: int = 50,
+        memory_total: int | None = None,
+        class_reduction: str = "sum",
+        normalize_averages: bool = True,
+    ) -> None:
         self.each = check_integer("memory", memory)
         self.total = check_integer_or_none("memory_total", memory_total)
+        self.class_reduction = check_choice("class_reduction", class_reduction, ("sum", "mean"))
+        self.normalize_averages = check_flag("normalize_averages", normalize_averages)
         self.exemplars: list[list[Tensor]] = []
         self.old: nn.Module | None = None
         self._loaded: dict[str, Any] = {}
@@ -151,7 +165,8 @@ class ICaRL(NearestMeanStrategy):
                 q = self._outputs(self.old.head, self.old.body(self._batch.x), self._index - 1).sigmoid()
         if self.sequence.scenario.name == "task":
             outputs, y = self._outputs(net.head, self.features.last, self._index), y + self._starts[self._batch.task]
-        return icarl_loss(outputs, y, q)
+        loss = icarl_loss(outputs, y, q)
+        return loss / outputs.shape[1] if self.class_reduction == "mean" else loss
 
     def _outputs(self, head: nn.Module, features: Tensor, newest: int) -> Tensor:
         """Return the outputs of all classes up to task ``newest`` (N, C)."""
@@ -163,7 +178,8 @@ class ICaRL(NearestMeanStrategy):
         start, learner, task = perf_counter(), learner_of(pl_module), self.sequence[self._index]
         m = self._k(self.sequence) // sum(self.sequence.sizes[: self._index + 1])
         with preserve_state(learner), torch.no_grad():
-            new = herded(features_of(learner, task.importance_dataloader()), task.labels, m)
+            features = features_of(learner, task.importance_dataloader())
+            new = herded(features, task.labels, m, self.normalize_averages)
         self.exemplars = [[each[:m] for each in classes] for classes in self.exemplars[: self._index]] + [new]
         self.seconds += perf_counter() - start
         super().on_train_end(trainer, pl_module)

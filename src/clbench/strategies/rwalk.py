@@ -10,9 +10,9 @@ from torch import Tensor
 
 from clbench.data import TaskSequence
 from clbench.learner import Learner
-from clbench.params import Params, move_like, size_in_bytes, snapshot, trainable
+from clbench.params import Params, move_like, size_in_bytes, snapshot, trainable, zeros_like
 from clbench.strategies import quadratic
-from clbench.strategies.argument_checks import Strength, check_fraction, check_integer
+from clbench.strategies.argument_checks import Strength, check_choice, check_fraction, check_integer
 from clbench.strategies.penalty import QuadraticOptions
 from clbench.strategies.quadratic import Quadratic
 from clbench.strategies.si import SI, PathIntegral
@@ -23,23 +23,29 @@ class RWalk(SI):
 
     theta* are the weights after the latest task. F is a running Fisher over the steps of all tasks, and s sums the decrease
     of the loss that weight i caused per distance in the metric F (``Walk``). When a task ends, s is averaged with that of the
-    earlier tasks, s = (s_old + s_new) / 2, and F and s are divided by their largest entry over all parameters, so both are in
-    [0, 1]. The paper has no 1/2 in the penalty, so its lambda is our lam / 2.
+    earlier tasks, s = (s_old + s_new) / 2, and F and s are scaled to [0, 1] over all parameters. The paper has no 1/2 in the
+    penalty, so its lambda is our lam / 2.
 
     RWalk needs no pass over data. In addition to the two tensors per parameter of the penalty it keeps F and s, and seven more
     during a task. Gradients, steps and DDP are treated as in ``SI``. F is measured on the gradients of the steps, so it depends
     on the batch size. The steps that are left over when a task ends are an interval too. The
     paper also replays stored examples. RWalk here does not.
 
-    The authors' code differs: it leaves out the 1/2 in the distance, sums s_old + (s_old + s_new) / 2, and also subtracts the
-    smallest entry before it divides.
+    The authors' code differs in three choices, which are ``combine="added_mean"``, ``normalize="range"`` and ``damping=5e-4``:
+    it leaves out the 1/2 in the distance, and after s is scaled, this has the effect of half the damping. It also drops the steps
+    that are left over when a task ends.
 
     Args:
         lam: Strength of the penalty, >= 0, or a list with one per task.
         alpha: Weight of the newest interval in the running Fisher, in [0, 1]. The paper uses 0.9.
         interval: Delta t, the number of optimiser steps between two updates of F and s. The paper uses 10 for MNIST and 50 for
             CIFAR.
-        damping: epsilon in the paper, > 0. Bounds the score of a weight that hardly moved. The authors' code uses 1e-3.
+        damping: epsilon in the paper, > 0. Bounds the score of a weight that hardly moved. The authors' code has 1e-3 and no 1/2
+            in the distance, which is 5e-4 here.
+        combine: How s is averaged over tasks. ``mean`` is (s_old + s_new) / 2, and ``added_mean`` s_old + (s_old + s_new) / 2, as
+            in the authors' code, so that old tasks do not fade.
+        normalize: How F and s are scaled. ``max`` divides by the largest entry. ``range`` subtracts the smallest entry first, as
+            the authors' code does. The entry of a weight that has never had a gradient is 0.
         options: ``include`` and ``exclude`` of ``QuadraticStrategy``.
 
     Raises:
@@ -54,7 +60,7 @@ class RWalk(SI):
         {'layer.weight': torch.Size([2, 32]), 'layer.bias': torch.Size([2])}
     """
 
-    shares_first_task = ("alpha", "interval", "damping", "include", "exclude")  # lam acts after the task
+    shares_first_task = ("alpha", "interval", "damping", "include", "exclude")  # the others act after the task
     needs_labels = False
     one_process = False
     per_process = False
@@ -66,10 +72,14 @@ class RWalk(SI):
         alpha: float = 0.9,
         interval: int = 10,
         damping: float = 1e-3,
+        combine: str = "mean",
+        normalize: str = "max",
         **options: Unpack[QuadraticOptions],
     ) -> None:
         self.alpha = check_fraction("alpha", alpha)
         self.interval = check_integer("interval", interval)
+        self.combine = check_choice("combine", combine, ("mean", "added_mean"))
+        self.normalize = check_choice("normalize", normalize, ("max", "range"))
         self._fisher: Params = {}
         self._scores: Params = {}
         super().__init__(lam, damping, **options)
@@ -91,10 +101,12 @@ class RWalk(SI):
         params = trainable(pl_module)
         fisher, scores = (move_like(part, params) for part in self._path.end_task())
         if self._scores:
-            scores = {n: (s + self._scores[n]) / 2 if n in self._scores else s / 2 for n, s in scores.items()}
+            old = zeros_like(scores) | self._scores
+            added = self.combine == "added_mean"
+            scores = {n: (s + old[n]) / 2 + (old[n] if added else 0) for n, s in scores.items()}
         self._fisher, self._scores = fisher, scores
-        f, s = normalised(fisher), normalised(scores)
-        return {n: f[n] + s[n] if n in f else torch.zeros_like(p, requires_grad=False) for n, p in params.items()}
+        f, s = (normalised(zeros_like(params) | part, self.normalize == "range") for part in (fisher, scores))
+        return {n: f[n] + s[n] for n in params}
 
     def merge(self, old: Quadratic, new: Quadratic) -> Quadratic:
         return quadratic.recentre(old, new, decay=0.0)  # F and s are those of all tasks
@@ -113,10 +125,17 @@ class RWalk(SI):
         return {**cost, "bytes": cost["bytes"] + size_in_bytes(self._fisher) + size_in_bytes(self._scores)}
 
 
-def normalised(values: Params) -> Params:
-    """Return ``values`` >= 0 divided by the largest entry of all tensors, in [0, 1]."""
-    largest = max((v.max().item() for v in values.values() if v.numel()), default=0.0)
-    return {name: v / largest if largest else v for name, v in values.items()}
+def normalised(values: Params, subtract: bool = False) -> Params:
+    """Return ``values`` >= 0 divided by the largest entry of all tensors, in [0, 1].
+
+    Args:
+        values: Tensors by name.
+        subtract: Whether to subtract the smallest entry first.
+    """
+    filled = [v for v in values.values() if v.numel()]
+    smallest = min((v.min().item() for v in filled), default=0.0) if subtract else 0.0
+    largest = max((v.max().item() for v in filled), default=0.0) - smallest
+    return {name: (v - smallest) / (largest or 1.0) for name, v in values.items()}
 
 
 class Walk(PathIntegral):
