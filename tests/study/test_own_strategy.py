@@ -1,4 +1,4 @@
-"""``clbench study benchmark strategy=NAME``: a strategy of the user beside those of a suite."""
+"""``clbench study benchmark strategy=NAME``: a strategy of the user compared with those of a suite."""
 
 from __future__ import annotations
 
