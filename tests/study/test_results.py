@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clbench.study.figure import figure
+from clbench.study.figure import figure, sorted_rows
 from clbench.study.page import markdown
 from clbench.study.parse import load
 from clbench.study.table import records, table_with_legend, terminal_table, to_csv, to_tex
@@ -67,9 +67,9 @@ def test_the_picture_of_a_committed_result_can_be_drawn():
 
 def test_published_points_are_drawn_inside_the_grid_of_a_row():
     found = json.loads((ROOT / "results/vandeven2025_split_cifar10.json").read_text(encoding="utf-8"))
-    row = found["rows"][1]
-    row["published_curve"] = {"average accuracy": [[1e-9, 0.1], [1, 0.7], [10, 0.8], [1e30, 0.9]]}
-    panel = next(axes for axes in figure(found).axes if axes.get_title() == row["name"])
+    found["rows"] = [row for row in found["rows"] if row["name"] in ("no EWC", "EXACT")]
+    found["rows"][1]["published_curve"] = {"average accuracy": [[1e-9, 0.1], [1, 0.7], [10, 0.8], [1e30, 0.9]]}
+    panel = figure(found).axes[-1]
     theirs = [line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "D"]
     assert theirs == [[[1, 0.7]], [[10, 0.8]]]
 
@@ -81,11 +81,24 @@ def test_a_grid_is_drawn_in_order_and_dollar_signs_are_text(tmp_path):
     points = row["trials"][0]["points"]
     points.reverse()
     found["title"] = row["name"] = r"$\foo$"
-    panel = next(axes for axes in figure(found).axes if axes.get_title() == r"\$\foo\$")
-    x = panel.lines[0].get_xdata().tolist()
+    curve, *_ = figure(found).axes[-1].containers
+    assert curve.get_label() == r"\$\foo\$"
+    x = curve.lines[0].get_xdata().tolist()
     assert x == sorted(x) and len(x) > 1
     del points[0]["metrics"][first]
     save_figure(found, tmp_path / "figure.svg")
+
+
+def test_a_figure_has_a_panel_per_metric_and_sorted_rows_in_groups():
+    found = json.loads((ROOT / "results/seed_mas.json").read_text(encoding="utf-8"))
+    axes = figure(found).axes
+    assert [each.get_title() for each in axes] == [*found["metrics"], "split", "permuted"]
+    rows = sorted_rows(found)
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == [row["name"] for row in rows]
+    groups = [row["name"].partition(",")[0] for row in rows]
+    assert groups == sorted(groups, reverse=True)  # split, permuted
+    means = [row["selections"][0]["metrics"]["ACC"]["mean"] for row in rows if row["name"].startswith("split")]
+    assert means == sorted(means, reverse=True)
 
 
 def test_a_committed_result_is_on_one_line_of_every_table():
