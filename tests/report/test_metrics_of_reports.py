@@ -106,7 +106,7 @@ def test_a_new_metric_changes_no_value_of_another(position):
     (new,) = (heading for heading in found if heading.text == "new")
     assert new.is_ascending
     best = find_best_setups(with_new, records)
-    assert best.pop("new") == rows[rows.strategy != "joint_from_scratch"].setup.iloc[0]
+    assert best.pop("new") == {rows[rows.strategy != "joint_from_scratch"].setup.iloc[0]}
     assert best == find_best_setups(rows, BUILT_IN.values())
 
 
@@ -114,7 +114,7 @@ def test_the_best_of_one_setup_and_bytes_of_zero_are_not_shown():
     accuracy, size = BUILT_IN["average_accuracy"], BUILT_IN["bytes"]
     rows = pd.DataFrame({"strategy": ["ewc", "mas", "joint"], "average_accuracy": [0.5, 0.6, 0.9], "bytes": [0, 0, 0]})
     rows["setup"] = rows.strategy
-    assert find_best_setups(rows, [accuracy]) == {"average_accuracy": "mas"}
+    assert find_best_setups(rows, [accuracy]) == {"average_accuracy": {"mas"}}
     assert find_best_setups(rows[1:], [accuracy]) == {}
     assert filled_metrics(rows, [accuracy, size]) == [accuracy]
     assert filled_metrics(rows.assign(bytes=[0, 8, 0]), [accuracy, size]) == [accuracy, size]

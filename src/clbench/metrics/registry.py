@@ -170,7 +170,7 @@ _RECORDS = (
         shown=("run",),
         is_quality=True,
     ),
-    _make_seconds("total", "seconds", "seconds of the whole run, including reading data", shown=("terminal", "tex")),
+    _make_seconds("total", "seconds", "seconds of the whole run, including reading data", shown=("terminal",)),
     _make_seconds("train", "training", "seconds of the task loop without importance and evaluation"),
     _make_seconds("importance", "importance", "seconds of measuring importance"),
     _make_seconds("evaluation", "evaluation", "seconds of evaluation"),

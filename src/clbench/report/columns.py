@@ -42,8 +42,8 @@ def filled_metrics(rows: DataFrame, metrics: Iterable[Metric]) -> list[Metric]:
     return [metric for metric in filled if metric.unit != "bytes" or rows[metric.name].any()]
 
 
-def find_best_setups(rows: DataFrame, metrics: Iterable[Metric]) -> dict[str, str]:
-    """Return the setup with the best mean of each metric, by the metric's name.
+def find_best_setups(rows: DataFrame, metrics: Iterable[Metric]) -> dict[str, set[str]]:
+    """Return the setups whose mean is printed as the best one of each metric, by the metric's name.
 
     References are excluded, and so are metrics without a better direction and those that fewer than two setups have.
     """
@@ -52,5 +52,7 @@ def find_best_setups(rows: DataFrame, metrics: Iterable[Metric]) -> dict[str, st
     for metric in metrics:
         values = ordinary[metric.name].dropna()
         if metric.higher_is_better is not None and len(values) > 1:
-            best[metric.name] = str(values.idxmax() if metric.higher_is_better else values.idxmin())
+            texts = values.map(metric.text)
+            winner = values.idxmax() if metric.higher_is_better else values.idxmin()
+            best[metric.name] = {str(setup) for setup in texts.index[texts == texts[winner]]}
     return best

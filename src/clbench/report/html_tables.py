@@ -82,7 +82,7 @@ def strategies_table(rows: DataFrame, metrics: Metrics, chance: float, colours: 
                 _strategy_cell(row, colours),
                 *([_lam_cell(row.lam)] if has_lam else []),
                 Cell(str(row.seeds)),
-                *(_metric_cell(row, metric, best.get(metric.name) == row.setup) for metric in columns),
+                *(_metric_cell(row, metric, row.setup in best.get(metric.name, ())) for metric in columns),
             ],
             "reference" if is_reference(row.strategy) else "",
         )

@@ -53,7 +53,7 @@ def guard_formula(value: Any) -> Any:
 
 def write_tex(rows: DataFrame, metrics: Metrics, select: str, path: Path) -> None:
     """Write the selected rows as one booktabs table per benchmark, for ``input`` in a LaTeX document."""
-    tables = ["% mean and half-width of the 95 % Student t interval over seeds; requires \\usepackage{booktabs}"]
+    tables = ["% requires \\usepackage{booktabs}; a caption is above each table"]
     tables += [
         _tex_table(str(name), of_benchmark, metrics, select)
         for name, of_benchmark in rows.groupby("benchmark", sort=False)
@@ -66,7 +66,8 @@ def _tex_table(benchmark: str, rows: DataFrame, metrics: Metrics, select: str) -
     columns = [metric for metric in filled_metrics(rows, records.values()) if "tex" in metric.shown]
     best = find_best_setups(rows, columns)
     lines = [
-        f"% {benchmark}" + (f"; lam selected on {select} data" if rows[rows.lam_count > 1].selected.any() else ""),
+        f"% {benchmark}",
+        f"% {caption(rows, select)}",
         f"\\begin{{tabular}}{{lr{'r' * len(columns)}}}",
         "\\toprule",
         " & ".join(["strategy", "seeds", *(escape_tex(metric.heading) for metric in columns)]) + r" \\",
@@ -76,11 +77,22 @@ def _tex_table(benchmark: str, rows: DataFrame, metrics: Metrics, select: str) -
         numbers = []
         for metric in columns:
             mean, half = (text.replace(",", "{,}").replace("%", r"\%") for text in format_mean(row, metric))
-            if best.get(metric.name) == row.setup:
+            if row.setup in best.get(metric.name, ()):
                 mean = f"\\mathbf{{{mean}}}"
             numbers.append(f"${mean} \\pm {half}$" if half else f"${mean}$" if mean else "--")
         lines.append(" & ".join([escape_tex(row.setup), str(row.seeds), *numbers]) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+
+
+def caption(rows: DataFrame, select: str) -> str:
+    """Return the sentences of a caption: what the numbers are, of how many seeds, and how lam was selected."""
+    seeds = sorted({int(number) for number in rows.seeds})
+    number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    noun = "seed" if seeds == [1] else "seeds"
+    text = f"Mean and half-width of the 95 % Student t interval over {number} {noun}. Best values bold."
+    if rows[rows.lam_count > 1].selected.any():
+        text += f" The strength of each penalty was selected by the average over all tasks on {select} data."
+    return text
 
 
 def escape_tex(text: str) -> str:
@@ -113,7 +125,7 @@ def _terminal_table(benchmark: str, rows: DataFrame, metrics: Metrics) -> Table:
         numbers = []
         for metric in columns:
             mean, half = format_mean(row, metric)
-            number = Text(mean or "-", "bold" if best.get(metric.name) == row.setup else "")
+            number = Text(mean or "-", "bold" if row.setup in best.get(metric.name, ()) else "")
             has_room = half and metric.name == "average_accuracy"
             numbers.append(number.append(f" ± {half}", "dim") if has_room else number)
         table.add_row(Text(row.setup), str(row.seeds), *numbers)
