@@ -199,6 +199,12 @@ def test_only_runs_of_the_selected_lam_are_finished(command, tmp_path):
         assert metrics["accuracy_matrix"][2][0] is not None or not whole
     assert f"{means[best]:.4f}" in done.stdout and done.stdout.count("selected") == 1
     assert f"{means[min(means, key=lambda lam: means[lam])]:.4f}" in done.stdout
+    frame = read(tmp_path / "sweep")
+    lost = frame[(frame.strategy == "ewc") & (frame.lam != best)]
+    assert set(lost.status) == {"not selected"} and set(lost.problem) == {"not selected after 2 tasks"}
+    assert set(frame.status) == {"complete", "not selected"}
+    assert command("-m", *grid, "output_dir=sweep").returncode == 0  # without a selection, all are finished
+    assert set(read(tmp_path / "sweep").status) == {"complete"}
 
 
 def test_a_run_of_the_first_tasks_resumes_to_the_same_results(run, tmp_path):

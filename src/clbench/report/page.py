@@ -17,6 +17,7 @@ from clbench.report.provenance import count_commands, count_versions, find_missi
 from clbench.report.style import COLOURS, DARK, REFERENCE_COLOURS, REFERENCE_DARK, VARIABLES
 from clbench.report.summary import SETUP_KEYS
 from clbench.runs.names import printable
+from clbench.runs.read import NOT_SELECTED
 
 MAX_COMMANDS = 20
 MAX_LISTED = 200
@@ -101,7 +102,9 @@ def run_counts(runs: DataFrame) -> list[dict[str, str]]:
 def excluded_counts(runs: DataFrame, missing: int) -> list[dict[str, str]]:
     """Return the number of runs that are excluded from the statistics, for each reason with such runs."""
     by_status = runs.status.value_counts()
-    reasons = {"running": "unfinished"} | {name: name for name in ("failed", "partial", "inconsistent", "repeated")}
+    reasons = {"running": "unfinished"} | {
+        name: name for name in (NOT_SELECTED, "failed", "partial", "inconsistent", "repeated")
+    }
     counts = {reason: by_status.get(status, 0) for status, reason in reasons.items()} | {"missing": missing}
     return [{"number": str(number), "noun": reason} for reason, number in counts.items() if number]
 

@@ -20,9 +20,13 @@ from clbench.runs.contradictions import contradictions
 from clbench.runs.find import FoundRun, find_runs, read_run
 from clbench.runs.json_files import COMPLETE, NUMBER, PARTIAL, REMEDY, RUNNING, mismatch
 from clbench.runs.names import REFERENCES, name_runs, printable
+from clbench.runs.sweep_index import read_index
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+NOT_SELECTED = "not selected"
+"""Status of a run whose lam lost against another one on the first tasks (select_lam_on_first_tasks)."""
 
 
 def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> DataFrame:
@@ -34,8 +38,9 @@ def read(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     - ``benchmark``: everything that does not depend on the strategy: data, scenario, net, optimiser, epochs, ...
     - ``method``: the strategy and its options except for lam
     - ``setup``: method and lam
-    - ``status``: complete, running (or interrupted), failed, partial (trained on a part of its batches or steps), inconsistent
-      (metrics.json contradicts its accuracy matrix), or repeated (an earlier row has the same seed)
+    - ``status``: complete, running (or interrupted), not selected (another lam was, on the first tasks), failed, partial
+      (trained on a part of its batches or steps), inconsistent (metrics.json contradicts its accuracy matrix), or repeated (an
+      earlier row has the same seed)
     - ``problem``: the reason why the run is not complete, and is excluded from statistics
 
     Further columns: every metric (listed in ``clbench.metrics.registry``, explained in docs/metrics.md); ``folder``,
@@ -129,6 +134,13 @@ def _row(run: FoundRun, metrics: Mapping[str, Metric]) -> dict[str, Any]:
     if run.metrics is not None:
         try:
             row |= _results(run.metrics, metrics)
+            if row["status"] == RUNNING and (
+                tasks := read_index(run.folder.parent)["not_selected"].get(run.folder.name)
+            ):
+                row |= {
+                    "status": NOT_SELECTED,
+                    "problem": f"not selected after {tasks} task{'' if tasks == 1 else 's'}",
+                }
             if run.failure is not None and row["status"] != "complete":
                 row |= {"status": "failed", "problem": run.failure}
         except ConfigError as error:

@@ -101,6 +101,7 @@ class GridSweeper(BasicSweeper):
         Raises:
             SweepFailed: A run failed for another reason than non-finite weights, with which its lam cannot be selected.
         """
+        from clbench.runs.sweep_index import add_selection
         from clbench.sweep.selection import lam_groups, select_lam, show_selection
 
         groups = [by_lam for by_lam in lam_groups(plan.runs) if len(by_lam) > 1]
@@ -114,6 +115,7 @@ class GridSweeper(BasicSweeper):
         if results:
             show_selection(results, tasks)
         rejected = {run.name for row in results if not row.is_selected for run in row.runs}
+        add_selection(plan.folder, [run.name for run in plan.runs], sorted(rejected), tasks)
         return [run for run in plan.runs if run.name not in rejected]
 
     def plan(self, overrides: Sequence[str]) -> PlannedRun:
