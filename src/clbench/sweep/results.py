@@ -22,8 +22,8 @@ from clbench.metrics.quality import quality_of
 from clbench.metrics.registry import BUILT_IN
 from clbench.metrics.results import read_matrix
 from clbench.runs.json_files import PARTIAL
-from clbench.runs.names import REFERENCES
-from clbench.runs.objective import objective
+from clbench.runs.names import REFERENCES, format_value
+from clbench.runs.objective import better_direction, objective
 from clbench.runs.sweep_log import duration
 from clbench.sweep.grid import PlannedRun, run_labels, varied_keys
 
@@ -58,7 +58,7 @@ def show_results(
     terminal = console()
     if "seed" in keys:
         terminal.print(_means(runs, metrics, [key for key in keys if key != "seed"]))
-    for line in _warnings(runs, metrics):
+    for line in (*best_at_an_edge(runs, metrics, keys), *_warnings(runs, metrics)):
         terminal.print(line, soft_wrap=True, markup=False)
     shared = [found["seconds"]["shared"] for found in metrics if found is not None and found["seconds"]["shared"] > 0]
     if shared:
@@ -82,6 +82,37 @@ def _means(runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | Non
         half = f"± {float(half_width(statistics.stdev(values), len(values))):.4f}" if len(values) > 1 else "-"
         table.add_row(*map(Text, (*setting, str(len(values)), mean, half)))
     return table
+
+
+def best_at_an_edge(
+    runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | None], keys: Sequence[str]
+) -> list[str]:
+    """Return a line for each setup whose best lam is the smallest or largest one of several, all else being equal.
+
+    Args:
+        runs: The runs.
+        metrics: Contents of metrics.json of each complete run, else None.
+        keys: Keys whose values differ between the runs.
+    """
+    others = [key for key in keys if key not in ("lam", "seed")]
+    groups: dict[tuple[str, ...], dict[float, list[float]]] = {}
+    for run, found in zip(runs, metrics, strict=True):
+        if found is not None and isinstance(lam := run.cfg.lam, int | float):
+            value = _objective(run, found)
+            if value is not None and (direction := better_direction(quality_of(found), run.cfg.objective)):
+                sign = 1 if direction == "maximize" else -1
+                group = groups.setdefault((run.strategy, *run.settings(others)), {})
+                group.setdefault(float(lam), []).append(sign * value)
+    lines = []
+    for (strategy, *settings), by_lam in groups.items():
+        best = max(by_lam, key=lambda lam: statistics.fmean(by_lam[lam]))
+        name = " ".join([strategy, *(f"{k}={v}" for k, v in zip(others, settings, strict=True) if k != "strategy")])
+        if len(by_lam) > 1 and best in (min(by_lam), max(by_lam)):
+            end, more = ("smallest", "smaller") if best == min(by_lam) else ("largest", "larger")
+            lines.append(
+                f"{name}: the best lam, {format_value(best)}, is the {end} that was tried. A {more} one may be better."
+            )
+    return lines
 
 
 def _warnings(runs: Sequence[PlannedRun], metrics: Sequence[Mapping[str, Any] | None]) -> list[str]:
