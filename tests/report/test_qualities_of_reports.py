@@ -17,7 +17,7 @@ from clbench.report.figures import draw_ranking, draw_tradeoff
 from clbench.report.figures_lam import draw_lam_curves
 from clbench.report.figures_tasks import draw_matrices, draw_over_tasks
 from clbench.report.html_tables import lam_table, strategies_table
-from clbench.report.style import assign_colours
+from clbench.report.style import assign_colours, report_style
 from clbench.report.summary import select_lam, selected_rows, summarize_seeds
 from clbench.report.tables import terminal_tables
 from clbench.runs.read import read_runs
@@ -105,6 +105,7 @@ def test_tables_say_bits_per_byte_and_mark_the_lowest(setups):
         assert float(row.cells[-1].text) >= 0
 
 
+@report_style()
 def test_figures_say_bits_per_byte_and_where_better_is(runs, setups):
     rows, colours = selected_rows(setups), assign_colours(setups.strategy)
     ranking = draw_ranking(runs, rows, colours).figure.axes[0]

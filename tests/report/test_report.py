@@ -31,7 +31,7 @@ from clbench.report.page import (
     warnings_table,
 )
 from clbench.report.provenance import count_commands, find_missing_runs
-from clbench.report.style import assign_colours
+from clbench.report.style import assign_colours, line_style
 from clbench.report.summary import (
     paired_difference,
     paired_differences,
@@ -579,9 +579,34 @@ def test_the_best_accuracy_is_bold(finished_sweep, tmp_path):
 def test_figures_are_files_too(reported):
     names = {"ranking", "lam_curves", "over_tasks", "tradeoff", "matrices"}
     assert {file.name for file in (reported / "figures").iterdir()} == {
-        f"{n}.{end}" for n in names for end in ("png", "svg")
+        f"{n}.{end}" for n in names for end in ("png", "svg", "pdf")
     }
+    assert b"/FontFile2" in (reported / "figures/ranking.pdf").read_bytes()  # the font is embedded as TrueType
     assert (reported / "figures" / "ranking.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_figures_have_the_given_width_and_the_page_does_not_change(finished_sweep, reported, tmp_path):
+    out = main([str(finished_sweep), "--output", str(tmp_path / "out"), "--width", "3.3", "--title", "clbench report"])
+    for file in (out / "figures").glob("*.svg"):
+        points = float(re.search(r'<svg [^>]*?width="([\d.]+)pt"', file.read_text(encoding="utf-8"))[1])
+        assert points <= 3.3 * 72 + 0.1, file
+    svgs = [
+        re.findall(r"<svg.*?</svg>", (o / "report.html").read_text(encoding="utf-8"), re.S) for o in (out, reported)
+    ]
+    assert svgs[0] == svgs[1]
+
+
+@pytest.mark.parametrize("width", ["0.1", "100"])
+def test_a_width_that_is_not_in_inches_is_refused(finished_sweep, tmp_path, width, capsys):
+    with pytest.raises(SystemExit):
+        main([str(finished_sweep), "--output", str(tmp_path / "out"), "--width", width])
+    assert "expected 2 to 20 inches" in capsys.readouterr().err
+
+
+def test_lines_differ_in_marker_and_dashes():
+    styles = [line_style(number, 8) for number in range(8)]
+    assert len({style["marker"] for style in styles}) == 8
+    assert [style["lw"] for style in styles] == sorted((style["lw"] for style in styles), reverse=True)
 
 
 def test_the_terminal_shows_the_table_and_what_failed(copied, tmp_path, capsys):

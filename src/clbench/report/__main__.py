@@ -54,14 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     benchmarks = split_benchmarks(complete, setups, options.select)
     metrics = metrics_of(complete.extra_metrics)
     make_folder(output)
-    write_page(options.title, _describe_sources(folders), runs, benchmarks, output)
+    write_page(options.title, _describe_sources(folders), runs, benchmarks, output, options.width)
     tables.write_csv(setups, metrics, output / "summary.csv")
     tables.write_tex(rows, metrics, options.select, output / "summary.tex")
     _print_summary(tables.terminal_tables(rows, metrics), runs, output)
     return output
 
 
-def write_page(title: str, note: str, runs: DataFrame, benchmarks: Sequence[Benchmark], output: Path) -> None:
+def write_page(
+    title: str, note: str, runs: DataFrame, benchmarks: Sequence[Benchmark], output: Path, width: float | None = None
+) -> None:
     """Write ``output``/report.html and the figures in ``output``/figures.
 
     Args:
@@ -70,6 +72,7 @@ def write_page(title: str, note: str, runs: DataFrame, benchmarks: Sequence[Benc
         runs: All runs, from ``read``.
         benchmarks: Results of the complete runs, from ``split_benchmarks``.
         output: Existing folder with a folder ``figures``.
+        width: Width of the figures in the folder in inches, by default as on the page.
     """
     from clbench.report.benchmark import section_context
     from clbench.report.figures import FIGURES, draw_figures
@@ -81,7 +84,7 @@ def write_page(title: str, note: str, runs: DataFrame, benchmarks: Sequence[Benc
     sections, drawn = [], []
     for number, benchmark in enumerate(benchmarks):
         prefix = "" if len(benchmarks) == 1 else f"{number}_"
-        figures = draw_figures(benchmark, colours, output / "figures", prefix) if number < MAX_DRAWN else {}
+        figures = draw_figures(benchmark, colours, output / "figures", prefix, width) if number < MAX_DRAWN else {}
         sections.append(section_context(number, benchmark, figures, colours))
         drawn += [f"{prefix}{name}" for name in figures]
     write_text(output / "report.html", render_page(page_context(title, note, runs, sections)))
@@ -102,8 +105,23 @@ def make_parser() -> argparse.ArgumentParser:
         default="validation",
         help="data on which lam is selected; test is labelled as an oracle (default: validation)",
     )
+    parser.add_argument(
+        "--width",
+        type=_width,
+        metavar="INCHES",
+        help="width of the figures in the folder, such as 3.3 for a column of a paper (default: as on the page, 6.4)",
+    )
     parser.add_argument("--title", default="clbench report", help="title of the page (default: clbench report)")
     return parser
+
+
+def _width(text: str) -> float:
+    width = float(text)
+    if not 2 <= width <= 20:
+        raise argparse.ArgumentTypeError(
+            f"expected 2 to 20 inches, got {text}. The column of a paper is about 3.3 wide."
+        )
+    return width
 
 
 def _describe_sources(folders: Sequence[Path]) -> str:

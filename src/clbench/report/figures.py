@@ -16,15 +16,17 @@ from clbench.report.figures_tasks import draw_matrices, draw_over_tasks
 from clbench.report.style import (
     MUTED,
     PAPER,
-    WIDTH,
     Colours,
     LabelledFigure,
     add_legend_below,
     average_label,
+    characters,
     inline_svg,
     is_near,
     report_style,
     save_figure,
+    svg_of,
+    width,
     wrap,
 )
 from clbench.report.summary import is_reference, pareto_front
@@ -33,25 +35,45 @@ MAX_RANKED = 40  # rows of the figure of average accuracies, so that it fits on 
 NAME_WIDTH = 42  # characters per line of a name; more would leave too little space for the data
 
 
-def draw_figures(benchmark: Benchmark, colours: Colours, folder: Path, prefix: str) -> dict[str, str]:
-    """Write ``folder``/``prefix``NAME.png and .svg of each figure with data, and return the SVG for the page by NAME."""
-    with report_style():
-        drawn = {name: draw(benchmark, colours) for name, draw in FIGURES.items()}
+def draw_figures(
+    benchmark: Benchmark, colours: Colours, folder: Path, prefix: str, inches: float | None = None
+) -> dict[str, str]:
+    """Write ``folder``/``prefix``NAME.png, .svg and .pdf of each figure with data, and return the SVG for the page by NAME.
+
+    Args:
+        benchmark: Results of the benchmark.
+        colours: Colour of each strategy.
+        folder: Folder of the files.
+        prefix: First letters of the names of the files.
+        inches: Width of the figures in the files, by default as on the page.
+    """
     figures = {}
-    for name, labelled in drawn.items():
-        if labelled is not None:
-            svg = save_figure(labelled.figure, folder / f"{prefix}{name}")
+    with report_style():  # also while a figure is written, because that draws the ticks
+        drawn = _draw_all(benchmark, colours)
+        for name, labelled in drawn.items():
+            svg = svg_of(labelled.figure)
             figures[name] = inline_svg(svg, labelled.label, labelled.titles, f"figure_{prefix}{name}-")
+            if inches is None:
+                save_figure(labelled.figure, folder / f"{prefix}{name}")
+    if inches is not None:
+        with report_style(inches):
+            for name, labelled in _draw_all(benchmark, colours).items():
+                save_figure(labelled.figure, folder / f"{prefix}{name}")
     return figures
+
+
+def _draw_all(benchmark: Benchmark, colours: Colours) -> dict[str, LabelledFigure]:
+    drawn = {name: draw(benchmark, colours) for name, draw in FIGURES.items()}
+    return {name: labelled for name, labelled in drawn.items() if labelled is not None}
 
 
 def draw_ranking(runs: DataFrame, rows: DataFrame, colours: Colours) -> LabelledFigure:
     """Draw the average quality of the best rows, best at the top: mean, 95 % interval, and a small dot per seed."""
     quality = quality_of_rows(rows)
     rows = rows.sort_values("average_accuracy", ascending=quality.higher_is_better, ignore_index=True).tail(MAX_RANKED)
-    names = [wrap(setup, NAME_WIDTH) for setup in rows.setup]
+    names = [wrap(setup, characters(NAME_WIDTH)) for setup in rows.setup]
     line_breaks = max(name.count("\n") for name in names)
-    figure = Figure(figsize=(WIDTH, max(0.34, 0.17 * (line_breaks + 1)) * len(rows) + 0.9), layout="constrained")
+    figure = Figure(figsize=(width(), max(0.34, 0.17 * (line_breaks + 1)) * len(rows) + 0.9), layout="constrained")
     axes = figure.add_subplot()
     titles = {}
     for y, row in enumerate(rows.itertuples()):
@@ -105,7 +127,7 @@ def draw_tradeoff(setups: DataFrame, colours: Colours) -> LabelledFigure | None:
     if len(setups) < 2:
         return None
     quality = quality_of_rows(setups)
-    figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
+    figure = Figure(layout="constrained")
     axes = figure.add_subplot()
     titles = {}
     for k, (strategy, of_strategy) in enumerate(setups.groupby("strategy")):

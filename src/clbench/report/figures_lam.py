@@ -10,12 +10,23 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from clbench.report.columns import format_interval, quality_of_rows
-from clbench.report.style import COLOURS, PAPER, WIDTH, Colours, LabelledFigure, add_legend_below, average_label, wrap
+from clbench.report.style import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    PAPER,
+    Colours,
+    LabelledFigure,
+    add_legend_below,
+    average_label,
+    characters,
+    width,
+    wrap,
+)
 from clbench.runs.names import BASELINE_LABELS, format_value
 
 MAX_METHODS = 12  # curves in a panel, those with the best average at any lam
 MAX_BANDS = 4  # with more curves in a panel, bands would overlap and are left out
-LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 TITLE_WIDTH = 24  # characters of a line in the title of a panel
 MAX_TICKS = 6  # with more values of lam, the ticks are powers of ten
 
@@ -33,9 +44,11 @@ def draw_lam_curves(setups: DataFrame, colours: Colours) -> LabelledFigure | Non
     best = ranks.max().sort_values(ascending=False)
     curves = curves[curves.method.isin(best.groupby("strategy").head(MAX_METHODS).index.get_level_values("method"))]
     strategies = sorted(set(curves.strategy))
-    columns = min(len(strategies), 3)
+    columns = min(len(strategies), max(1, round(width() / 2.13)))
     lines = -(-len(strategies) // columns)
-    figure = Figure(figsize=(WIDTH if curves.method.nunique() > 1 else 4.8, 2.6 * lines + 0.6), layout="constrained")
+    figure = Figure(
+        figsize=(width() if curves.method.nunique() > 1 else min(width(), 4.8), 2.6 * lines + 0.6), layout="constrained"
+    )
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
     styles = _styles(curves)
     titles: dict[str, list[str]] = {}
@@ -47,7 +60,7 @@ def draw_lam_curves(setups: DataFrame, colours: Colours) -> LabelledFigure | Non
         for k, (method, curve) in enumerate(methods):
             options = method.removeprefix(strategy).strip()
             is_single = len(methods) == 1
-            style = {"color": colours[strategy], "ls": "-"} if is_single else styles[options]
+            style = {"color": colours[strategy], "ls": "-", "marker": "o"} if is_single else styles[options]
             gid = f"lam{panel}x{k}"
             _draw_curve(axes, curve, style, None if is_single else options, gid, len(methods) <= MAX_BANDS)
             titles[gid] = [
@@ -56,7 +69,7 @@ def draw_lam_curves(setups: DataFrame, colours: Colours) -> LabelledFigure | Non
             ]
         _draw_baselines(axes, setups, colours, is_named=panel % columns == columns - 1 or panel == len(strategies) - 1)
         _scale_lam_axis(axes, sorted(set(of_strategy.lam)))
-        axes.set(title=wrap(strategy, TITLE_WIDTH), xlabel="lam")
+        axes.set(title=wrap(strategy, characters(TITLE_WIDTH * 3 // columns)), xlabel="lam")
     for axes in grid[:, 0]:
         axes.set_ylabel(average_label(quality, "test"))
     add_legend_below(figure)
@@ -69,7 +82,7 @@ def _draw_curve(axes: Axes, curve: DataFrame, style: dict[str, Any], label: str 
     if band:
         low, high = curve.average_accuracy - half, curve.average_accuracy + half
         axes.fill_between(curve.lam, low, high, color=colour, alpha=0.13, lw=0)
-    axes.plot(curve.lam, curve.average_accuracy, marker="o", ms=4, color=colour, ls=style["ls"], label=label, gid=gid)
+    axes.plot(curve.lam, curve.average_accuracy, ms=4, label=label, gid=gid, **style)
     best, selected = curve[curve.oracle], curve[curve.selected]
     axes.plot(best.lam, best.average_accuracy, "*", ms=13, color=colour, mec=PAPER, zorder=4)
     axes.plot(selected.lam, selected.average_accuracy, "o", ms=12, mfc="none", mec=colour, mew=1.6, zorder=3)
@@ -83,11 +96,13 @@ def _draw_baselines(axes: Axes, setups: DataFrame, colours: Colours, is_named: b
         if is_named:
             position = (1.03, row.average_accuracy)
             text = BASELINE_LABELS[row.strategy].replace(" ", "\n", 1)
-            axes.annotate(text, position, xycoords=("axes fraction", "data"), va="center", fontsize=8.5, color=colour)
+            axes.annotate(
+                text, position, xycoords=("axes fraction", "data"), va="center", fontsize="small", color=colour
+            )
 
 
 def _styles(curves: DataFrame) -> dict[str, dict[str, Any]]:
-    """Return colour and line style of each method: a colour per Fisher type, a line style per other options."""
+    """Return colour, dashes and marker of each method: a colour per Fisher type, dashes per other options."""
     fishers: dict[str, list[str]] = {}
     for row in curves.itertuples():
         of_fisher = fishers.setdefault(row.fisher if isinstance(row.fisher, str) else "", [])
@@ -95,11 +110,13 @@ def _styles(curves: DataFrame) -> dict[str, dict[str, Any]]:
         if options not in of_fisher:
             of_fisher.append(options)
     several = len(fishers) > 1
-    styles = {}
+    styles: dict[str, dict[str, Any]] = {}
     for i, of_fisher in enumerate(fishers.values()):
         for k, options in enumerate(of_fisher):
             colour, style = (i, k) if several else (k, 0)
-            styles[options] = {"color": COLOURS[colour % len(COLOURS)], "ls": LINES[style % len(LINES)]}
+            marker = MARKERS[len(styles) % len(MARKERS)]
+            dashes = DASHES[(style if several else len(styles)) % len(DASHES)]
+            styles[options] = {"color": COLOURS[colour % len(COLOURS)], "ls": dashes, "marker": marker}
     return styles
 
 

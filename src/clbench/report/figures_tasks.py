@@ -10,7 +10,17 @@ from pandas import DataFrame
 from clbench.metrics.interval import half_width
 from clbench.metrics.quality import ACCURACY
 from clbench.report.columns import quality_of_rows
-from clbench.report.style import MUTED, WIDTH, Colours, LabelledFigure, add_legend_below, average_label, is_near, wrap
+from clbench.report.style import (
+    MUTED,
+    Colours,
+    LabelledFigure,
+    add_legend_below,
+    average_label,
+    is_near,
+    line_style,
+    width,
+    wrap,
+)
 from clbench.runs.plots import colour_scale, text_colour
 
 MAX_LINES = 8  # with more rows, only the best of each strategy is drawn over tasks
@@ -26,10 +36,9 @@ def draw_over_tasks(runs: DataFrame, rows: DataFrame, colours: Colours) -> Label
     if len(rows) > MAX_LINES:
         rows = rows.drop_duplicates("strategy")
     quality = quality_of_rows(rows)
-    figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
+    figure = Figure(layout="constrained")
     axes = figure.add_subplot()
-    styles = _line_styles(rows)
-    for row in rows.itertuples():
+    for number, row in enumerate(rows.itertuples()):
         so_far = np.stack([_average_so_far(r) for r in runs[runs.setup == row.setup].accuracy_matrix])
         mean = so_far.mean(0)
         half = (
@@ -39,7 +48,7 @@ def draw_over_tasks(runs: DataFrame, rows: DataFrame, colours: Colours) -> Label
         )
         x = np.arange(1, len(mean) + 1)
         axes.fill_between(x, mean - half, mean + half, color=colours[row.strategy], alpha=0.12, lw=0)
-        axes.plot(x, mean, marker="o", ms=4, color=colours[row.strategy], ls=styles[row.setup], label=row.setup)
+        axes.plot(x, mean, ms=5, color=colours[row.strategy], label=row.setup, **line_style(number, len(rows)))
     ylabel = "average accuracy on these tasks" if quality == ACCURACY else average_label(quality, "on these tasks")
     axes.set(xlabel="tasks learned", ylabel=ylabel, xticks=_ticks(int(rows.tasks.max())))
     chance = next(iter(runs.chance))
@@ -56,10 +65,10 @@ def draw_matrices(runs: DataFrame, rows: DataFrame) -> LabelledFigure:
     quality, rows = quality_of_rows(rows), rows.head(MAX_MATRICES)
     matrices = [np.mean(np.stack(list(runs[runs.setup == setup].accuracy_matrix)), 0) for setup in rows.setup]
     scale = colour_scale(np.concatenate([r.ravel() for r in matrices]), quality)
-    columns = min(len(rows), 4)
+    columns = min(len(rows), max(1, round(width() / 1.6)))
     lines = -(-len(rows) // columns)
     line_breaks = max(wrap(setup, TITLE_WIDTH).count("\n") for setup in rows.setup)
-    size = (WIDTH if columns > 2 else 2.4 * columns + 0.8, (1.7 + 0.13 * line_breaks) * lines + 0.5)
+    size = (width() if columns > 2 else min(width(), 2.4 * columns + 0.8), (1.7 + 0.13 * line_breaks) * lines + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     image = None
@@ -69,13 +78,13 @@ def draw_matrices(runs: DataFrame, rows: DataFrame) -> LabelledFigure:
         image = axes.imshow(r, **scale, interpolation="none")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        axes.set_title(wrap(setup, TITLE_WIDTH), fontsize=8.5)
+        axes.set_title(wrap(setup, TITLE_WIDTH), fontsize="small")
         tasks = len(r)
         numbers = _ticks(tasks, 10 if tasks <= 10 else 5)  # two-digit numbers are wide
         ticks = [number - 1 for number in numbers]
         axes.set_xticks(ticks, [*map(str, numbers)])
         axes.set_yticks(ticks, [*map(str, numbers)])
-        axes.tick_params(length=0, labelsize=8)
+        axes.tick_params(length=0, labelsize="small")
         if tasks <= MAX_NUMBERED:
             for (i, j), a in np.ndenumerate(r):
                 axes.text(
@@ -84,16 +93,16 @@ def draw_matrices(runs: DataFrame, rows: DataFrame) -> LabelledFigure:
                     "" if np.isnan(a) else f"{a:.2f}".lstrip("0"),
                     ha="center",
                     va="center",
-                    fontsize=7.5,
+                    fontsize="x-small",
                     color=text_colour(a, image, quality),
                 )
-    figure.supxlabel("evaluated on task", fontsize=9)
-    figure.supylabel("after training task", fontsize=9)
+    figure.supxlabel("evaluated on task", fontsize="medium")
+    figure.supylabel("after training task", fontsize="medium")
     assert image is not None
     bar = figure.colorbar(image, ax=grid, shrink=0.7, label=f"test {quality.label}", aspect=30)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8)
-    bar.ax.yaxis.label.set_fontsize(9)
+    bar.ax.tick_params(labelsize="small")
+    bar.ax.yaxis.label.set_fontsize("medium")
     return LabelledFigure(figure, f"{quality.label.capitalize()} matrices, mean over seeds", {})
 
 
@@ -104,11 +113,3 @@ def _average_so_far(r: NDArray[np.float64]) -> NDArray[np.float64]:
 def _ticks(tasks: int, most: int = 10) -> list[int]:
     step = -(-tasks // most)
     return list(range(1, tasks + 1, step))
-
-
-def _line_styles(rows: DataFrame) -> dict[str, str]:
-    """Return a line style per setup, so that the setups of one strategy differ."""
-    styles: dict[str, str] = {}
-    for _, of_strategy in rows.groupby("strategy", sort=False):
-        styles |= {setup: ("-", "--", "-.", ":")[i % 4] for i, setup in enumerate(of_strategy.setup)}
-    return styles

@@ -42,7 +42,7 @@ def remove_old_figures(folder: Path, names: Iterable[str], drawn: Iterable[str])
         names: Names of all figures, which may follow the number of a benchmark: ``ranking`` or ``1_ranking``.
         drawn: Names, with numbers, of the figures of this report.
     """
-    of_reports = re.compile(rf"(\d+_)?({'|'.join(names)})\.(png|svg)")
+    of_reports = re.compile(rf"(\d+_)?({'|'.join(names)})\.(png|svg|pdf)")
     kept = set(drawn)
     for file in folder.iterdir():
         if of_reports.fullmatch(file.name) and file.stem not in kept and file.is_file():

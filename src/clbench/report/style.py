@@ -17,10 +17,15 @@ from matplotlib.figure import Figure
 from pandas import Series
 
 from clbench.metrics.quality import ACCURACY, Quality
-from clbench.report.output import write_text
 from clbench.runs.folder import atomically
 
 Colours = Mapping[str, str]
+FORMATS: dict[str, Any] = {
+    "png": None,
+    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+    "pdf": {"CreationDate": None},
+}
+"""Formats of figures, with metadata that are left out, so that equal figures are equal files."""
 
 INK, MUTED, GRID, PAPER = "#1f2329", "#68707b", "#dfe3e8", "#fefefd"
 COLOURS = ("#2463c9", "#cf6a00", "#1c8a4c", "#7d4bd1", "#c92a3f", "#0b8599", "#b83280", "#77790a", "#8f5b2e", "#3d4fb8")
@@ -42,7 +47,10 @@ VARIABLES = {
     **{colour: f"--c-{name.replace('_', '-')}" for name, colour in REFERENCE_COLOURS.items()},
 }
 
-WIDTH = 6.4  # width of a figure in inches
+WIDTH = 6.4  # default width of a figure in inches
+NARROW = 5  # below this width, text has 8 pt and lines are thinner, as in the column of a paper
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 
 RC: Any = {
     "font.size": 10.5,
@@ -69,8 +77,18 @@ RC: Any = {
     "legend.fontsize": 9.5,
     "lines.linewidth": 1.7,
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # TrueType fonts, which publishers ask for
+    "figure.figsize": (WIDTH, 3.5),
     "svg.hashsalt": "clbench",
     "figure.facecolor": "none",
+}
+
+
+RC_NARROW: Any = {
+    **RC,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "legend.fontsize"), 8),
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
 }
 
 
@@ -106,25 +124,52 @@ def wrap(text: str, width: int) -> str:
     return fill(text, width, break_on_hyphens=False).replace("$", r"\$")
 
 
+def width() -> float:
+    """Return the width in inches of the figures that are drawn now, see ``report_style``."""
+    return float(matplotlib.rcParams["figure.figsize"][0])
+
+
+def characters(number: int) -> int:
+    """Return how many characters fit where ``number`` fit in a figure of the default width."""
+    return int(max(12, number * width() / WIDTH * RC["font.size"] / matplotlib.rcParams["font.size"]))
+
+
+def line_style(number: int, lines: int) -> dict[str, Any]:
+    """Return marker, dashes and width of one of several lines, which differ without colour.
+
+    Earlier lines are thicker, so that all lines that lie on each other are visible.
+    """
+    thickest = 1 + 1.6 * (lines > 1)
+    share = (lines - 1 - number) / max(lines - 1, 1)
+    thin = matplotlib.rcParams["lines.linewidth"]
+    return {
+        "marker": MARKERS[number % len(MARKERS)],
+        "ls": DASHES[number % len(DASHES)] if number else "-",
+        "lw": thin * (1 + (thickest - 1) * share),
+    }
+
+
 def add_legend_below(figure: Figure) -> None:
     """Add a legend below the axes and increase the height of the figure accordingly."""
     named = {
-        wrap(label, 65): handle
+        wrap(label, characters(65)): handle
         for axes in figure.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if not named:
         return
-    columns = min(len(named), max(1, 72 // (max(map(len, named)) + 7)))
+    columns = min(len(named), max(1, characters(72) // (max(map(len, named)) + 7)))
     extra_lines = sum(label.count("\n") for label in named)  # only with a single column
-    figure.set_figheight(figure.get_figheight() + 0.21 * (-(-len(named) // columns) + extra_lines))
+    line = 0.02 * matplotlib.rcParams["legend.fontsize"]
+    figure.set_figheight(figure.get_figheight() + line * (1.1 + -(-len(named) // columns) + extra_lines - 1))
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns)
 
 
 @contextmanager
-def report_style() -> Iterator[None]:
-    """Apply the style of reports to figures in this context."""
-    with matplotlib.rc_context(RC):
+def report_style(width: float = WIDTH) -> Iterator[None]:
+    """Apply the style of reports to figures in this context, which are ``width`` inches wide."""
+    with matplotlib.rc_context(RC if width >= NARROW else RC_NARROW):
+        matplotlib.rcParams["figure.figsize"] = (width, max(2.4, 3.5 * width / WIDTH))
         yield
 
 
@@ -135,25 +180,27 @@ def assign_colours(strategies: Iterable[str]) -> dict[str, str]:
     return {**REFERENCE_COLOURS, **{name: COLOURS[i % len(COLOURS)] for i, name in enumerate(coloured)}}
 
 
-def save_figure(figure: Figure, path: Path) -> str:
-    """Write ``path``.png and ``path``.svg with a white background and return the SVG without a background."""
-    text = io.StringIO()
-    with report_style():
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``path``.png, .svg and .pdf with a white background. The PDF contains its fonts."""
+    dpi = 170 if width() >= NARROW else 300
+    for ending, metadata in FORMATS.items():
+        save = partial(figure.savefig, format=ending, dpi=dpi, facecolor="white", metadata=metadata)
+        atomically(path.with_name(f"{path.name}.{ending}"), save)
         figure.set_layout_engine("none")  # the layout is final
-        save_png = partial(figure.savefig, format="png", dpi=170, facecolor="white")
-        atomically(path.with_name(f"{path.name}.png"), save_png)
-    svg = text.getvalue()
-    on_white = re.sub(r"(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
-    write_text(path.with_name(f"{path.name}.svg"), on_white)
-    return svg
+
+
+def svg_of(figure: Figure) -> str:
+    """Return the SVG of a figure without a background."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata=FORMATS["svg"])
+    return text.getvalue()
 
 
 def inline_svg(svg: str, label: str, titles: Mapping[str, Sequence[str]], prefix: str) -> str:
     """Convert an SVG of matplotlib for the page: remove the header and use the page's colours and font.
 
     Args:
-        svg: Return value of ``save_figure``.
+        svg: Return value of ``svg_of``.
         label: Text for screen readers.
         titles: Titles of the markers of each line in order, by gid.
         prefix: Prefix of every id, unique on the page.
