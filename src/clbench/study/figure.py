@@ -76,7 +76,7 @@ def panels_of_curves(found: dict[str, Any]) -> list[tuple[str, list[Row]]]:
 
 
 def _group(row: Row, found: dict[str, Any]) -> str:
-    """Return what stands before the first comma of a name, if several names begin with it, else nothing."""
+    """Return the text before the first comma of a name, if several names begin with it, else nothing."""
     start = row["name"].partition(", ")[0]
     return start if sum(other["name"].startswith(f"{start}, ") for other in found["rows"]) > 1 else ""
 
