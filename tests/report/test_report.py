@@ -366,6 +366,8 @@ def test_cells_of_the_table_of_strategies_are_plain_data(finished_sweep):
     metrics = [heading.text for heading in table.headings]
     best = printed_as_best(rows)
     assert [row[metrics.index("average accuracy")] for row in bold] == [*rows.setup.isin(best), False]
+    extra = {heading.text for heading in table.headings if heading.is_extra}
+    assert {"min accuracy", "backward transfer"} <= extra and not {"average accuracy", "forgetting", "lam"} & extra
     assert {heading.text for heading in table.headings if not heading.is_ascending} == {
         metric.heading for metric in BUILT_IN.values() if metric.higher_is_better
     } - {"forward transfer"}
@@ -583,6 +585,13 @@ def test_figures_are_files_too(reported):
     }
     assert b"/FontFile2" in (reported / "figures/ranking.pdf").read_bytes()  # the font is embedded as TrueType
     assert (reported / "figures" / "ranking.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_columns_that_are_hidden_at_first_have_a_switch(reported):
+    page = (reported / "report.html").read_text(encoding="utf-8")
+    assert page.count("> all columns</label>") == 2  # the table of strategies, and that of all setups
+    assert re.search(r'<th scope="col" class="x" title="[^"]*"[^>]*><button type="button">min accuracy', page)
+    assert not re.search(r'<th scope="col" class="x"[^>]*><button type="button">average accuracy', page)
 
 
 def test_figures_have_the_given_width_and_the_page_does_not_change(finished_sweep, reported, tmp_path):

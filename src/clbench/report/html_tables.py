@@ -39,12 +39,21 @@ class Cell(NamedTuple):
 
 
 class Heading(NamedTuple):
-    """A heading with its meaning, whether the column is text, and whether the first click sorts in ascending order."""
+    """A heading of a column.
+
+    Attributes:
+        text: Heading.
+        meaning: Explanation, shown when the pointer is on the heading.
+        is_text: Whether the column is text.
+        is_ascending: Whether the first click sorts in ascending order.
+        is_extra: Whether the column is hidden until the reader asks for all columns.
+    """
 
     text: str
     meaning: str = ""
     is_text: bool = False
     is_ascending: bool = True
+    is_extra: bool = False
 
 
 class Row(NamedTuple):
@@ -60,6 +69,11 @@ class Table(NamedTuple):
     headings: Sequence[Heading]
     rows: Sequence[Row]
     css: str = "sort pin wide"
+
+    @property
+    def has_extra(self) -> bool:
+        """Whether some columns are hidden at first."""
+        return any(heading.is_extra for heading in self.headings)
 
     @property
     def is_sortable(self) -> bool:
@@ -173,7 +187,15 @@ def sort_value(value: float) -> str:
 
 
 def _metric_headings(columns: Sequence[Metric]) -> list[Heading]:
-    return [Heading(metric.heading, metric.definition, is_ascending=not metric.higher_is_better) for metric in columns]
+    return [
+        Heading(
+            metric.heading,
+            metric.definition,
+            is_ascending=not metric.higher_is_better,
+            is_extra=not {"terminal", "tex"} & set(metric.shown),
+        )
+        for metric in columns
+    ]
 
 
 def _strategy_cell(row: Any, colours: Mapping[str, str]) -> Cell:
