@@ -25,13 +25,20 @@ MAX_DRAWN = 6
 """Largest number of benchmarks with figures, because those of one benchmark take a second or two."""
 
 
-def main(arguments: Sequence[str] | None = None) -> Path:
-    """Write the report and return its folder.
+def main(arguments: Sequence[str] | None = None) -> Path | None:
+    """Write the report and return its folder, or None after ``--watch``.
 
     Raises:
         ConfigError: A folder contains no runs, no run is complete, or the output folder cannot be created.
     """
     options = make_parser().parse_args(arguments)
+    if options.watch:
+        from clbench.report.watch import watch
+
+        if len(options.folders) > 1:
+            raise ConfigError(f"--watch: expected the folder of one sweep, got {len(options.folders)}.")
+        watch(Path(options.folders[0]))
+        return None
     # these imports take a second, which --help and wrong arguments do not need
     from clbench.metrics.registry import metrics_of
     from clbench.report import tables
@@ -104,6 +111,11 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("validation", "test"),
         default="validation",
         help="data on which lam is selected; test is labelled as an oracle (default: validation)",
+    )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="show which runs of a sweep are done, started or failed, and the time left, until all have ended",
     )
     parser.add_argument(
         "--width",

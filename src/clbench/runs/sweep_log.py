@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from time import time
@@ -26,15 +26,39 @@ def end(folder: Path, name: str, result: str) -> str:
     """Log that the run ``name`` ended with ``result``, and return the status line."""
     result = " ".join(result.split())  # the message of an error may have several lines
     _append(folder, f"end {time():.1f} {name} {result}")
-    text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
-    lines = [match.groups() for match in map(LINE.fullmatch, text.splitlines()) if match is not None]
+    lines = _lines(folder)
     for k, (event, start, rest) in reversed(list(enumerate(lines))):  # several sweeps may run in one folder
         if event == "begin" and name in (runs := _labels(rest)):
-            ended = {rest.split()[0] for event, _, rest in lines[k:] if event == "end"} & runs.keys()
+            ended = _ended(lines[k:], runs)
             left = (time() - float(start)) / len(ended) * (len(runs) - len(ended))
             more = f", about {duration(left)} left" if len(ended) < len(runs) else ""
             return f"{runs[name]}: {result} ({len(ended)} of {len(runs)} done{more})"
     return f"{name}: {result}"
+
+
+def latest(folder: Path) -> tuple[float, dict[str, str], dict[str, str]] | None:
+    """Return when runs last started in ``folder``, their labels, and the results of those that have ended, by name of the run.
+
+    None if no run has started.
+    """
+    lines = _lines(folder) if (folder / FILE).exists() else []
+    for k, (event, start, rest) in reversed(list(enumerate(lines))):
+        if event == "begin":
+            labels = _labels(rest)
+            return float(start), labels, _ended(lines[k:], labels)
+    return None
+
+
+def _lines(folder: Path) -> list[tuple[str, str, str]]:
+    text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
+    found = (match.groups() for match in map(LINE.fullmatch, text.splitlines()) if match is not None)
+    return [(event, moment, rest) for event, moment, rest in found]
+
+
+def _ended(lines: Iterable[tuple[str, str, str]], runs: Mapping[str, str]) -> dict[str, str]:
+    """Return the result of each of ``runs`` that has ended."""
+    ends = (rest.partition(" ") for event, _, rest in lines if event == "end")
+    return {name: result for name, _, result in ends if name in runs}
 
 
 def _labels(text: str) -> dict[str, str]:
