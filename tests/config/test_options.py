@@ -158,7 +158,7 @@ def test_the_cosine_schedule_ends_at_epochs_or_steps(composed, steps):
 
 
 def test_moments_of_adam_start_at_zero_without_bias_correction(composed):
-    """After s steps of the first task, the first step of the second one moves a weight by that of Adam with m = .1 g, v = .001 g^2."""
+    """The first step of the second task is that of Adam with m = .1 g and v = .001 g^2 after three steps before."""
     sequence, learner, _ = build(composed(*SHORT, "optimizer.reset=moments", "strategy=finetune", "scenario=domain"))
     trainer([], max_epochs=1, max_steps=3).fit(learner, datamodule=sequence[0])
     assert all(int(state["step"]) == 3 for state in learner.optimizer_state["state"].values())
