@@ -37,7 +37,9 @@ class Learner(L.LightningModule):
     Args:
         net: Module called as ``net(x, task)`` that returns outputs (N, C), (N, T, C) for tokens or (N, C, H, W) for pixels.
         optimizer: Returns an optimiser of the given parameters, for example ``partial(torch.optim.Adam, lr=1e-3)``.
-        reset_optimizer: Whether every task starts with a new optimiser. Otherwise its state (the moments of Adam) is kept.
+        reset_optimizer: Whether every task starts with a new optimiser. Otherwise its state (the moments of Adam) is kept. With
+            ``moments`` only its number of steps is kept. Adam then starts with moments of 0 and without their bias correction, so
+            its first steps are larger, as in the code of Zenke et al. 2017 for Keras.
         bn: With ``train``, BatchNorm follows the statistics of every task. With ``freeze_after_first`` it is in evaluation mode
             from the second task on, so its statistics are those of the first task. Its scale and shift are still trained.
         scheduler: Returns a learning-rate scheduler of the optimiser, a new one for every task. None is a constant rate.
@@ -48,8 +50,8 @@ class Learner(L.LightningModule):
             one label of two classes with one output, the logit of label 1; or ``mse`` of numbers.
 
     Raises:
-        ConfigError: ``bn``, ``loss`` or ``scheduler_interval`` is unknown, or ``scheduler_length`` is set although the scheduler
-            steps every epoch.
+        ConfigError: ``reset_optimizer``, ``bn``, ``loss`` or ``scheduler_interval`` is unknown, or ``scheduler_length`` is set
+            although the scheduler steps every epoch.
 
     Example:
         >>> from functools import partial
@@ -64,7 +66,7 @@ class Learner(L.LightningModule):
         self,
         net: nn.Module,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        reset_optimizer: bool = True,
+        reset_optimizer: bool | str = True,
         bn: str = "train",
         scheduler: Callable[..., LRScheduler] | None = None,
         scheduler_interval: str = "epoch",
@@ -73,6 +75,8 @@ class Learner(L.LightningModule):
         scheduler_length: str | None = None,
     ) -> None:
         super().__init__()
+        if reset_optimizer not in (True, False, "moments"):
+            raise LearnerError(expected("reset_optimizer", reset_optimizer, "True, False or moments"))
         if bn not in ("train", "freeze_after_first"):
             raise ConfigError(expected("bn", bn, "one of train, freeze_after_first"))
         if loss not in LOSSES:
@@ -191,8 +195,18 @@ class Learner(L.LightningModule):
             )
 
     def on_train_end(self) -> None:
-        if not self.reset_optimizer:
+        if self.reset_optimizer is not True:
             self.optimizer_state = deepcopy(self.trainer.optimizers[0].state_dict())
+            if self.reset_optimizer == "moments":
+                clear_moments(self.optimizer_state)
+
+
+def clear_moments(optimizer_state: dict[str, Any]) -> None:
+    """Set all tensors in the state of an optimiser to 0, in place, except the number of steps."""
+    for state in optimizer_state["state"].values():
+        for name, value in state.items():
+            if name != "step" and isinstance(value, Tensor):
+                value.zero_()
 
 
 def learner_of(module: L.LightningModule) -> Learner:

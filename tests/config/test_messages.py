@@ -94,7 +94,7 @@ ERRORS = [
     (["+data.batch_size=64"], "data.batch_size=64: this option is named batch_size. Try batch_size=64."),
     (["+trainer.gradient_clip_value=1"], "Trainer has no option gradient_clip_value. Did you mean gradient_clip_val? "),
     (["trainer.precision=8"], "trainer.precision=8: expected a precision with float32 weights. Try 32-true"),
-    (["optimizer.reset=no"], "optimizer.reset=no: expected true or false, got 'no'."),
+    (["optimizer.reset=no"], "optimizer.reset=no: expected true or false or moments, got 'no'."),
     (["net.batch_norm=no"], "net.batch_norm=no: expected true or false, got 'no'."),
     (["data.drop_last=no"], "data.drop_last=no: expected true or false, got 'no'."),
     (["+strategy.foo=1"], "strategy.foo=1: clbench.strategies.EWC has no option foo. Try one of chunk, class_dim, "),

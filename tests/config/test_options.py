@@ -157,6 +157,18 @@ def test_the_cosine_schedule_ends_at_epochs_or_steps(composed, steps):
     assert group["lr"] == pytest.approx(0, abs=1e-9)
 
 
+def test_moments_of_adam_start_at_zero_without_bias_correction(composed):
+    """The first step of the second task is that of Adam with m = .1 g and v = .001 g^2 after three steps before."""
+    sequence, learner, _ = build(composed(*SHORT, "optimizer.reset=moments", "strategy=finetune", "scenario=domain"))
+    trainer([], max_epochs=1, max_steps=3).fit(learner, datamodule=sequence[0])
+    assert all(int(state["step"]) == 3 for state in learner.optimizer_state["state"].values())
+    before = learner.net.head.linear.bias.detach().clone()
+    trainer([], max_epochs=1, max_steps=1).fit(learner, datamodule=sequence[1])
+    moved = (learner.net.head.linear.bias.detach() - before).abs()
+    expected = 1e-3 * (0.1 / (1 - 0.9**4)) / (0.001 / (1 - 0.999**4)) ** 0.5
+    torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("scheduler", ["cosine", "step"])
 def test_a_schedule_changes_the_rate_and_restarts_at_each_task(run, tmp_path, scheduler):
     """Weights differ from those of a constant rate, and the learning rate is scheduled again in each task."""

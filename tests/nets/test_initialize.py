@@ -97,6 +97,13 @@ def test_the_seed_of_the_run_decides_the_initial_weights(composed, init):
     assert not any(torch.equal(layer.weight, another.weight) for (layer, *_), (another, *_) in weights)
 
 
+def test_xavier_zero_head_is_xavier_with_a_head_of_zeros(composed):
+    net, _ = built(composed, "net.init=xavier_zero_head")
+    other, _ = built(composed, "net.init=xavier")
+    assert all(torch.equal(p, q) for p, q in zip(net.body.parameters(), other.body.parameters(), strict=True))
+    assert not any(p.any() for p in net.head.parameters())
+
+
 def test_the_first_loss_of_zero_head_is_that_of_guessing(run):
     """No training changes it: a learning rate of 0 leaves the accuracy of the first class and nll = log 10."""
     found = run("net.init=zero_head", "lr=0", "epochs=1", "data.tasks=2", "strategy=finetune", "checkpoints=none")
@@ -129,5 +136,7 @@ def test_other_nets_refuse_the_option_as_unknown(tmp_path, net):
 
 
 def test_an_unknown_init_is_refused_before_training(tmp_path):
-    with pytest.raises(ConfigError, match="^net.init=glorot: expected one of torch, xavier, kaiming, zero_head, got"):
+    with pytest.raises(
+        ConfigError, match="^net.init=glorot: expected one of torch, xavier, kaiming, zero_head, xavier_zero_head, got"
+    ):
         clbench.run(["net.init=glorot", "trainer=cpu"], tmp_path / "run")

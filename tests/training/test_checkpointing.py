@@ -93,6 +93,7 @@ MORE = {
     "best": ["strategy=si", "consolidate=best", "patience=2", "lr=0.3"],
     "evaluated": ["strategy=ewc", "eval_every=4"],
     "scheduler": ["strategy=er", "scheduler=cosine", "optimizer=sgd", "optimizer.reset=false"],
+    "moments": ["strategy=si", "optimizer.reset=moments"],
     "batch norm": ["strategy=ewc", "net.batch_norm=true", "optimizer.reset=false"],
     "accumulation": ["strategy=si", "+trainer.accumulate_grad_batches=2", "epochs=6"],
 }

@@ -59,7 +59,8 @@ RULES: dict[str, Any] = {
     **dict.fromkeys(("consolidate", "eval_tasks", "loss", "bn", "checkpoints", "data_dir", "objective"), str),
     "init_from": str | None,
     **dict.fromkeys(("metrics.extra", "net.freeze"), Sequence[str]),
-    **dict.fromkeys(("compile", "share_first_task", "dry_run", "optimizer.reset", "data.drop_last"), bool),
+    **dict.fromkeys(("compile", "share_first_task", "dry_run", "data.drop_last"), bool),
+    "optimizer.reset": bool | Literal["moments"],
     **dict.fromkeys(("data.seed", "strategy.seed"), Index),
     "net.lora.rank": Count,
     "net.lora.targets": Sequence[str],
@@ -213,7 +214,7 @@ def describe(kind: Any, plural: bool = False) -> str:
         texts = [describe(option, plural) for option in options if option is not int or float not in options]
         return " or ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
     if origin is Literal:
-        return f"one of {', '.join(map(str, options))}"
+        return ("one of " if len(options) > 1 else "") + ", ".join(map(str, options))
     if kind in PLAIN:
         return PLAIN[kind][plural]
     if (origin or kind) in LISTS:

@@ -7,7 +7,7 @@ from torch import nn
 from clbench.errors import ConfigError, expected
 from clbench.nets.heads import Head
 
-INITS = ("torch", "xavier", "kaiming", "zero_head")
+INITS = ("torch", "xavier", "kaiming", "zero_head", "xavier_zero_head")
 """Names of initial weights, the values of ``net.init``."""
 
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -19,7 +19,8 @@ def initialize(module: nn.Module, init: str) -> None:
     - ``torch``: no change.
     - ``xavier``: uniform in [-a, a] with a = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010), and biases of 0.
     - ``kaiming``: normal with standard deviation sqrt(2 / fan_in) (He et al. 2015), and biases of 0.
-    - ``zero_head``: weights and biases of heads are 0, as in Zenke et al. 2017. All other layers do not change.
+    - ``zero_head``: weights and biases of heads are 0. All other layers do not change.
+    - ``xavier_zero_head``: weights and biases of heads are 0, and other layers are those of ``xavier``, as in Zenke et al. 2017.
 
     Args:
         module: A net, a body or a head.
@@ -37,15 +38,15 @@ def initialize(module: nn.Module, init: str) -> None:
     """
     if init not in INITS:
         raise ConfigError(expected("net.init", init, f"one of {', '.join(INITS)}"))
-    if init == "zero_head":
+    if init not in ("torch", "zero_head"):
+        for layer in [part for part in module.modules() if isinstance(part, LAYERS)]:
+            if init == "kaiming":
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            else:
+                nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    if init.endswith("zero_head"):
         for head in [part for part in module.modules() if isinstance(part, Head)]:
             for parameter in head.parameters():
                 nn.init.zeros_(parameter)
-    elif init != "torch":
-        for layer in [part for part in module.modules() if isinstance(part, LAYERS)]:
-            if init == "xavier":
-                nn.init.xavier_uniform_(layer.weight)
-            else:
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
