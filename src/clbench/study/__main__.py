@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clbench.config.messages import check_arguments, errors_in_one_line
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, SweepFailed
 
 if TYPE_CHECKING:
     from clbench.study.definition import Study
@@ -110,7 +110,14 @@ def run_benchmark(args: argparse.Namespace) -> int:
             print(runs.describe(benchmark.study))
             return 0
         check_writable(folder)
-        found = benchmark.compared(collect(benchmark.study, runs.finish(benchmark.study), runs.hash, command_of(args)))
+        try:
+            results = runs.finish(benchmark.study)
+        except SweepFailed as error:
+            raise SweepFailed(
+                f"{error} A strategy that does not work in every scenario is compared in the others: "
+                f"parts={','.join(list(suite.parts)[:-1])}."
+            ) from error
+        found = benchmark.compared(collect(benchmark.study, results, runs.hash, command_of(args)))
     show(found, folder)
     return 0
 

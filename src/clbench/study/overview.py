@@ -84,6 +84,8 @@ def overview(found: Found) -> Iterator[str]:
     """Yield the paragraphs below the table: what holds in each part, the repeated runs, and how it was computed."""
     for part in found["parts"]:
         yield f"**{part}.** {' '.join(_holds(found, part))}"
+    if found.get("changed"):
+        yield f"**Another protocol.** The yaml file of {found['own']} also sets {', '.join(found['changed'])}."
     if "repeated" in found:
         yield f"**Repeated runs.** {repeated_text(found)}"
     yield f"**Statistics.** {statistics_text(found)}"

@@ -8,7 +8,10 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
+from omegaconf import DictConfig
 
+from clbench.config.arguments import as_typed
+from clbench.config.hashing import decisive, leaves
 from clbench.config.options import ELSEWHERE, OPTIONS, options_of
 from clbench.errors import ConfigError
 from clbench.study.definition import Row, Study
@@ -110,6 +113,7 @@ class Benchmark:
         taken = {method_of(row) for row in shipped["rows"]}
         self.name = f"{wanted.strategy} (own)" if wanted.strategy in taken else wanted.strategy
         self.repeated = self._repeated()
+        self.changed: dict[str, None] = {}  # an ordered set
         own = [self._row(suite, part, runs) for part in self.parts]
         again = [
             Row(f"repeated: {row['name']}", tuple(cell["overrides"]), (cell["seed"],)) for row, cell in self.repeated
@@ -119,7 +123,9 @@ class Benchmark:
     def _row(self, suite: Study, part: str, runs: StudyRuns) -> Row:
         """Return the row of the user's strategy in a part, with the options that the suite gives to every strategy."""
         overrides = (*self.parts[part], f"strategy={self.wanted.strategy}")
-        has = options_of(runs.planned(Cell(overrides, 0)).cfg)
+        cfg = runs.planned(Cell(overrides, 0)).cfg
+        self._note_changes(cfg, runs.planned(Cell((*self.parts[part], f"strategy={BASELINE}"), 0)).cfg)
+        has = options_of(cfg)
         tuned = any(len(values) > 1 for values in self.wanted.values.values())
         common = {key: values for key, values in suite.own.items() if key in has and not (tuned and len(values) > 1)}
         values = {**common, **self.wanted.values}
@@ -127,6 +133,13 @@ class Benchmark:
         grid = {key: tuple(each) for key, each in values.items() if len(each) > 1}
         row = Row(f"{part}, {self.name}", (*overrides, *overrides_of(fixed)), grid=grid, part=part)
         return filled(row, suite)
+
+    def _note_changes(self, cfg: DictConfig, usual: DictConfig) -> None:
+        """Note the options outside the strategy that its yaml changes, because they change the protocol."""
+        ours, others = (dict(leaves(decisive(each))) for each in (cfg, usual))
+        for key in sorted(ours.keys() | others.keys()):
+            if key.partition(".")[0] not in ("strategy", *OPTIONS) and ours.get(key) != others.get(key):
+                self.changed[f"{key}={as_typed(ours.get(key))} instead of {as_typed(others.get(key))}"] = None
 
     def _repeated(self) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
         """Return two rows of the suite with one of their final runs: fine-tuning, and the first with a grid in the last part."""
@@ -155,6 +168,7 @@ class Benchmark:
             "text": "\n\n".join(filter(None, (self.shipped["text"], origin))),
             "parts": list(self.parts),
             "own": self.name,
+            "changed": list(self.changed),
             "repeated": [
                 {
                     "row": row["name"],
