@@ -65,15 +65,17 @@ def test_a_strategy_is_compared_with_those_of_a_suite(tmp_path, monkeypatch, cap
         assert (folder / name).stat().st_size > 0
     assert "| finetune |" in (folder / "table.md").read_text(encoding="utf-8")
     assert found["changed"] == []  # the suite sets lr after the strategy, and bn is unchanged
-    file = tmp_path / "more/strategy/mine.yaml"
-    file.write_text(file.read_text(encoding="utf-8").replace("bn: train", "bn: freeze_after_first"), encoding="utf-8")
+    text = (tmp_path / "more/strategy/mine.yaml").read_text(encoding="utf-8")
+    other = text.replace("bn: train", "bn: freeze_after_first")
+    (tmp_path / "more/strategy/other.yaml").write_text(other, encoding="utf-8")
+    command[1] = "strategy=other"
     assert main([*command[:2], "lam=7", "parts=task", *command[2:]]) == 0  # one value: nothing is tuned
-    found = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    found = json.loads((tmp_path / "outputs/studies/small-other/study.json").read_text(encoding="utf-8"))
     assert found["parts"] == ["task"]
     assert found["rows"][-1]["grid"] == {}
     assert "lam=7" in found["rows"][-1]["command"]
     assert found["changed"] == ["bn=freeze_after_first instead of train"]
-    assert "The yaml file of mine also sets bn=freeze_after_first instead of train." in capsys.readouterr().out
+    assert "The yaml file of other also sets bn=freeze_after_first instead of train." in capsys.readouterr().out
 
 
 def test_the_overrides_of_the_command_are_divided():
