@@ -32,7 +32,7 @@ def test_a_strategy_is_compared_with_those_of_a_suite(tmp_path, monkeypatch, cap
     (tmp_path / "small.yaml").write_text(SUITE, encoding="utf-8")
     (tmp_path / "more/strategy").mkdir(parents=True)
     (tmp_path / "more/strategy/mine.yaml").write_text(
-        "# @package _global_\n# EWC under another name\ndefaults: [/strategy/ewc@_global_, _self_]\nlam: 3\n",
+        "# @package _global_\n# EWC under another name\ndefaults: [/strategy/ewc@_global_, _self_]\nlam: 3\nlr: 0.5\nbn: train\n",
         encoding="utf-8",
     )
     with pytest.raises(ConfigError, match="there are no results of small. Run clbench study small.yaml first"):
