@@ -124,7 +124,7 @@ def test_the_own_strategy_is_compared_with_each_method():
     table = {line[0]: line for line in lines}
     assert table["finetune"][4] == "+0.100 ± 0.000"
     assert table["**mine**"][4:] == ["", "", "0.25", "1.5 kB"]  # the time on the machine of the user
-    assert place(found) == "mine has place 3 of 4 by mean rank"
+    assert place(found) == "place 3 of 4 by mean rank: mine"
     assert "gave exactly the committed values" in repeated_text(found)
     repeated[0]["now"] = [0.21]
     assert "The largest difference of a metric is 0.0100" in repeated_text(found)

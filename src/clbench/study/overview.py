@@ -73,11 +73,10 @@ def place(found: Found) -> str:
     """Return the place of the user's method by mean rank, or the best method, in one line."""
     ranked = [method for method in methods_of(found) if method in competing(found)]
     own = found.get("own")
-    if own in ranked:
-        return f"{own} has place {ranked.index(own) + 1} of {len(ranked)} by mean rank"
-    return (
-        f"{ranked[0]} has the best mean rank of {len(ranked)} methods" if own is None else f"{own} is not in all parts"
-    )
+    if own is None:
+        return f"best mean rank of {len(ranked)} methods: {ranked[0]}"
+    place = f"place {ranked.index(own) + 1} of {len(ranked)} by mean rank" if own in ranked else "not in all parts"
+    return f"{place}: {own}"
 
 
 def overview(found: Found) -> Iterator[str]:
