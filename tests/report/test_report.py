@@ -594,7 +594,7 @@ def test_columns_that_are_hidden_at_first_have_a_switch(reported):
     assert not re.search(r'<th scope="col" class="x"[^>]*><button type="button">average accuracy', page)
 
 
-def test_figures_have_the_given_width_and_the_page_does_not_change(finished_sweep, reported, tmp_path):
+def test_figures_have_the_given_width_and_the_page_its_own(finished_sweep, reported, tmp_path):
     out = main([str(finished_sweep), "--output", str(tmp_path / "out"), "--width", "3.3", "--title", "clbench report"])
     for file in (out / "figures").glob("*.svg"):
         points = float(re.search(r'<svg [^>]*?width="([\d.]+)pt"', file.read_text(encoding="utf-8"))[1])

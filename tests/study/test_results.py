@@ -90,7 +90,7 @@ def test_a_grid_is_drawn_in_order_and_dollar_signs_are_text(tmp_path):
     save_figure(found, tmp_path / "figure.svg")
 
 
-def test_a_figure_has_a_panel_per_metric_and_sorted_rows_in_groups():
+def test_a_figure_has_a_panel_per_metric_and_sorted_rows():
     found = json.loads((ROOT / "results/seed_mas.json").read_text(encoding="utf-8"))
     axes = figure(found).axes
     assert [each.get_title() for each in axes] == [*found["metrics"], "split", "permuted"]
