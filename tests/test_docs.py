@@ -56,7 +56,7 @@ READER_HAS = {
 NOT_RUN = {
     r"pip install|uv venv|source \.venv": "sets up an environment; .ci/run does it, by the line of the README",
     r".* launch=slurm": "needs Slurm; tests/ compose it, and start jobs by launch=submitit_local where that is installed",
-    r"clbench study nccl": "trains for hours; tests/study compose its runs",
+    r"clbench study \w+( --full)?$": "trains for hours; tests/study compose its runs",
     r"wandb (sweep|agent)": "needs a login; tests/training/test_loggers.py runs the command that an agent would",
     r"wandb leet": "draws on a terminal; tests/training/test_loggers.py reads what was logged with its inspect",
     r"(OMP_NUM_THREADS=1 )?python scripts/": "measures for minutes or hours; that it has the options is looked up below",
@@ -136,7 +136,9 @@ def execute(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     if entry == "clbench.train:cli" and "--help" not in arguments:
         arguments = smaller(arguments)
-    if entry == "clbench.study.__main__:cli" and not {"--list", "--verify"} & set(arguments):
+    if entry == "clbench.study.__main__:cli" and "benchmark" in arguments:  # tests/study run one
+        arguments = list(dict.fromkeys([*arguments, "--dry-run"]))
+    elif entry == "clbench.study.__main__:cli" and not {"--list", "--verify"} & set(arguments):
         arguments = [*arguments, "--quick", *(["launch=serial"] if "launch=serial" not in arguments else [])]
     module, _, function = entry.partition(":")
     monkeypatch.setattr(sys, "argv", [entry, *arguments])

@@ -136,13 +136,14 @@ def test_a_trial_that_diverges_loses_and_is_not_tried_again(tmp_path, capfd):
 @pytest.mark.slow
 def test_a_study_is_interrupted_resumed_and_verified(tmp_path):
     """One run of the resumed study is verified by training it again."""
-    command = ("seed_bit_ops", "--quick", "launch=joblib", "hydra.launcher.n_jobs=1", "--output", tmp_path)
+    slower = ("checkpoints=all", "logger=csv")  # so that the signal arrives before the last run ends
+    command = ("seed_bit_ops", "--quick", "launch=joblib", "hydra.launcher.n_jobs=1", *slower, "--output", tmp_path)
     runs, folder = tmp_path / "seed_bit_ops/runs", tmp_path / "seed_bit_ops-quick"
 
     process = start(*command)
     deadline = monotonic() + 240
     while not list(runs.glob("*/origin.json")) and monotonic() < deadline:
-        sleep(0.05)
+        sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
