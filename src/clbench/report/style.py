@@ -139,13 +139,11 @@ def line_style(number: int, lines: int) -> dict[str, Any]:
 
     Earlier lines are thicker, so that all lines that lie on each other are visible.
     """
-    thickest = 1 + 1.6 * (lines > 1)
-    share = (lines - 1 - number) / max(lines - 1, 1)
-    thin = matplotlib.rcParams["lines.linewidth"]
+    later = (lines - 1 - number) / max(lines - 1, 1)  # share of the lines that are drawn over this one
     return {
         "marker": MARKERS[number % len(MARKERS)],
-        "ls": DASHES[number % len(DASHES)] if number else "-",
-        "lw": thin * (1 + (thickest - 1) * share),
+        "ls": DASHES[number % len(DASHES)],
+        "lw": matplotlib.rcParams["lines.linewidth"] * (1 + 1.6 * later),
     }
 
 
@@ -160,8 +158,8 @@ def add_legend_below(figure: Figure) -> None:
         return
     columns = min(len(named), max(1, characters(72) // (max(map(len, named)) + 7)))
     extra_lines = sum(label.count("\n") for label in named)  # only with a single column
-    line = 0.02 * matplotlib.rcParams["legend.fontsize"]
-    figure.set_figheight(figure.get_figheight() + line * (1.1 + -(-len(named) // columns) + extra_lines - 1))
+    lines = -(-len(named) // columns) + extra_lines
+    figure.set_figheight(figure.get_figheight() + 0.022 * matplotlib.rcParams["legend.fontsize"] * lines)
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns)
 
 

@@ -187,6 +187,12 @@ def kept_bytes(run: Mapping[str, Any]) -> float:
     return read(run) or 0
 
 
+def final_cells(row: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return the runs of a row of study.json at the point that its first rule chose, by seed."""
+    chosen = row["selections"][0]["config_hashes"]
+    return {cell["seed"]: cell for cell in row["cells"] if cell["config_hash"] in chosen}
+
+
 def _different(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     different: list[dict[str, Any]] = []
     for item in items:

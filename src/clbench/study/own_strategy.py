@@ -14,11 +14,12 @@ from clbench.config.arguments import as_typed
 from clbench.config.hashing import decisive, leaves
 from clbench.config.options import ELSEWHERE, OPTIONS, options_of
 from clbench.errors import ConfigError
+from clbench.study.collect import final_cells
 from clbench.study.definition import Row, Study
 from clbench.study.overview import BASELINE
 from clbench.study.parse import filled, load, names
 from clbench.study.plan import Cell, overrides_of
-from clbench.study.ranks import by_seed, method_of
+from clbench.study.ranks import method_of
 from clbench.study.runs import StudyRuns, divide
 
 
@@ -146,12 +147,7 @@ class Benchmark:
         first, *_, last = [*self.parts, *self.parts]
         rows = [row for row in self.shipped["rows"] if row["part"] == first and method_of(row) == BASELINE]
         rows += [row for row in self.shipped["rows"] if row["part"] == last and row["grid"]][:1]
-        return [(row, self._final_run(row)) for row in rows]
-
-    def _final_run(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        seed = min(by_seed(row, next(iter(self.shipped["metrics"]))))
-        chosen = row["selections"][0]["config_hashes"]
-        return next(cell for cell in row["cells"] if cell["config_hash"] in chosen and cell["seed"] == seed)
+        return [(row, final_cells(row)[min(final_cells(row))]) for row in rows]
 
     def compared(self, found: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of study.json of the comparison, given that of ``study``."""

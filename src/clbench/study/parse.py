@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,11 +13,9 @@ from yaml import YAMLError
 
 from clbench.config.options import conf_dir
 from clbench.errors import ConfigError
-from clbench.metrics.quality import QUALITIES
-from clbench.metrics.registry import BY_KEY
-from clbench.runs.json_files import metrics_shape
+from clbench.study.consistency import check_study
 from clbench.study.definition import Claim, Full, Published, Quick, Row, Selection, Study
-from clbench.study.plan import text_of
+from clbench.study.kinds import TYPES, are_parts, is_number, tuples
 
 T = TypeVar("T")
 
@@ -69,7 +66,7 @@ def parsed(name: str, content: Mapping[str, Any]) -> Study:
         raise ConfigError(f"{name}: expected different names of rows.")
     study = replace(study, rows=tuple(filled(row, study) for row in study.rows))
     study = replace(study, rows=tuple(_like(study, row) for row in study.rows))
-    _check_study(study)
+    check_study(study)
     return study
 
 
@@ -84,7 +81,7 @@ def _in_parts(row: Any, parts: Any, name: str) -> list[Any]:
         )
     if parts is None:
         return [row]
-    if not _are_parts(_tuples(parts)) or not parts:
+    if not are_parts(tuples(parts)) or not parts:
         raise ConfigError(f"{name}: parts: expected a list of overrides per part, got {parts}.")
     chosen = row.get("parts", list(parts))
     if not isinstance(chosen, list) or not chosen or not set(chosen) <= set(parts):
@@ -144,7 +141,7 @@ def _made(kind: type[T], content: Any, where: str) -> T:
     for key, f in known.items():
         if key not in content and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{where}: missing key {key}.")
-    values = {key: _tuples(value) for key, value in content.items()}
+    values = {key: tuples(value) for key, value in content.items()}
     for key, value in values.items():
         fits, expected = TYPES.get(str(known[key].type), (lambda _: True, ""))
         if not fits(value):
@@ -166,73 +163,6 @@ def _listed(content: Mapping[str, Any], key: str, name: str) -> list[Any]:
     return found
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_tuples(v) for v in value)
-    return {k: _tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _are_seeds(value: Any) -> bool:
-    return _are(int)(value) and len(set(value)) == len(value) and all(seed >= 0 for seed in value)
-
-
-def _are(kind: type) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
-    )
-
-
-def _are_factors(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and all(_is_number(v) and v > 1 for v in value.values()))
-
-
-def _are_grids(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(v, tuple) and v and len(set(map(text_of, v))) == len(v) for v in value.values()
-    )
-
-
-def _are_parts(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_are(str), value.values()))
-
-
-def _are_curves(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(points, tuple)
-        and all(isinstance(point, tuple) and len(point) == 2 and all(map(_is_number, point)) for point in points)
-        for points in value.values()
-    )
-
-
-def _are_metrics(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and _are(str)((*value, *value.values()))
-
-
-TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "str": (lambda value: isinstance(value, str), "a text"),
-    "int | None": (lambda value: value is None or (_are(int)((value,)) and value >= 0), "a number of seeds"),
-    "str | None": (lambda value: value is None or isinstance(value, str), "a text"),
-    "int": (lambda value: isinstance(value, int) and value > 0, "a positive number of runs"),
-    "float": (_is_number, "a number"),
-    "float | None": (lambda value: value is None or _is_number(value), "a number"),
-    "tuple[str, ...]": (_are(str), "a list of texts"),
-    "Mapping[str, tuple[str, ...]]": (_are_parts, "a list of overrides per part"),
-    "tuple[int, ...]": (_are_seeds, "a list of different integers >= 0"),
-    "Mapping[str, str]": (_are_metrics, "a list of keys of metrics.json, or name: key"),
-    "Mapping[str, float] | None": (_are_factors, "a factor above 1 per key"),
-    "Mapping[str, tuple[Any, ...]]": (_are_grids, "a list of different values per key"),
-    "Mapping[str, tuple[tuple[float, float], ...]]": (_are_curves, "a list of pairs of numbers per metric"),
-}
-"""Check and description of a value, by the annotation of its field."""
-
-COLUMNS = ("method", "options", "runs", "seconds_per_run")
-"""Columns of the table before those of the metrics."""
-
-
 def filled(row: Row, study: Study) -> Row:
     """Return ``row`` with the seeds and rules of the study where it has none."""
     seeds, rules = row.seeds or study.seeds, row.select
@@ -248,7 +178,7 @@ def filled(row: Row, study: Study) -> Row:
 def _factors(row: Row) -> dict[str, float]:
     """Return the ratio of the last two values of lam, by which its grid is extended unless ``extend`` says otherwise."""
     *_, before, last = (0, *row.grid.get("lam", (0,)))
-    return {"lam": last / before} if _is_number(before) and _is_number(last) and last > before > 0 else {}
+    return {"lam": last / before} if is_number(before) and is_number(last) and last > before > 0 else {}
 
 
 def _like(study: Study, row: Row) -> Row:
@@ -261,110 +191,3 @@ def _like(study: Study, row: Row) -> Row:
             f"{study.name}: row {row.name} is like {row.like}: expected a grid in that row and none in this one."
         )
     return replace(row, grid=other.grid, select=other.select, tuned=other.overrides)
-
-
-def _check_key(name: str, key: str) -> None:
-    """Raise ConfigError unless the first part of a dotted key is one of metrics.json, which has the test data outside."""
-    known = {part.removesuffix("?") for quality in QUALITIES.values() for part in metrics_shape(quality)} | {
-        *BY_KEY,
-        "extra_metrics",
-        "net",
-    }
-    first = key.removeprefix("validation.").partition(".")[0]
-    if first not in known:
-        close = get_close_matches(first, known, 1)
-        hint = f"Did you mean {close[0]}?" if close else "Try average_accuracy."
-        raise ConfigError(f"{name}: {key}: expected a key of metrics.json. {hint}")
-
-
-def _check(study: Study, row: Row) -> None:
-    where = f"{study.name}: row {row.name}"
-    if not row.name.strip() or len(row.name.splitlines()) > 1:
-        raise ConfigError(f"{study.name}: row {row.name!r}: name: expected one line of text.")
-    if bool(row.grid) != bool(row.select):
-        raise ConfigError(f"{where}: expected grid and select together. A study may have select for all rows.")
-    for metric in (*row.published, *row.curve):
-        if metric not in study.metrics:
-            raise ConfigError(f"{where}: unknown metric {metric}. Use one of {', '.join(study.metrics)}.")
-    trials = (override for rule in row.select for override in rule.overrides)
-    for override in (*row.overrides, *study.reduced, *study.quick.overrides, *trials, *(f"{key}=" for key in row.grid)):
-        if override.lstrip("+~").partition("=")[0] == "seed" or ("=" not in override and override[:1] != "~"):
-            raise ConfigError(f"{where}: {override}: expected option=value, and the seeds under seeds.")
-    _check_rules(row, where)
-    if row.curve and len(row.grid) != 1:
-        raise ConfigError(f"{where}: curve: expected a grid of a single key.")
-    if row.baseline is not None:
-        study.row(row.baseline)
-
-
-def _check_study(study: Study) -> None:
-    if reserved := [metric for metric in study.metrics if metric in COLUMNS]:
-        raise ConfigError(
-            f"{study.name}: metric {reserved[0]}: the table has a column of this name. Choose another name."
-        )
-    for key in (*study.metrics.values(), *(rule.by for row in study.rows for rule in row.select)):
-        _check_key(study.name, key)
-    for row in study.rows:
-        _check(study, row)
-    for claim in study.claims:
-        _check_claim(study, claim)
-    _check_forms(study)
-
-
-def _check_forms(study: Study) -> None:
-    for row in study.quick.rows:
-        study.row(row)
-    if not study.quick.seeds:
-        raise ConfigError(f"{study.name}: quick: expected at least one seed.")
-    keys = {key for row in study.rows for key in row.grid}
-    if unknown := [key for key in (study.full.grid if study.full else ()) if key not in keys]:
-        raise ConfigError(f"{study.name}: full: grid: no row has {unknown[0]} in its grid.")
-    if study.reduced and study.full is None:
-        raise ConfigError(f"{study.name}: expected full together with reduced. Add full, the form without reduced.")
-
-
-def _check_rules(row: Row, where: str) -> None:
-    for key in (key for rule in row.select for key in rule.extend or ()):
-        if not all(map(_is_number, row.grid.get(key, (None,)))):
-            raise ConfigError(f"{where}: extend {key}: expected a key of the grid with numbers.")
-    if row.select and row.select[0].final:
-        raise ConfigError(f"{where}: final is not allowed in the first rule, which uses the seeds of the row.")
-
-
-FORMS = (
-    {"beats"},
-    {"beats", "on_at_least"},
-    {"share_of", "at_most"},
-    {"reaches", "on_at_least"},
-    {"reaches", "on_at_most"},
-    {"reaches", "on_at_least", "on_at_most"},
-)
-"""Keys of a claim that go together."""
-
-
-def _check_claim(study: Study, claim: Claim) -> None:
-    where = f"{study.name}: claim {claim.text!r}"
-    row = study.row(claim.row)
-    if claim.metric not in study.metrics:
-        raise ConfigError(f"{where}: unknown metric {claim.metric}. Use one of {', '.join(study.metrics)}.")
-    given = {
-        key
-        for key in ("reaches", "on_at_least", "on_at_most", "beats", "share_of", "at_most")
-        if getattr(claim, key) is not None
-    }
-    if given not in FORMS:
-        raise ConfigError(
-            f"{where}: expected beats (perhaps with on_at_least), share_of with at_most, or reaches with on_at_least or "
-            f"on_at_most, got {', '.join(sorted(given)) or 'none of them'}."
-        )
-    if claim.other is not None:
-        other = study.row(claim.other)
-        if claim.other == claim.row:
-            raise ConfigError(f"{where}: expected another row than {claim.row}.")
-        if given == {"beats"} and min(len(row.seeds), len(other.seeds)) < 2:
-            raise ConfigError(f"{where}: expected at least two seeds in both rows, for a standard error.")
-        if given != {"beats"} and row.seeds != other.seeds:
-            raise ConfigError(f"{where}: expected the same seeds in both rows, in the same order.")
-    most = max(len(row.seeds), len(study.full.seeds) if study.full else 0)
-    if (claim.on_at_least or 0) > most:
-        raise ConfigError(f"{where}: on_at_least={claim.on_at_least}: expected at most {most}, the number of seeds.")

@@ -12,6 +12,7 @@ from scipy.stats import rankdata, studentized_range
 
 from clbench.metrics.interval import half_width
 from clbench.runs.names import REFERENCES
+from clbench.study.collect import final_cells
 
 Row = Mapping[str, Any]
 """Row of study.json."""
@@ -49,8 +50,7 @@ def methods_of(found: Mapping[str, Any]) -> list[str]:
 
 def by_seed(row: Row, metric: str) -> dict[int, float]:
     """Return the values of the final runs at the chosen point by seed."""
-    chosen = row["selections"][0]["config_hashes"]
-    return {cell["seed"]: cell["values"][metric] for cell in row["cells"] if cell["config_hash"] in chosen}
+    return {seed: cell["values"][metric] for seed, cell in final_cells(row).items()}
 
 
 def ranks_in(found: Mapping[str, Any], part: str, methods: Iterable[str]) -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ from statistics import stdev
 from typing import Any
 
 from clbench.errors import ConfigError
+from clbench.study.collect import final_cells
 from clbench.study.origin import machine
 from clbench.study.plan import read_number
 from clbench.study.runs import more_overrides
@@ -102,6 +103,4 @@ def committed_cells(found: dict[str, Any], row_name: str | None) -> dict[int, di
     rows = {row["name"]: row for row in found["rows"]}
     if row_name is not None and row_name not in rows:
         raise ConfigError(f"--verify {row_name!r}: expected one of {', '.join(rows)}.")
-    row = rows[row_name] if row_name is not None else found["rows"][0]
-    chosen = row["selections"][0]["config_hashes"]
-    return {cell["seed"]: cell for cell in row["cells"] if cell["config_hash"] in chosen}
+    return final_cells(rows[row_name] if row_name is not None else found["rows"][0])
